@@ -1,0 +1,53 @@
+"""hf_deit: data-efficient image transformers (DeiT) for Hugging Face. Public names, imported on first use."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "DeiTConfig": "configuration_deit",
+    "ViTConfig": "configuration_deit",
+    "DeiTForImageClassificationWithTeacher": "modeling_deit",
+    "DeiTForImageClassificationWithTeacherOutput": "modeling_deit",
+    "DeiTModel": "modeling_deit",
+    "ViTForImageClassification": "modeling_deit",
+    "register_auto_classes": "modeling_deit",
+    "DeiTImageProcessor": "image_processing_deit",
+    "Augmentation": "augmentation",
+    "EvaluationDataset": "data",
+    "ViewDataset": "data",
+    "load_splits": "data",
+    "Teacher": "teacher",
+    "DistillationTrainer": "trainer",
+    "DistillationTrainingArguments": "training_args",
+}
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from .augmentation import Augmentation
+    from .configuration_deit import DeiTConfig, ViTConfig
+    from .data import EvaluationDataset, ViewDataset, load_splits
+    from .image_processing_deit import DeiTImageProcessor
+    from .modeling_deit import (
+        DeiTForImageClassificationWithTeacher,
+        DeiTForImageClassificationWithTeacherOutput,
+        DeiTModel,
+        ViTForImageClassification,
+        register_auto_classes,
+    )
+    from .teacher import Teacher
+    from .trainer import DistillationTrainer
+    from .training_args import DistillationTrainingArguments
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hf_deit")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hf_deit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,151 @@
+"""Checkpoints: written whole or not at all, found again, and compared with the run that wants to go on from one.
+
+What is in a checkpoint is the Trainer's business; this module moves folders, and knows which are complete.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# Written into each checkpoint: model, recipe and data of the run, see `changed_fields`.
+RUN_FILE = "hf_deit_run.json"
+STAGING_PREFIX = ".incomplete-"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+_STATE = "trainer_state.json"
+
+
+class ResumeError(ValueError):
+    """A checkpoint that the present run cannot go on from; the message names the field that differs."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under a temporary name and renames it."""
+    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def _sync(folder: Path) -> None:
+    """Makes sure that what was written survives a power cut, before a rename says it is there."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def publish_folder(staging: Path, target: Path) -> None:
+    """Renames a finished folder to its name; what stood there before goes once the new one is in place."""
+    _sync(staging)
+    old = target.with_name(f"{STAGING_PREFIX}old-{target.name}")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(staging, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_files(target: Path) -> Iterator[Path]:
+    """Gives an empty folder; at the end its files replace their namesakes in `target`, each in one step."""
+    target.mkdir(parents=True, exist_ok=True)
+    staging = target / f"{STAGING_PREFIX}save"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        _sync(staging)
+        for path in sorted(staging.iterdir()):
+            os.replace(path, target / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_staging(output_dir: Path) -> None:
+    """Removes what a killed run left half-written."""
+    if output_dir.is_dir():
+        for path in output_dir.glob(f"{STAGING_PREFIX}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Gives the complete checkpoints, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in output_dir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if _is_complete(path)]
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / _STATE).is_file() and any((path / name).is_file() for name in _WEIGHTS)
+
+
+def newest_checkpoint(output_dir: Path) -> Path:
+    """Gives the newest complete checkpoint.
+
+    Raises:
+        ResumeError: There is none.
+    """
+    found = checkpoints(output_dir)
+    if not found:
+        raise ResumeError(
+            f"No complete checkpoint in {output_dir} to resume from: start without resume, or check the path."
+        )
+    return found[-1]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            rows |= _flat(value, f"{prefix}{key}.")
+        else:
+            rows[f"{prefix}{key}"] = value
+    return rows
+
+
+def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Gives `{field: (saved value, present value)}` of what differs between two runs.
+
+    Fields that only one side has (another version of transformers wrote the other) are not compared, except the model's,
+    the data's and the teacher's own.
+    """
+    saved, present = (
+        _flat(json.loads(json.dumps(saved, default=str))),
+        _flat(json.loads(json.dumps(present, default=str))),
+    )
+    return {
+        field: (saved.get(field), present.get(field))
+        for field in sorted(saved.keys() | present.keys())
+        if saved.get(field) != present.get(field)
+        and (field in saved and field in present or not field.startswith("recipe."))
+    }
+
+
+def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
+    """Refuses to go on from a checkpoint of a run with other data, recipe, teacher or model.
+
+    Args:
+        checkpoint: Its folder; one without a run file (a stock Trainer's) is taken on trust.
+        present: What the run file would hold now.
+
+    Raises:
+        ResumeError: Something differs; each field is named with both values.
+    """
+    file = checkpoint / RUN_FILE
+    if not file.is_file():
+        return
+    changed = changed_fields(json.loads(file.read_text()), present)
+    if changed:
+        rows = "\n".join(f"  {field}: {was!r} in the checkpoint, {now!r} now" for field, (was, now) in changed.items())
+        raise ResumeError(
+            f"{checkpoint} belongs to another run:\n{rows}\nSet them back to resume, or train into a new output_dir "
+            "(to start from these weights, give the checkpoint as the model)."
+        )

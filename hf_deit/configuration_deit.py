@@ -1,0 +1,165 @@
+"""Configurations of the two students, every field validated once, here.
+
+`DeiTConfig` (`model_type` deit) describes the distilled student, `ViTConfig` (`model_type` vit) the plain one. Both are
+the stock configurations plus two fields that stock transformers keeps and ignores, so that the files load anywhere. The
+modules that use them are in modeling_deit.py.
+
+Paper: Touvron et al., arXiv:2012.12877, Table 1 (sizes) and section 6 (defaults); LayerScale: arXiv:2103.17239.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import DeiTConfig as StockDeiTConfig
+from transformers import ViTConfig as StockViTConfig
+
+PRESETS = {
+    "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+
+
+def as_pair(size: int | Iterable[int]) -> tuple[int, int]:
+    """Gives `(height, width)` in pixels for a number or a pair."""
+    if isinstance(size, Iterable):
+        height, width = size
+        return height, width
+    return size, size
+
+
+def patch_grid(config: StockDeiTConfig | StockViTConfig) -> tuple[int, int]:
+    """Gives the number of patches `(rows, columns)` of an image of `config.image_size` pixels."""
+    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
+    return height // patch_height, width // patch_width
+
+
+def _check_size(name: str, value: Any) -> None:
+    pair = list(value) if isinstance(value, Iterable) else [value, value]
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(
+            f"{name}={value!r}: it must be a positive number of pixels or a (height, width) pair of them, "
+            f"for example {name}=224 or {name}=(96, 160)."
+        )
+
+
+def _check_patches(config: StockDeiTConfig | StockViTConfig) -> None:
+    _check_size("image_size", config.image_size)
+    _check_size("patch_size", config.patch_size)
+    for side, image, patch in zip(
+        ("height", "width"), as_pair(config.image_size), as_pair(config.patch_size), strict=True
+    ):
+        if image % patch:
+            lower = max(image // patch, 1) * patch
+            raise ValueError(
+                f"patch_size={config.patch_size} does not divide image_size={config.image_size}: the {side} of {image} "
+                f"pixels leaves {image % patch} over. Use a {side} of {lower} or {lower + patch}, or another patch_size."
+            )
+
+
+def validate_config(config: StockDeiTConfig | StockViTConfig) -> None:
+    """Checks every field a model is built from; called by the configurations and again where a model is built.
+
+    Args:
+        config: Ours or a stock one (which lacks `drop_path_rate` and `layer_scale_init_value`: read as 0 and None).
+
+    Raises:
+        ValueError: A field is out of range; the message says what was given, what is allowed and how to mend it.
+    """
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: it must be at least 1.")
+    if config.hidden_size % config.num_attention_heads:
+        heads = [n for n in range(1, config.hidden_size + 1) if config.hidden_size % n == 0]
+        nearest = sorted(heads, key=lambda n: abs(n - config.num_attention_heads))[:2]
+        raise ValueError(
+            f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}. "
+            f"Use {nearest[0]} or {nearest[1]} heads, or a hidden_size that is a multiple of the heads."
+        )
+    _check_patches(config)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        rate = getattr(config, name, 0.0)
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{name}={rate}: a rate must lie in [0, 1). Use 0.0 to switch it off.")
+    for name in ("layer_norm_eps", "initializer_range"):
+        if not getattr(config, name) > 0.0:
+            raise ValueError(
+                f"{name}={getattr(config, name)}: it must be above 0 (the official values: 1e-6 and 0.02)."
+            )
+    gamma = getattr(config, "layer_scale_init_value", None)
+    if gamma is not None and not gamma > 0.0:
+        raise ValueError(
+            f"layer_scale_init_value={gamma}: it must be above 0 (DeiT III: 1e-4), or None for no LayerScale."
+        )
+    if config.num_labels < 0:
+        raise ValueError(f"num_labels={config.num_labels}: it must be at least 1, or 0 for a model without heads.")
+
+
+class _StudentConfig:
+    """What the two configurations share: validation, equality by content, presets."""
+
+    def __post_init__(self, **kwargs):
+        # JSON has no tuples: a pair comes back as a list and would not equal the configuration it was written from.
+        for name in ("image_size", "patch_size"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, tuple(getattr(self, name)))
+        super().__post_init__(**kwargs)
+        validate_config(self)
+
+    def _content(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_dict().items() if key != "transformers_version"}
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any):
+        """Builds the paper's Ti, S or B (Table 1).
+
+        Args:
+            name: "tiny", "small" or "base".
+            **overrides: Any field, for example `image_size=64, patch_size=8, num_labels=10`.
+
+        Raises:
+            ValueError: There is no such preset, or a field is out of range.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"No preset {name!r}. There are: {', '.join(PRESETS)} (Ti, S and B of the paper).")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+@strict
+class DeiTConfig(_StudentConfig, StockDeiTConfig):
+    """Configuration of the distilled student (class and distillation token, two heads).
+
+    All fields of `transformers.DeiTConfig` with the official code's defaults, and:
+
+    Args:
+        drop_path_rate: Probability in [0, 1) of dropping the last layer's residual branches; it grows linearly from 0 at
+            the first layer. Used in training only.
+        layer_scale_init_value: Initial value of LayerScale's gamma; None builds no LayerScale.
+
+    Raises:
+        ValueError: A field is out of range (see `validate_config`).
+        huggingface_hub.errors.StrictDataclassFieldValidationError: A field has the wrong type.
+    """
+
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float | int = 0.0
+    layer_scale_init_value: float | int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._content() == other._content()
+
+
+@strict
+class ViTConfig(_StudentConfig, StockViTConfig):
+    """Configuration of the plain student (one token, one head): the paper's DeiT without distillation.
+
+    The Hub stores that model as `model_type: vit`. Fields and errors as in `DeiTConfig`.
+    """
+
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float | int = 0.0
+    layer_scale_init_value: float | int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._content() == other._content()

@@ -1,0 +1,374 @@
+"""From folders and `datasets` to rows, from rows to uint8 views, from views to batches.
+
+A `Source` knows its images, labels, class names and a fingerprint; `ViewDataset` turns a key of sampling.py into one
+augmented view, `EvaluationDataset` an index into the evaluation protocol's pixels. Images stay 8-bit until they are on the
+device: the trainer normalises them, for the student and for the teacher each in its own way.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from .augmentation import Augmentation
+from .image_processing_deit import evaluation_view, upright_rgb
+from .sampling import ViewKey, permutation, view_generator
+
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+# Headers are read before training up to this many files, so that a broken file is named at once.
+MAX_CHECKED_FILES = 50_000
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message names the file, class or column and the remedy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images with labels.
+
+    Args:
+        items: A path for each image, or a `datasets` column of undecoded images (`{"bytes", "path"}`).
+        labels: Class index of each image.
+        class_names: Name of each class, in index order.
+        fingerprint: Changes when an image, a label, their order or a class changes.
+        name: For messages.
+    """
+
+    items: Sequence[Any]
+    labels: Sequence[int]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """Reads an image as upright 8-bit RGB.
+
+        Raises:
+            DataError: It cannot be decoded; the message names it.
+        """
+        item = self.items[index]
+        path = item if isinstance(item, str | os.PathLike) else item.get("path")
+        file = path if isinstance(item, str | os.PathLike) or item.get("bytes") is None else io.BytesIO(item["bytes"])
+        try:
+            with Image.open(file) as image:
+                return upright_rgb(image)
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            raise DataError(
+                f"Image {index} of {self.name} ({path or 'embedded'}) cannot be read: {error}. Repair or remove it."
+            ) from error
+
+    def subset(self, indices: Iterable[int], name: str) -> "Source":
+        """Gives the images at `indices`, in that order."""
+        indices = list(indices)
+        items = self.items.select(indices) if hasattr(self.items, "select") else [self.items[i] for i in indices]
+        digest = hashlib.sha256(f"{self.fingerprint}:{indices}".encode()).hexdigest()
+        return replace(self, items=items, labels=[self.labels[i] for i in indices], fingerprint=digest, name=name)
+
+    def split(self, share: float, seed: int) -> tuple["Source", "Source"]:
+        """Splits off `share` of every class (at least one image) for validation, as a function of the seed.
+
+        Returns:
+            The rest and the split-off part.
+
+        Raises:
+            DataError: A class has a single image.
+        """
+        order = permutation(seed, 0, len(self), purpose="split").tolist()
+        validation: list[int] = []
+        for label, name in enumerate(self.class_names):
+            members = [index for index in order if self.labels[index] == label]
+            if len(members) == 1:
+                raise DataError(
+                    f"Class {name!r} of {self.name} has one image and cannot be split: add images, or give a validation "
+                    "folder of your own."
+                )
+            validation += members[: max(round(share * len(members)), 1)] if members else []
+        held_out = set(validation)
+        train = [index for index in range(len(self)) if index not in held_out]
+        return self.subset(train, f"{self.name} (train)"), self.subset(sorted(validation), f"{self.name} (validation)")
+
+
+def load_splits(data: str, validation_share: float = 0.1, seed: int = 0) -> tuple[Source, Source]:
+    """Finds the training and the validation images behind a path or a Hub name.
+
+    Args:
+        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder `CLASS/…`, of
+            which a share is split off; a folder saved by `datasets`; or the name of a data set on the Hub. A `datasets`
+            data set needs one `Image` and one `ClassLabel` column.
+        validation_share: Share in (0, 1) of each class to split off where there is no validation split.
+        seed: Of that split.
+
+    Returns:
+        The training and the validation source, with the same classes.
+
+    Raises:
+        DataError: Nothing there, no images, one class only, or a class missing from the training split.
+    """
+    if not 0 < validation_share < 1:
+        raise DataError(f"validation_share={validation_share}: it must lie between 0 and 1, for example 0.1.")
+    path = Path(data).expanduser()
+    if path.is_dir() and not _is_saved_dataset(path):
+        train, validation = _load_folders(path)
+    elif path.is_dir() or not path.exists():
+        train, validation = _load_datasets(data if not path.is_dir() else path)
+    else:
+        raise DataError(f"{data} is a file. Give a folder with a folder per class, or the name of a data set.")
+    _check_classes(train)
+    if validation is None:
+        train, validation = train.split(validation_share, seed)
+    return train, validation
+
+
+def _is_saved_dataset(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
+
+
+def _check_classes(train: Source) -> None:
+    if len(train.class_names) < 2:
+        raise DataError(
+            f"{train.name} has one class only ({', '.join(train.class_names)}): a classifier needs at least 2, each a folder "
+            "of its own."
+        )
+    counts = Counter(train.labels)
+    missing = [name for label, name in enumerate(train.class_names) if not counts[label]]
+    if missing:
+        raise DataError(f"No training image in {train.name} for class(es) {', '.join(map(repr, missing))}: add some.")
+
+
+def _subfolders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_")))
+
+
+def _load_folders(path: Path) -> tuple[Source, Source | None]:
+    names = _subfolders(path)
+    if "train" not in names:
+        return _scan_folder(path, names), None
+    train = _scan_folder(path / "train", _subfolders(path / "train"))
+    for name in VALIDATION_NAMES:
+        if name in names:
+            unknown = sorted(set(_subfolders(path / name)) - set(train.class_names))
+            if unknown:
+                raise DataError(
+                    f"Class(es) {', '.join(map(repr, unknown))} are in {path / name} and not in {path / 'train'}, which "
+                    f"has {', '.join(map(repr, train.class_names))}: the names of the class folders must agree."
+                )
+            return train, _scan_folder(path / name, train.class_names)
+    return train, None
+
+
+def _scan_folder(path: Path, class_names: Sequence[str]) -> Source:
+    if not class_names:
+        raise DataError(f"{path} holds no folders. Expected a folder per class, for example {path}/cat/1.jpg.")
+    extensions = set(Image.registered_extensions())
+    items, labels, sizes = [], [], []
+    for label, name in enumerate(class_names):
+        for file in sorted((path / name).rglob("*")) if (path / name).is_dir() else ():
+            if file.suffix.lower() in extensions and file.is_file():
+                items.append(str(file))
+                labels.append(label)
+                sizes.append(file.stat().st_size)
+    if not items:
+        raise DataError(f"No images in {path}: looked for files such as .jpg and .png in {', '.join(class_names)}.")
+    _check_headers(items)
+    lines = [
+        f"{os.path.relpath(item, path)}\t{label}\t{size}"
+        for item, label, size in zip(items, labels, sizes, strict=True)
+    ]
+    digest = hashlib.sha256("\n".join([*class_names, *lines]).encode()).hexdigest()
+    return Source(items, labels, tuple(class_names), digest, str(path))
+
+
+def _check_headers(paths: Sequence[str]) -> None:
+    step = max(len(paths) // MAX_CHECKED_FILES, 1)
+    broken = []
+    for path in paths[::step]:
+        try:
+            with Image.open(path):
+                pass
+        except (OSError, UnidentifiedImageError) as error:
+            broken.append(f"{path}: {error}")
+    if broken:
+        listed = "\n  ".join(broken[:10])
+        raise DataError(f"{len(broken)} file(s) cannot be read as images; repair or remove them:\n  {listed}")
+
+
+def _load_datasets(data: str | Path) -> tuple[Source, Source | None]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(data)) if isinstance(data, Path) else datasets.load_dataset(data)
+    except Exception as error:  # whatever the Hub, the disk or a builder raises, the user needs the same three facts
+        raise DataError(
+            f"No data at {str(data)!r}: it is neither a folder here nor a data set that `datasets` can load "
+            f"({type(error).__name__}: {error}). Check the path, or the name and the connection."
+        ) from error
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    if "train" not in splits:
+        raise DataError(f"{data} has no split 'train', only {', '.join(splits)}.")
+    validation = next((name for name in (*VALIDATION_NAMES, "test") if name in splits), None)
+    train = _dataset_source(splits["train"], f"{data} (train)")
+    return train, None if validation is None else _dataset_source(splits[validation], f"{data} ({validation})")
+
+
+def _dataset_source(dataset: Any, name: str) -> Source:
+    import datasets
+
+    columns = {}
+    for kind in (datasets.Image, datasets.ClassLabel):
+        found = [column for column, feature in dataset.features.items() if isinstance(feature, kind)]
+        if len(found) != 1:
+            raise DataError(
+                f"{name} needs exactly one {kind.__name__} column and has {len(found)} ({', '.join(found) or 'none'}); its "
+                f"columns: {', '.join(f'{c}: {type(f).__name__}' for c, f in dataset.features.items())}."
+            )
+        columns[kind] = found[0]
+    labels = [int(label) for label in dataset[columns[datasets.ClassLabel]]]
+    if -1 in labels:
+        raise DataError(f"{name} has images without a label (-1): choose a labelled split.")
+    items = dataset.select_columns([columns[datasets.Image]]).cast_column(
+        columns[datasets.Image], datasets.Image(decode=False)
+    )
+    class_names = tuple(dataset.features[columns[datasets.ClassLabel]].names)
+    return Source(_ImageColumn(items, columns[datasets.Image]), labels, class_names, dataset._fingerprint, name)
+
+
+@dataclass(frozen=True)
+class _ImageColumn:
+    """The undecoded image column of a `datasets` data set as a sequence."""
+
+    dataset: Any
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[index][self.column]
+
+    def select(self, indices: list[int]) -> "_ImageColumn":
+        return _ImageColumn(self.dataset.select(indices), self.column)
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, height, width) uint8
+
+
+class ViewDataset(torch.utils.data.Dataset):
+    """Training images by view key: `dataset[key]` is that view, in any process and at any time.
+
+    Args:
+        source: The images.
+        augmentation: What makes a view.
+        seed: Of the run.
+    """
+
+    # The trainer then brings the sampler that yields keys.
+    takes_view_keys = True
+
+    def __init__(self, source: Source, augmentation: Augmentation, seed: int):
+        self.source = source
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in index order."""
+        return self.source.class_names
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """`(height, width)` of a view, in pixels."""
+        return self.augmentation.view_size
+
+    def describe(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one before it."""
+        return {
+            "fingerprint": self.source.fingerprint,
+            "images": len(self.source),
+            "classes": list(self.class_names),
+            "augmentation": asdict(self.augmentation),
+            "seed": self.seed,
+        }
+
+    def __getitem__(self, key: ViewKey) -> dict[str, Any]:
+        """Gives `pixel_values` `(3, height, width)` uint8 and `labels`, the class index.
+
+        Raises:
+            TypeError: `key` is no ViewKey: an index alone would give the same view in every epoch.
+            DataError: The image cannot be read.
+        """
+        if not isinstance(key, ViewKey):
+            raise TypeError(
+                f"ViewDataset takes keys of hf_deit.sampling.ViewSampler and got {key!r}. DistillationTrainer brings the "
+                "sampler; to look at one view use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
+            )
+        view = self.augmentation(self.source.image(key.index), view_generator(self.seed, key))
+        return {"pixel_values": _to_tensor(view), "labels": self.source.labels[key.index]}
+
+
+class EvaluationDataset(torch.utils.data.Dataset):
+    """Images by index, as the saved image processor will show them to the student.
+
+    Args:
+        source: The images.
+        image_size: `(height, width)` of the student, in pixels.
+        crop_ratio: Share of the resized image the centre crop keeps.
+        view_size: `(height, width)` for the teacher where it sees another size than the student.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        image_size: tuple[int, int],
+        crop_ratio: float = 0.875,
+        view_size: tuple[int, int] | None = None,
+    ):
+        self.source = source
+        self.image_size = image_size
+        self.crop_ratio = crop_ratio
+        self.view_size = None if view_size == image_size else view_size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gives `pixel_values` uint8, `labels`, and `teacher_pixel_values` uint8 if the teacher's size differs."""
+        image = self.source.image(index)
+        item = {
+            "pixel_values": _to_tensor(evaluation_view(image, self.image_size, self.crop_ratio)),
+            "labels": self.source.labels[index],
+        }
+        if self.view_size is not None:
+            item["teacher_pixel_values"] = _to_tensor(evaluation_view(image, self.view_size, self.crop_ratio))
+        return item
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stacks rows to a batch; takes `label` for `labels`, numbers, lists, arrays and tensors.
+
+    Raises:
+        KeyError: A row has no `pixel_values`.
+    """
+    rows = [{("labels" if name == "label" else name): value for name, value in row.items()} for row in rows]
+    if "pixel_values" not in rows[0]:
+        raise KeyError(
+            f"The training rows have {', '.join(rows[0])} and no 'pixel_values': give the data set a transform that makes "
+            "them (dataset.with_transform), or a data collator of your own."
+        )
+    wanted = [name for name in rows[0] if name in ("pixel_values", "teacher_pixel_values", "labels")]
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in wanted}

@@ -1,0 +1,194 @@
+"""Losses: pure functions of tensors that give one value an image.
+
+Every function returns `(batch,)` in float32 (float64 for float64 logits), so that a caller can average over any number of
+images, batches and processes; `distillation_terms` puts them together to the named terms the trainer logs. What is
+averaged and when is the trainer's business.
+
+Paper: Touvron et al., arXiv:2012.12877, section 4 (soft: eq. 2, hard: eq. 3); soft distillation: Hinton et al.,
+arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
+DISTILLATION_TYPES = ("none", "soft", "hard")
+DISTILLATION_TARGETS = ("token", "class")
+DISTILLATION_REDUCTIONS = ("image", "official")
+# The paper's weight of the distillation term for each type.
+DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"Student logits are {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}: both must "
+            "be (batch, num_labels) over the same classes. Align the teacher's classes first (Teacher does, by name)."
+        )
+
+
+def soft_distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, tau: float = 3.0, reduction: str = "image"
+) -> Tensor:
+    """τ² · KL(softmax(teacher/τ) ‖ softmax(student/τ)), arXiv:2012.12877 eq. 2.
+
+    Args:
+        student_logits: `(batch, num_labels)`.
+        teacher_logits: `(batch, num_labels)`.
+        tau: Softmax temperature τ > 0; above 1 it softens both distributions.
+        reduction: "image": the KL of each image, summed over the classes. "official": divided by the number of classes
+            as well, as the official code does (`num_labels` times smaller).
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: Shapes differ, τ is not positive or the reduction is unknown.
+    """
+    _check_pair(student_logits, teacher_logits)
+    if not tau > 0:
+        raise ValueError(
+            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0 use hard distillation."
+        )
+    if reduction not in DISTILLATION_REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r}: choose one of {', '.join(DISTILLATION_REDUCTIONS)}.")
+    student_log_probs = F.log_softmax(_at_least_float32(student_logits) / tau, dim=-1)
+    teacher_log_probs = F.log_softmax(_at_least_float32(teacher_logits) / tau, dim=-1)
+    divergence = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
+    if reduction == "official":
+        divergence = divergence / student_logits.shape[-1]
+    return tau**2 * divergence
+
+
+def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's decision, arXiv:2012.12877 eq. 3; neither smoothed nor tempered.
+
+    Args:
+        student_logits: `(batch, num_labels)`.
+        teacher_logits: `(batch, num_labels)`; only the arg max counts.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    _check_pair(student_logits, teacher_logits)
+    return F.cross_entropy(_at_least_float32(student_logits), teacher_logits.argmax(dim=-1), reduction="none")
+
+
+def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label_smoothing: float = 0.0) -> Tensor:
+    """The loss of one head on the labels.
+
+    Args:
+        logits: `(batch, num_labels)`.
+        labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`.
+        kind: "cross_entropy", or "binary_cross_entropy": a mean over the classes in which every label above 0 counts as
+            1 (both classes of a mixed image are present), as the official code.
+        label_smoothing: Share in [0, 1) of the label that is spread evenly over the classes; cross-entropy only.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: Labels of another shape, an unknown kind, or smoothing together with binary cross-entropy.
+    """
+    _check_labels(logits, labels)
+    logits = _at_least_float32(logits)
+    if kind == "cross_entropy":
+        target = labels.to(logits.dtype) if labels.ndim == 2 else labels
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    if kind != "binary_cross_entropy":
+        raise ValueError(f"base loss {kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
+    if label_smoothing:
+        raise ValueError(
+            f"label_smoothing={label_smoothing} with binary_cross_entropy: every smoothed label is above 0 and would "
+            "count as present. Set the smoothing to 0 or use cross_entropy."
+        )
+    present = labels > 0 if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
+    return F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none").mean(dim=-1)
+
+
+def _check_labels(logits: Tensor, labels: Tensor) -> None:
+    indices = labels.ndim == 1 and not labels.is_floating_point() and labels.shape[0] == logits.shape[0]
+    soft = labels.shape == logits.shape and labels.is_floating_point()
+    if not indices and not soft:
+        raise ValueError(
+            f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} for logits {tuple(logits.shape)}: give class "
+            "indices (batch,) as integers or soft labels (batch, num_labels) as floats. For multi-label 0/1 or regression "
+            'set config.problem_type to "multi_label_classification" or "regression".'
+        )
+
+
+def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+    """The loss of one head on labels of any `problem_type` of transformers.
+
+    Args:
+        logits: `(batch, num_labels)`.
+        labels: As `base_loss`; multi-label 0/1 `(batch, num_labels)`; regression `(batch, num_labels)` or, for one
+            output, `(batch,)`.
+        problem_type: "single_label_classification", "multi_label_classification", "regression", or None: regression
+            for a single output, else classification. Unlike stock transformers, float labels then mean soft labels.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: Labels of another shape.
+    """
+    if problem_type is None and logits.shape[-1] == 1:
+        problem_type = "regression"
+    if problem_type not in ("regression", "multi_label_classification"):
+        return base_loss(logits, labels)
+    logits = _at_least_float32(logits)
+    if labels.numel() != logits.numel() or labels.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"{problem_type} takes labels {tuple(logits.shape)}, one a logit, and got {tuple(labels.shape)}."
+        )
+    labels = labels.reshape(logits.shape).to(logits.dtype)
+    elementwise: Callable = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return elementwise(logits, labels, reduction="none").mean(dim=-1)
+
+
+def distillation_terms(
+    heads: dict[str, Tensor],
+    label_loss: Callable[[Tensor], Tensor],
+    teacher_loss: Callable[[Tensor], Tensor] | None = None,
+    alpha: float = 0.0,
+) -> dict[str, Tensor]:
+    """The training loss and its parts, by name: what learns from what.
+
+    | student | teacher | cls_loss | distillation_loss | loss |
+    |---|---|---|---|---|
+    | two heads | yes | class head on labels | distillation head on the teacher | (1-α)·cls + α·dist |
+    | two heads | no | class head on labels | distillation head on labels | mean of both |
+    | one head | yes | head on labels | head on the teacher | (1-α)·cls + α·dist |
+    | one head | no | head on labels | – | cls |
+
+    Args:
+        heads: `logits`, and for two heads `cls_logits` and `distillation_logits`, each `(batch, num_labels)`.
+        label_loss: Gives `(batch,)` for a head's logits and the labels.
+        teacher_loss: Gives `(batch,)` for a head's logits and the teacher's; None without a teacher.
+        alpha: Weight α in [0, 1] of the teacher's term, in every mode (the paper's λ).
+
+    Returns:
+        `loss`, `cls_loss` and, where it exists, `distillation_loss`, each `(batch,)`.
+    """
+    cls_loss = label_loss(heads.get("cls_logits", heads["logits"]))
+    distillation_head = heads.get("distillation_logits", heads["logits"])
+    if teacher_loss is not None:
+        distillation_loss = teacher_loss(distillation_head)
+        loss = (1 - alpha) * cls_loss + alpha * distillation_loss
+    elif "distillation_logits" in heads:
+        distillation_loss = label_loss(distillation_head)
+        loss = (cls_loss + distillation_loss) / 2
+    else:
+        return {"loss": cls_loss, "cls_loss": cls_loss}
+    return {"loss": loss, "cls_loss": cls_loss, "distillation_loss": distillation_loss}

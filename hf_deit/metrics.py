@@ -1,0 +1,112 @@
+"""Metrics: what is kept of each image, and what is made of it at the end.
+
+Logits are reduced batch by batch to a few numbers an image, so that an evaluation of ImageNet with three heads and a
+teacher keeps megabytes and not hundreds of them. Accuracies are `evaluate.Metric`s defined here: none is downloaded.
+"""
+
+from collections.abc import Mapping
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from torch import Tensor
+
+_CITATION = (
+    "@article{touvron2020deit, title={Training data-efficient image transformers & distillation through attention}}"
+)
+TOP_K = 5
+
+
+def _features(reference: str) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=f"Predicted class indices against {reference}.",
+        citation=_CITATION,
+        inputs_description="predictions, references: class indices (images,).",
+        features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+    )
+
+
+class TopOneAccuracy(evaluate.Metric):
+    """`accuracy`, the share of right answers, and `balanced_accuracy`, its mean over the classes that occur."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _features("labels")
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        hits = predictions == references
+        per_class = [hits[references == label].mean() for label in np.unique(references)]
+        return {"accuracy": float(hits.mean()), "balanced_accuracy": float(np.mean(per_class))}
+
+
+class TeacherAgreement(evaluate.Metric):
+    """`teacher_agreement`, the share of images where the student's answer is the teacher's."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _features("the teacher's answers")
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"teacher_agreement": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+
+
+def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Keeps of each image what the metrics need.
+
+    Args:
+        heads: `logits` and where they exist `cls_logits`, `distillation_logits`, `teacher_logits`, each
+            `(batch, num_labels)`.
+        labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`, of which the largest counts.
+
+    Returns:
+        `label`, the predicted index of each head (`prediction`, `cls_prediction`, …) and for more than 5 classes
+        `top5`, 1 where the label is among the 5 largest; each `(batch,)`.
+    """
+    labels = labels.argmax(dim=-1) if labels.ndim == 2 else labels
+    kept = {"label": labels}
+    for name, logits in heads.items():
+        kept[name.replace("logits", "prediction")] = logits.argmax(dim=-1)
+    if heads["logits"].shape[-1] > TOP_K:
+        kept["top5"] = (heads["logits"].topk(TOP_K, dim=-1).indices == labels[:, None]).any(dim=-1).to(torch.uint8)
+    return kept
+
+
+def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Makes the metrics of what `reduce_batch` kept of all images.
+
+    Returns:
+        `accuracy` (fused top-1), `balanced_accuracy`, `cls_accuracy`, `distillation_accuracy`, `teacher_accuracy`,
+        `teacher_agreement`, `top5_accuracy` as far as there is something to compute them from.
+    """
+    labels = kept["label"]
+    summary = TopOneAccuracy(keep_in_memory=True).compute(predictions=kept["prediction"], references=labels)
+    for head in ("cls", "distillation", "teacher"):
+        if f"{head}_prediction" in kept:
+            result = TopOneAccuracy(keep_in_memory=True).compute(
+                predictions=kept[f"{head}_prediction"], references=labels
+            )
+            summary[f"{head}_accuracy"] = result["accuracy"]
+    if "teacher_prediction" in kept:
+        agreement = TeacherAgreement(keep_in_memory=True)
+        summary |= agreement.compute(predictions=kept["prediction"], references=kept["teacher_prediction"])
+    if "top5" in kept:
+        summary["top5_accuracy"] = float(np.mean(kept["top5"]))
+    return summary
+
+
+def per_class_accuracy(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, dict[str, float | int]]:
+    """Gives `accuracy` and `images` of each class by name; accuracy is NaN for a class without images."""
+    hits, labels = kept["prediction"] == kept["label"], kept["label"]
+    rows = {}
+    for index, name in enumerate(class_names):
+        members = labels == index
+        rows[name] = {
+            "accuracy": float(hits[members].mean()) if members.any() else float("nan"),
+            "images": int(members.sum()),
+        }
+    return rows
+
+
+def to_arrays(batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    """Joins what was kept of the batches to one array a name."""
+    return {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]}

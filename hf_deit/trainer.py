@@ -1,0 +1,317 @@
+"""`DistillationTrainer`: the Hugging Face Trainer with a frozen teacher.
+
+The trainer computes every loss itself and depends on the output contract only: a student returns `logits` and, where it
+has two heads, `cls_logits` and `distillation_logits`. It never passes labels to a student. The losses are in losses.py, the
+teacher in teacher.py, the order of the views in sampling.py; here is what happens in a step, an evaluation and a save.
+
+Paper: Touvron et al., arXiv:2012.12877.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from .atomic_trainer import AtomicTrainer
+from .configuration_deit import as_pair
+from .data import collate
+from .image_processing_deit import DeiTImageProcessor
+from .losses import base_loss, distillation_terms, hard_distillation_loss, soft_distillation_loss, supervised_loss
+from .optim import decay_parameter_names
+from .pixels import normalize, resize, to_unit_range
+from .sampling import ViewSampler
+from .student import StudentError, StudentInfo, distillation_target, inspect_student
+from .teacher import Teacher
+from .terms import RunningTerms
+from .training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def _view_size(dataset: Any) -> tuple[int, int] | None:
+    """The size of a keyed data set's views; other data sets are not asked for a row, which might draw random numbers."""
+    return getattr(dataset, "view_size", None)
+
+
+def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
+    return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
+
+
+class DistillationTrainer(AtomicTrainer):
+    """Trains a student on labels and on a teacher's answers.
+
+    Args:
+        model: The student: this package's, or anything that returns `logits` (any `AutoModelForImageClassification`).
+        teacher: A `Teacher`; a model (wrapped as one); a name or path (`Teacher.from_pretrained`); None. With
+            `distillation_type="none"` a teacher is asked at evaluation only, for its accuracy and the agreement.
+        args: `DistillationTrainingArguments`.
+        train_dataset: A `ViewDataset` (keyed views: exact resume, any number of workers), or any data set whose rows have
+            `pixel_values` and `labels` or `label`; then exactness is off, and the log says so.
+        processing_class: The image processor. Its mean and std normalise uint8 pixels, and undo the normalisation of
+            float pixels for the teacher. Default: one for the student's size, with ImageNet's mean and std.
+        **kwargs: As `transformers.Trainer`.
+
+    Raises:
+        StudentError: Student, teacher and arguments do not go together.
+        TeacherError: The teacher's classes are not the student's, or it fails on a view.
+    """
+
+    # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Teacher | nn.Module | Callable[[Tensor], Any] | str | os.PathLike | None = None,
+        args: DistillationTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else DistillationTrainingArguments(output_dir="trainer_output")
+        if not isinstance(args, DistillationTrainingArguments):
+            raise StudentError(
+                f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments."
+            )
+        if not isinstance(model, nn.Module):
+            raise StudentError(
+                f"The student is {type(model).__name__}: give a torch module such as a transformers model."
+            )
+        self.student = inspect_student(model, _view_size(train_dataset))
+        self.distillation_target = distillation_target(args, self.student, teacher is not None)
+        processing_class = processing_class if processing_class is not None else _default_processor(self.student)
+        self.image_mean = getattr(processing_class, "image_mean", None) or IMAGENET_DEFAULT_MEAN
+        self.image_std = getattr(processing_class, "image_std", None) or IMAGENET_DEFAULT_STD
+        if getattr(processing_class, "do_normalize", True) is False:
+            self.image_mean, self.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator if data_collator is not None else collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.label_names = ["labels"]
+        self.teacher = self._prepare_teacher(teacher)
+        self._running = RunningTerms(self.args.device)
+        self._kept: list[dict[str, Tensor]] = []
+        if train_dataset is not None:
+            self._check_train_dataset(train_dataset)
+
+    # ---- before the first step ----
+
+    def _prepare_teacher(self, teacher: Any) -> Teacher | None:
+        if teacher is None:
+            return None
+        if isinstance(teacher, str | os.PathLike):
+            teacher = Teacher.from_pretrained(teacher)
+        elif not isinstance(teacher, Teacher):
+            teacher = Teacher(teacher)
+        teacher.to(self.args.device)
+        view_size = _view_size(self.train_dataset) or self.student.image_size or teacher.image_size or (224, 224)
+        teacher.align(self.student.class_names, self.student.num_labels, as_pair(view_size))
+        return teacher
+
+    def _check_train_dataset(self, dataset: Dataset) -> None:
+        if not getattr(dataset, "takes_view_keys", False):
+            logger.warning(
+                "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
+                "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
+                type(dataset).__name__,
+            )
+            return
+        if self.args.train_batch_size % 2:
+            raise StudentError(
+                f"per_device_train_batch_size={self.args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+            )
+        count = len(dataset.class_names)
+        if count != self.student.num_labels and self.student.problem_type == "single_label_classification":
+            raise StudentError(
+                f"The data have {count} classes ({', '.join(dataset.class_names[:20])}), the student {self.student.num_labels} "
+                f"outputs: build it with num_labels={count}."
+            )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if not getattr(dataset, "takes_view_keys", False):
+            return super()._get_train_sampler(dataset)
+        return ViewSampler(
+            size=len(dataset),
+            global_batch_size=self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            seed=dataset.seed,
+            num_views=self.args.num_views,
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay as in the paper, see optim.py."""
+        return decay_parameter_names(model, self.args.distillation_token_decay)
+
+    # ---- a step ----
+
+    def _student_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Normalises a view for the student and brings it to its size; floats of that size are already what it wants."""
+        size = self.student.image_size
+        fits = size is None or tuple(pixel_values.shape[-2:]) == size
+        if pixel_values.is_floating_point() and fits:
+            return pixel_values
+        pixels = to_unit_range(pixel_values, self.image_mean, self.image_std)
+        return normalize(pixels if fits else resize(pixels, size), self.image_mean, self.image_std)
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any], ask_teacher: bool) -> dict[str, Tensor]:
+        """Gives the student's heads and, if asked, `teacher_logits`, each `(batch, num_labels)`."""
+        inputs = dict(inputs)
+        pixel_values = inputs.pop("pixel_values")
+        teacher_view = inputs.pop("teacher_pixel_values", pixel_values)
+        inputs.pop("labels", None)
+        outputs = model(pixel_values=self._student_pixels(pixel_values), **inputs)
+        heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
+        if ask_teacher:
+            heads["teacher_logits"] = self.teacher(to_unit_range(teacher_view, self.image_mean, self.image_std))
+        return heads
+
+    def _terms(self, heads: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Gives `loss` and its named parts, each `(batch,)`."""
+        args = self.args
+        teacher_loss = None
+        if self.distillation_target is not None:
+            teacher_logits = heads["teacher_logits"]
+            if args.distillation_type == "hard":
+                teacher_loss = functools.partial(hard_distillation_loss, teacher_logits=teacher_logits)
+            else:
+                teacher_loss = functools.partial(
+                    soft_distillation_loss,
+                    teacher_logits=teacher_logits,
+                    tau=args.distillation_tau,
+                    reduction=args.distillation_reduction,
+                )
+        if self.student.problem_type == "single_label_classification":
+            label_loss = functools.partial(
+                base_loss, labels=labels, kind=args.base_loss, label_smoothing=args.label_smoothing_factor
+            )
+        else:
+            label_loss = functools.partial(supervised_loss, labels=labels, problem_type=self.student.problem_type)
+        return distillation_terms(heads, label_loss, teacher_loss, args.distillation_alpha)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Mixes ground truth with the teacher's answers (losses.py says what learns from what).
+
+        Args:
+            model: The student, perhaps wrapped.
+            inputs: `pixel_values` (uint8 view, or floats normalised as the processor does), `labels`, and where the teacher
+                sees another size `teacher_pixel_values`.
+            return_outputs: Also give the heads' logits.
+            num_items_in_batch: Not used: the loss is a mean over the batch.
+
+        Raises:
+            ValueError: There are no labels.
+        """
+        if inputs.get("labels") is None:
+            raise ValueError(f"The batch has {', '.join(inputs)} and no 'labels': the loss needs them.")
+        heads = self._forward(model, inputs, ask_teacher=self.distillation_target is not None)
+        terms = self._terms(heads, inputs["labels"])
+        if model.training:
+            logged = dict(terms)
+            if "teacher_logits" in heads:
+                logged["teacher_agreement"] = heads["logits"].argmax(-1) == heads["teacher_logits"].argmax(-1)
+            self._running.add(logged, self.state.global_step + 1, self._learning_rate())
+        loss = terms["loss"].mean()
+        return (loss, heads) if return_outputs else loss
+
+    def _learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else 0.0
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the terms of all images since the last log; `loss` is their mean too, not a mean of step means."""
+        if "loss" in logs:
+            logs |= self._running.read(self.accelerator)
+        super().log(logs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._running.check(self.accelerator)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains; `resume_from_checkpoint=True` goes on from the newest complete checkpoint in `output_dir`.
+
+        Raises:
+            ResumeError: There is none, or it belongs to a run with other data, recipe, teacher or model.
+            NonFiniteLossError: The loss is not finite; no checkpoint was written after that.
+        """
+        self._running = RunningTerms(self.args.device)
+        return super().train(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._running.check(self.accelerator)
+        return super()._finalize_training(*args, **kwargs)
+
+    # ---- an evaluation ----
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Predicts a batch, keeps a few numbers of each image for the metrics, and gives the fused logits on."""
+        from .metrics import reduce_batch
+
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        with self.compute_loss_context_manager():
+            heads = self._forward(model, inputs, ask_teacher=self.teacher is not None and labels is not None)
+            if labels is None:
+                return None, heads["logits"].detach(), None
+            kept = self._terms(heads, labels)
+        loss = kept["loss"].mean()
+        if self.student.problem_type == "single_label_classification":
+            kept |= reduce_batch(heads, labels)
+        # The last batch is filled up to be shared out evenly; gather_for_metrics drops the surplus.
+        self._kept.append(self.accelerator.gather_for_metrics(kept))
+        return loss, None if prediction_loss_only else heads["logits"].detach(), labels
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer's, with the metrics of all heads; `loss` is the mean over the images, however they were batched."""
+        from .metrics import summarize, to_arrays
+
+        self._kept = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._kept:
+            arrays = to_arrays(self._kept)
+            metrics = {name: float(np.mean(arrays[name])) for name in arrays if name.endswith("loss")}
+            if "prediction" in arrays:
+                metrics |= summarize(arrays)
+            user_metrics = {name for name in output.metrics if name != f"{metric_key_prefix}_loss"}
+            named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            output.metrics.update({name: value for name, value in named.items() if name not in user_metrics})
+        self._kept = []
+        return output
+
+    # ---- what resuming compares ----
+
+    def run_description(self) -> dict[str, Any]:
+        """Model, recipe, data and teacher of this run; written into checkpoints, compared on resume."""
+        description = super().run_description()
+        teacher = self.teacher.fingerprint() if self.distillation_target is not None else None
+        return {**description, "teacher": {"fingerprint": teacher}}
