@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 # Written into each checkpoint: model, recipe and data of the run, see `changed_fields`.
 RUN_FILE = "hf_deit_run.json"
 STAGING_PREFIX = ".incomplete-"
@@ -20,7 +22,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.
 _STATE = "trainer_state.json"
 
 
-class ResumeError(ValueError):
+class ResumeError(UserError):
     """A checkpoint that the present run cannot go on from; the message names the field that differs."""
 
 

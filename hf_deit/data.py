@@ -19,6 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from .augmentation import Augmentation
+from .errors import UserError
 from .image_processing_deit import evaluation_view, upright_rgb
 from .sampling import ViewKey, permutation, view_generator
 
@@ -27,7 +28,7 @@ VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 MAX_CHECKED_FILES = 50_000
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be trained on; the message names the file, class or column and the remedy."""
 
 

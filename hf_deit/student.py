@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from .configuration_deit import as_pair
+from .errors import UserError
 from .teacher import class_names
 from .training_args import DistillationTrainingArguments
 
 
-class StudentError(ValueError):
+class StudentError(UserError):
     """A student that cannot be trained with these arguments; the message says why and what to change."""
 
 

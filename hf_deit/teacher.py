@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_deit import as_pair
+from .errors import UserError
 from .networks import build_network, load_weights, logits_of, replace_classifier
 from .pixels import normalize, resize
 
@@ -28,7 +29,7 @@ TEACHER_FILE = "teacher.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-class TeacherError(ValueError):
+class TeacherError(UserError):
     """A teacher that cannot teach this student; the message says what differs and how to mend it."""
 
 

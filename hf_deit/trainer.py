@@ -108,6 +108,9 @@ class DistillationTrainer(AtomicTrainer):
         self.teacher = self._prepare_teacher(teacher)
         self._running = RunningTerms(self.args.device)
         self._kept: list[dict[str, Tensor]] = []
+        # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
+        self.keep_rows = False
+        self.rows: dict[str, np.ndarray] = {}
         if train_dataset is not None:
             self._check_train_dataset(train_dataset)
 
@@ -302,6 +305,8 @@ class DistillationTrainer(AtomicTrainer):
             metrics = {name: float(np.mean(arrays[name])) for name in arrays if name.endswith("loss")}
             if "prediction" in arrays:
                 metrics |= summarize(arrays)
+            if self.keep_rows:
+                self.rows = arrays
             user_metrics = {name for name in output.metrics if name != f"{metric_key_prefix}_loss"}
             named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
             output.metrics.update({name: value for name, value in named.items() if name not in user_metrics})

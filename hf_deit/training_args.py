@@ -6,6 +6,7 @@ trainer before the first step. Defaults are the paper's (arXiv:2012.12877, Table
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from .losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
@@ -91,6 +92,8 @@ class DistillationTrainingArguments(TrainingArguments):
             )
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # the Trainer allows bf16 on a CPU, where it is fast too, only if the CPU is asked for
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy in _REFUSED_HUB_STRATEGIES:
             raise ValueError(

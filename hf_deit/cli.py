@@ -1,0 +1,269 @@
+"""`hf-deit …`: parse, call, print. What the commands do is in runs.py, teacher_training.py and demo.py.
+
+Exit codes: 0 done; 1 training failed (the loss diverged); 2 something given is not allowed; 130 interrupted.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
+_COMMON_TRAINING_FIELDS = (
+    *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "max_grad_norm"),
+    *("seed", "bf16", "dataloader_num_workers", "eval_strategy", "save_strategy", "save_total_limit"),
+    *("load_best_model_at_end", "logging_steps", "push_to_hub", "hub_model_id", "torch_compile"),
+    *("distillation_type", "distillation_target", "distillation_alpha", "distillation_tau", "distillation_reduction"),
+    *("base_loss", "num_views", "distillation_token_decay"),
+)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows of cells; the first row is the head, the first column is left-aligned, the others right-aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        cells = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+_METRIC_TITLES = {
+    "accuracy": "top-1, fused",
+    "cls_accuracy": "top-1, class head",
+    "distillation_accuracy": "top-1, distillation head",
+    "top5_accuracy": "top-5, fused",
+    "balanced_accuracy": "balanced accuracy, fused",
+    "teacher_accuracy": "top-1, teacher",
+    "teacher_agreement": "agreement with the teacher",
+}
+
+
+def metric_rows(metrics: dict[str, float]) -> list[list[str]]:
+    """The rows of the final table: the metrics that exist, in percent, and the losses."""
+    metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    rows = [["validation", ""]]
+    rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in _METRIC_TITLES.items() if name in metrics]
+    rows += [[name.replace("_", " "), f"{metrics[name]:.4f}"] for name in sorted(metrics) if name.endswith("loss")]
+    return rows
+
+
+def _train(options: argparse.Namespace, fields: list[str]) -> None:
+    from . import recipe, runs
+
+    if options.help_all:
+        recipe.recipe_parser().print_help()
+        return
+    loaded = recipe.load_recipe(options.config, fields)
+    metrics = runs.train(loaded)
+    if metrics is not None:
+        print()
+        print_table(metric_rows(metrics))
+        print(
+            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results. Load it anywhere with"
+        )
+        print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
+
+
+def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
+    from .teacher_training import TeacherTrainingArguments, train_teacher
+
+    names = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
+    arguments = TeacherTrainingArguments(**{name: getattr(options, name) for name in names})
+    metrics = train_teacher(arguments)
+    print()
+    print_table(metric_rows(metrics))
+    print(f"\nSaved in {arguments.output_dir}. Use it with: hf-deit train --teacher {arguments.output_dir} …")
+
+
+def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
+    from .runs import evaluate
+
+    result = evaluate(
+        options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16
+    )
+    print_table(metric_rows(result["metrics"]))
+    print()
+    per_class = result["per_class"].items()
+    rows = [[name, f"{100 * row['accuracy']:.1f} %", str(row["images"])] for name, row in per_class]
+    print_table([["class", "top-1", "images"], *rows])
+    if options.json is not None:
+        from .checkpointing import write_json
+
+        write_json(Path(options.json), result)
+        print(f"\nWritten to {options.json}")
+
+
+def _predict(options: argparse.Namespace, fields: list[str]) -> None:
+    from .runs import predict
+
+    answers = predict(options.model, options.images, options.top_k)
+    if options.json:
+        print(
+            json.dumps(
+                [{"image": image, "predictions": answer} for image, answer in zip(options.images, answers, strict=True)]
+            )
+        )
+        return
+    for image, answer in zip(options.images, answers, strict=True):
+        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer))
+
+
+def _demo(options: argparse.Namespace, fields: list[str]) -> None:
+    from .demo import DemoArguments, run_demo
+
+    result = run_demo(DemoArguments(output_dir=options.output_dir, seed=options.seed))
+    print()
+    print_table(result["table"])
+    print("\n" + result["story"])
+
+
+def _field_lines(group: type, names: Sequence[str] | None = None) -> str:
+    entries = [entry for entry in dataclasses.fields(group) if names is None or entry.name in names]
+    lines = []
+    for entry in entries:
+        text = entry.metadata.get("help") or ""
+        text = text[0] if isinstance(text, (list, tuple)) else text
+        if entry.default is not dataclasses.MISSING and entry.default is not None:
+            text = f"{text.rstrip('.')} (default: {entry.default})."
+        first = f"  --{entry.name}"
+        lines.append(textwrap.fill(text, 100, initial_indent=first.ljust(36), subsequent_indent=" " * 36))
+    return "\n".join(lines)
+
+
+def _train_help() -> str:
+    from .recipe import DataArguments, ModelArguments, RunArguments, TeacherArguments
+    from .training_args import DistillationTrainingArguments
+
+    groups = [ModelArguments, DataArguments, TeacherArguments, RunArguments]
+    parts = [f"{group.__doc__}\n{_field_lines(group)}" for group in groups]
+    parts.append(
+        "Optimisation and distillation.\n" + _field_lines(DistillationTrainingArguments, _COMMON_TRAINING_FIELDS)
+    )
+    parts.append("Every other field of transformers.TrainingArguments works too: hf-deit train --help-all")
+    return "\n\n".join(parts)
+
+
+class _TrainHelp(argparse.Action):
+    """Builds the long help only when it is asked for: it needs torch."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
+        parser.epilog = "Fields of the recipe (in the YAML, or as --field value):\n\n" + _train_help()
+        parser.print_help()
+        parser.exit()
+
+
+def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
+    """The fields of `TeacherTrainingArguments`, written out so that `--help` does not import torch."""
+    add = parser.add_argument
+    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…) or datasets name")
+    add("--network", required=True, help="package.module:factory, or folder or Hub name of a transformers classifier")
+    add("--output_dir", required=True, help="where the teacher is saved")
+    add("--mode", default="linear", choices=("linear", "finetune"), help="head on frozen features, or then all of it")
+    add("--image_size", type=int, default=224, help="pixels the teacher will see (default: %(default)s)")
+    add(
+        "--views", type=int, default=3, help="augmented views of each image the head learns from (default: %(default)s)"
+    )
+    add("--epochs", type=int, default=5, help="finetune: epochs over all weights (default: %(default)s)")
+    add("--learning_rate", type=float, default=1e-4, help="finetune: peak learning rate (default: %(default)s)")
+    add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    add("--crop_scale", type=float, nargs=2, default=[0.25, 1.0], help="share of the area a crop covers")
+    add("--validation_share", type=float, default=0.1, help="split off where there is no validation split")
+    add("--bf16", action="store_true", help="autocast to bfloat16")
+    add("--seed", type=int, default=0, help="of views and head (default: %(default)s)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="hf-deit",
+        description="Distil any image classifier into a DeiT that plain transformers loads.",
+        epilog="Exit codes: 0 done, 1 training diverged, 2 something given is not allowed.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the main job on embedded real digits, in minutes, without a network")
+    demo.add_argument("--output_dir", default="hf_deit_demo", help="where the best student goes (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of data, weights and views (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train",
+        help="train a student from a recipe",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a student: hf-deit train --config recipe.yaml [--field value …]",
+        allow_abbrev=False,
+    )
+    train.add_argument("-h", "--help", nargs=0, action=_TrainHelp, help="this text")
+    train.add_argument("--help-all", action="store_true", help="every field of TrainingArguments too")
+    train.add_argument("--config", help="YAML of fields")
+    train.set_defaults(run=_train)
+
+    teacher = commands.add_parser(
+        "train-teacher", help="make a teacher: a linear head on a frozen network, or fine-tune it"
+    )
+    _add_teacher_fields(teacher)
+    teacher.set_defaults(run=_train_teacher)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a model: all heads, per class, the teacher if given")
+    evaluate.add_argument("model", help="folder or Hub name")
+    evaluate.add_argument("--data", required=True, help="as for train; its validation images are used")
+    evaluate.add_argument("--teacher", help="folder, Hub name or package.module:factory")
+    evaluate.add_argument(
+        "--teacher_view_size", type=int, help="side of the view the teacher sees (default: the model's)"
+    )
+    evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", help="the most probable classes of images")
+    predict.add_argument("model", help="folder or Hub name")
+    predict.add_argument("images", nargs="+", help="image files")
+    predict.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.set_defaults(run=_predict)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    options, fields = parser.parse_known_args(arguments)
+    if fields and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(fields)}")
+    from .errors import UserError
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from .terms import NonFiniteLossError
+
+    try:
+        options.run(options, fields)
+    except UserError as error:
+        print(f"hf-deit {options.command}: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLossError as error:
+        print(f"hf-deit {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

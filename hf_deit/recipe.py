@@ -1,0 +1,229 @@
+"""One YAML of plain fields, and what is built from it: student, teacher, data, arguments.
+
+A recipe is the fields of the dataclasses here and of `DistillationTrainingArguments` in one flat file; a field on the
+command line wins over the file. What is done with it is in runs.py.
+"""
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from .errors import UserError
+from .training_args import DistillationTrainingArguments
+
+
+class RecipeError(UserError):
+    """A recipe with unknown, missing or impossible fields."""
+
+
+@dataclass
+class ModelArguments:
+    """The student."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of weights to start from. Default: from scratch."}
+    )
+    student: str = field(
+        default="distilled",
+        metadata={"help": "From scratch: distilled (class and distillation token, two heads) or plain (one of each)."},
+    )
+    preset: str | None = field(default=None, metadata={"help": "tiny, small or base of the paper."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels the student sees: one number, or height and width. Default: 224."}
+    )
+    patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Width; instead of, or on top of, a preset."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of layers."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads; must divide hidden_size."})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "Width of the MLP. Default: 4 × hidden_size."}
+    )
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the last layer, in [0, 1)."})
+    layer_scale_init_value: float | None = field(default=None, metadata={"help": "LayerScale; default: none."})
+
+
+@dataclass
+class DataArguments:
+    """The images."""
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder (train/CLASS/…, validation/CLASS/…, or CLASS/…), saved datasets folder, or Hub name."
+        },
+    )
+    validation_share: float = field(
+        default=0.1, metadata={"help": "Share split off for validation where there is no validation split."}
+    )
+    view_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Pixels of the augmented view teacher and student look at. Default: image_size."},
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.08, 1.0], metadata={"help": "Smallest and largest share of the area a crop covers."}
+    )
+    crop_aspect: list[float] = field(
+        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Smallest and largest width / height of a crop."}
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
+    evaluation_crop_ratio: float = field(
+        default=0.875, metadata={"help": "Share of the resized image the centre crop keeps at evaluation."}
+    )
+
+
+@dataclass
+class TeacherArguments:
+    """The teacher."""
+
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Folder (hf-deit train-teacher makes one), Hub name, or package.module:factory."},
+    )
+    teacher_weights: str | None = field(default=None, metadata={"help": "Weights for a factory (.safetensors, .pth)."})
+    teacher_image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean per channel. Default: its own."}
+    )
+    teacher_image_std: list[float] | None = field(default=None, metadata={"help": "Std per channel. Default: its own."})
+    teacher_image_size: list[int] | None = field(default=None, metadata={"help": "Pixels it wants. Default: its own."})
+    teacher_labels: list[str] | None = field(default=None, metadata={"help": "Its class names in index order."})
+    teacher_dtype: str = field(
+        default="float32", metadata={"help": "Autocast of the teacher: float32, bfloat16 or float16."}
+    )
+
+
+@dataclass
+class RunArguments:
+    """The run."""
+
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest complete checkpoint in output_dir (--resume)."}
+    )
+
+
+GROUPS = (ModelArguments, DataArguments, TeacherArguments, RunArguments, DistillationTrainingArguments)
+
+
+@dataclass
+class Recipe:
+    """The parsed fields, by group."""
+
+    model: ModelArguments
+    data: DataArguments
+    teacher: TeacherArguments
+    run: RunArguments
+    training: DistillationTrainingArguments
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives every field with its value, defaults included; tokens are left out."""
+        fields: dict[str, Any] = {}
+        for group in (self.model, self.data, self.teacher):
+            fields |= dataclasses.asdict(group)
+        training = self.training.to_sanitized_dict()
+        fields |= {name: value for name, value in training.items() if not name.endswith("_token")}
+        return fields
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would exit, so that one place decides what a user sees."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise RecipeError(f"{message}. `hf-deit train --help` lists the fields.")
+
+
+def recipe_parser() -> HfArgumentParser:
+    """The parser of all fields; its help is long, the command line shows a short one."""
+    return _Parser(GROUPS, add_help=False, allow_abbrev=False, argument_default=None)
+
+
+def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        config: A YAML file of fields; None: defaults.
+        overrides: Command-line fields (`["--learning_rate", "1e-3"]`), which win over the file.
+
+    Raises:
+        RecipeError: The file is unreadable, a field is unknown, or a value is not allowed.
+    """
+    parser = recipe_parser()
+    fields = {} if config is None else _read_yaml(Path(config))
+    known = {action.dest: action for action in parser._actions}
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise RecipeError(f"{config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}")
+    parser.set_defaults(**{name: _to_type(known[name], value) for name, value in fields.items()})
+    try:
+        *groups, rest = parser.parse_args_into_dataclasses(
+            args=overrides, look_for_args_file=False, return_remaining_strings=True
+        )
+    except RecipeError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise RecipeError(str(error)) from error
+    if rest:
+        raise RecipeError(f"Unknown field {rest[0]}.{_nearest(rest[0].lstrip('-'), known)}")
+    return Recipe(*groups)
+
+
+def _nearest(name: str, known: dict[str, argparse.Action]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` lists the fields."
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(f"No recipe at {path}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{path} must hold fields and values (learning_rate: 1.0e-3), and holds a {type(content).__name__}."
+        )
+    return content
+
+
+def _to_type(action: argparse.Action, value: Any) -> Any:
+    """Brings a YAML value to its field's type as argparse would bring its text: 1e-4 is a text in YAML."""
+    if action.nargs in ("+", "*"):
+        values = value if isinstance(value, list) else [value]
+        return [_scalar(action, item) for item in values]
+    return _scalar(action, value)
+
+
+def _scalar(action: argparse.Action, value: Any) -> Any:
+    if value is None or isinstance(value, dict) or action.type is None:
+        return value
+    try:
+        converted = action.type(str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise RecipeError(f"{action.dest}: {value!r} is not allowed ({error}).") from error
+    if action.choices is not None and converted not in action.choices:
+        raise RecipeError(
+            f"{action.dest}: {value!r} is not allowed; choose from {', '.join(map(str, action.choices))}."
+        )
+    return converted
+
+
+def as_size(name: str, values: list[int] | None) -> tuple[int, int] | None:
+    """Gives `(height, width)` for one number or two.
+
+    Raises:
+        RecipeError: There are more than two, or none.
+    """
+    if values is None:
+        return None
+    if len(values) not in (1, 2) or min(values) < 1:
+        raise RecipeError(f"{name}={values}: give one number of pixels, or height and width.")
+    return values[0], values[-1]

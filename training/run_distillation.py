@@ -1,0 +1,11 @@
+"""The entry for `accelerate launch`: the same as `hf-deit train`.
+
+accelerate launch --num_processes 2 training/run_distillation.py --config recipe.yaml --output_dir out
+"""
+
+import sys
+
+from hf_deit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
