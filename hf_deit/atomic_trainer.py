@@ -107,7 +107,6 @@ class AtomicTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Has the Trainer write into a folder aside, and renames it when it is finished."""
-        self._check_weights()
         run_dir = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         best_model_checkpoint = self._best_checkpoint(run_dir, name)
@@ -135,12 +134,21 @@ class AtomicTrainer(Trainer):
             return str(best)
         return self.state.best_model_checkpoint
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model for others: atomically, without pickles, LayerScale folded.
+
+        Raises:
+            NonFiniteLossError: A weight is not finite; nothing was written.
+        """
+        self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
     def _check_weights(self) -> None:
         broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
         if broken:
             raise NonFiniteLossError(
                 f"After step {self.state.global_step} (learning rate {self._get_learning_rate():g}) {len(broken)} weight "
-                f"tensors are not finite, the first {broken[0]!r}. No checkpoint was written of them. Resume from the last one "
+                f"tensors are not finite, the first {broken[0]!r}. They were not saved. Resume from the last one "
                 "with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0; with fp16 use bf16."
             )
 

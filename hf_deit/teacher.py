@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,42 @@ class Teacher:
         Raises:
             TeacherError: The classes cannot be brought together, or the teacher fails on a view of that size.
         """
+        count = self._try_on(view_size)
+        if self.class_names is None or student_names is None:
+            if count != num_labels:
+                raise TeacherError(
+                    f"The teacher has {count} classes ({_listed(self.class_names)}), the student {num_labels} "
+                    f"({_listed(student_names)}), and one of them has no class names to go by. Give both id2label, or a "
+                    "teacher with the student's classes."
+                )
+            logger.warning(
+                "Class names are missing (teacher: %s; student: %s): the %d classes are taken to be in the same order.",
+                _listed(self.class_names),
+                _listed(student_names),
+                count,
+            )
+            return
+        if student_names == self.class_names:
+            return  # even with a name twice (ImageNet's "crane"): the order is beyond doubt
+        counts = [Counter(names) for names in (student_names, self.class_names)]
+        ambiguous = sorted({name for name in student_names if max(count[name] for count in counts) > 1})
+        missing = [name for name in student_names if name not in self.class_names]
+        if missing or ambiguous:
+            problem = (
+                f"does not know {_listed(missing)}"
+                if missing
+                else f"or the student has {_listed(ambiguous)} several times"
+            )
+            raise TeacherError(
+                f"The teacher {problem}.\n  student's classes: {_listed(student_names)}\n  teacher's classes: "
+                f"{_listed(self.class_names)}\nUse a teacher of the same classes (hf-deit train-teacher makes one), or give "
+                "it id2label with the student's names."
+            )
+        indices = [self.class_names.index(name) for name in student_names]
+        self._order = torch.tensor(indices, device=self.device)
+
+    def _try_on(self, view_size: tuple[int, int]) -> int:
+        """Runs the teacher on one black view and gives its number of classes, in its own order."""
         self._order = None
         try:
             logits = self(torch.zeros(1, 3, *view_size, device=self.device))
@@ -182,34 +219,7 @@ class Teacher:
             raise TeacherError(
                 f"The teacher gives {count} logits and has {len(self.class_names)} class names: mend id2label."
             )
-        if self.class_names is None or student_names is None:
-            if count != num_labels:
-                raise TeacherError(
-                    f"The teacher has {count} classes ({_listed(self.class_names)}), the student {num_labels} "
-                    f"({_listed(student_names)}), and one of them has no class names to go by. Give both id2label, or a "
-                    "teacher with the student's classes."
-                )
-            logger.warning(
-                "Class names are missing (teacher: %s; student: %s): the %d classes are taken to be in the same order.",
-                _listed(self.class_names),
-                _listed(student_names),
-                count,
-            )
-            return
-        ambiguous = sorted({name for name in student_names if self.class_names.count(name) > 1})
-        missing = [name for name in student_names if name not in self.class_names]
-        if missing or ambiguous:
-            problem = (
-                f"does not know {_listed(missing)}" if missing else f"has several classes named {_listed(ambiguous)}"
-            )
-            raise TeacherError(
-                f"The teacher {problem}.\n  student's classes: {_listed(student_names)}\n  teacher's classes: "
-                f"{_listed(self.class_names)}\nUse a teacher of the same classes (hf-deit train-teacher makes one), or give "
-                "it id2label with the student's names."
-            )
-        if student_names != self.class_names:
-            indices = [self.class_names.index(name) for name in student_names]
-            self._order = torch.tensor(indices, device=self.device)
+        return count
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
