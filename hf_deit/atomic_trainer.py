@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
@@ -55,10 +55,21 @@ _FREE_ARGUMENTS = (
 )
 
 
+class _PresentCadence(TrainerCallback):
+    """Logs, saves and evaluates as often as the arguments say now, where a resumed state still holds what they said."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class AtomicTrainer(Trainer):
     """Adds atomic, pickle-free saves and checked resuming to `transformers.Trainer`; arguments as there."""
 
     _writes_checkpoint = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_PresentCadence)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains; True resumes from the newest complete checkpoint in `output_dir`.

@@ -16,7 +16,8 @@ from .errors import UserError
 
 # Written into each checkpoint: model, recipe and data of the run, see `changed_fields`.
 RUN_FILE = "hf_deit_run.json"
-STAGING_PREFIX = ".incomplete-"
+# The underscore keeps it out of the Trainer's uploads, which leave out "_*".
+STAGING_PREFIX = "_incomplete-"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _STATE = "trainer_state.json"
