@@ -110,6 +110,12 @@ class AtomicTrainer(Trainer):
             }
         return {"model": model, "recipe": recipe, "data": data}
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # resumed at its end: the stock loop would take one step more
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # ---- checkpoints ----
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -134,7 +140,7 @@ class AtomicTrainer(Trainer):
             write_json(staging / RUN_FILE, self.run_description())
             publish_folder(staging, run_dir / name)
             remove_staging(run_dir)
-            rotate_checkpoints(str(run_dir), self.args.save_total_limit, best_model_checkpoint)
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and self.args.hub_strategy == "every_save":
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=False)

@@ -86,15 +86,21 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
+    from .errors import UserError
     from .runs import evaluate
 
+    if options.json is not None and not Path(options.json).absolute().parent.is_dir():
+        raise UserError(f"--json {options.json}: its folder does not exist.")
     result = evaluate(
         options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16
     )
     print_table(metric_rows(result["metrics"]))
     print()
     per_class = result["per_class"].items()
-    rows = [[name, f"{100 * row['accuracy']:.1f} %", str(row["images"])] for name, row in per_class]
+    rows = [
+        [name, "–" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %", str(row["images"])]
+        for name, row in per_class
+    ]
     print_table([["class", "top-1", "images"], *rows])
     if options.json is not None:
         from .checkpointing import write_json

@@ -119,17 +119,37 @@ def load_splits(data: str, validation_share: float = 0.1, seed: int = 0) -> tupl
     """
     if not 0 < validation_share < 1:
         raise DataError(f"validation_share={validation_share}: it must lie between 0 and 1, for example 0.1.")
-    path = Path(data).expanduser()
-    if path.is_dir() and not _is_saved_dataset(path):
-        train, validation = _load_folders(path)
-    elif path.is_dir() or not path.exists():
-        train, validation = _load_datasets(data if not path.is_dir() else path)
-    else:
-        raise DataError(f"{data} is a file. Give a folder with a folder per class, or the name of a data set.")
+    train, validation = _load(data)
     _check_classes(train)
     if validation is None:
         train, validation = train.split(validation_share, seed)
     return train, validation
+
+
+def load_validation(data: str, validation_share: float | None = None, seed: int = 0) -> Source:
+    """Finds the images to evaluate on: the validation split; without one the share a run split off, or all images.
+
+    Args:
+        data: As `load_splits`.
+        validation_share: Of the run whose held-out part is wanted; None: all images.
+        seed: Of that run.
+
+    Raises:
+        DataError: As `load_splits`; here a single class is allowed.
+    """
+    rest, validation = _load(data)
+    if validation is None:
+        validation = rest if validation_share is None else rest.split(validation_share, seed)[1]
+    return validation
+
+
+def _load(data: str) -> tuple[Source, Source | None]:
+    path = Path(data).expanduser()
+    if path.is_dir() and not _is_saved_dataset(path):
+        return _load_folders(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{data} is a file. Give a folder with a folder per class, or the name of a data set.")
+    return _load_datasets(path if path.is_dir() else data)
 
 
 def _is_saved_dataset(path: Path) -> bool:

@@ -94,14 +94,16 @@ def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
     return summary
 
 
-def per_class_accuracy(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, dict[str, float | int]]:
-    """Gives `accuracy` and `images` of each class by name; accuracy is NaN for a class without images."""
+def per_class_accuracy(
+    kept: Mapping[str, np.ndarray], class_names: list[str]
+) -> dict[str, dict[str, float | int | None]]:
+    """Gives `accuracy` and `images` of each class by name; accuracy is None for a class without images."""
     hits, labels = kept["prediction"] == kept["label"], kept["label"]
     rows = {}
     for index, name in enumerate(class_names):
         members = labels == index
         rows[name] = {
-            "accuracy": float(hits[members].mean()) if members.any() else float("nan"),
+            "accuracy": float(hits[members].mean()) if members.any() else None,
             "images": int(members.sum()),
         }
     return rows

@@ -5,11 +5,14 @@ A factory takes no arguments and returns an `nn.Module` that maps normalised pix
 """
 
 import importlib
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .errors import UserError
 
 
 def build_network(factory: str) -> nn.Module:
@@ -19,19 +22,22 @@ def build_network(factory: str) -> nn.Module:
         factory: `package.module:factory`.
 
     Raises:
-        ValueError: No such module or name, or what it returns is no `nn.Module`.
+        UserError: No such module or name, or what it returns is no `nn.Module`.
     """
     module_name, _, name = factory.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"No network factory {factory!r} ({type(error).__name__}: {error}). Give package.module:factory of something "
             "installed, for example hf_deit.networks:efficientnet_lite0."
         ) from error
-    network = build()
+    try:
+        network = build()
+    except ImportError as error:
+        raise UserError(f"{factory} cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{factory} returned {type(network).__name__}: a factory returns a torch.nn.Module.")
+        raise UserError(f"{factory} returned {type(network).__name__}: a factory returns a torch.nn.Module.")
     return network
 
 
@@ -39,24 +45,31 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """Loads a `.safetensors` or a pickled `.pth`/`.bin` of tensors (nothing else is unpickled) into a network.
 
     Raises:
-        ValueError: The file is missing or does not fit the network.
+        UserError: The file is missing or does not fit the network.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"No weights at {path}.")
+        raise UserError(f"No weights at {path}.")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        state_dict = load_file(path)
+        try:
+            state_dict = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is no readable safetensors file: {error}") from error
     else:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise UserError(f"{path} holds no tensors that can be loaded safely: {error}") from error
     for key in ("model", "state_dict"):
         if isinstance(state_dict.get(key), dict):
             state_dict = state_dict[key]
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {type(network).__name__}: {error}") from error
+        raise UserError(f"{path} does not fit {type(network).__name__}: {error}") from error
 
 
 def logits_of(output: Any) -> Tensor:
@@ -72,11 +85,11 @@ def classifier_name(network: nn.Module) -> str:
     """Gives the name of the last linear layer, the classifier of every usual network.
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not names:
-        raise ValueError(f"{type(network).__name__} has no linear layer that could be its classifier.")
+        raise UserError(f"{type(network).__name__} has no linear layer that could be its classifier.")
     return names[-1]
 
 

@@ -6,6 +6,7 @@ command line wins over the file. What is done with it is in runs.py.
 
 import argparse
 import dataclasses
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,7 @@ class RunArguments:
     )
 
 
+_SECRETS = ("hub_token",)
 GROUPS = (ModelArguments, DataArguments, TeacherArguments, RunArguments, DistillationTrainingArguments)
 
 
@@ -124,8 +126,9 @@ class Recipe:
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.teacher):
             fields |= dataclasses.asdict(group)
-        training = self.training.to_sanitized_dict()
-        fields |= {name: value for name, value in training.items() if not name.endswith("_token")}
+        names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments) if entry.init}
+        training = self.training.to_dict()
+        fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _SECRETS}
         return fields
 
 
@@ -154,10 +157,11 @@ def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
     parser = recipe_parser()
     fields = {} if config is None else _read_yaml(Path(config))
     known = {action.dest: action for action in parser._actions}
-    unknown = sorted(set(fields) - set(known))
+    unknown = sorted(str(name) for name in fields if name not in known)
     if unknown:
         raise RecipeError(f"{config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}")
-    parser.set_defaults(**{name: _to_type(known[name], value) for name, value in fields.items()})
+    hints = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
+    parser.set_defaults(**{name: _to_type(known[name], hints[name], value) for name, value in fields.items()})
     try:
         *groups, rest = parser.parse_args_into_dataclasses(
             args=overrides, look_for_args_file=False, return_remaining_strings=True
@@ -182,8 +186,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"No recipe at {path}.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -194,16 +198,38 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _to_type(action: argparse.Action, value: Any) -> Any:
+def _to_type(action: argparse.Action, hint: Any, value: Any) -> Any:
     """Brings a YAML value to its field's type as argparse would bring its text: 1e-4 is a text in YAML."""
-    if action.nargs in ("+", "*"):
-        values = value if isinstance(value, list) else [value]
-        return [_scalar(action, item) for item in values]
-    return _scalar(action, value)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    origins = {typing.get_origin(kind) or kind for kind in kinds}
+    allowed = {type(None): value is None, dict: isinstance(value, dict), list: isinstance(value, list)}
+    for kind, given in allowed.items():
+        if given and kind not in origins:
+            what = "no value" if value is None else f"{value!r}"
+            raise RecipeError(f"{action.dest}: {what} is not allowed; it takes {_described(origins)}.")
+    if value is None or isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return [_scalar(action, item) for item in value]
+    return [_scalar(action, value)] if action.nargs in ("+", "*") else _scalar(action, value)
+
+
+def _described(origins: set[Any]) -> str:
+    names = {
+        list: "a list",
+        dict: "a mapping",
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }
+    return " or ".join(sorted(names[kind] for kind in origins if kind in names)) or "one of its choices"
 
 
 def _scalar(action: argparse.Action, value: Any) -> Any:
-    if value is None or isinstance(value, dict) or action.type is None:
+    if value is None or isinstance(value, list | dict):
+        raise RecipeError(f"{action.dest}: {value!r} is not allowed as an entry of a list.")
+    if action.type is None:
         return value
     try:
         converted = action.type(str(value))

@@ -4,6 +4,7 @@ Functions return plain dictionaries and write files; printing is the command lin
 """
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from .augmentation import Augmentation
 from .checkpointing import checkpoints, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
-from .data import EvaluationDataset, Source, ViewDataset, load_splits
+from .data import EvaluationDataset, Source, ViewDataset, load_splits, load_validation
+from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size
@@ -132,7 +134,9 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
     set_seed(args.seed)
     train, validation = load_splits(recipe.data.data, recipe.data.validation_share, args.seed)
     student = build_student(recipe.model, train.class_names)
-    image_size = as_pair(getattr(student.config, "image_size", None) or recipe.model.image_size or 224)
+    image_size = as_pair(
+        getattr(student.config, "image_size", None) or as_size("image_size", recipe.model.image_size) or 224
+    )
     view_size = as_size("view_size", recipe.data.view_size) or image_size
     if len(recipe.data.crop_scale) != 2 or len(recipe.data.crop_aspect) != 2:
         raise RecipeError("crop_scale and crop_aspect take two numbers each, smallest and largest.")
@@ -146,14 +150,19 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
         processor = DeiTImageProcessor.for_image_size(image_size, recipe.data.evaluation_crop_ratio)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    return DistillationTrainer(
-        student,
-        build_teacher(recipe.teacher),
-        args,
-        train_dataset=ViewDataset(train, augmentation, args.seed),
-        eval_dataset=EvaluationDataset(validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
-        processing_class=processor,
-    )
+    try:
+        return DistillationTrainer(
+            student,
+            build_teacher(recipe.teacher),
+            args,
+            train_dataset=ViewDataset(train, augmentation, args.seed),
+            eval_dataset=EvaluationDataset(validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
+            processing_class=processor,
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # the Trainer's own word on an argument
+        raise RecipeError(str(error)) from error
 
 
 def train(recipe: Recipe) -> dict[str, float] | None:
@@ -226,7 +235,10 @@ def evaluate(
     batch_size: int = 64,
     bf16: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a saved model on the validation images of `data` (all images of a folder without splits).
+    """Evaluates a saved model on the validation images of `data`.
+
+    Of data without a validation split all images are used; unless the model's own recipe.yaml says that it was trained on
+    them, then those it had split off.
 
     Args:
         name_or_path: Of the model.
@@ -245,27 +257,35 @@ def evaluate(
     from .metrics import per_class_accuracy
 
     model, processor = load_model(name_or_path), load_processor(name_or_path)
-    _, validation = load_splits(data)
+    if batch_size < 1:
+        raise RecipeError(f"batch_size={batch_size}: at least 1.")
+    validation = load_validation(data, *_split_of(name_or_path, data))
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if tuple(names) != validation.class_names:
         validation = _relabel(validation, names)
     dataset: Any = _ProcessedDataset(validation, processor)
     if teacher is not None and teacher_view_size is not None:
         dataset = _WithTeacherView(dataset, as_pair(teacher_view_size))
-    args = DistillationTrainingArguments(
-        output_dir="unused",
-        distillation_type="none",
-        per_device_eval_batch_size=batch_size,
-        bf16=bf16,
-        report_to="none",
-    )
-    trainer = DistillationTrainer(
-        model, build_teacher(TeacherArguments(teacher=teacher)), args, eval_dataset=dataset, processing_class=processor
-    )
-    trainer.keep_rows = True
-    metrics = trainer.evaluate()
+    with tempfile.TemporaryDirectory() as unused:
+        args = DistillationTrainingArguments(
+            unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
+        )
+        asked = build_teacher(TeacherArguments(teacher=teacher))
+        trainer = DistillationTrainer(model, asked, args, eval_dataset=dataset, processing_class=processor)
+        trainer.keep_rows = True
+        metrics = trainer.evaluate()
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return {"metrics": metrics, "per_class": per_class_accuracy(trainer.rows, names)}
+
+
+def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
+    """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
+    file = Path(name_or_path) / RECIPE_FILE
+    if file.is_file():
+        fields = yaml.safe_load(file.read_text())
+        if Path(fields.get("data") or "").resolve() == Path(data).resolve():
+            return fields["validation_share"], fields["seed"]
+    return None, 0
 
 
 class _WithTeacherView(torch.utils.data.Dataset):

@@ -166,7 +166,7 @@ class Teacher:
         Raises:
             TeacherError: The classes cannot be brought together, or the teacher fails on a view of that size.
         """
-        count = self._try_on(view_size)
+        count = self.try_on(view_size)
         if self.class_names is None or student_names is None:
             if count != num_labels:
                 raise TeacherError(
@@ -200,9 +200,13 @@ class Teacher:
         indices = [self.class_names.index(name) for name in student_names]
         self._order = torch.tensor(indices, device=self.device)
 
-    def _try_on(self, view_size: tuple[int, int]) -> int:
-        """Runs the teacher on one black view and gives its number of classes, in its own order."""
-        self._order = None
+    def try_on(self, view_size: tuple[int, int]) -> int:
+        """Runs the teacher on one black view and gives its number of classes.
+
+        Raises:
+            TeacherError: It fails, or returns something else than `(batch, classes)`.
+        """
+        self._order = None  # in its own order
         try:
             logits = self(torch.zeros(1, 3, *view_size, device=self.device))
         except Exception as error:  # any model may stand here: whatever it raises belongs to this one cause

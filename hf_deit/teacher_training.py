@@ -6,6 +6,7 @@ What is saved, `train` takes by path: a transformers model as a transformers fol
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,14 +65,14 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     Raises:
         UserError: Data, network or an argument is not what it should be.
     """
-    if arguments.mode not in ("linear", "finetune"):
-        raise UserError(f"mode={arguments.mode!r}: choose linear or finetune.")
+    _check(arguments)
     set_seed(arguments.seed)
     train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed)
     base = _base_network(arguments.network)
     network, class_names = base.model, train.class_names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
+    base.image_size, base.class_names = None, None  # from here on it is given pixels of its new size, and new classes
+    base.to(device).try_on((arguments.image_size, arguments.image_size))
     head = _fit_linear_head(arguments, base, train, device)
     with torch.no_grad():
         fresh = replace_classifier(network, len(class_names))
@@ -79,13 +80,30 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     if isinstance(network, PreTrainedModel):
         network.config.id2label = dict(enumerate(class_names))
         network.config.label2id = {name: index for index, name in enumerate(class_names)}
-    trainer = _finetuner(arguments, base, train, validation)
-    if arguments.mode == "finetune":
-        network.requires_grad_(True)
-        trainer.train()
-    metrics = trainer.evaluate()
+    with tempfile.TemporaryDirectory() as unused:
+        trainer = _finetuner(arguments, base, train, validation, unused)
+        if arguments.mode == "finetune":
+            network.requires_grad_(True)
+            trainer.train()
+        metrics = trainer.evaluate()
     _save(arguments, base, class_names)
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+
+
+def _check(arguments: TeacherTrainingArguments) -> None:
+    if arguments.mode not in ("linear", "finetune"):
+        raise UserError(f"mode={arguments.mode!r}: choose linear or finetune.")
+    for name in ("image_size", "views", "epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"{name}={getattr(arguments, name)}: it must be at least 1.")
+    if arguments.mode == "finetune" and arguments.batch_size % 2:
+        raise UserError(f"batch_size={arguments.batch_size} is odd: images are paired, so use an even one.")
+    if not arguments.learning_rate > 0:
+        raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
+    try:
+        Augmentation((1, 1), crop_scale=tuple(arguments.crop_scale))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _base_network(name: str) -> Teacher:
@@ -171,15 +189,15 @@ class _Logits(nn.Module):
 
 
 def _finetuner(
-    arguments: TeacherTrainingArguments, base: Teacher, train: Source, validation: Source
+    arguments: TeacherTrainingArguments, base: Teacher, train: Source, validation: Source, work_dir: str
 ) -> DistillationTrainer:
     size = (arguments.image_size, arguments.image_size)
     args = DistillationTrainingArguments(
-        output_dir=arguments.output_dir,
+        output_dir=work_dir,
         distillation_type="none",
         num_train_epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
-        per_device_train_batch_size=arguments.batch_size,
+        per_device_train_batch_size=arguments.batch_size + arguments.batch_size % 2,  # linear mode takes no step
         per_device_eval_batch_size=arguments.batch_size,
         bf16=arguments.bf16,
         save_strategy="no",

@@ -81,6 +81,11 @@ class DistillationTrainingArguments(TrainingArguments):
             )
         if not self.distillation_tau > 0:
             raise ValueError(f"distillation_tau={self.distillation_tau}: it must be above 0 (paper: 3.0).")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: it must not be negative (paper: 5e-4).")
         if self.num_views is not None and self.num_views < 1:
             raise ValueError(
                 f"num_views={self.num_views}: it must be at least 1, or left out for distinct views always."
