@@ -126,6 +126,9 @@ class Recipe:
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.teacher):
             fields |= dataclasses.asdict(group)
+        for name in ("data", "model", "teacher"):
+            if fields[name] is not None and Path(fields[name]).exists():
+                fields[name] = str(Path(fields[name]).resolve())  # the recipe is read again from another folder
         names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments) if entry.init}
         training = self.training.to_dict()
         fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _SECRETS}
@@ -141,7 +144,7 @@ class _Parser(HfArgumentParser):
 
 def recipe_parser() -> HfArgumentParser:
     """The parser of all fields; its help is long, the command line shows a short one."""
-    return _Parser(GROUPS, add_help=False, allow_abbrev=False, argument_default=None)
+    return _Parser(GROUPS, prog="hf-deit train", add_help=False, allow_abbrev=False, argument_default=None)
 
 
 def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
@@ -156,7 +159,9 @@ def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
     """
     parser = recipe_parser()
     fields = {} if config is None else _read_yaml(Path(config))
-    known = {action.dest: action for action in parser._actions}
+    known: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        known.setdefault(action.dest, action)  # a flag that is true by default has a second action, --no_…
     unknown = sorted(str(name) for name in fields if name not in known)
     if unknown:
         raise RecipeError(f"{config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}")

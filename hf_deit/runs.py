@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .augmentation import Augmentation
-from .checkpointing import checkpoints, write_json
+from .checkpointing import checkpoints, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .data import EvaluationDataset, Source, ViewDataset, load_splits, load_validation
 from .errors import UserError
@@ -182,12 +182,14 @@ def train(recipe: Recipe) -> dict[str, float] | None:
         )
     trainer = build_trainer(recipe)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))
+    if trainer.is_world_process_zero():
+        with staged_files(output_dir) as folder:
+            (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
     trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
     trainer.save_model()
     metrics = trainer.evaluate()
     if not trainer.is_world_process_zero():
         return None
-    (output_dir / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
     results = {name: value for name, value in metrics.items() if name.startswith("eval_")}
     write_json(
         output_dir / RESULTS_FILE, {**results, "steps": trainer.state.global_step, "epochs": trainer.state.epoch}
@@ -280,7 +282,8 @@ def evaluate(
 
 def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
     """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
-    file = Path(name_or_path) / RECIPE_FILE
+    folder = Path(name_or_path)
+    file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
     if file.is_file():
         fields = yaml.safe_load(file.read_text())
         if Path(fields.get("data") or "").resolve() == Path(data).resolve():

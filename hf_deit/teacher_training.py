@@ -78,6 +78,8 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
         fresh = replace_classifier(network, len(class_names))
         fresh.load_state_dict(head.state_dict())
     if isinstance(network, PreTrainedModel):
+        if hasattr(network.config, "image_size"):
+            network.config.image_size = arguments.image_size  # it was tried on that size and took it
         network.config.id2label = dict(enumerate(class_names))
         network.config.label2id = {name: index for index, name in enumerate(class_names)}
     with tempfile.TemporaryDirectory() as unused:
@@ -175,12 +177,11 @@ L2_PENALTY = 2e-3
 
 
 class _Logits(nn.Module):
-    """Gives a network the trainer's output contract."""
+    """Gives a network the trainer's output contract; without its configuration, whose image size is not that of here."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.config = getattr(network, "config", None)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         from .networks import logits_of
