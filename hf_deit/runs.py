@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .augmentation import Augmentation
-from .checkpointing import checkpoints, staged_files, write_json
+from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .data import EvaluationDataset, Source, ViewDataset, load_splits, load_validation
 from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
-from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size
+from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, load_recipe
 from .teacher import Teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
@@ -182,6 +182,8 @@ def train(recipe: Recipe) -> dict[str, float] | None:
         )
     trainer = build_trainer(recipe)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))
+    if recipe.run.resume:
+        check_same_run(newest_checkpoint(output_dir), trainer.run_description())
     if trainer.is_world_process_zero():
         with staged_files(output_dir) as folder:
             (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
@@ -285,9 +287,9 @@ def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
     folder = Path(name_or_path)
     file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
     if file.is_file():
-        fields = yaml.safe_load(file.read_text())
-        if Path(fields.get("data") or "").resolve() == Path(data).resolve():
-            return fields["validation_share"], fields["seed"]
+        recipe = load_recipe(file, [])
+        if recipe.data.data is not None and Path(recipe.data.data).resolve() == Path(data).resolve():
+            return recipe.data.validation_share, recipe.training.seed
     return None, 0
 
 
