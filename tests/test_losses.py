@@ -1,0 +1,469 @@
+"""Every loss against its formula in float64 NumPy, and which head learns from what."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from hf_deit.losses import (
+    DEFAULT_ALPHA,
+    base_loss,
+    distillation_terms,
+    hard_distillation_loss,
+    soft_distillation_loss,
+    supervised_loss,
+)
+
+BATCH, CLASSES = 6, 5
+
+
+def random_logits(seed, spread=3.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(BATCH, CLASSES, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def random_classes(seed=0):
+    return torch.randint(CLASSES, (BATCH,), generator=torch.Generator().manual_seed(seed))
+
+
+def random_soft_labels(seed=0):
+    """Two classes an image, as mixing gives them."""
+    first, second = random_classes(seed), random_classes(seed + 1)
+    one_hot = torch.eye(CLASSES)
+    return 0.7 * one_hot[first] + 0.3 * one_hot[second]
+
+
+# The formulas, in float64
+
+
+def float64(tensor):
+    return tensor.detach().double().numpy()
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def naive_soft(student, teacher, tau):
+    log_p, log_q = log_softmax(float64(teacher) / tau), log_softmax(float64(student) / tau)
+    return tau**2 * (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
+def naive_hard(student, teacher):
+    return -log_softmax(float64(student))[np.arange(len(student)), float64(teacher).argmax(axis=-1)]
+
+
+def naive_cross_entropy(logits, targets, smoothing=0.0):
+    targets = (1 - smoothing) * targets + smoothing / targets.shape[-1]
+    return -(targets * log_softmax(float64(logits))).sum(axis=-1)
+
+
+def naive_binary_cross_entropy(logits, targets):
+    z = float64(logits)
+    # -t·log σ(z) - (1-t)·log(1-σ(z)), with log σ written so that it cannot overflow.
+    return (targets * np.logaddexp(0, -z) + (1 - targets) * np.logaddexp(0, z)).mean(axis=-1)
+
+
+def one_hot(labels):
+    return np.eye(CLASSES)[labels.numpy()]
+
+
+# Soft distillation
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0, 20.0])
+def test_soft_distillation_is_tau_squared_times_the_divergence_of_each_image(tau):
+    student, teacher = random_logits(0), random_logits(1)
+    loss = soft_distillation_loss(student, teacher, tau)
+    assert loss.shape == (BATCH,)
+    assert loss.dtype == torch.float32
+    np.testing.assert_allclose(loss, naive_soft(student, teacher, tau), rtol=1e-4, atol=1e-6)
+
+
+def test_the_official_reduction_divides_by_the_number_of_classes_as_the_official_code():
+    student, teacher, tau = random_logits(0), random_logits(1), 3.0
+    ours = soft_distillation_loss(student, teacher, tau, reduction="official")
+    np.testing.assert_allclose(ours, naive_soft(student, teacher, tau) / CLASSES, rtol=1e-4)
+    # facebookresearch/deit losses.py: a sum over batch and classes, divided by the number of elements.
+    log_probs = [torch.log_softmax(logits / tau, dim=1) for logits in (student, teacher)]
+    official = torch.nn.functional.kl_div(*log_probs, reduction="sum", log_target=True) * tau**2 / student.numel()
+    torch.testing.assert_close(ours.mean(), official)
+
+
+def test_the_default_temperature_is_the_papers():
+    student, teacher = random_logits(0), random_logits(1)
+    np.testing.assert_allclose(soft_distillation_loss(student, teacher), naive_soft(student, teacher, 3.0), rtol=1e-4)
+    assert DEFAULT_ALPHA == {"none": 0.0, "soft": 0.1, "hard": 0.5}
+
+
+def test_soft_distillation_is_zero_where_the_student_equals_the_teacher_up_to_a_constant():
+    teacher = random_logits(1, dtype=torch.float64)
+    loss = soft_distillation_loss(teacher + 7.0, teacher)
+    torch.testing.assert_close(loss, torch.zeros(BATCH, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_the_gradient_of_soft_distillation_is_tau_times_the_difference_of_the_distributions():
+    tau = 4.0
+    student, teacher = random_logits(0, dtype=torch.float64).requires_grad_(), random_logits(1, dtype=torch.float64)
+    soft_distillation_loss(student, teacher, tau).sum().backward()
+    q, p = (np.exp(log_softmax(float64(logits) / tau)) for logits in (student, teacher))
+    np.testing.assert_allclose(student.grad, tau * (q - p), rtol=1e-9, atol=1e-12)
+
+
+def test_at_a_small_temperature_soft_distillation_is_tau_squared_times_hard_at_that_temperature():
+    """softmax(teacher/τ) becomes one-hot, so τ²·KL becomes τ²·CE(student/τ, arg max teacher)."""
+    tau = 0.02
+    student = random_logits(0, dtype=torch.float64)
+    teacher = 3.0 * torch.eye(CLASSES, dtype=torch.float64)[random_classes()]
+    soft = soft_distillation_loss(student, teacher, tau)
+    torch.testing.assert_close(soft, tau**2 * hard_distillation_loss(student / tau, teacher), rtol=1e-9, atol=1e-12)
+
+
+def test_at_a_large_temperature_soft_distillation_is_the_squared_distance_of_the_centred_logits():
+    """Hinton et al., arXiv:1503.02531, section 2.1: τ²·KL → ‖student - teacher‖² / (2·classes), both with mean 0."""
+    student, teacher = random_logits(0, dtype=torch.float64), random_logits(1, dtype=torch.float64)
+    difference = float64(student - teacher)
+    difference -= difference.mean(axis=-1, keepdims=True)
+    expected = (difference**2).sum(axis=-1) / (2 * CLASSES)
+    np.testing.assert_allclose(soft_distillation_loss(student, teacher, tau=1e4), expected, rtol=2e-3)
+
+
+# Hard distillation
+
+
+def test_hard_distillation_is_the_cross_entropy_with_the_teachers_decision():
+    student, teacher = random_logits(2), random_logits(3)
+    loss = hard_distillation_loss(student, teacher)
+    assert loss.shape == (BATCH,)
+    np.testing.assert_allclose(loss, naive_hard(student, teacher), rtol=1e-5)
+
+
+def test_hard_distillation_depends_on_nothing_of_the_teacher_but_its_arg_max():
+    student, teacher = random_logits(2), random_logits(3)
+    torch.testing.assert_close(
+        hard_distillation_loss(student, teacher), hard_distillation_loss(student, 0.01 * teacher + 5.0)
+    )
+
+
+# The loss on the labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_takes_class_indices_and_smooths_them(smoothing):
+    logits, labels = random_logits(4), random_classes()
+    loss = base_loss(logits, labels, label_smoothing=smoothing)
+    assert loss.shape == (BATCH,)
+    np.testing.assert_allclose(loss, naive_cross_entropy(logits, one_hot(labels), smoothing), rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cross_entropy_takes_soft_labels(smoothing, dtype):
+    logits, labels = random_logits(4), random_soft_labels().to(dtype)
+    expected = naive_cross_entropy(logits, float64(labels), smoothing)
+    np.testing.assert_allclose(base_loss(logits, labels, label_smoothing=smoothing), expected, rtol=1e-5)
+
+
+def test_one_hot_soft_labels_give_what_their_class_indices_give():
+    logits, labels = random_logits(4), random_classes()
+    for kind in ("cross_entropy", "binary_cross_entropy"):
+        from_indices, from_soft = base_loss(logits, labels, kind), base_loss(logits, torch.eye(CLASSES)[labels], kind)
+        torch.testing.assert_close(from_indices, from_soft)
+
+
+def test_binary_cross_entropy_takes_class_indices():
+    logits, labels = random_logits(5), random_classes()
+    loss = base_loss(logits, labels, "binary_cross_entropy")
+    assert loss.shape == (BATCH,)
+    np.testing.assert_allclose(loss, naive_binary_cross_entropy(logits, one_hot(labels)), rtol=1e-5)
+
+
+def test_binary_cross_entropy_counts_every_class_of_a_mixed_label_as_present():
+    logits, labels = random_logits(5), random_soft_labels()
+    assert set(labels.unique().tolist()) - {0.0, 1.0}, "the labels should be mixed"
+    expected = naive_binary_cross_entropy(logits, float64(labels) > 0)
+    np.testing.assert_allclose(base_loss(logits, labels, "binary_cross_entropy"), expected, rtol=1e-5)
+
+
+# Labels of every problem type
+
+
+@pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
+def test_classification_takes_indices_and_soft_labels(problem_type):
+    logits, labels, soft = random_logits(6), random_classes(), random_soft_labels()
+    expected = naive_cross_entropy(logits, one_hot(labels))
+    np.testing.assert_allclose(supervised_loss(logits, labels, problem_type), expected, rtol=1e-5)
+    expected = naive_cross_entropy(logits, float64(soft))
+    np.testing.assert_allclose(supervised_loss(logits, soft, problem_type), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.long, torch.bool])
+def test_multi_label_classification_takes_zeros_and_ones_of_any_type(dtype):
+    logits = random_logits(6)
+    labels = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    loss = supervised_loss(logits, labels, "multi_label_classification")
+    assert loss.shape == (BATCH,)
+    np.testing.assert_allclose(loss, naive_binary_cross_entropy(logits, labels.double().numpy()), rtol=1e-5)
+
+
+def test_multi_label_targets_are_not_rounded_up_as_mixed_labels_are():
+    logits, labels = random_logits(6), random_soft_labels()
+    expected = naive_binary_cross_entropy(logits, float64(labels))
+    np.testing.assert_allclose(supervised_loss(logits, labels, "multi_label_classification"), expected, rtol=1e-5)
+
+
+def test_regression_is_the_mean_squared_error_of_each_image():
+    logits, labels = random_logits(6), random_logits(7)
+    loss = supervised_loss(logits, labels, "regression")
+    assert loss.shape == (BATCH,)
+    np.testing.assert_allclose(loss, ((float64(logits) - float64(labels)) ** 2).mean(axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("problem_type", [None, "regression"])
+@pytest.mark.parametrize("shape", [(BATCH,), (BATCH, 1)])
+def test_a_single_output_is_a_regression_and_takes_labels_with_or_without_its_axis(problem_type, shape):
+    logits, labels = random_logits(6)[:, :1], random_logits(7)[:, 0]
+    loss = supervised_loss(logits, labels.reshape(shape), problem_type)
+    assert loss.shape == (BATCH,)
+    np.testing.assert_allclose(loss, (float64(logits)[:, 0] - float64(labels)) ** 2, rtol=1e-5)
+
+
+# Numbers
+
+
+LOSSES = {
+    "soft": lambda z: soft_distillation_loss(z, random_logits(1, dtype=torch.float64), 2.0),
+    "soft, official": lambda z: soft_distillation_loss(z, random_logits(1, dtype=torch.float64), 2.0, "official"),
+    "hard": lambda z: hard_distillation_loss(z, random_logits(1, dtype=torch.float64)),
+    "cross-entropy": lambda z: base_loss(z, random_classes(), label_smoothing=0.1),
+    "cross-entropy, soft labels": lambda z: base_loss(z, random_soft_labels()),
+    "binary cross-entropy": lambda z: base_loss(z, random_soft_labels(), "binary_cross_entropy"),
+    "multi-label": lambda z: supervised_loss(z, random_soft_labels().round(), "multi_label_classification"),
+    "regression": lambda z: supervised_loss(z, random_logits(1, dtype=torch.float64), "regression"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_agree_with_finite_differences_and_float64_is_kept(name):
+    logits = random_logits(8, dtype=torch.float64).requires_grad_()
+    assert LOSSES[name](logits).dtype == torch.float64
+    assert torch.autograd.gradcheck(LOSSES[name], logits)
+
+
+def extreme_logits(dtype):
+    """Rows in which student and teacher agree, disagree, and know nothing."""
+    student = torch.tensor([[1e4, -1e4, 0], [1e4, -1e4, 0], [0, 0, 0], [-1e4, -1e4, -1e4]], dtype=dtype)
+    teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 0], [-1e4, 0, 1e4], [1e4, 1e4, 1e4]], dtype=dtype)
+    return student.requires_grad_(), teacher
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("loss_function", "naive"),
+    [
+        (functools.partial(soft_distillation_loss, tau=1.0), functools.partial(naive_soft, tau=1.0)),
+        (functools.partial(soft_distillation_loss, tau=3.0), functools.partial(naive_soft, tau=3.0)),
+        (functools.partial(soft_distillation_loss, tau=0.01), functools.partial(naive_soft, tau=0.01)),
+        (hard_distillation_loss, naive_hard),
+    ],
+    ids=["soft 1", "soft 3", "soft 0.01", "hard"],
+)
+def test_extreme_logits_of_student_and_teacher_give_finite_values_and_gradients(dtype, loss_function, naive):
+    student, teacher = extreme_logits(dtype)
+    loss = loss_function(student, teacher)
+    assert loss.dtype == torch.float32
+    np.testing.assert_allclose(loss.detach(), naive(student, teacher), rtol=1e-5, atol=1e-5)
+    loss.sum().backward()
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["cross_entropy", "binary_cross_entropy"])
+def test_extreme_logits_on_the_labels_give_finite_values_and_gradients(dtype, kind):
+    naive = naive_cross_entropy if kind == "cross_entropy" else naive_binary_cross_entropy
+    for labels in (torch.tensor([0, 1, 2, 0]), torch.tensor([[0.6, 0.4, 0], [0, 1, 0], [0.5, 0, 0.5], [1, 0, 0]])):
+        logits, _ = extreme_logits(dtype)
+        loss = base_loss(logits, labels, kind)
+        assert loss.dtype == torch.float32
+        targets = np.eye(3)[labels.numpy()] if labels.ndim == 1 else labels.numpy().astype(np.float64)
+        targets = targets if kind == "cross_entropy" else targets > 0
+        np.testing.assert_allclose(loss.detach(), naive(logits, targets), rtol=1e-5)
+        loss.sum().backward()
+        assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_lose_nothing_in_the_loss(dtype):
+    """The loss of rounded logits is the float64 loss of the same rounded logits."""
+    student, teacher, labels = random_logits(0, dtype=dtype), random_logits(1, dtype=dtype), random_classes()
+    np.testing.assert_allclose(soft_distillation_loss(student, teacher), naive_soft(student, teacher, 3.0), rtol=1e-3)
+    hard, cross_entropy = hard_distillation_loss(student, teacher), base_loss(student, labels)
+    np.testing.assert_allclose(hard, naive_hard(student, teacher), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cross_entropy, naive_cross_entropy(student, one_hot(labels)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_value_of_an_image_does_not_depend_on_the_other_images(name):
+    logits = random_logits(8, dtype=torch.float64)
+    other = torch.cat([logits[:1], random_logits(9, dtype=torch.float64)[1:]])
+    assert LOSSES[name](logits)[0] == LOSSES[name](other)[0]
+
+
+# What learns from what
+
+
+def heads_of(num_heads):
+    """Leaves, so that each shows what gradient reached it; the fused logits are a leaf of their own."""
+    names = ("logits",) if num_heads == 1 else ("logits", "cls_logits", "distillation_logits")
+    return {name: random_logits(seed, dtype=torch.float64).requires_grad_() for seed, name in enumerate(names)}
+
+
+def terms_of(heads, with_teacher, alpha=0.3):
+    teacher = random_logits(99, dtype=torch.float64)
+    terms = distillation_terms(
+        heads,
+        functools.partial(base_loss, labels=random_classes()),
+        functools.partial(soft_distillation_loss, teacher_logits=teacher) if with_teacher else None,
+        alpha,
+    )
+    return terms, teacher
+
+
+def label_gradient(logits):
+    return np.exp(log_softmax(float64(logits))) - one_hot(random_classes())
+
+
+def teacher_gradient(logits, teacher, tau=3.0):
+    return tau * (np.exp(log_softmax(float64(logits) / tau)) - np.exp(log_softmax(float64(teacher) / tau)))
+
+
+def assert_gradients(heads, expected):
+    """Exactly the heads named in `expected` have a gradient, and it is that one."""
+    assert {name for name, head in heads.items() if head.grad is not None} == set(expected)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(heads[name].grad, gradient, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_with_two_heads_the_class_head_learns_from_labels_and_the_distillation_head_from_the_teacher(alpha):
+    heads = heads_of(2)
+    terms, teacher = terms_of(heads, with_teacher=True, alpha=alpha)
+    cls_loss = naive_cross_entropy(heads["cls_logits"], one_hot(random_classes()))
+    distillation_loss = naive_soft(heads["distillation_logits"], teacher, 3.0)
+    np.testing.assert_allclose(terms["cls_loss"].detach(), cls_loss)
+    np.testing.assert_allclose(terms["distillation_loss"].detach(), distillation_loss)
+    np.testing.assert_allclose(terms["loss"].detach(), (1 - alpha) * cls_loss + alpha * distillation_loss)
+    terms["loss"].sum().backward()
+    expected = {
+        "cls_logits": (1 - alpha) * label_gradient(heads["cls_logits"]),
+        "distillation_logits": alpha * teacher_gradient(heads["distillation_logits"], teacher),
+    }
+    assert_gradients(heads, expected)
+
+
+def test_with_two_heads_and_no_teacher_both_learn_from_the_labels():
+    heads = heads_of(2)
+    terms, _ = terms_of(heads, with_teacher=False)
+    cls_loss, distillation_loss = (
+        naive_cross_entropy(heads[name], one_hot(random_classes())) for name in ("cls_logits", "distillation_logits")
+    )
+    np.testing.assert_allclose(terms["cls_loss"].detach(), cls_loss)
+    np.testing.assert_allclose(terms["distillation_loss"].detach(), distillation_loss)
+    np.testing.assert_allclose(terms["loss"].detach(), (cls_loss + distillation_loss) / 2)
+    terms["loss"].sum().backward()
+    assert_gradients(heads, {name: label_gradient(heads[name]) / 2 for name in ("cls_logits", "distillation_logits")})
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_with_one_head_it_learns_from_labels_and_teacher_together(alpha):
+    heads = heads_of(1)
+    terms, teacher = terms_of(heads, with_teacher=True, alpha=alpha)
+    cls_loss = naive_cross_entropy(heads["logits"], one_hot(random_classes()))
+    distillation_loss = naive_soft(heads["logits"], teacher, 3.0)
+    np.testing.assert_allclose(terms["cls_loss"].detach(), cls_loss)
+    np.testing.assert_allclose(terms["distillation_loss"].detach(), distillation_loss)
+    np.testing.assert_allclose(terms["loss"].detach(), (1 - alpha) * cls_loss + alpha * distillation_loss)
+    terms["loss"].sum().backward()
+    both = (1 - alpha) * label_gradient(heads["logits"]) + alpha * teacher_gradient(heads["logits"], teacher)
+    assert_gradients(heads, {"logits": both})
+
+
+def test_with_one_head_and_no_teacher_the_loss_is_that_on_the_labels_alone():
+    heads = heads_of(1)
+    terms, _ = terms_of(heads, with_teacher=False)
+    assert list(terms) == ["loss", "cls_loss"]
+    np.testing.assert_allclose(terms["loss"].detach(), naive_cross_entropy(heads["logits"], one_hot(random_classes())))
+    terms["loss"].sum().backward()
+    assert_gradients(heads, {"logits": label_gradient(heads["logits"])})
+
+
+@pytest.mark.parametrize("num_heads", [1, 2])
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_the_loss_comes_first_and_every_term_has_one_value_an_image(num_heads, with_teacher):
+    terms, _ = terms_of(heads_of(num_heads), with_teacher)
+    assert next(iter(terms)) == "loss"
+    assert all(term.shape == (BATCH,) for term in terms.values())
+
+
+# Errors
+
+
+@pytest.mark.parametrize("loss_function", [soft_distillation_loss, hard_distillation_loss])
+@pytest.mark.parametrize("shape", [(6, 7), (5, 5), (5,), (1, 5)])
+def test_logits_of_other_shapes_are_refused_with_both_shapes(loss_function, shape):
+    with pytest.raises(ValueError) as error:
+        loss_function(random_logits(0), torch.zeros(shape))
+    assert str((BATCH, CLASSES)) in str(error.value)
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize("tau", [0, 0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_positive_is_refused_with_its_value(tau):
+    with pytest.raises(ValueError, match=rf"tau={tau}.*above 0"):
+        soft_distillation_loss(random_logits(0), random_logits(1), tau)
+
+
+def test_an_unknown_reduction_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'mean'.*image.*official"):
+        soft_distillation_loss(random_logits(0), random_logits(1), reduction="mean")
+
+
+def test_an_unknown_base_loss_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'focal'.*cross_entropy.*binary_cross_entropy"):
+        base_loss(random_logits(0), random_classes(), "focal")
+
+
+def test_smoothing_with_binary_cross_entropy_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="label_smoothing=0.1.*Set the smoothing to 0 or use cross_entropy"):
+        base_loss(random_logits(0), random_classes(), "binary_cross_entropy", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(BATCH + 1, dtype=torch.long),
+        torch.zeros(BATCH),
+        torch.zeros(BATCH, CLASSES, dtype=torch.long),
+        torch.zeros(BATCH, CLASSES + 1),
+        torch.zeros(BATCH, 1, dtype=torch.long),
+        torch.tensor(1),
+    ],
+    ids=["too many", "floats", "0/1 integers", "too many classes", "a column", "a scalar"],
+)
+@pytest.mark.parametrize("loss_function", [base_loss, supervised_loss])
+def test_labels_of_another_shape_or_type_are_refused_with_what_is_allowed(loss_function, labels):
+    with pytest.raises(ValueError, match="class indices.*soft labels") as error:
+        loss_function(random_logits(0), labels)
+    assert str(tuple(labels.shape)) in str(error.value)
+    assert str(labels.dtype) in str(error.value)
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+@pytest.mark.parametrize("shape", [(BATCH,), (BATCH, CLASSES - 1), (CLASSES, BATCH)])
+def test_labels_that_are_not_one_a_logit_are_refused_by_problem_type(problem_type, shape):
+    with pytest.raises(ValueError, match=problem_type) as error:
+        supervised_loss(random_logits(0), torch.zeros(shape), problem_type)
+    assert str(shape) in str(error.value)
+    assert str((BATCH, CLASSES)) in str(error.value)
