@@ -155,6 +155,8 @@ class DeiTAttention(nn.Module):
 
 
 class DeiTMLP(nn.Module):
+    """Two linear layers with an activation between them (exact GELU by default)."""
+
     def __init__(self, config: StudentConfig):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
@@ -217,6 +219,8 @@ class DeiTLayer(GradientCheckpointingLayer):
 
 
 class DeiTPooler(nn.Module):
+    """A dense layer on the class token, for the backbone alone; the students do not use it."""
+
     def __init__(self, config: StudentConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
@@ -345,11 +349,15 @@ _REFUSE_UNFOLDED = (
 
 
 class DeiTPreTrainedModel(StudentPreTrainedModel):
+    """Base of the distilled student; `model_type: deit` in files."""
+
     config: DeiTConfig
     base_model_prefix = "deit"
 
 
 class ViTPreTrainedModel(StudentPreTrainedModel):
+    """Base of the plain student; `model_type: vit` in files."""
+
     config: ViTConfig
     base_model_prefix = "vit"
 
