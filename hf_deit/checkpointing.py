@@ -74,6 +74,10 @@ def staged_files(target: Path) -> Iterator[Path]:
 def remove_staging(output_dir: Path) -> None:
     """Removes what a killed run left half-written."""
     if output_dir.is_dir():
+        for old in output_dir.glob(f"{STAGING_PREFIX}old-*"):  # killed between the two renames: the old one is whole
+            target = output_dir / old.name.removeprefix(f"{STAGING_PREFIX}old-")
+            if not target.exists():
+                os.replace(old, target)
         for path in output_dir.glob(f"{STAGING_PREFIX}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -120,6 +124,7 @@ def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict
     Fields that only one side has (another version of transformers wrote the other) are not compared, except the model's,
     the data's and the teacher's own.
     """
+    both = saved.get("recipe", {}).keys() & present.get("recipe", {}).keys()
     saved, present = (
         _flat(json.loads(json.dumps(saved, default=str))),
         _flat(json.loads(json.dumps(present, default=str))),
@@ -127,8 +132,7 @@ def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict
     return {
         field: (saved.get(field), present.get(field))
         for field in sorted(saved.keys() | present.keys())
-        if saved.get(field) != present.get(field)
-        and (field in saved and field in present or not field.startswith("recipe."))
+        if saved.get(field) != present.get(field) and (not field.startswith("recipe.") or field.split(".")[1] in both)
     }
 
 

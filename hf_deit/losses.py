@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
 DISTILLATION_REDUCTIONS = ("image", "official")
@@ -103,7 +104,9 @@ def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label
     _check_labels(logits, labels)
     logits = _at_least_float32(logits)
     if kind == "cross_entropy":
-        target = labels.to(logits.dtype) if labels.ndim == 2 else labels
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: a share in [0, 1) (paper: 0.1).")
+        target = labels.to(logits.dtype) if labels.ndim == 2 else labels.long()
         return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
     if kind != "binary_cross_entropy":
         raise ValueError(f"base loss {kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
@@ -112,12 +115,13 @@ def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label
             f"label_smoothing={label_smoothing} with binary_cross_entropy: every smoothed label is above 0 and would "
             "count as present. Set the smoothing to 0 or use cross_entropy."
         )
-    present = labels > 0 if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
+    present = labels > 0 if labels.ndim == 2 else F.one_hot(labels.long(), logits.shape[-1])
     return F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none").mean(dim=-1)
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
-    indices = labels.ndim == 1 and not labels.is_floating_point() and labels.shape[0] == logits.shape[0]
+    integers = not labels.is_floating_point() and labels.dtype != torch.bool
+    indices = labels.ndim == 1 and integers and labels.shape[0] == logits.shape[0]
     soft = labels.shape == logits.shape and labels.is_floating_point()
     if not indices and not soft:
         raise ValueError(
@@ -145,6 +149,8 @@ def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = N
     """
     if problem_type is None and logits.shape[-1] == 1:
         problem_type = "regression"
+    if problem_type not in (None, *PROBLEM_TYPES):
+        raise ValueError(f"problem_type={problem_type!r}: choose one of {', '.join(PROBLEM_TYPES)}.")
     if problem_type not in ("regression", "multi_label_classification"):
         return base_loss(logits, labels)
     logits = _at_least_float32(logits)

@@ -4,7 +4,9 @@ A factory takes no arguments and returns an `nn.Module` that maps normalised pix
 `(batch, classes)`. Teachers and `hf-deit train-teacher` use them; `efficientnet_lite0` is one that installs from PyPI.
 """
 
+import argparse
 import importlib
+import pathlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,14 @@ def build_network(factory: str) -> nn.Module:
     module_name, _, name = factory.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"No network factory {factory!r} ({type(error).__name__}: {error}). Give package.module:factory of something "
             "installed, for example hf_deit.networks:efficientnet_lite0."
         ) from error
     try:
         network = build()
-    except ImportError as error:
+    except (ImportError, TypeError) as error:
         raise UserError(f"{factory} cannot be built: {error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{factory} returned {type(network).__name__}: a factory returns a torch.nn.Module.")
@@ -60,9 +62,13 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             raise UserError(f"{path} is no readable safetensors file: {error}") from error
     else:
         try:
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+            # What training scripts (the official one among them) put beside the weights: plain data, never code.
+            with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+                state_dict = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
             raise UserError(f"{path} holds no tensors that can be loaded safely: {error}") from error
+    if not isinstance(state_dict, dict):
+        raise UserError(f"{path} holds a {type(state_dict).__name__} and no dictionary of tensors.")
     for key in ("model", "state_dict"):
         if isinstance(state_dict.get(key), dict):
             state_dict = state_dict[key]
@@ -87,7 +93,7 @@ def classifier_name(network: nn.Module) -> str:
     Raises:
         UserError: There is none.
     """
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name, module in network.named_modules() if name and isinstance(module, nn.Linear)]
     if not names:
         raise UserError(f"{type(network).__name__} has no linear layer that could be its classifier.")
     return names[-1]

@@ -11,7 +11,8 @@ _NEVER = ("cls_token", "position_embeddings")
 def decay_parameter_names(model: nn.Module, distillation_token_decay: bool = True) -> list[str]:
     """Gives the names of the parameters that weight decay applies to.
 
-    None on biases, norms and LayerScale (all of them vectors), the class token and the positions.
+    None on biases (a Swin's table of relative position biases among them), norms and LayerScale (all of them vectors), the
+    class token and the positions.
 
     Args:
         model: The student.
@@ -21,5 +22,5 @@ def decay_parameter_names(model: nn.Module, distillation_token_decay: bool = Tru
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and name.rpartition(".")[2] not in never
+        if parameter.ndim > 1 and name.rpartition(".")[2] not in never and "bias" not in name.rpartition(".")[2]
     ]
