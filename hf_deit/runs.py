@@ -22,7 +22,7 @@ from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, load_recipe
-from .teacher import Teacher
+from .teacher import Teacher, class_names
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -50,13 +50,13 @@ def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         raise RecipeError(f"No model at {name_or_path!r}: {error}") from error
 
 
-def build_student(arguments: ModelArguments, class_names: Sequence[str]) -> PreTrainedModel:
+def build_student(arguments: ModelArguments, names: Sequence[str]) -> PreTrainedModel:
     """Builds the student of a recipe for the classes of the data.
 
     Raises:
         RecipeError: Fields are unknown, impossible or at odds.
     """
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if arguments.model is not None:
         return _student_from_weights(arguments, labels)
     if arguments.student not in ("distilled", "plain"):
@@ -89,12 +89,40 @@ def build_student(arguments: ModelArguments, class_names: Sequence[str]) -> PreT
     return model_class(config)
 
 
+# Fields that describe a student from scratch; weights bring their own.
+_SCRATCH_FIELDS = (
+    *(
+        "student",
+        "preset",
+        "patch_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    ),
+    *("drop_path_rate", "layer_scale_init_value"),
+)
+_HEADS = ("cls_classifier", "distillation_classifier", "classifier")
+
+
 def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any]) -> PreTrainedModel:
     model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True)
-    wanted, given = as_size("image_size", arguments.image_size), getattr(model.config, "image_size", None)
-    if wanted is not None and given is not None and wanted != as_pair(given):
+    given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
+    if given:
         raise RecipeError(
-            f"image_size={arguments.image_size} and the weights of {arguments.model} are for {given}: leave image_size out."
+            f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
+        )
+    before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
+    if before is not None and before != list(labels["id2label"].values()):
+        logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
+        for name in _HEADS:
+            if isinstance(getattr(model, name, None), torch.nn.Linear):
+                torch.nn.init.trunc_normal_(getattr(model, name).weight, std=0.02)
+                torch.nn.init.zeros_(getattr(model, name).bias)
+    wanted, own = as_size("image_size", arguments.image_size), getattr(model.config, "image_size", None)
+    if wanted is not None and own is not None and wanted != as_pair(own):
+        raise RecipeError(
+            f"image_size={arguments.image_size} and the weights of {arguments.model} are for {own}: leave image_size out."
         )
     return model
 
@@ -176,9 +204,9 @@ def train(recipe: Recipe) -> dict[str, float] | None:
         NonFiniteLossError: Training diverged.
     """
     output_dir = Path(recipe.training.output_dir)
-    if not recipe.run.resume and checkpoints(output_dir):
+    if not recipe.run.resume and (checkpoints(output_dir) or (output_dir / "model.safetensors").exists()):
         raise RecipeError(
-            f"{output_dir} holds checkpoints of an earlier run. Add --resume to go on, or choose another --output_dir."
+            f"{output_dir} holds an earlier run. Add --resume to go on from its checkpoints, or choose another --output_dir."
         )
     trainer = build_trainer(recipe)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))

@@ -337,6 +337,7 @@ def test_folding_keeps_the_function_and_leaves_the_model_as_it_is(tiny_student, 
     model.save_pretrained(tmp_path, fold_layer_scale=True)
     assert model.config.to_dict() == config
     assert model.training and folded.training
+    assert not model.eval().folded().training
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         for parameter in folded.parameters():

@@ -303,6 +303,29 @@ def test_a_student_goes_on_from_a_folder_of_the_same_classes(tmp_path, data, lea
     assert results(tmp_path)["eval_accuracy"] == results(learned)["eval_accuracy"]
 
 
+def test_fine_tuning_on_as_many_other_classes_starts_the_heads_anew(tmp_path, learned):
+    write_splits(tmp_path / "data", names=("pear", "plum", "quince"))
+    fields = ("--model", learned, "--distillation_type", "none", "--learning_rate", 0, *TWO_STEPS)
+    assert train(tmp_path / "data", tmp_path / "out", *fields) == 0
+    before, after = (AutoModelForImageClassification.from_pretrained(path) for path in (learned, tmp_path / "out"))
+    assert not torch.equal(before.cls_classifier.weight, after.cls_classifier.weight)
+    assert not torch.equal(before.distillation_classifier.weight, after.distillation_classifier.weight)
+    torch.testing.assert_close(before.deit.layers[0].mlp.fc1.weight, after.deit.layers[0].mlp.fc1.weight)
+
+
+def test_the_shape_of_a_student_from_scratch_is_refused_beside_weights(tmp_path, capsys, data, learned):
+    fields = ("--model", learned, "--preset", "tiny", "--distillation_type", "none", *TWO_STEPS)
+    message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *fields)
+    assert "preset" in message and "brings its own" in message
+
+
+def test_a_run_without_checkpoints_is_not_overwritten(tmp_path, capsys, data):
+    fields = ("--distillation_type", "none", "--save_strategy", "no", *TWO_STEPS, *STUDENT)
+    assert train(data, tmp_path / "out", *fields) == 0
+    message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *fields)
+    assert "earlier run" in message
+
+
 def swin_folder(path):
     torch.manual_seed(0)
     config = SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2)
