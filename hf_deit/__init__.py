@@ -41,9 +41,12 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("hf_deit")
+        try:
+            return version("hf_deit")
+        except PackageNotFoundError as error:
+            raise AttributeError("hf_deit is not installed, so it has no version") from error
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hf_deit' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)

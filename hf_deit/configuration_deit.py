@@ -7,12 +7,14 @@ modules that use them are in modeling_deit.py.
 Paper: Touvron et al., arXiv:2012.12877, Table 1 (sizes) and section 6 (defaults); LayerScale: arXiv:2103.17239.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import DeiTConfig as StockDeiTConfig
 from transformers import ViTConfig as StockViTConfig
+from transformers.activations import ACT2FN
 
 PRESETS = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
@@ -40,7 +42,7 @@ def _check_size(name: str, value: Any) -> None:
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(
             f"{name}={value!r}: it must be a positive number of pixels or a (height, width) pair of them, "
-            f"for example {name}=224 or {name}=(96, 160)."
+            f"for example {name}={16 if name == 'patch_size' else 224}."
         )
 
 
@@ -83,17 +85,25 @@ def validate_config(config: StockDeiTConfig | StockViTConfig) -> None:
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"{name}={rate}: a rate must lie in [0, 1). Use 0.0 to switch it off.")
     for name in ("layer_norm_eps", "initializer_range"):
-        if not getattr(config, name) > 0.0:
+        if not 0.0 < getattr(config, name) < math.inf:
             raise ValueError(
                 f"{name}={getattr(config, name)}: it must be above 0 (the official values: 1e-6 and 0.02)."
             )
     gamma = getattr(config, "layer_scale_init_value", None)
-    if gamma is not None and not gamma > 0.0:
+    if gamma is not None and not 0.0 < gamma < math.inf:
         raise ValueError(
             f"layer_scale_init_value={gamma}: it must be above 0 (DeiT III: 1e-4), or None for no LayerScale."
         )
-    if config.num_labels < 0:
-        raise ValueError(f"num_labels={config.num_labels}: it must be at least 1, or 0 for a model without heads.")
+    for name in ("hidden_act", "pooler_act"):
+        if getattr(config, name) not in ACT2FN:
+            raise ValueError(f"{name}={getattr(config, name)!r}: no such activation. The official one is 'gelu'.")
+    if config.pooler_output_size < 1:
+        raise ValueError(f"pooler_output_size={config.pooler_output_size}: it must be at least 1.")
+    problem_types = (None, "single_label_classification", "multi_label_classification", "regression")
+    if getattr(config, "problem_type", None) not in problem_types:
+        raise ValueError(
+            f"problem_type={config.problem_type!r}: choose one of {', '.join(problem_types[1:])}, or None."
+        )
 
 
 class _StudentConfig:
@@ -104,11 +114,25 @@ class _StudentConfig:
         for name in ("image_size", "patch_size"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, tuple(getattr(self, name)))
+        num_labels = kwargs.get("num_labels")
+        if num_labels is not None and (type(num_labels) is not int or num_labels < 0):
+            raise ValueError(f"num_labels={num_labels!r}: it must be at least 1, or 0 for a model without heads.")
         super().__post_init__(**kwargs)
         validate_config(self)
 
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        if content.get("architectures"):
+            # In the process the backbones have names of their own (HfDeiTModel); in files they have the stock ones.
+            content["architectures"] = [name.removeprefix("Hf") for name in content["architectures"]]
+        return content
+
     def _content(self) -> dict[str, Any]:
-        return {key: value for key, value in self.to_dict().items() if key != "transformers_version"}
+        return {
+            key: value
+            for key, value in self.to_dict().items()
+            if key not in ("transformers_version", "_name_or_path", "architectures", "dtype")
+        }
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any):

@@ -56,11 +56,11 @@ class DemoArguments:
     output_dir: str = "hf_deit_demo"
     seed: int = 0
     train_per_class: int = 50
-    validation_per_class: int = 60
-    epochs: int = 150
-    teacher_epochs: int = 40
-    batch_size: int = 50
-    learning_rates: tuple[float, float, float] = (1e-3, 1e-3, 1e-3)
+    validation_per_class: int = 200
+    epochs: int = 90
+    teacher_epochs: int = 30
+    batch_size: int = 24
+    learning_rates: tuple[float, float, float] = (2e-3, 2e-3, 2e-3)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _trainer(
         **fields,
     )
     # Digits have a left and a right, and a box around them: no mirroring, gentle crops.
-    augmentation = Augmentation(IMAGE_SIZE, crop_scale=(0.6, 1.0), crop_aspect=(0.8, 1.25), flip_probability=0.0)
+    augmentation = Augmentation(IMAGE_SIZE, crop_scale=(0.75, 1.0), crop_aspect=(0.8, 1.25), flip_probability=0.0)
     return DistillationTrainer(
         model,
         teacher,
@@ -202,7 +202,7 @@ def train_digit_student(
     return trainer.evaluate(), trainer
 
 
-DISTILLATION_ALPHA = {"soft": 0.5, "hard": 0.5}
+DISTILLATION_ALPHA = {"soft": 0.9, "hard": 0.5}
 _TITLES = {"none": "no teacher", "soft": "soft, τ = 3", "hard": "hard"}
 
 

@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair, patch_grid, validate_config
 from .losses import supervised_loss
-from .state_dicts import fold_layer_scale, rename_hub_keys, require_layer_scale
+from .state_dicts import fold_layer_scale, refuse_layer_scale, rename_hub_key, rename_hub_keys, require_layer_scale
 
 StudentConfig = DeiTConfig | ViTConfig
 
@@ -80,11 +80,20 @@ class DeiTEmbeddings(nn.Module):
         return torch.cat([tokens, patches.flatten(2).transpose(1, 2)], dim=1)
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}: it must be (batch, channels, height, width); for "
+                "one image use pixel_values[None]."
+            )
         batch_size, _, height, width = pixel_values.shape
         if not interpolate_pos_encoding and (height, width) != self.image_size:
             raise ValueError(
                 f"The images are {height}×{width} pixels, the model was built for "
                 f"{self.image_size[0]}×{self.image_size[1]}: resize them, or pass interpolate_pos_encoding=True."
+            )
+        if height < self.patch_size[0] or width < self.patch_size[1]:
+            raise ValueError(
+                f"The images are {height}×{width} pixels, less than a patch ({self.patch_size}): resize them."
             )
         patches = self.patch_embeddings(pixel_values)
         tokens = [self.cls_token.expand(batch_size, -1, -1)]
@@ -285,19 +294,29 @@ class StudentPreTrainedModel(PreTrainedModel):
             state_dict: The weights to fold; default: the model's own.
         """
         config = type(self.config).from_dict({**self.config.to_dict(), "layer_scale_init_value": None})
-        copy = type(self)(config).to(self.dtype).train(self.training)
-        copy.load_state_dict(fold_layer_scale(self.state_dict() if state_dict is None else state_dict))
+        copy = self._like(config).to(self.dtype).train(self.training)
+        weights = self.state_dict() if state_dict is None else state_dict
+        copy.load_state_dict(fold_layer_scale({rename_hub_key(key): weight for key, weight in weights.items()}))
         return copy
+
+    def _like(self, config: StudentConfig):
+        return type(self)(config)
+
+    def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.config.num_labels == 0:
+            raise ValueError("The model has no heads (num_labels=0), so labels mean nothing: build it with num_labels.")
+        return supervised_loss(logits, labels, self.config.problem_type).mean()
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
         """Loads as `PreTrainedModel.from_pretrained`, from files of this package or of stock transformers 4 and 5.
 
         Raises:
-            ValueError: The configuration asks for LayerScale and the file holds no gamma.
+            ValueError: The configuration asks for LayerScale and the file holds no gamma, or the other way round.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         require_layer_scale(key for key in sorted(info["missing_keys"]) if "layer_scale" in key)
+        refuse_layer_scale(key for key in sorted(info["unexpected_keys"]) if "layer_scale" in key)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -366,7 +385,6 @@ class _Backbone(nn.Module):
     """Embeddings, layers and the final norm; the same for both students but for the distillation token."""
 
     distilled: bool
-    stock_name: str
 
     def __init__(self, config: StudentConfig, add_pooling_layer: bool = False):
         super().__init__(config)
@@ -405,11 +423,8 @@ class _Backbone(nn.Module):
         pooled = self.pooler(sequence_output) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        super().save_pretrained(save_directory, *args, **kwargs)
-        # The backbones have names of their own (see below); in files they are what stock transformers calls them.
-        self.config.architectures = [self.stock_name]
-        self.config.save_pretrained(save_directory)
+    def _like(self, config: StudentConfig):
+        return type(self)(config, add_pooling_layer=self.pooler is not None)
 
 
 # transformers keys its table of renamed parameters on the bare class name, and for classes outside the library uses it
@@ -418,14 +433,12 @@ class HfDeiTModel(_Backbone, DeiTPreTrainedModel):
     """The distilled student without its heads."""
 
     distilled = True
-    stock_name = "DeiTModel"
 
 
 class HfViTModel(_Backbone, ViTPreTrainedModel):
     """The plain student without its head."""
 
     distilled = False
-    stock_name = "ViTModel"
 
 
 for _ours, _stock in (("HfDeiTModel", "DeiTModel"), ("HfViTModel", "ViTModel")):
@@ -493,9 +506,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])
         loss = None
         if labels is not None:
-            cls_loss = supervised_loss(cls_logits, labels, self.config.problem_type).mean()
-            distillation_loss = supervised_loss(distillation_logits, labels, self.config.problem_type).mean()
-            loss = (cls_loss + distillation_loss) / 2
+            loss = (self._label_loss(cls_logits, labels) + self._label_loss(distillation_logits, labels)) / 2
         return DeiTForImageClassificationWithTeacherOutput(
             loss=loss,
             logits=(cls_logits + distillation_logits) / 2,
@@ -527,7 +538,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         """Classifies images; arguments and errors as in `DeiTForImageClassificationWithTeacher.forward`."""
         outputs = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.last_hidden_state[:, 0])
-        loss = None if labels is None else supervised_loss(logits, labels, self.config.problem_type).mean()
+        loss = None if labels is None else self._label_loss(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -550,6 +561,8 @@ def register_auto_classes() -> None:
     registered = AutoModelForImageClassification._model_mapping._extra_content
     registered[StockDeiTConfig] = (DeiTForImageClassificationWithTeacher, StockOneHead)
     registered[StockViTConfig] = ViTForImageClassification
+    registered[DeiTConfig] = DeiTForImageClassificationWithTeacher
+    registered[ViTConfig] = ViTForImageClassification
 
 
 # The public name: `DeiTModel` of this package. In the process its class must not share the stock name (see above).

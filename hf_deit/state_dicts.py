@@ -61,7 +61,18 @@ def require_layer_scale(missing: Iterable[str]) -> None:
         raise ValueError(
             f"The configuration has LayerScale and the weights hold no gamma for it ({len(missing)} missing, the first "
             f"{missing[0]!r}): with a fresh gamma the model would compute another function. Load them with "
-            "layer_scale_init_value=None (a folded file, or a model without LayerScale), or from an unfolded checkpoint."
+            "layer_scale_init_value=None (they are folded, or of a model without LayerScale), or take an unfolded checkpoint."
+        )
+
+
+def refuse_layer_scale(unexpected: Iterable[str]) -> None:
+    """Raises a ValueError if `unexpected`, the LayerScale parameters a file holds and the model lacks, is not empty."""
+    unexpected = list(unexpected)
+    if unexpected:
+        raise ValueError(
+            f"The weights hold LayerScale's gamma ({len(unexpected)} tensors, the first {unexpected[0]!r}) and the configuration "
+            "has none: without it the model would compute another function. Load them with the file's own "
+            "layer_scale_init_value, or fold first: load, then save_pretrained(…, fold_layer_scale=True)."
         )
 
 

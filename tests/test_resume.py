@@ -250,6 +250,14 @@ def test_the_token_is_in_no_file_and_the_published_folder_holds_no_pickle(tmp_pa
     assert is_pickle(tmp_path / "checkpoint-2" / "optimizer.pt")  # the scan would see one
 
 
+def test_the_token_is_not_even_in_the_pickle_that_is_written_and_removed(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, hub_token=TOKEN, max_steps=2)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # as if it were killed before
+    trainer.save_model()
+    assert "training_args.bin" in files_under(tmp_path)
+    assert not any(TOKEN.encode() in (tmp_path / name).read_bytes() for name in files_under(tmp_path))
+
+
 def test_the_last_save_folds_layer_scale_and_checkpoints_keep_it(tmp_path):
     model = student(layer_scale_init_value=0.5)
     trainer = trainer_of(tmp_path, model, learning_rate=1e-2)
@@ -314,13 +322,23 @@ def test_an_error_in_the_last_save_leaves_the_model_that_was_there(tmp_path, mon
 
 
 def test_leftovers_of_a_killed_run_are_removed_before_training(tmp_path):
-    for name in ("checkpoint/checkpoint-2", "old-checkpoint-2", "save"):
+    for name in ("checkpoint/checkpoint-2", "old-checkpoint-4", "save"):
         (tmp_path / f"{STAGING_PREFIX}{name}").mkdir(parents=True)
         (tmp_path / f"{STAGING_PREFIX}{name}" / "model.safetensors").write_bytes(b"torn")
+    (tmp_path / "checkpoint-4").mkdir()  # the new one is in place: what it replaced can go
     (tmp_path / f"{STAGING_PREFIX}run.json").write_text("{")
     (tmp_path / "notes.txt").write_text("mine")
     trainer_of(tmp_path, save_strategy="no").train()
     assert files_under(tmp_path) == {"notes.txt"}
+
+
+def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path):
+    trainer_of(tmp_path, max_steps=3, save_steps=3).train()
+    (tmp_path / "checkpoint-3").rename(tmp_path / f"{STAGING_PREFIX}old-checkpoint-3")  # a kill between two renames
+    trainer = trainer_of(tmp_path, max_steps=3, save_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert not list(tmp_path.glob(f"{STAGING_PREFIX}*"))
 
 
 def test_no_more_checkpoints_are_kept_than_asked_for(tmp_path):

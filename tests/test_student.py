@@ -124,6 +124,7 @@ def test_asking_a_student_changes_neither_weights_nor_generator():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # torch, of a tensor asked for "logits"
 @pytest.mark.parametrize(
     ("model", "message"),
     [
