@@ -315,7 +315,13 @@ def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
     folder = Path(name_or_path)
     file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
     if file.is_file():
-        recipe = load_recipe(file, [])
+        try:
+            recipe = load_recipe(file, [])
+        except RecipeError as error:
+            logger.warning(
+                "%s cannot be read (%s): images it was trained on may be among those evaluated.", file, error
+            )
+            return None, 0
         if recipe.data.data is not None and Path(recipe.data.data).resolve() == Path(data).resolve():
             return recipe.data.validation_share, recipe.training.seed
     return None, 0

@@ -92,7 +92,10 @@ def sha_of(path):
 
 
 def resume(folder):
-    """An uninterrupted run and one that was interrupted and resumed: the SHA-256 of both ends."""
+    """An uninterrupted run and one that was interrupted and resumed: the SHA-256 of both ends, and a refusal.
+
+    None where transformers (5.17) cannot load an optimizer in several processes on the CPU: it maps it to "cpu:0".
+    """
     changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
     shas = []
     for name, interrupted in (("whole", False), ("resumed", True)):
@@ -105,7 +108,12 @@ def resume(folder):
             with contextlib.suppress(KeyboardInterrupt):
                 build([Stop()]).train()
         trainer = build()
-        trainer.train(resume_from_checkpoint=interrupted)
+        try:
+            trainer.train(resume_from_checkpoint=interrupted)
+        except RuntimeError as error:
+            if "tagged with cpu:0" not in str(error):
+                raise
+            return None
         trainer.save_model()
         torch.distributed.barrier()
         shas.append(sha_of(folder / name / "model.safetensors"))
