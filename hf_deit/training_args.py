@@ -4,6 +4,7 @@ Fields are checked here as far as they can be without a model; what depends on s
 trainer before the first step. Defaults are the paper's (arXiv:2012.12877, Table 9) where the paper has them.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -79,8 +80,10 @@ class DistillationTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"distillation_alpha={self.distillation_alpha}: a weight in [0, 1] (paper: 0.1 soft, 0.5 hard)."
             )
-        if not self.distillation_tau > 0:
-            raise ValueError(f"distillation_tau={self.distillation_tau}: it must be above 0 (paper: 3.0).")
+        if not 0 < self.distillation_tau < math.inf:
+            raise ValueError(f"distillation_tau={self.distillation_tau}: it must be above 0 and finite (paper: 3.0).")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor}: a share in [0, 1) (paper: 0.1).")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")

@@ -45,6 +45,9 @@ def test_defaults_are_the_papers(tmp_path):
         ({"distillation_tau": 0.0}, "distillation_tau=0.0", "above 0"),
         ({"distillation_tau": -3.0}, "distillation_tau=-3.0", "above 0"),
         ({"distillation_tau": float("nan")}, "distillation_tau=nan", "above 0"),
+        ({"distillation_tau": float("inf")}, "distillation_tau=inf", "finite"),
+        ({"label_smoothing_factor": 1.5}, "label_smoothing_factor=1.5", r"\[0, 1\)"),
+        ({"label_smoothing_factor": -0.1}, "label_smoothing_factor=-0.1", r"\[0, 1\)"),
         ({"num_views": 0}, "num_views=0", "at least 1"),
         (
             {"base_loss": "binary_cross_entropy", "label_smoothing_factor": 0.1},
