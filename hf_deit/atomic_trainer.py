@@ -165,7 +165,7 @@ class AtomicTrainer(Trainer):
         if broken:
             raise NonFiniteLossError(
                 f"After step {self.state.global_step} (learning rate {self._get_learning_rate():g}) {len(broken)} weight "
-                f"tensors are not finite, the first {broken[0]!r}. They were not saved. Resume from the last one "
+                f"tensors are not finite, the first {broken[0]!r}. They were not saved. Start a new run from the last one (--model CHECKPOINT, new output_dir) "
                 "with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0; with fp16 use bf16."
             )
 

@@ -58,9 +58,9 @@ class DemoArguments:
     seed: int = 0
     train_per_class: int = 50
     validation_per_class: int = 200
-    epochs: int = 90
+    epochs: int = 150
     teacher_epochs: int = 30
-    batch_size: int = 24
+    batch_size: int = 50
     learning_rates: tuple[float, float, float] = (2e-3, 2e-3, 2e-3)
 
 
@@ -140,7 +140,7 @@ def _trainer(
         **fields,
     )
     # Digits have a left and a right, and a box around them: no mirroring, gentle crops.
-    augmentation = Augmentation(IMAGE_SIZE, crop_scale=(0.75, 1.0), crop_aspect=(0.8, 1.25), flip_probability=0.0)
+    augmentation = Augmentation(IMAGE_SIZE, crop_scale=(0.6, 1.0), crop_aspect=(0.8, 1.25), flip_probability=0.0)
     return DistillationTrainer(
         model,
         teacher,

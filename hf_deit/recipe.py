@@ -127,8 +127,10 @@ class Recipe:
         for group in (self.model, self.data, self.teacher):
             fields |= dataclasses.asdict(group)
         for name in ("data", "model", "teacher"):
-            if fields[name] is not None and Path(fields[name]).exists():
-                fields[name] = str(Path(fields[name]).resolve())  # the recipe is read again from another folder
+            if fields[name] is not None and Path(fields[name]).expanduser().exists():
+                fields[name] = str(
+                    Path(fields[name]).expanduser().resolve()
+                )  # the recipe is read again from another folder
         names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments) if entry.init}
         training = self.training.to_dict()
         fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _SECRETS}
@@ -139,7 +141,7 @@ class _Parser(HfArgumentParser):
     """Raises where argparse would exit, so that one place decides what a user sees."""
 
     def error(self, message: str) -> typing.NoReturn:
-        raise RecipeError(f"{message}. `hf-deit train --help` lists the fields.")
+        raise RecipeError(f"{message}. `hf-deit train --help` and --help-all list the fields.")
 
 
 def recipe_parser() -> HfArgumentParser:
@@ -184,7 +186,7 @@ def _nearest(name: str, known: dict[str, argparse.Action]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` lists the fields."
+    return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ _HEADS = ("cls_classifier", "distillation_classifier", "classifier")
 
 
 def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any]) -> PreTrainedModel:
-    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True)
+    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
     given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
     if given:
         raise RecipeError(
@@ -204,7 +204,7 @@ def train(recipe: Recipe) -> dict[str, float] | None:
         NonFiniteLossError: Training diverged.
     """
     output_dir = Path(recipe.training.output_dir)
-    if not recipe.run.resume and (checkpoints(output_dir) or (output_dir / "model.safetensors").exists()):
+    if not recipe.run.resume and (checkpoints(output_dir) or any(output_dir.glob("model.safetensors*"))):
         raise RecipeError(
             f"{output_dir} holds an earlier run. Add --resume to go on from its checkpoints, or choose another --output_dir."
         )
@@ -322,7 +322,10 @@ def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
                 "%s cannot be read (%s): images it was trained on may be among those evaluated.", file, error
             )
             return None, 0
-        if recipe.data.data is not None and Path(recipe.data.data).resolve() == Path(data).resolve():
+        if (
+            recipe.data.data is not None
+            and Path(recipe.data.data).expanduser().resolve() == Path(data).expanduser().resolve()
+        ):
             return recipe.data.validation_share, recipe.training.seed
     return None, 0
 

@@ -20,7 +20,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_deit import as_pair
 from .errors import UserError
-from .networks import build_network, load_weights, logits_of, replace_classifier
+from .networks import FACTORY_NORMALIZATION, build_network, load_weights, logits_of, replace_classifier
 from .pixels import normalize, resize
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Teacher:
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            model = AutoModelForImageClassification.from_pretrained(name_or_path)
+            model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise TeacherError(
                 f"No teacher at {str(name_or_path)!r}: {error}\nGive the folder of a model, a Hub name, or "
@@ -131,6 +131,12 @@ class Teacher:
             ValueError: There is no such factory, or the weights do not fit.
         """
         network = build_network(factory)
+        mean, std = FACTORY_NORMALIZATION.get(factory, (None, None))
+        kwargs = {
+            "image_mean": mean,
+            "image_std": std,
+            **{name: value for name, value in kwargs.items() if value is not None},
+        }
         if weights is not None:
             load_weights(network, weights)
         return cls(network, **kwargs)

@@ -23,7 +23,7 @@ from .checkpointing import staged_files
 from .data import EvaluationDataset, Source, ViewDataset, collate, load_splits
 from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
-from .networks import FACTORY_NORMALIZATION, classifier_name, replace_classifier
+from .networks import classifier_name, replace_classifier
 from .pixels import normalize
 from .sampling import ViewSampler
 from .teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
@@ -102,6 +102,8 @@ def _check(arguments: TeacherTrainingArguments) -> None:
         raise UserError(f"batch_size={arguments.batch_size} is odd: images are paired, so use an even one.")
     if not arguments.learning_rate > 0:
         raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
+    if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):
+        raise UserError(f"{arguments.output_dir} holds a model already: choose another output_dir.")
     try:
         Augmentation((1, 1), crop_scale=tuple(arguments.crop_scale))
     except ValueError as error:
@@ -110,9 +112,13 @@ def _check(arguments: TeacherTrainingArguments) -> None:
 
 def _base_network(name: str) -> Teacher:
     if ":" in name and not Path(name).exists():
-        mean, std = FACTORY_NORMALIZATION.get(name, (None, None))
-        return Teacher.from_factory(name, image_mean=mean, image_std=std)
-    return Teacher.from_pretrained(name)
+        return Teacher.from_factory(name)
+    base = Teacher.from_pretrained(name)
+    if hasattr(base.model, "distillation_classifier"):
+        raise UserError(
+            f"{name} has two heads and a teacher here gets one: fine-tune it with hf-deit train --model instead."
+        )
+    return base
 
 
 def _batches(arguments: TeacherTrainingArguments, source: Source) -> Iterator[dict[str, Tensor]]:

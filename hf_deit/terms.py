@@ -67,7 +67,7 @@ class RunningTerms:
                 rate = self._learning_rates.get(int(step), float("nan"))
                 raise NonFiniteLossError(
                     f"The loss is not finite at step {int(step)}: {values}; learning rate {rate:g}. No checkpoint was written "
-                    "since. Resume from the last one with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0; "
+                    "since. Start a new run from the last one (--model CHECKPOINT, new output_dir) with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0; "
                     "with fp16 use bf16."
                 )
 
