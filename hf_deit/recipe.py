@@ -127,10 +127,9 @@ class Recipe:
         for group in (self.model, self.data, self.teacher):
             fields |= dataclasses.asdict(group)
         for name in ("data", "model", "teacher"):
-            if fields[name] is not None and Path(fields[name]).expanduser().exists():
-                fields[name] = str(
-                    Path(fields[name]).expanduser().resolve()
-                )  # the recipe is read again from another folder
+            path = None if fields[name] is None else Path(fields[name]).expanduser()
+            if path is not None and path.exists():
+                fields[name] = str(path.resolve())  # the recipe is read again from another folder
         names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments) if entry.init}
         training = self.training.to_dict()
         fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _SECRETS}

@@ -317,6 +317,9 @@ class DistillationTrainer(AtomicTrainer):
 
     def run_description(self) -> dict[str, Any]:
         """Model, recipe, data and teacher of this run; written into checkpoints, compared on resume."""
-        description = super().run_description()
-        teacher = self.teacher.fingerprint() if self.distillation_target is not None else None
-        return {**description, "teacher": {"fingerprint": teacher}}
+        return {**super().run_description(), "teacher": {"fingerprint": self._teacher_fingerprint}}
+
+    @functools.cached_property
+    def _teacher_fingerprint(self) -> str | None:
+        # Once a run and not at every save: the teacher is frozen, and its weights may be large and on the device.
+        return self.teacher.fingerprint() if self.distillation_target is not None else None

@@ -5,19 +5,10 @@ import json
 import pytest
 import torch
 import transformers
+from conftest import TINY
 
 import hf_deit
 from hf_deit import DeiTConfig, DeiTForImageClassificationWithTeacher, DeiTModel, ViTConfig
-
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_labels": 3,
-}
 
 
 def test_a_folded_backbone_loads_again(tmp_path):
