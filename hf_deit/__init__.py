@@ -15,7 +15,7 @@ _PUBLIC = {
     "Augmentation": "augmentation",
     "EvaluationDataset": "data",
     "ViewDataset": "data",
-    "load_splits": "data",
+    "load_splits": "sources",
     "Teacher": "teacher",
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "training_args",
@@ -25,7 +25,7 @@ __all__ = sorted(_PUBLIC)
 if TYPE_CHECKING:
     from .augmentation import Augmentation
     from .configuration_deit import DeiTConfig, ViTConfig
-    from .data import EvaluationDataset, ViewDataset, load_splits
+    from .data import EvaluationDataset, ViewDataset
     from .image_processing_deit import DeiTImageProcessor
     from .modeling_deit import (
         DeiTForImageClassificationWithTeacher,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ViTForImageClassification,
         register_auto_classes,
     )
+    from .sources import load_splits
     from .teacher import Teacher
     from .trainer import DistillationTrainer
     from .training_args import DistillationTrainingArguments

@@ -24,10 +24,11 @@ from transformers import set_seed
 
 from .augmentation import Augmentation
 from .configuration_deit import DeiTConfig, ViTConfig
-from .data import EvaluationDataset, Source, ViewDataset
+from .data import EvaluationDataset, ViewDataset
 from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .sources import Source
 from .teacher import Teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments

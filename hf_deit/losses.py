@@ -19,6 +19,8 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
 DISTILLATION_REDUCTIONS = ("image", "official")
+# Torch leaves out labels of -100 by default; here every image has a label, and one that is none must not count as learned.
+_NOTHING = torch.iinfo(torch.int64).min
 # The paper's weight of the distillation term for each type.
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 
@@ -106,8 +108,11 @@ def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label
     if kind == "cross_entropy":
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: a share in [0, 1) (paper: 0.1).")
-        target = labels.to(logits.dtype) if labels.ndim == 2 else labels.long()
-        return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+        if labels.ndim == 2:
+            return F.cross_entropy(logits, labels.to(logits.dtype), reduction="none", label_smoothing=label_smoothing)
+        return F.cross_entropy(
+            logits, labels.long(), ignore_index=_NOTHING, reduction="none", label_smoothing=label_smoothing
+        )
     if kind != "binary_cross_entropy":
         raise ValueError(f"base loss {kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
     if label_smoothing:

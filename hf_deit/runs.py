@@ -17,11 +17,12 @@ from transformers.image_processing_base import ImageProcessingMixin
 from .augmentation import Augmentation
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
-from .data import EvaluationDataset, Source, ViewDataset, load_splits, load_validation
+from .data import EvaluationDataset, ViewDataset
 from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, load_recipe
+from .sources import Source, load_splits, load_validation
 from .teacher import Teacher, class_names
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
@@ -275,7 +276,8 @@ def evaluate(
     Args:
         name_or_path: Of the model.
         data: As `load_splits`.
-        teacher: As `Teacher.from_pretrained`; adds its accuracy and the agreement.
+        teacher: As `Teacher.from_pretrained`; adds its accuracy and the agreement. If it is the one of the model's own
+            recipe.yaml, the other `teacher_` fields there (weights, mean, std, size, labels, dtype) hold too.
         teacher_view_size: Side in pixels of the view the teacher sees; default: the model's pixels.
         batch_size: Images at a time.
         bf16: Autocast.
@@ -302,7 +304,7 @@ def evaluate(
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
-        asked = build_teacher(TeacherArguments(teacher=teacher))
+        asked = build_teacher(_teacher_arguments(name_or_path, teacher))
         trainer = DistillationTrainer(model, asked, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
         metrics = trainer.evaluate()
@@ -310,24 +312,39 @@ def evaluate(
     return {"metrics": metrics, "per_class": per_class_accuracy(trainer.rows, names)}
 
 
-def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
-    """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
+def _recipe_of(name_or_path: str) -> Recipe | None:
+    """The recipe a model here was trained by; None if there is none, or none that can be read."""
     folder = Path(name_or_path)
     file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
-    if file.is_file():
-        try:
-            recipe = load_recipe(file, [])
-        except RecipeError as error:
-            logger.warning(
-                "%s cannot be read (%s): images it was trained on may be among those evaluated.", file, error
-            )
-            return None, 0
-        if (
-            recipe.data.data is not None
-            and Path(recipe.data.data).expanduser().resolve() == Path(data).expanduser().resolve()
-        ):
-            return recipe.data.validation_share, recipe.training.seed
-    return None, 0
+    if not file.is_file():
+        return None
+    try:
+        return load_recipe(file, [])
+    except RecipeError as error:
+        logger.warning("%s cannot be read (%s): images it was trained on may be among those evaluated.", file, error)
+        return None
+
+
+def _same_path(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return False
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
+    """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
+    recipe = _recipe_of(name_or_path)
+    if recipe is None or not _same_path(recipe.data.data, data):
+        return None, 0
+    return recipe.data.validation_share, recipe.training.seed
+
+
+def _teacher_arguments(name_or_path: str, teacher: str | None) -> TeacherArguments:
+    """The fields of a teacher: the model's own run's if it is the teacher of that run."""
+    recipe = _recipe_of(name_or_path) if teacher is not None else None
+    if recipe is not None and _same_path(recipe.teacher.teacher, teacher):
+        return recipe.teacher
+    return TeacherArguments(teacher=teacher)
 
 
 class _WithTeacherView(torch.utils.data.Dataset):

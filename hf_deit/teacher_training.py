@@ -20,12 +20,13 @@ from transformers import PreTrainedModel, set_seed
 
 from .augmentation import Augmentation
 from .checkpointing import staged_files
-from .data import EvaluationDataset, Source, ViewDataset, collate, load_splits
+from .data import EvaluationDataset, ViewDataset, collate
 from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .networks import classifier_name, replace_classifier
 from .pixels import normalize
 from .sampling import ViewSampler
+from .sources import Source, load_splits
 from .teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 import hf_deit
 from hf_deit.augmentation import Augmentation
-from hf_deit.data import DataError, EvaluationDataset, Source, ViewDataset, collate, load_splits, load_validation
+from hf_deit.data import EvaluationDataset, ViewDataset, collate
 from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.pixels import normalize, to_unit_range
 from hf_deit.sampling import ViewKey, ViewSampler, view_generator
+from hf_deit.sources import DataError, Source, load_splits, load_validation
 
 datasets.disable_progress_bars()
 

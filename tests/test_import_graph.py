@@ -31,6 +31,7 @@ LEAVES = [
     "optim",
     "pixels",
     "sampling",
+    "sources",
     "state_dicts",
     "student",
     "teacher",

@@ -467,3 +467,9 @@ def test_labels_that_are_not_one_a_logit_are_refused_by_problem_type(problem_typ
         supervised_loss(random_logits(0), torch.zeros(shape), problem_type)
     assert str(shape) in str(error.value)
     assert str((BATCH, CLASSES)) in str(error.value)
+
+
+@pytest.mark.parametrize("label", [-100, -1, 3])
+def test_a_label_that_is_no_class_raises_and_does_not_count_as_learned(label):
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        base_loss(torch.zeros(2, 3), torch.tensor([0, label]))

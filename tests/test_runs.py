@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from hf_deit.cli import main
-from hf_deit.data import DataError, load_splits
 from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.runs import evaluate, load_model, predict
+from hf_deit.sources import DataError, load_splits
 
 # Three of the four classes that `tiny.conv_network` was made for.
 NAMES = ("bee", "cat", "dog")
@@ -480,6 +480,17 @@ def test_an_evaluation_shows_the_teacher_the_view_size_it_is_told(data, learned)
     SEEN.clear()
     evaluate(str(learned), str(data), f"{__name__}:watching_network", teacher_view_size=28)
     assert SEEN[-1] == (15, 28, 28)
+
+
+def test_the_teacher_of_the_models_own_recipe_keeps_its_fields_in_an_evaluation(tmp_path, data, learned):
+    teacher = f"{__name__}:watching_network"
+    for name, size in (("own", 20), ("other", 16)):
+        shutil.copytree(learned, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint-*"))
+        used = teacher if name == "own" else "somewhere:else"
+        (tmp_path / name / "recipe.yaml").write_text(f"teacher: {used}\nteacher_image_size: 20\n")
+        SEEN.clear()
+        evaluate(str(tmp_path / name), str(data), teacher)
+        assert SEEN[-1] == (15, size, size)
 
 
 def renamed(folder, target, names):

@@ -11,11 +11,11 @@ from test_runs import FACTORY, NAMES, accuracy, by_hand, hf_deit, refused, resne
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from hf_deit.data import load_splits
 from hf_deit.errors import UserError
 from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.networks import FACTORY_NORMALIZATION
 from hf_deit.pixels import normalize
+from hf_deit.sources import load_splits
 from hf_deit.teacher import Teacher
 from hf_deit.teacher_training import TeacherTrainingArguments, train_teacher
 

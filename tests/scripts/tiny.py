@@ -15,8 +15,9 @@ from transformers import TrainerCallback
 
 from hf_deit.augmentation import Augmentation
 from hf_deit.configuration_deit import DeiTConfig, ViTConfig
-from hf_deit.data import EvaluationDataset, Source, ViewDataset
+from hf_deit.data import EvaluationDataset, ViewDataset
 from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from hf_deit.sources import Source
 from hf_deit.training_args import DistillationTrainingArguments
 
 # Every `train()` collects garbage, half a second over all that transformers has imported; what is there now will stay.
