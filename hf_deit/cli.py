@@ -20,7 +20,8 @@ _COMMON_TRAINING_FIELDS = (
     *("seed", "bf16", "dataloader_num_workers", "eval_strategy", "save_strategy", "save_total_limit"),
     *("load_best_model_at_end", "logging_steps", "push_to_hub", "hub_model_id", "torch_compile"),
     *("distillation_type", "distillation_target", "distillation_alpha", "distillation_tau", "distillation_reduction"),
-    *("base_loss", "num_views", "distillation_token_decay"),
+    *("base_loss", "num_views", "distillation_token_decay", "repeated_augmentation"),
+    *("mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability"),
 )
 
 

@@ -5,6 +5,8 @@ evaluation protocol's pixels. Images stay 8-bit until they are on the device: th
 and for the teacher each in its own way. Where images come from is in sources.py.
 """
 
+import random
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +16,8 @@ from PIL import Image
 
 from .augmentation import Augmentation
 from .image_processing_deit import evaluation_view
-from .sampling import ViewKey, view_generator
+from .mixing import Mixing, draw_mixes
+from .sampling import ViewKey, pair_generator, view_generator
 from .sources import Source
 
 
@@ -63,7 +66,7 @@ class ViewDataset(torch.utils.data.Dataset):
         }
 
     def __getitem__(self, key: ViewKey) -> dict[str, Any]:
-        """Gives `pixel_values` `(3, height, width)` uint8 and `labels`, the class index.
+        """Gives `pixel_values` `(3, height, width)` uint8, `labels`, the class index, and the `view_key` itself.
 
         Raises:
             TypeError: `key` is no ViewKey: an index alone would give the same view in every epoch.
@@ -75,7 +78,7 @@ class ViewDataset(torch.utils.data.Dataset):
                 "sampler; to look at one view use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
             )
         view = self.augmentation(self.source.image(key.index), view_generator(self.seed, key))
-        return {"pixel_values": _to_tensor(view), "labels": self.source.labels[key.index]}
+        return {"pixel_values": _to_tensor(view), "labels": self.source.labels[key.index], "view_key": key}
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
@@ -129,3 +132,31 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         )
     wanted = [name for name in rows[0] if name in ("pixel_values", "teacher_pixel_values", "labels")]
     return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in wanted}
+
+
+class MixingCollator:
+    """Adds to a batch what its partners share: `mixes` `(batch, 5)`, see mixing.py.
+
+    It is drawn from the keys of the rows; without keys from the global generator of `random`, which torch seeds in every
+    worker. Pixels and labels are mixed by the trainer, on the device. Batches must be even.
+
+    Args:
+        collator: Makes the batch of the rows.
+        mixing: How to mix.
+        seed: Of the run.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], mixing: Mixing, seed: int):
+        self.collator = collator
+        self.mixing = mixing
+        self.seed = seed
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        batch = self.collator(rows)
+        keys = [row.get("view_key") for row in rows[::2]] if isinstance(rows[0], dict) else [None]
+        if None in keys:
+            generators = [random.Random(random.getrandbits(64)) for _ in rows[::2]]
+        else:
+            generators = [pair_generator(self.seed, key.epoch, key.position // 2) for key in keys]
+        batch["mixes"] = draw_mixes(self.mixing, generators, *batch["pixel_values"].shape[-2:])
+        return batch

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .atomic_trainer import AtomicTrainer
 from .configuration_deit import as_pair
-from .data import collate
+from .data import MixingCollator, collate
 from .image_processing_deit import DeiTImageProcessor
 from .losses import base_loss, distillation_terms, hard_distillation_loss, soft_distillation_loss, supervised_loss
+from .mixing import Mixing, mix_labels, mix_pixels
 from .optim import decay_parameter_names
 from .pixels import normalize, resize, to_unit_range
 from .sampling import ViewSampler
@@ -106,6 +107,7 @@ class DistillationTrainer(AtomicTrainer):
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
         self.teacher = self._prepare_teacher(teacher)
+        self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
         self._running = RunningTerms(self.args.device)
         self._kept: list[dict[str, Tensor]] = []
         # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
@@ -129,17 +131,28 @@ class DistillationTrainer(AtomicTrainer):
         return teacher
 
     def _check_train_dataset(self, dataset: Dataset) -> None:
-        if not getattr(dataset, "takes_view_keys", False):
+        keyed = getattr(dataset, "takes_view_keys", False)
+        if (keyed or self.mixing.is_on) and self.args.train_batch_size % 2:
+            raise StudentError(
+                f"per_device_train_batch_size={self.args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+            )
+        if self.mixing.is_on and self.student.problem_type == "regression":
+            raise StudentError(
+                "mixup_alpha and cutmix_alpha mix classes, and the student's problem_type is 'regression': set both to 0."
+            )
+        if not keyed:
+            if self.args.repeated_augmentation > 1:
+                raise StudentError(
+                    f"repeated_augmentation={self.args.repeated_augmentation} needs data that take view keys, and {type(dataset).__name__} "
+                    "does not: use ViewDataset, or set it to 1."
+                )
+            self.args.dataloader_drop_last |= self.mixing.is_on  # a last, odd batch could not be paired
             logger.warning(
                 "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
                 "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
                 type(dataset).__name__,
             )
             return
-        if self.args.train_batch_size % 2:
-            raise StudentError(
-                f"per_device_train_batch_size={self.args.per_device_train_batch_size} is odd: images are paired, so use an even one."
-            )
         count = len(dataset.class_names)
         if count != self.student.num_labels and self.student.problem_type == "single_label_classification":
             raise StudentError(
@@ -156,7 +169,33 @@ class DistillationTrainer(AtomicTrainer):
             global_batch_size=self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=dataset.seed,
             num_views=self.args.num_views,
+            repeats=self.args.repeated_augmentation,
         )
+
+    def _log_epoch(self) -> None:
+        if getattr(self.train_dataset, "takes_view_keys", False):
+            sampler = self._get_train_sampler()
+            views = (
+                f"{self.args.repeated_augmentation} views of an image, " if self.args.repeated_augmentation > 1 else ""
+            )
+            logger.info(
+                "An epoch is %d optimizer steps of %d images (%s%d images in the data).",
+                sampler.num_batches,
+                sampler.global_batch_size,
+                views,
+                len(self.train_dataset),
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's; partners' mixes are drawn with the training batches only."""
+        if not self.mixing.is_on:
+            return super().get_train_dataloader()
+        seed = getattr(self.train_dataset, "seed", self.args.seed)
+        plain, self.data_collator = self.data_collator, MixingCollator(self.data_collator, self.mixing, seed)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay as in the paper, see optim.py."""
@@ -167,23 +206,46 @@ class DistillationTrainer(AtomicTrainer):
     def _student_pixels(self, pixel_values: Tensor) -> Tensor:
         """Normalises a view for the student and brings it to its size; floats of that size are already what it wants."""
         size = self.student.image_size
-        fits = size is None or tuple(pixel_values.shape[-2:]) == size
-        if pixel_values.is_floating_point() and fits:
+        if pixel_values.is_floating_point() and (size is None or tuple(pixel_values.shape[-2:]) == size):
             return pixel_values
-        pixels = to_unit_range(pixel_values, self.image_mean, self.image_std)
-        return normalize(pixels if fits else resize(pixels, size), self.image_mean, self.image_std)
+        return self._normalized(to_unit_range(pixel_values, self.image_mean, self.image_std))
+
+    def _normalized(self, view: Tensor) -> Tensor:
+        """What the student takes of a view with values in [0, 1]."""
+        size = self.student.image_size
+        fits = size is None or tuple(view.shape[-2:]) == size
+        return normalize(view if fits else resize(view, size), self.image_mean, self.image_std)
+
+    def _pixels(self, inputs: dict[str, Any], mixes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Takes the pixels out of a batch: normalised for the student, and the teacher's view with values in [0, 1]."""
+        pixel_values = inputs.pop("pixel_values")
+        teacher_view = inputs.pop("teacher_pixel_values", pixel_values)
+        if mixes is None:
+            return self._student_pixels(pixel_values), to_unit_range(teacher_view, self.image_mean, self.image_std)
+        view = mix_pixels(to_unit_range(pixel_values, self.image_mean, self.image_std), mixes)
+        if teacher_view is not pixel_values:
+            teacher_view = mix_pixels(to_unit_range(teacher_view, self.image_mean, self.image_std), mixes)
+        else:
+            teacher_view = view
+        return self._normalized(view), teacher_view
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any], ask_teacher: bool) -> dict[str, Tensor]:
         """Gives the student's heads and, if asked, `teacher_logits`, each `(batch, num_labels)`."""
         inputs = dict(inputs)
-        pixel_values = inputs.pop("pixel_values")
-        teacher_view = inputs.pop("teacher_pixel_values", pixel_values)
         inputs.pop("labels", None)
-        outputs = model(pixel_values=self._student_pixels(pixel_values), **inputs)
+        pixel_values, teacher_view = self._pixels(inputs, inputs.pop("mixes", None))
+        outputs = model(pixel_values=pixel_values, **inputs)
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
         if ask_teacher:
-            heads["teacher_logits"] = self.teacher(to_unit_range(teacher_view, self.image_mean, self.image_std))
+            heads["teacher_logits"] = self.teacher(teacher_view)
         return heads
+
+    def _labels(self, inputs: dict[str, Any]) -> Tensor:
+        """The labels of a batch, mixed as its pixels are."""
+        labels, mixes = inputs["labels"], inputs.get("mixes")
+        if mixes is None:
+            return labels
+        return mix_labels(labels, mixes, self.student.num_labels, tuple(inputs["pixel_values"].shape[-2:]))
 
     def _terms(self, heads: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Gives `loss` and its named parts, each `(batch,)`."""
@@ -219,8 +281,8 @@ class DistillationTrainer(AtomicTrainer):
 
         Args:
             model: The student, perhaps wrapped.
-            inputs: `pixel_values` (uint8 view, or floats normalised as the processor does), `labels`, and where the teacher
-                sees another size `teacher_pixel_values`.
+            inputs: `pixel_values` (uint8 view, or floats normalised as the processor does), `labels`, where the teacher
+                sees another size `teacher_pixel_values`, and where partners are mixed `mixes`.
             return_outputs: Also give the heads' logits.
             num_items_in_batch: Not used: the loss is a mean over the batch.
 
@@ -230,7 +292,7 @@ class DistillationTrainer(AtomicTrainer):
         if inputs.get("labels") is None:
             raise ValueError(f"The batch has {', '.join(inputs)} and no 'labels': the loss needs them.")
         heads = self._forward(model, inputs, ask_teacher=self.distillation_target is not None)
-        terms = self._terms(heads, inputs["labels"])
+        terms = self._terms(heads, self._labels(inputs))
         if model.training:
             logged = dict(terms)
             if "teacher_logits" in heads:
@@ -261,6 +323,7 @@ class DistillationTrainer(AtomicTrainer):
             NonFiniteLossError: The loss is not finite; no checkpoint was written after that.
         """
         self._running = RunningTerms(self.args.device)
+        self._log_epoch()
         return super().train(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:

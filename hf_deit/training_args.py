@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from .losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
+from .mixing import Mixing
 
 # Strategies that upload whole checkpoints: optimizer state is a pickle, and pickles are not published.
 _REFUSED_HUB_STRATEGIES = ("checkpoint", "all_checkpoints")
@@ -29,6 +30,12 @@ class DistillationTrainingArguments(TrainingArguments):
         distillation_reduction: "image": KL of each image; "official": divided by the number of classes as well.
         base_loss: "cross_entropy" (with `label_smoothing_factor`) or "binary_cross_entropy".
         num_views: Number of epochs with distinct views; afterwards they come again. Default: every epoch is distinct.
+        repeated_augmentation: Views of an image in an epoch, all in one batch (paper: 3); an epoch keeps its number of
+            views, so about one image in so many is taken.
+        mixup_alpha: λ ~ Beta(α, α) of mixup; 0: none (paper: 0.8). Partners are neighbours in the batch, see mixing.py.
+        cutmix_alpha: The same of cutmix; 0: none (paper: 1.0).
+        mix_probability: Of a pair being mixed.
+        mix_switch_probability: Of cutmix in place of mixup, where both are on.
         distillation_token_decay: Weight decay on the distillation token, as the official code.
 
     Raises:
@@ -55,6 +62,13 @@ class DistillationTrainingArguments(TrainingArguments):
         default="cross_entropy", metadata={"help": "Loss on the labels.", "choices": list(BASE_LOSSES)}
     )
     num_views: int | None = field(default=None, metadata={"help": "Epochs with distinct views. Default: all of them."})
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Views of an image in an epoch, all in one batch (paper: 3)."}
+    )
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Beta(α, α) of mixup; 0: none (paper: 0.8)."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Beta(α, α) of cutmix; 0: none (paper: 1.0)."})
+    mix_probability: float = field(default=1.0, metadata={"help": "Of a pair of images being mixed."})
+    mix_switch_probability: float = field(default=0.5, metadata={"help": "Of cutmix in place of mixup, with both on."})
     distillation_token_decay: bool = field(default=True, metadata={"help": "Weight decay on the distillation token."})
 
     # The paper's optimisation, and what a multi-head model needs of the Trainer.
@@ -93,6 +107,9 @@ class DistillationTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"num_views={self.num_views}: it must be at least 1, or left out for distinct views always."
             )
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"repeated_augmentation={self.repeated_augmentation}: it must be at least 1 (paper: 3).")
+        Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
         if self.base_loss == "binary_cross_entropy" and self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} with base_loss='binary_cross_entropy': every smoothed "

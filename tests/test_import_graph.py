@@ -25,6 +25,7 @@ LEAVES = [
     "errors",
     "image_processing_deit",
     "losses",
+    "mixing",
     "metrics",
     "modeling_deit",
     "networks",

@@ -26,6 +26,7 @@ RUNS = {
     "soft": ({"distillation_type": "soft"}, True),
     "one-head": ({"distillation_type": "soft", "distillation_target": "class"}, False),
     "none": ({"distillation_type": "none"}, True),
+    "mixed": ({"distillation_type": "soft", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}, True),
     "accumulated": ({"distillation_type": "soft", "gradient_accumulation_steps": 2}, True),
 }
 # None divides by two processes with batches of 4.
