@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import UserError
+from .fine_tuning import TRAINABLE
 from .training_args import DistillationTrainingArguments
 
 
@@ -30,9 +31,16 @@ class ModelArguments:
     model: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of weights to start from. Default: from scratch."}
     )
-    student: str = field(
-        default="distilled",
-        metadata={"help": "From scratch: distilled (class and distillation token, two heads) or plain (one of each)."},
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "distilled (class and distillation token, two heads) or plain (one of each). Default: distilled from "
+            "scratch; weights as they are, but plain ones get a distillation token if there is a teacher."
+        },
+    )
+    trainable: str = field(
+        default="all",
+        metadata={"help": "What learns: all, attention (with tokens and heads), or head.", "choices": list(TRAINABLE)},
     )
     preset: str | None = field(default=None, metadata={"help": "tiny, small or base of the paper."})
     image_size: list[int] | None = field(
@@ -45,7 +53,10 @@ class ModelArguments:
     intermediate_size: int | None = field(
         default=None, metadata={"help": "Width of the MLP. Default: 4 × hidden_size."}
     )
-    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the last layer, in [0, 1)."})
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={"help": "Stochastic depth of the last layer, in [0, 1). Default: 0, or the weights' own."},
+    )
     layer_scale_init_value: float | None = field(default=None, metadata={"help": "LayerScale; default: none."})
 
 

@@ -19,6 +19,7 @@ from .checkpointing import check_same_run, checkpoints, newest_checkpoint, stage
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .data import EvaluationDataset, ViewDataset
 from .errors import UserError
+from .fine_tuning import distilled_from_plain, set_trainable, with_image_size
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, load_recipe
@@ -51,21 +52,28 @@ def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         raise RecipeError(f"No model at {name_or_path!r}: {error}") from error
 
 
-def build_student(arguments: ModelArguments, names: Sequence[str]) -> PreTrainedModel:
+def build_student(arguments: ModelArguments, names: Sequence[str], distils: bool = False) -> PreTrainedModel:
     """Builds the student of a recipe for the classes of the data.
+
+    Args:
+        arguments: From scratch, or from weights.
+        names: Of the classes, in index order.
+        distils: Whether a distillation token will have something to learn: then plain weights get one, unless
+            `student` says otherwise.
 
     Raises:
         RecipeError: Fields are unknown, impossible or at odds.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    if arguments.model is not None:
-        return _student_from_weights(arguments, labels)
-    if arguments.student not in ("distilled", "plain"):
+    if arguments.student not in (None, "distilled", "plain"):
         raise RecipeError(f"student={arguments.student!r}: choose distilled (two heads) or plain (one head).")
+    if arguments.model is not None:
+        return _student_from_weights(arguments, labels, distils)
+    distilled = arguments.student != "plain"
     fields = {
         "image_size": as_size("image_size", arguments.image_size) or (224, 224),
         "patch_size": arguments.patch_size,
-        "drop_path_rate": arguments.drop_path_rate,
+        "drop_path_rate": arguments.drop_path_rate or 0.0,
         "layer_scale_init_value": arguments.layer_scale_init_value,
         **labels,
     }
@@ -79,40 +87,30 @@ def build_student(arguments: ModelArguments, names: Sequence[str]) -> PreTrained
         raise RecipeError(
             "The student's size is missing: give preset (tiny, small, base), or hidden_size and the others."
         )
-    config_class = DeiTConfig if arguments.student == "distilled" else ViTConfig
+    config_class = DeiTConfig if distilled else ViTConfig
     try:
         config = config_class.from_preset(arguments.preset, **fields) if arguments.preset else config_class(**fields)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    model_class = (
-        DeiTForImageClassificationWithTeacher if arguments.student == "distilled" else ViTForImageClassification
-    )
-    return model_class(config)
+    return (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)(config)
 
 
 # Fields that describe a student from scratch; weights bring their own.
 _SCRATCH_FIELDS = (
-    *(
-        "student",
-        "preset",
-        "patch_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-    ),
-    *("drop_path_rate", "layer_scale_init_value"),
+    *("preset", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "layer_scale_init_value"),
 )
 _HEADS = ("cls_classifier", "distillation_classifier", "classifier")
 
 
-def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any]) -> PreTrainedModel:
-    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
+def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], distils: bool) -> PreTrainedModel:
+    """Loads weights and makes them what the recipe asks for: classes, kind of student, image size, drop path."""
     given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
     if given:
         raise RecipeError(
             f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
         )
+    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
     before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
     if before is not None and before != list(labels["id2label"].values()):
         logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
@@ -120,10 +118,39 @@ def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any]) -> 
             if isinstance(getattr(model, name, None), torch.nn.Linear):
                 torch.nn.init.trunc_normal_(getattr(model, name).weight, std=0.02)
                 torch.nn.init.zeros_(getattr(model, name).bias)
-    wanted, own = as_size("image_size", arguments.image_size), getattr(model.config, "image_size", None)
+    wanted = as_size("image_size", arguments.image_size)
+    if not isinstance(model, (DeiTForImageClassificationWithTeacher, ViTForImageClassification)):
+        return _other_family(model, arguments, wanted)
+    if isinstance(model, DeiTForImageClassificationWithTeacher) and arguments.student == "plain":
+        raise RecipeError(
+            f"student=plain and {arguments.model} has two heads: leave student out, or start from plain weights."
+        )
+    if isinstance(model, ViTForImageClassification) and (
+        arguments.student == "distilled" or (distils and arguments.student is None)
+    ):
+        logger.info("%s is a plain student: it gets a distillation token, a position and a head.", arguments.model)
+        model = distilled_from_plain(model)
+    if wanted is None and arguments.drop_path_rate is None:
+        return model
+    size = wanted or as_pair(model.config.image_size)
+    fields = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+    try:
+        return with_image_size(model, size, **fields)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _other_family(model: PreTrainedModel, arguments: ModelArguments, wanted: tuple[int, int] | None) -> PreTrainedModel:
+    """A student of another family: it learns as it is."""
+    own = getattr(model.config, "image_size", None)
     if wanted is not None and own is not None and wanted != as_pair(own):
         raise RecipeError(
-            f"image_size={arguments.image_size} and the weights of {arguments.model} are for {own}: leave image_size out."
+            f"image_size={arguments.image_size} and {type(model).__name__} of {arguments.model} is for {own}: positions are "
+            "interpolated for DeiT and ViT only. Leave image_size out."
+        )
+    if arguments.student is not None or arguments.drop_path_rate is not None:
+        raise RecipeError(
+            f"student and drop_path_rate are of DeiT and ViT, and {arguments.model} is a {type(model).__name__}."
         )
     return model
 
@@ -155,6 +182,18 @@ def build_teacher(arguments: TeacherArguments) -> Teacher | None:
     return Teacher.from_pretrained(arguments.teacher, **settings)
 
 
+def _normalization(model: str | None) -> dict[str, list[float]]:
+    """Mean and std of the pixels that weights were trained with; nothing (ImageNet's) from scratch."""
+    if model is None:
+        return {}
+    try:
+        processor = load_processor(model)
+    except RecipeError:
+        logger.warning("%s has no image processor: ImageNet's mean and std are taken.", model)
+        return {}
+    return {name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)}
+
+
 def build_trainer(recipe: Recipe) -> DistillationTrainer:
     """Builds everything a recipe names, and checks it together, before the first step."""
     args = recipe.training
@@ -162,7 +201,10 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
         raise RecipeError("The recipe names no data: give --data FOLDER or a Hub name.")
     set_seed(args.seed)
     train, validation = load_splits(recipe.data.data, recipe.data.validation_share, args.seed)
-    student = build_student(recipe.model, train.class_names)
+    distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
+    student = build_student(recipe.model, train.class_names, distils)
+    count = set_trainable(student, recipe.model.trainable)
+    logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
     image_size = as_pair(
         getattr(student.config, "image_size", None) or as_size("image_size", recipe.model.image_size) or 224
     )
@@ -176,7 +218,9 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
             crop_aspect=tuple(recipe.data.crop_aspect),
             flip_probability=recipe.data.flip_probability,
         )
-        processor = DeiTImageProcessor.for_image_size(image_size, recipe.data.evaluation_crop_ratio)
+        processor = DeiTImageProcessor.for_image_size(
+            image_size, recipe.data.evaluation_crop_ratio, **_normalization(recipe.model.model)
+        )
     except ValueError as error:
         raise RecipeError(str(error)) from error
     try:

@@ -19,6 +19,7 @@ from hf_deit import (
     ViTConfig,
     ViTForImageClassification,
 )
+from hf_deit.convert_checkpoint import from_timm_names
 from hf_deit.modeling_deit import DeiTDropPath, DeiTLayerScale
 
 KINDS = pytest.mark.parametrize("kind", ["distilled", "plain"])
@@ -134,30 +135,6 @@ def test_the_forward_pass_is_that_of_the_formulas(tiny_student, kind, fields):
     assert outputs.logits.std() > 0.1  # else nothing was compared
 
 
-def from_timm(weights):
-    """timm's names of a ViT to ours; `attn.qkv` is the query's rows, then the key's, then the value's."""
-    renamed = {}
-    for name, tensor in weights.items():
-        for old, new in (
-            ("blocks.", "layers."),
-            ("norm1.", "layernorm_before."),
-            ("norm2.", "layernorm_after."),
-            ("attn.proj.", "attention.o_proj."),
-            ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
-            ("pos_embed", "embeddings.position_embeddings"),
-            ("cls_token", "embeddings.cls_token"),
-        ):
-            name = name.replace(old, new)
-        name = "classifier." + name[5:] if name.startswith("head.") else "vit." + name
-        name = name.replace("vit.norm.", "vit.layernorm.")
-        if ".attn.qkv." in name:
-            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[name.replace("attn.qkv", f"attention.{part}_proj")] = rows
-        else:
-            renamed[name] = tensor
-    return renamed
-
-
 def test_real_imagenet_weights_give_the_golden_logits(shared_data):
     folder = shared_data / "vit_tiny_imagenet"
     if not folder.is_dir():
@@ -165,7 +142,7 @@ def test_real_imagenet_weights_give_the_golden_logits(shared_data):
     weights = torch.load(folder / "vit_tiny_patch16_224.pth", weights_only=True)["model"]
     golden = np.load(folder / "golden.npz")
     model = ViTForImageClassification(ViTConfig.from_preset("tiny", num_labels=1000)).eval()
-    model.load_state_dict(from_timm(weights), strict=True)
+    model.load_state_dict(from_timm_names(weights), strict=True)
     with torch.no_grad():
         pixel_values = torch.from_numpy(golden["pixel_values"])
         logits = model(pixel_values).logits
