@@ -147,10 +147,10 @@ def _field_lines(group: type, names: Sequence[str] | None = None) -> str:
 
 
 def _train_help() -> str:
-    from .recipe import DataArguments, ModelArguments, RunArguments, TeacherArguments
+    from .recipe import AugmentationArguments, DataArguments, ModelArguments, RunArguments, TeacherArguments
     from .training_args import DistillationTrainingArguments
 
-    groups = [ModelArguments, DataArguments, TeacherArguments, RunArguments]
+    groups = [ModelArguments, DataArguments, AugmentationArguments, TeacherArguments, RunArguments]
     parts = [f"{group.__doc__}\n{_field_lines(group)}" for group in groups]
     parts.append(
         "Optimisation and distillation.\n" + _field_lines(DistillationTrainingArguments, _COMMON_TRAINING_FIELDS)

@@ -14,14 +14,13 @@ import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .augmentation import Augmentation
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .data import EvaluationDataset, ViewDataset
 from .errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
-from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, load_recipe
+from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
 from .sources import Source, load_splits, load_validation
 from .teacher import Teacher, class_names
 from .trainer import DistillationTrainer
@@ -167,15 +166,8 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
         getattr(student.config, "image_size", None) or as_size("image_size", recipe.model.image_size) or 224
     )
     view_size = as_size("view_size", recipe.data.view_size) or image_size
-    if len(recipe.data.crop_scale) != 2 or len(recipe.data.crop_aspect) != 2:
-        raise RecipeError("crop_scale and crop_aspect take two numbers each, smallest and largest.")
+    augmentation = build_augmentation(recipe.augmentation, view_size)
     try:
-        augmentation = Augmentation(
-            view_size=view_size,
-            crop_scale=tuple(recipe.data.crop_scale),
-            crop_aspect=tuple(recipe.data.crop_aspect),
-            flip_probability=recipe.data.flip_probability,
-        )
         processor = DeiTImageProcessor.for_image_size(image_size, recipe.data.evaluation_crop_ratio)
     except ValueError as error:
         raise RecipeError(str(error)) from error

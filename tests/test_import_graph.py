@@ -23,6 +23,7 @@ LEAVES = [
     "configuration_deit",
     "data",
     "errors",
+    "image_ops",
     "image_processing_deit",
     "losses",
     "metrics",
