@@ -21,6 +21,7 @@ LEAVES = [
     "augmentation",
     "checkpointing",
     "configuration_deit",
+    "contact_sheet",
     "data",
     "errors",
     "image_ops",
