@@ -1,4 +1,4 @@
-"""`hf-deit …`: parse, call, print. What the commands do is in runs.py, teacher_training.py and demo.py.
+"""`hf-deit …`: parse, call, print. What the commands do is in runs.py, teacher_training.py, contact_sheet.py and demo.py.
 
 Exit codes: 0 done; 1 training failed (the loss diverged); 2 something given is not allowed; 130 interrupted.
 """
@@ -125,6 +125,17 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
         print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer))
 
 
+def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
+    from .contact_sheet import show_augmentations
+    from .recipe import load_recipe
+
+    recipe = load_recipe(options.config, [*fields, "--data", options.data])
+    rows = show_augmentations(recipe, options.out, options.images, options.views)
+    print(
+        f"Written to {options.out}: training images {', '.join(map(str, rows))} from the top, {options.views} views each."
+    )
+
+
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     from .demo import DemoArguments, run_demo
 
@@ -148,10 +159,10 @@ def _field_lines(group: type, names: Sequence[str] | None = None) -> str:
 
 
 def _train_help() -> str:
-    from .recipe import DataArguments, ModelArguments, RunArguments, TeacherArguments
+    from .recipe import AugmentationArguments, DataArguments, ModelArguments, RunArguments, TeacherArguments
     from .training_args import DistillationTrainingArguments
 
-    groups = [ModelArguments, DataArguments, TeacherArguments, RunArguments]
+    groups = [ModelArguments, DataArguments, AugmentationArguments, TeacherArguments, RunArguments]
     parts = [f"{group.__doc__}\n{_field_lines(group)}" for group in groups]
     parts.append(
         "Optimisation and distillation.\n" + _field_lines(DistillationTrainingArguments, _COMMON_TRAINING_FIELDS)
@@ -234,6 +245,19 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
     evaluate.set_defaults(run=_evaluate)
 
+    show = commands.add_parser(
+        "show-augmentations",
+        help="a contact sheet: images under many views, as training will see them",
+        epilog="Every field of a recipe can be given too, as for train: --auto_augment randaugment --view_size 128 …",
+        allow_abbrev=False,
+    )
+    show.add_argument("data", metavar="DATA", help="as for train; its training images are shown")
+    show.add_argument("--out", required=True, metavar="FILE", help="the sheet, for example sheet.png")
+    show.add_argument("--config", help="YAML of fields, as for train")
+    show.add_argument("--images", type=int, default=8, help="rows (default: %(default)s)")
+    show.add_argument("--views", type=int, default=8, help="views of each image (default: %(default)s)")
+    show.set_defaults(run=_show_augmentations)
+
     predict = commands.add_parser("predict", help="the most probable classes of images")
     predict.add_argument("model", help="folder or Hub name")
     predict.add_argument("images", nargs="+", help="image files")
@@ -251,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     options, fields = parser.parse_known_args(arguments)
-    if fields and options.command != "train":
+    if fields and options.command not in ("train", "show-augmentations"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     from .errors import UserError
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .augmentation import AUTO_AUGMENTS, Augmentation
 from .errors import UserError
 from .fine_tuning import TRAINABLE
 from .training_args import DistillationTrainingArguments
@@ -77,15 +78,49 @@ class DataArguments:
         default=None,
         metadata={"help": "Pixels of the augmented view teacher and student look at. Default: image_size."},
     )
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.08, 1.0], metadata={"help": "Smallest and largest share of the area a crop covers."}
-    )
-    crop_aspect: list[float] = field(
-        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Smallest and largest width / height of a crop."}
-    )
-    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
     evaluation_crop_ratio: float = field(
         default=0.875, metadata={"help": "Share of the resized image the centre crop keeps at evaluation."}
+    )
+
+
+@dataclass
+class AugmentationArguments:
+    """What happens to a training image; `hf-deit show-augmentations` shows it."""
+
+    crop_scale: list[float] = field(
+        default_factory=lambda: list(Augmentation.crop_scale),
+        metadata={"help": "Smallest and largest share of the area a crop covers."},
+    )
+    crop_aspect: list[float] = field(
+        default_factory=lambda: list(Augmentation.crop_aspect),
+        metadata={"help": "Smallest and largest width / height of a crop."},
+    )
+    flip_probability: float = field(
+        default=Augmentation.flip_probability, metadata={"help": "Of mirroring left and right."}
+    )
+    auto_augment: str = field(
+        default=Augmentation.auto_augment,
+        metadata={"help": f"Policy: {', '.join(AUTO_AUGMENTS)}. The paper's: randaugment."},
+    )
+    randaugment_magnitude: float = field(
+        default=Augmentation.randaugment_magnitude, metadata={"help": "Mean magnitude, 0 to 10."}
+    )
+    randaugment_magnitude_std: float = field(
+        default=Augmentation.randaugment_magnitude_std, metadata={"help": "Standard deviation of the magnitude."}
+    )
+    randaugment_probability: float = field(
+        default=Augmentation.randaugment_probability, metadata={"help": "Of carrying out each operation chosen."}
+    )
+    randaugment_num_ops: int = field(
+        default=Augmentation.randaugment_num_ops, metadata={"help": "Operations chosen for a view."}
+    )
+    color_jitter: float = field(
+        default=Augmentation.color_jitter,
+        metadata={"help": "Brightness, contrast and saturation are scaled by 1 ± this, 0 to 1 (DeiT III: 0.3)."},
+    )
+    erasing_probability: float = field(
+        default=Augmentation.erasing_probability,
+        metadata={"help": "Of filling one box of the view with noise. The paper's: 0.25."},
     )
 
 
@@ -119,7 +154,14 @@ class RunArguments:
 
 
 _SECRETS = ("hub_token",)
-GROUPS = (ModelArguments, DataArguments, TeacherArguments, RunArguments, DistillationTrainingArguments)
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    AugmentationArguments,
+    TeacherArguments,
+    RunArguments,
+    DistillationTrainingArguments,
+)
 
 
 @dataclass
@@ -128,6 +170,7 @@ class Recipe:
 
     model: ModelArguments
     data: DataArguments
+    augmentation: AugmentationArguments
     teacher: TeacherArguments
     run: RunArguments
     training: DistillationTrainingArguments
@@ -135,7 +178,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Gives every field with its value, defaults included; tokens are left out."""
         fields: dict[str, Any] = {}
-        for group in (self.model, self.data, self.teacher):
+        for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
         for name in ("data", "model", "teacher"):
             path = None if fields[name] is None else Path(fields[name]).expanduser()
@@ -270,3 +313,24 @@ def as_size(name: str, values: list[int] | None) -> tuple[int, int] | None:
     if len(values) not in (1, 2) or min(values) < 1:
         raise RecipeError(f"{name}={values}: give one number of pixels, or height and width.")
     return values[0], values[-1]
+
+
+def build_augmentation(arguments: AugmentationArguments, view_size: tuple[int, int]) -> Augmentation:
+    """Builds what makes a view of an image.
+
+    Args:
+        arguments: Of the recipe.
+        view_size: `(height, width)` of the view, in pixels.
+
+    Raises:
+        RecipeError: A field is not within its limits.
+    """
+    fields = dataclasses.asdict(arguments)
+    for name in ("crop_scale", "crop_aspect"):
+        if len(fields[name]) != 2:
+            raise RecipeError(f"{name}={fields[name]}: it takes two numbers, smallest and largest.")
+        fields[name] = tuple(fields[name])
+    try:
+        return Augmentation(view_size=view_size, **fields)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error

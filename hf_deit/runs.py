@@ -14,7 +14,6 @@ import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .augmentation import Augmentation
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .data import EvaluationDataset, ViewDataset
@@ -22,7 +21,7 @@ from .errors import UserError
 from .fine_tuning import distilled_from_plain, set_trainable, with_image_size
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
-from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, load_recipe
+from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
 from .sources import Source, load_splits, load_validation
 from .teacher import Teacher, class_names
 from .trainer import DistillationTrainer
@@ -191,7 +190,9 @@ def _normalization(model: str | None) -> dict[str, list[float]]:
     except RecipeError:
         logger.warning("%s has no image processor: ImageNet's mean and std are taken.", model)
         return {}
-    return {name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)}
+    return {
+        name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)
+    }
 
 
 def build_trainer(recipe: Recipe) -> DistillationTrainer:
@@ -209,15 +210,8 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
         getattr(student.config, "image_size", None) or as_size("image_size", recipe.model.image_size) or 224
     )
     view_size = as_size("view_size", recipe.data.view_size) or image_size
-    if len(recipe.data.crop_scale) != 2 or len(recipe.data.crop_aspect) != 2:
-        raise RecipeError("crop_scale and crop_aspect take two numbers each, smallest and largest.")
+    augmentation = build_augmentation(recipe.augmentation, view_size)
     try:
-        augmentation = Augmentation(
-            view_size=view_size,
-            crop_scale=tuple(recipe.data.crop_scale),
-            crop_aspect=tuple(recipe.data.crop_aspect),
-            flip_probability=recipe.data.flip_probability,
-        )
         processor = DeiTImageProcessor.for_image_size(
             image_size, recipe.data.evaluation_crop_ratio, **_normalization(recipe.model.model)
         )

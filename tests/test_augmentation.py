@@ -1,14 +1,24 @@
-"""One view of one image: boxes against the definition of the crop, pixels against Pillow called directly."""
+"""One view of one image: boxes against their definitions, pixels against Pillow called directly, the same in any process."""
 
+import dataclasses
+import hashlib
+import json
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hf_deit.augmentation import Augmentation, random_resized_crop_box
+import hf_deit
+from hf_deit import image_ops
+from hf_deit.augmentation import AUTO_AUGMENTS, Augmentation, erasing_box, random_resized_crop_box
+from hf_deit.sampling import ViewKey, view_generator
 
 SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 DRAWS = 10_000
@@ -137,6 +147,55 @@ def test_a_box_of_the_whole_area_and_the_images_aspect_is_the_whole_image():
     assert random_resized_crop_box(64, 48, (1.0, 1.0), (4 / 3, 4 / 3), random.Random(0)) == (0, 0, 64, 48)
 
 
+# Boxes to erase
+
+
+def erasing_boxes(width, height, count=DRAWS):
+    return [erasing_box(width, height, random.Random(seed)) for seed in range(count)]
+
+
+def test_share_aspect_and_place_of_the_erased_boxes_follow_the_definition():
+    """The share s uniform in 0.02 to 1/3, the log aspect u uniform, of those smaller than the square: s < exp(-|u|)."""
+    side, limit = 20_000, math.log(1 / 0.3)
+    left, upper, right, lower = np.array(erasing_boxes(side, side)).T
+    widths, heights = (right - left) / side, (lower - upper) / side
+    share, log_aspect = widths * heights, np.log(widths / heights)
+    assert 0.02 - 1e-3 < share.min() < 0.021
+    assert 0.332 < share.max() < 1 / 3 + 1e-3
+    share_distribution = distribution_from_density(lambda s: np.minimum(limit, -np.log(s)), 0.02, 1 / 3)
+    aspect_distribution = distribution_from_density(
+        lambda u: np.minimum(np.exp(-np.abs(u)), 1 / 3) - 0.02, -limit, limit
+    )
+    assert distance(share, share_distribution) < DISTANCE
+    assert distance(log_aspect, aspect_distribution) < DISTANCE
+    for offset, room in ((left, side - (right - left)), (upper, side - (lower - upper))):
+        assert distance(offset / room, lambda u: u) < DISTANCE
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (30, 20), (9, 200)])
+def test_an_erased_box_lies_within_the_view_and_is_smaller_on_both_sides(size):
+    boxes = [box for box in erasing_boxes(*size, count=2000) if box is not None]
+    assert boxes
+    left, upper, right, lower = np.array(boxes).T
+    assert min(left.min(), upper.min()) == 0
+    assert (right.max(), lower.max()) == size
+    assert (right - left >= 1).all()
+    assert (lower - upper >= 1).all()
+    assert (right - left < size[0]).all()
+    assert (lower - upper < size[1]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1)])
+def test_a_view_too_small_for_a_box_is_left_as_it_is_after_ten_tries(size):
+    generator, twenty_numbers_on = random.Random(0), random.Random(0)
+    assert erasing_box(*size, generator) is None
+    for _ in range(20):
+        twenty_numbers_on.random()
+    assert generator.random() == twenty_numbers_on.random()
+    view = Augmentation(size[::-1], erasing_probability=1.0)(random_rgb(9, 9), random.Random(0))
+    np.testing.assert_array_equal(view, Augmentation(size[::-1])(random_rgb(9, 9), random.Random(0)))
+
+
 # Views
 
 
@@ -215,6 +274,146 @@ def test_an_image_of_a_single_row_column_or_pixel_gives_a_view(size):
         assert view.size == (24, 16)
 
 
+# Automatic augmentation, colour jitter, erasing
+
+ALL_ON = {
+    "auto_augment": "randaugment",
+    "randaugment_probability": 1.0,
+    "color_jitter": 0.3,
+    "erasing_probability": 1.0,
+}
+
+
+def replayed(image, size, seed, draw):
+    """Crop and flip by Pillow, then the steps drawn by `draw` from the same generator, which is given back too."""
+    generator = random.Random(seed)
+    box = random_resized_crop_box(*image.size, SCALE, ASPECT, generator)
+    view = crop_and_flip(image, box, generator.random() < 0.5, size)
+    return image_ops.apply_steps(view, draw(generator)), generator
+
+
+POLICIES = {
+    "none": lambda generator: [],
+    "randaugment": lambda generator: image_ops.draw_randaugment(generator, 9.0, 0.5, 0.5, 2),
+    "trivialaugment": image_ops.draw_trivialaugment,
+    "three_augment": image_ops.draw_three_augment,
+}
+
+
+@pytest.mark.parametrize("name", AUTO_AUGMENTS)
+def test_a_policy_comes_after_crop_and_flip_which_stay_as_they_are(name):
+    image, changed = random_rgb(60, 80), 0
+    for seed in range(20):
+        view = np.asarray(Augmentation((24, 32), auto_augment=name)(image, random.Random(seed)))
+        np.testing.assert_array_equal(view, replayed(image, (24, 32), seed, POLICIES[name])[0])
+        changed += not np.array_equal(view, Augmentation((24, 32))(image, random.Random(seed)))
+    assert (changed > 10) == (name != "none")
+
+
+def test_the_fields_of_randaugment_reach_it():
+    fields = {"magnitude": 3.0, "magnitude_std": 2.0, "probability": 0.9, "num_ops": 4}
+    given = Augmentation((4, 4), auto_augment="randaugment", **{f"randaugment_{n}": v for n, v in fields.items()})
+    for seed in range(20):
+        expected = image_ops.draw_randaugment(random.Random(seed), **fields)
+        assert given.draw_steps(random.Random(seed)) == expected
+
+
+def test_colour_jitter_comes_after_the_policy():
+    image, augmentation = random_rgb(60, 80), Augmentation((24, 32), auto_augment="three_augment", color_jitter=0.4)
+
+    def draw(generator):
+        return image_ops.draw_three_augment(generator) + image_ops.draw_color_jitter(generator, 0.4)
+
+    for seed in range(10):
+        view = augmentation(image, random.Random(seed))
+        np.testing.assert_array_equal(view, replayed(image, (24, 32), seed, draw)[0])
+
+
+def test_erasing_comes_last_and_fills_one_box_with_noise_and_nothing_else():
+    image, size = random_rgb(60, 80), (48, 64)
+    augmentation = Augmentation(size, auto_augment="trivialaugment", erasing_probability=1.0)
+    for seed in range(10):
+        before, generator = replayed(image, size, seed, image_ops.draw_trivialaugment)
+        assert generator.random() < 1.0  # the coin
+        left, upper, right, lower = erasing_box(64, 48, generator)
+        expected = np.array(before)
+        noise = image_ops.normal_noise(lower - upper, right - left, generator.getrandbits(128))
+        expected[upper:lower, left:right] = noise
+        np.testing.assert_array_equal(augmentation(image, random.Random(seed)), expected)
+        assert not np.array_equal(before, expected)
+
+
+@pytest.mark.parametrize("probability", [0.25, 0.7])
+def test_views_are_erased_with_the_given_probability(probability):
+    image = Image.new("RGB", (8, 8), (7, 7, 7))
+    augmentation = Augmentation((16, 16), erasing_probability=probability)
+    erased = [bool((np.asarray(augmentation(image, random.Random(seed))) != 7).any()) for seed in range(4000)]
+    # Four standard deviations of a share of 4,000.
+    assert abs(np.mean(erased) - probability) < 4 * math.sqrt(probability * (1 - probability) / 4000)
+
+
+def test_the_new_fields_change_nothing_by_default():
+    """Not the pixels, and not the numbers taken from the generator."""
+    image = random_rgb(60, 80)
+    for seed in range(10):
+        generator = random.Random(seed)
+        view = Augmentation((24, 32))(image, generator)
+        expected, left_off = replayed(image, (24, 32), seed, POLICIES["none"])
+        np.testing.assert_array_equal(view, expected)
+        assert generator.random() == left_off.random()
+
+
+@pytest.mark.parametrize("name", AUTO_AUGMENTS)
+def test_augmenting_leaves_the_image_and_the_global_generators_alone(name):
+    image = random_rgb(32, 32)
+    pixels, before = (
+        np.array(image),
+        (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+    )
+    fields = {**ALL_ON, "auto_augment": name, "crop_scale": (1.0, 1.0), "flip_probability": 0.0}
+    for seed in range(30):
+        Augmentation((32, 32), **fields)(image, random.Random(seed))
+    np.testing.assert_array_equal(image, pixels)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def replay_digests(policies, keys):
+    """Digest of each view with everything on, from (seed, epoch, index, view) and nothing else."""
+    pixels = (np.arange(60 * 80 * 3) * 2654435761 // 65536 % 256).astype(np.uint8).reshape(60, 80, 3)
+    return {
+        f"{name} {key}": hashlib.sha256(
+            Augmentation((48, 64), **{**ALL_ON, "auto_augment": name})(
+                Image.fromarray(pixels), view_generator(11, ViewKey(*key, position=0))
+            ).tobytes()
+        ).hexdigest()
+        for name in policies
+        for key in keys
+    }
+
+
+def test_any_view_is_replayed_bit_for_bit_in_another_process_in_any_order():
+    policies = [name for name in AUTO_AUGMENTS if name != "none"]
+    keys = [(epoch, index, view) for epoch in (0, 3) for index in (5, 70) for view in (0, 1, 2)]
+    here = replay_digests(policies, keys)
+    assert len(set(here.values())) == len(here) == 36  # each a view of its own
+    program = (
+        "import json, random; import numpy as np; random.seed(1); np.random.seed(1)\n"
+        "from test_augmentation import replay_digests\n"
+        f"print(json.dumps(replay_digests({policies[::-1]}, {keys[::-1]})))"
+    )
+    paths = [str(Path(hf_deit.__file__).parents[1]), str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == here
+
+
+def test_every_field_is_in_the_description_of_a_run():
+    described = dataclasses.asdict(Augmentation((8, 8), **ALL_ON))
+    assert {name: described[name] for name in ALL_ON} == ALL_ON
+    assert set(described) == {entry.name for entry in dataclasses.fields(Augmentation)}
+
+
 # Errors
 
 
@@ -231,6 +430,15 @@ def test_an_image_of_a_single_row_column_or_pixel_gives_a_view(size):
         ("flip_probability", -0.1, "in \\[0, 1\\]"),
         ("flip_probability", 1.5, "in \\[0, 1\\]"),
         ("flip_probability", float("nan"), "in \\[0, 1\\]"),
+        ("randaugment_magnitude", 10.5, "in \\[0, 10\\]"),
+        ("randaugment_magnitude", -1.0, "in \\[0, 10\\]"),
+        ("randaugment_magnitude_std", -0.5, "in \\[0, 10\\]"),
+        ("randaugment_magnitude_std", float("inf"), "in \\[0, 10\\]"),
+        ("randaugment_probability", 1.1, "in \\[0, 1\\]"),
+        ("randaugment_num_ops", 0, "at least 1"),
+        ("color_jitter", 1.5, "in \\[0, 1\\]"),
+        ("erasing_probability", -0.1, "in \\[0, 1\\]"),
+        ("erasing_probability", float("nan"), "in \\[0, 1\\]"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_is_allowed(name, value, allowed):
@@ -243,3 +451,10 @@ def test_the_limits_themselves_are_allowed():
     augmentation = Augmentation((4, 4), crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip_probability=0)
     image = random_rgb(4, 4)
     np.testing.assert_array_equal(augmentation(image, random.Random(0)), image)
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are():
+    with pytest.raises(
+        ValueError, match="'autoaugment': choose one of none, randaugment, trivialaugment, three_augment"
+    ):
+        Augmentation((4, 4), auto_augment="autoaugment")

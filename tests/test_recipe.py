@@ -9,6 +9,7 @@ import yaml
 import hf_deit
 from hf_deit.recipe import (
     GROUPS,
+    AugmentationArguments,
     DataArguments,
     ModelArguments,
     RecipeError,
@@ -40,6 +41,13 @@ VALUES = {
     "crop_scale": [0.3, 0.9],
     "crop_aspect": [0.5, 2.0],
     "flip_probability": 0.125,
+    "auto_augment": "trivialaugment",
+    "randaugment_magnitude": 7.0,
+    "randaugment_magnitude_std": 0.25,
+    "randaugment_probability": 0.75,
+    "randaugment_num_ops": 3,
+    "color_jitter": 0.3,
+    "erasing_probability": 0.25,
     "evaluation_crop_ratio": 1.0,
     "teacher": "package.module:factory",
     "teacher_weights": "weights.pth",
@@ -95,7 +103,7 @@ def written(path, content):
 def given(recipe, names=VALUES):
     """The fields of a recipe under these names, plain."""
     fields = {}
-    for group in (recipe.model, recipe.data, recipe.teacher, recipe.run, recipe.training):
+    for group in (recipe.model, recipe.data, recipe.augmentation, recipe.teacher, recipe.run, recipe.training):
         for entry in dataclasses.fields(group):
             value = getattr(group, entry.name, None)
             fields[entry.name] = getattr(value, "value", value)  # of an enumeration
@@ -291,9 +299,10 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
 
 def test_an_empty_file_means_the_defaults(tmp_path):
     recipe = load_recipe(written(tmp_path / "r.yaml", "# nothing yet\n"), [])
-    assert (recipe.model, recipe.data, recipe.teacher, recipe.run) == (
+    assert (recipe.model, recipe.data, recipe.augmentation, recipe.teacher, recipe.run) == (
         ModelArguments(),
         DataArguments(),
+        AugmentationArguments(),
         TeacherArguments(),
         RunArguments(),
     )

@@ -1,0 +1,127 @@
+"""A contact sheet: rows of one image under many views, to look at an augmentation before training with it.
+
+The views are those that training would show, in the epochs 0, 1, 2 …; what makes them is augmentation.py's business. Mixing
+(of two images) is not on it.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from .augmentation import Augmentation
+from .checkpointing import STAGING_PREFIX
+from .errors import UserError
+from .recipe import Recipe, RecipeError, as_size, build_augmentation
+from .sampling import ViewKey, view_generator
+from .sources import Source, load_splits
+
+GAP = 4
+BACKGROUND = (255, 255, 255)
+
+
+class ContactSheetError(UserError):
+    """A sheet that cannot be made; the message says what was given and what is allowed."""
+
+
+def draw_sheet(
+    source: Source, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
+) -> Image.Image:
+    """Draws the sheet: a row an image, first the untouched image fitted into its cell, then its views of epochs 0, 1 …
+
+    Args:
+        source: The images.
+        indices: Which of them, in rows from the top.
+        augmentation: What makes a view; its `view_size` is the size of a cell.
+        seed: Of the run.
+        views: Number of columns after the first.
+
+    Returns:
+        RGB, cells 4 pixels apart on white.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    height, width = augmentation.view_size
+    size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
+    sheet = Image.new("RGB", size, BACKGROUND)
+    for row, index in enumerate(indices):
+        image = source.image(index)
+        keys = [ViewKey(epoch=epoch, index=index, view=0, position=0) for epoch in range(views)]
+        cells = [ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, BACKGROUND)]
+        cells += [augmentation(image, view_generator(seed, key)) for key in keys]
+        for column, cell in enumerate(cells):
+            sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    return sheet
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image under a temporary name and renames it, so that what stands at `path` is always whole.
+
+    Raises:
+        ContactSheetError: The folder does not exist, or the name's ending is no format that can be written.
+    """
+    _check_path(path)
+    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ContactSheetError(f"{path} cannot be written: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_path(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise ContactSheetError(f"{path}: its folder does not exist.")
+    if path.is_dir():
+        raise ContactSheetError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ContactSheetError(f"{path}: {path.suffix or 'no ending'} is no image format here; take .png or .jpg.")
+
+
+def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: int = 8) -> list[int]:
+    """Writes the contact sheet of a recipe.
+
+    Args:
+        recipe: Its data, augmentation, view or image size and seed are used. Without a size: that of the weights it starts
+            from, else 224 pixels.
+        out: The file; the ending says the format.
+        images: Rows, spread evenly over the training images; fewer if there are fewer.
+        views: Views of each image.
+
+    Returns:
+        The indices of the images shown, from the top.
+
+    Raises:
+        UserError: The data, a field or the file is not as it must be.
+    """
+    for name, number in (("images", images), ("views", views)):
+        if number < 1:
+            raise ContactSheetError(f"{name}={number}: at least 1.")
+    out = Path(out)
+    _check_path(out)  # before the data are read
+    augmentation = build_augmentation(recipe.augmentation, _view_size(recipe))
+    seed = recipe.training.seed
+    source, _ = load_splits(recipe.data.data, recipe.data.validation_share, seed)
+    rows = min(images, len(source))
+    indices = [row * len(source) // rows for row in range(rows)]
+    save_image(draw_sheet(source, indices, augmentation, seed, views), out)
+    return indices
+
+
+def _view_size(recipe: Recipe) -> tuple[int, int]:
+    given = as_size("view_size", recipe.data.view_size) or as_size("image_size", recipe.model.image_size)
+    if given is not None or recipe.model.model is None:
+        return given or (224, 224)
+    from transformers import AutoConfig
+
+    from .configuration_deit import as_pair
+
+    try:
+        config = AutoConfig.from_pretrained(recipe.model.model)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"No model at {recipe.model.model!r}: {error}") from error
+    return as_pair(getattr(config, "image_size", None) or 224)
