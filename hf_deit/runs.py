@@ -104,12 +104,12 @@ _HEADS = ("cls_classifier", "distillation_classifier", "classifier")
 
 def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], distils: bool) -> PreTrainedModel:
     """Loads weights and makes them what the recipe asks for: classes, kind of student, image size, drop path."""
+    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
     given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
     if given:
         raise RecipeError(
             f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
         )
-    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
     before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
     if before is not None and before != list(labels["id2label"].values()):
         logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
