@@ -17,9 +17,9 @@ from pathlib import Path
 import transformers
 
 from hf_deit.cli import print_table
-from hf_deit.demo import KINDS, DemoArguments, load_digits, train_digit_student, train_digit_teacher
+from hf_deit.demo import KINDS, DemoArguments, load_digits, single_threaded, train_digit_student, train_digit_teacher
 
-GRID = (1e-3, 2e-3, 4e-3)
+GRID = (2e-3, 4e-3, 8e-3)
 TUNING_SEED = 1000
 
 
@@ -38,6 +38,7 @@ def choose_learning_rates(arguments: DemoArguments) -> dict[str, dict[float, flo
     return grid
 
 
+@single_threaded()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
