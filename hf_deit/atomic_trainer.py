@@ -49,7 +49,7 @@ _FREE_ARGUMENTS = (
     *("metric_for_best_model", "greater_is_better", "ignore_data_skip", "local_rank", "ddp_", "debug", "include_"),
     *("restore_callback_states_from_checkpoint", "prediction_loss_only", "batch_eval_metrics", "skip_memory_metrics"),
     *("bf16_full_eval", "fp16_full_eval", "torch_empty_cache_steps", "enable_jit_checkpoint", "accelerator_config"),
-    *("label_names", "per_device_eval_batch_size"),
+    *("label_names", "per_device_eval_batch_size", "counted_weights"),
     # Together these make the global batch, which is compared.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 )

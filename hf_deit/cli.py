@@ -20,7 +20,16 @@ _COMMON_TRAINING_FIELDS = (
     *("seed", "bf16", "dataloader_num_workers", "eval_strategy", "save_strategy", "save_total_limit"),
     *("load_best_model_at_end", "logging_steps", "push_to_hub", "hub_model_id", "torch_compile"),
     *("distillation_type", "distillation_target", "distillation_alpha", "distillation_tau", "distillation_reduction"),
-    *("base_loss", "num_views", "distillation_token_decay", "repeated_augmentation"),
+    *("base_loss", "class_weights", "num_views", "distillation_token_decay", "repeated_augmentation"),
+    *(
+        "scale_learning_rate",
+        "warmup_learning_rate",
+        "min_learning_rate",
+        "layer_decay",
+        "optimizer_class",
+        "optim_args",
+    ),
+    *("ema_epochs", "counted_weights"),
     *("mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability"),
 )
 

@@ -8,7 +8,7 @@ Paper: Touvron et al., arXiv:2012.12877, section 4 (soft: eq. 2, hard: eq. 3); s
 arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,7 +87,13 @@ def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Te
     return F.cross_entropy(_at_least_float32(student_logits), teacher_logits.argmax(dim=-1), reduction="none")
 
 
-def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label_smoothing: float = 0.0) -> Tensor:
+def base_loss(
+    logits: Tensor,
+    labels: Tensor,
+    kind: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
     """The loss of one head on the labels.
 
     Args:
@@ -96,6 +102,8 @@ def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label
         kind: "cross_entropy", or "binary_cross_entropy": a mean over the classes in which every label above 0 counts as
             1 (both classes of a mixed image are present), as the official code.
         label_smoothing: Share in [0, 1) of the label that is spread evenly over the classes; cross-entropy only.
+        weight: `(num_labels,)`, how much the presence of each class counts: cross-entropy multiplies each class's share of
+            the label, binary cross-entropy the terms of the classes that are present. Default: all 1.
 
     Returns:
         `(batch,)`.
@@ -105,13 +113,16 @@ def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label
     """
     _check_labels(logits, labels)
     logits = _at_least_float32(logits)
+    weight = None if weight is None else weight.to(logits)
     if kind == "cross_entropy":
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing}: a share in [0, 1) (paper: 0.1).")
         if labels.ndim == 2:
-            return F.cross_entropy(logits, labels.to(logits.dtype), reduction="none", label_smoothing=label_smoothing)
+            labels = labels.to(logits.dtype)
+        else:
+            labels = labels.long()
         return F.cross_entropy(
-            logits, labels.long(), ignore_index=_NOTHING, reduction="none", label_smoothing=label_smoothing
+            logits, labels, weight, ignore_index=_NOTHING, reduction="none", label_smoothing=label_smoothing
         )
     if kind != "binary_cross_entropy":
         raise ValueError(f"base loss {kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
@@ -121,7 +132,23 @@ def base_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy", label
             "count as present. Set the smoothing to 0 or use cross_entropy."
         )
     present = labels > 0 if labels.ndim == 2 else F.one_hot(labels.long(), logits.shape[-1])
-    return F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none").mean(dim=-1)
+    present = present.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, present, reduction="none", pos_weight=weight).mean(dim=-1)
+
+
+def balanced_weights(labels: Sequence[int], num_labels: int) -> Tensor:
+    """Gives each class the weight n / (C · count), so that all classes count alike and an image 1 on average.
+
+    Args:
+        labels: Class index of each of the n training images.
+        num_labels: Number of classes C.
+
+    Returns:
+        `(num_labels,)` float32; 0 for a class without images.
+    """
+    counts = torch.bincount(torch.as_tensor(labels, dtype=torch.long), minlength=num_labels)
+    weights = len(labels) / (num_labels * counts.clamp(min=1).double())
+    return torch.where(counts > 0, weights, 0.0).float()
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:

@@ -20,13 +20,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .atomic_trainer import AtomicTrainer
+from .checks import Problems, known_labels, planned_updates, trainer_problems, training_problems
 from .configuration_deit import as_pair
 from .data import MixingCollator, collate
 from .image_processing_deit import DeiTImageProcessor
-from .losses import base_loss, distillation_terms, hard_distillation_loss, soft_distillation_loss, supervised_loss
+from .losses import (
+    balanced_weights,
+    base_loss,
+    distillation_terms,
+    hard_distillation_loss,
+    soft_distillation_loss,
+    supervised_loss,
+)
 from .mixing import Mixing, mix_labels, mix_pixels
-from .optim import decay_parameter_names
+from .optimizing_trainer import OptimizingTrainer
 from .pixels import normalize, resize, to_unit_range
 from .sampling import ViewSampler
 from .student import StudentError, StudentInfo, distillation_target, inspect_student
@@ -46,7 +53,7 @@ def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
     return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
 
 
-class DistillationTrainer(AtomicTrainer):
+class DistillationTrainer(OptimizingTrainer):
     """Trains a student on labels and on a teacher's answers.
 
     Args:
@@ -63,6 +70,7 @@ class DistillationTrainer(AtomicTrainer):
     Raises:
         StudentError: Student, teacher and arguments do not go together.
         TeacherError: The teacher's classes are not the student's, or it fails on a view.
+        SetupError: Several such things (it is both of the above).
     """
 
     # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
@@ -89,7 +97,10 @@ class DistillationTrainer(AtomicTrainer):
                 f"The student is {type(model).__name__}: give a torch module such as a transformers model."
             )
         self.student = inspect_student(model, _view_size(train_dataset))
-        self.distillation_target = distillation_target(args, self.student, teacher is not None)
+        self.distillation_target = None
+        problems = Problems()
+        with problems.gathered():
+            self.distillation_target = distillation_target(args, self.student, teacher is not None)
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
         self.image_mean = getattr(processing_class, "image_mean", None) or IMAGENET_DEFAULT_MEAN
         self.image_std = getattr(processing_class, "image_std", None) or IMAGENET_DEFAULT_STD
@@ -106,15 +117,24 @@ class DistillationTrainer(AtomicTrainer):
         )
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
-        self.teacher = self._prepare_teacher(teacher)
+        self.teacher = None
+        with problems.gathered():
+            self.teacher = self._prepare_teacher(teacher)
         self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
         self._running = RunningTerms(self.args.device)
         self._kept: list[dict[str, Tensor]] = []
         # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
         self.keep_rows = False
         self.rows: dict[str, np.ndarray] = {}
+        brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
+        problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
         if train_dataset is not None:
-            self._check_train_dataset(train_dataset)
+            updates = planned_updates(args, train_dataset)
+            problems.add(training_problems(args, model, self.student, train_dataset, updates))
+        problems.raise_all()
+        self._say_if_not_keyed(train_dataset)
+        if not getattr(train_dataset, "takes_view_keys", False):
+            self.args.dataloader_drop_last |= self.mixing.is_on  # a last, odd batch could not be paired
 
     # ---- before the first step ----
 
@@ -130,35 +150,21 @@ class DistillationTrainer(AtomicTrainer):
         teacher.align(self.student.class_names, self.student.num_labels, as_pair(view_size))
         return teacher
 
-    def _check_train_dataset(self, dataset: Dataset) -> None:
-        keyed = getattr(dataset, "takes_view_keys", False)
-        if (keyed or self.mixing.is_on) and self.args.train_batch_size % 2:
-            raise StudentError(
-                f"per_device_train_batch_size={self.args.per_device_train_batch_size} is odd: images are paired, so use an even one."
-            )
-        if self.mixing.is_on and self.student.problem_type == "regression":
-            raise StudentError(
-                "mixup_alpha and cutmix_alpha mix classes, and the student's problem_type is 'regression': set both to 0."
-            )
-        if not keyed:
-            if self.args.repeated_augmentation > 1:
-                raise StudentError(
-                    f"repeated_augmentation={self.args.repeated_augmentation} needs data that take view keys, and {type(dataset).__name__} "
-                    "does not: use ViewDataset, or set it to 1."
-                )
-            self.args.dataloader_drop_last |= self.mixing.is_on  # a last, odd batch could not be paired
+    def _say_if_not_keyed(self, dataset: Dataset | None) -> None:
+        if dataset is not None and not getattr(dataset, "takes_view_keys", False):
             logger.warning(
                 "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
                 "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
                 type(dataset).__name__,
             )
-            return
-        count = len(dataset.class_names)
-        if count != self.student.num_labels and self.student.problem_type == "single_label_classification":
-            raise StudentError(
-                f"The data have {count} classes ({', '.join(dataset.class_names[:20])}), the student {self.student.num_labels} "
-                f"outputs: build it with num_labels={count}."
-            )
+
+    @functools.cached_property
+    def _class_weights(self) -> Tensor | None:
+        """`(num_labels,)` on the device; None where all classes count alike."""
+        labels = known_labels(self.train_dataset)
+        if self.args.class_weights == "none" or labels is None:  # without training data: an evaluation
+            return None
+        return balanced_weights(labels, self.student.num_labels).to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -196,10 +202,6 @@ class DistillationTrainer(AtomicTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = plain
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay as in the paper, see optim.py."""
-        return decay_parameter_names(model, self.args.distillation_token_decay)
 
     # ---- a step ----
 
@@ -264,7 +266,11 @@ class DistillationTrainer(AtomicTrainer):
                 )
         if self.student.problem_type == "single_label_classification":
             label_loss = functools.partial(
-                base_loss, labels=labels, kind=args.base_loss, label_smoothing=args.label_smoothing_factor
+                base_loss,
+                labels=labels,
+                kind=args.base_loss,
+                label_smoothing=args.label_smoothing_factor,
+                weight=self._class_weights,
             )
         else:
             label_loss = functools.partial(supervised_loss, labels=labels, problem_type=self.student.problem_type)
@@ -358,7 +364,17 @@ class DistillationTrainer(AtomicTrainer):
         return loss, None if prediction_loss_only else heads["logits"].detach(), labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As the Trainer's, with the metrics of all heads; `loss` is the mean over the images, however they were batched."""
+        """As the Trainer's, with the metrics of all heads; `loss` is the mean over the images, however they were batched.
+
+        While averaged weights are kept, their metrics follow as `ema_accuracy`, `ema_loss`, …
+        """
+        output = self._evaluate_heads(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        averaged = functools.partial(
+            self._evaluate_heads, *args, metric_key_prefix=f"{metric_key_prefix}_ema", **kwargs
+        )
+        return self._evaluation_with_average(output, averaged)
+
+    def _evaluate_heads(self, *args: Any, metric_key_prefix: str, **kwargs: Any) -> EvalLoopOutput:
         from .metrics import summarize, to_arrays
 
         self._kept = []

@@ -5,6 +5,7 @@ trainer before the first step. Defaults are the paper's (arXiv:2012.12877, Table
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,16 @@ from .mixing import Mixing
 
 # Strategies that upload whole checkpoints: optimizer state is a pickle, and pickles are not published.
 _REFUSED_HUB_STRATEGIES = ("checkpoint", "all_checkpoints")
+CLASS_WEIGHTS = ("none", "balanced")
+COUNTED_WEIGHTS = ("raw", "ema")
+
+
+def numbered(problems: Sequence[str]) -> str:
+    """Makes one message of several, or gives the only one as it is."""
+    if len(problems) == 1:
+        return problems[0]
+    rows = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
+    return f"{len(problems)} things do not work:\n{rows}"
 
 
 @dataclass
@@ -37,9 +48,18 @@ class DistillationTrainingArguments(TrainingArguments):
         mix_probability: Of a pair being mixed.
         mix_switch_probability: Of cutmix in place of mixup, where both are on.
         distillation_token_decay: Weight decay on the distillation token, as the official code.
+        class_weights: "balanced": an image counts n / (C · count) in the loss, by the count of its class among the n
+            training images of C classes; "none".
+        scale_learning_rate: The peak is learning_rate × global batch / 512 instead of learning_rate.
+        warmup_learning_rate: Where the linear warm-up of a "cosine" begins; at most the peak.
+        min_learning_rate: Where a "cosine" ends; at most the peak.
+        layer_decay: Learning rate of a layer relative to the next one, in (0, 1]; embeddings learn slowest, heads fully.
+        optimizer_class: `package.module:Class` in place of `optim`, with `optim_args` such as "betas=(0.9, 0.95)".
+        ema_epochs: Horizon in epochs of the averaged weights; 0: none are kept.
+        counted_weights: "raw" or "ema": which are the best model, the final save and what is published.
 
     Raises:
-        ValueError: A value is not allowed.
+        ValueError: Values are not allowed; the message names all of them.
     """
 
     distillation_type: str = field(
@@ -70,6 +90,26 @@ class DistillationTrainingArguments(TrainingArguments):
     mix_probability: float = field(default=1.0, metadata={"help": "Of a pair of images being mixed."})
     mix_switch_probability: float = field(default=0.5, metadata={"help": "Of cutmix in place of mixup, with both on."})
     distillation_token_decay: bool = field(default=True, metadata={"help": "Weight decay on the distillation token."})
+    class_weights: str = field(
+        default="none",
+        metadata={"help": "balanced: rare classes count more in the loss.", "choices": list(CLASS_WEIGHTS)},
+    )
+    scale_learning_rate: bool = field(
+        default=False, metadata={"help": "Peak learning rate = learning_rate × global batch / 512, as the paper."}
+    )
+    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up of a cosine begins."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where a cosine ends."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning rate of a layer relative to the next, for fine-tuning (0.65-0.9)."}
+    )
+    optimizer_class: str | None = field(
+        default=None, metadata={"help": "package.module:Class instead of optim, such as pytorch_optimizer:Lamb."}
+    )
+    ema_epochs: float = field(default=0.0, metadata={"help": "Horizon in epochs of averaged weights; 0: none."})
+    counted_weights: str = field(
+        default="raw",
+        metadata={"help": "Which are the best model and the final save.", "choices": list(COUNTED_WEIGHTS)},
+    )
 
     # The paper's optimisation, and what a multi-head model needs of the Trainer.
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
@@ -84,49 +124,81 @@ class DistillationTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Left False: it hides a diverged loss."})
 
     def __post_init__(self) -> None:
-        self._check_choice("distillation_type", DISTILLATION_TYPES)
-        self._check_choice("distillation_target", (None, *DISTILLATION_TARGETS))
-        self._check_choice("distillation_reduction", DISTILLATION_REDUCTIONS)
-        self._check_choice("base_loss", BASE_LOSSES)
         if self.distillation_alpha is None:
-            self.distillation_alpha = DEFAULT_ALPHA[self.distillation_type]
-        if not 0 <= self.distillation_alpha <= 1:
-            raise ValueError(
-                f"distillation_alpha={self.distillation_alpha}: a weight in [0, 1] (paper: 0.1 soft, 0.5 hard)."
-            )
-        if not 0 < self.distillation_tau < math.inf:
-            raise ValueError(f"distillation_tau={self.distillation_tau}: it must be above 0 and finite (paper: 3.0).")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor}: a share in [0, 1) (paper: 0.1).")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
-        if not self.learning_rate >= 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: it must not be negative (paper: 5e-4).")
-        if self.num_views is not None and self.num_views < 1:
-            raise ValueError(
-                f"num_views={self.num_views}: it must be at least 1, or left out for distinct views always."
-            )
-        if self.repeated_augmentation < 1:
-            raise ValueError(f"repeated_augmentation={self.repeated_augmentation}: it must be at least 1 (paper: 3).")
-        Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
-        if self.base_loss == "binary_cross_entropy" and self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} with base_loss='binary_cross_entropy': every smoothed "
-                "label would count as present. Set one of them to its default."
-            )
+            self.distillation_alpha = DEFAULT_ALPHA.get(self.distillation_type, 0.0)
+        problems = [
+            *self._choice_problems(),
+            *self._loss_problems(),
+            *self._number_problems(),
+            *self._result_problems(),
+        ]
+        if problems:
+            raise ValueError(numbered(problems))
         if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "accuracy"
+            self.metric_for_best_model = "ema_accuracy" if self.counted_weights == "ema" else "accuracy"
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer allows bf16 on a CPU, where it is fast too, only if the CPU is asked for
         super().__post_init__()
-        if self.push_to_hub and self.hub_strategy in _REFUSED_HUB_STRATEGIES:
-            raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r} would upload optimizer state, which is a pickle. Use 'every_save' "
-                "or 'end'; checkpoints stay on disk."
+
+    def _choice_problems(self) -> Iterator[str]:
+        for name, allowed in (
+            ("distillation_type", DISTILLATION_TYPES),
+            ("distillation_target", (None, *DISTILLATION_TARGETS)),
+            ("distillation_reduction", DISTILLATION_REDUCTIONS),
+            ("base_loss", BASE_LOSSES),
+            ("class_weights", CLASS_WEIGHTS),
+            ("counted_weights", COUNTED_WEIGHTS),
+        ):
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(str(choice) for choice in allowed if choice is not None)
+                yield f"{name}={getattr(self, name)!r}: choose one of {choices}."
+
+    def _loss_problems(self) -> Iterator[str]:
+        if not 0 <= self.distillation_alpha <= 1:
+            yield f"distillation_alpha={self.distillation_alpha}: a weight in [0, 1] (paper: 0.1 soft, 0.5 hard)."
+        if not 0 < self.distillation_tau < math.inf:
+            yield f"distillation_tau={self.distillation_tau}: it must be above 0 and finite (paper: 3.0)."
+        if not 0 <= self.label_smoothing_factor < 1:
+            yield f"label_smoothing_factor={self.label_smoothing_factor}: a share in [0, 1) (paper: 0.1)."
+        elif self.base_loss == "binary_cross_entropy" and self.label_smoothing_factor:
+            yield (
+                f"label_smoothing_factor={self.label_smoothing_factor} with base_loss='binary_cross_entropy': every smoothed "
+                "label would count as present. Set one of them to its default."
             )
 
-    def _check_choice(self, name: str, allowed: tuple[str | None, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            choices = ", ".join(str(choice) for choice in allowed if choice is not None)
-            raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}.")
+    def _number_problems(self) -> Iterator[str]:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)}: it must be at least 1."
+        for name, usual in (
+            ("learning_rate", "5e-4"),
+            ("warmup_learning_rate", "1e-6"),
+            ("min_learning_rate", "1e-5"),
+        ):
+            if not 0 <= getattr(self, name) < math.inf:
+                yield f"{name}={getattr(self, name)}: it must be finite and not negative (paper: {usual})."
+        if not 0 < self.layer_decay <= 1:
+            yield f"layer_decay={self.layer_decay}: a factor in (0, 1]; 1 leaves all layers alike."
+        if self.num_views is not None and self.num_views < 1:
+            yield f"num_views={self.num_views}: it must be at least 1, or left out for distinct views always."
+        if self.repeated_augmentation < 1:
+            yield f"repeated_augmentation={self.repeated_augmentation}: it must be at least 1 (paper: 3)."
+        try:
+            Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
+        except ValueError as error:
+            yield str(error)
+
+    def _result_problems(self) -> Iterator[str]:
+        if not 0 <= self.ema_epochs < math.inf:
+            yield f"ema_epochs={self.ema_epochs}: a number of epochs, or 0 for no averaged weights."
+        elif self.counted_weights == "ema" and not self.ema_epochs:
+            yield (
+                "counted_weights='ema' with ema_epochs=0: there would be no averaged weights to count. Set ema_epochs (a "
+                "tenth of the epochs, for example), or counted_weights='raw'."
+            )
+        if self.push_to_hub and self.hub_strategy in _REFUSED_HUB_STRATEGIES:
+            strategy = getattr(self.hub_strategy, "value", self.hub_strategy)
+            yield (
+                f"hub_strategy={strategy!r} would upload optimizer state, which is a pickle. Use 'every_save' or 'end'; "
+                "checkpoints stay on disk."
+            )

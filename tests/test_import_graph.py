@@ -16,14 +16,16 @@ PACKAGE = Path(hf_deit.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
 
 # They run the Trainer, or the command line; all the others are written against tensors, files and configurations.
-TOP = {"atomic_trainer", "trainer", "cli"}
+TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "trainer", "cli"}
 LEAVES = [
     "augmentation",
     "checkpointing",
+    "checks",
     "configuration_deit",
     "contact_sheet",
     "convert_checkpoint",
     "data",
+    "ema",
     "errors",
     "fine_tuning",
     "image_ops",

@@ -8,6 +8,7 @@ import torch
 
 from hf_deit.losses import (
     DEFAULT_ALPHA,
+    balanced_weights,
     base_loss,
     distillation_terms,
     hard_distillation_loss,
@@ -188,6 +189,53 @@ def test_binary_cross_entropy_counts_every_class_of_a_mixed_label_as_present():
 
 
 # Labels of every problem type
+
+
+WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0, 0.25, 1.5, 1.0, 1.0, 4.0])
+
+
+def weights_of(logits):
+    return WEIGHT[: logits.shape[-1]].double().numpy()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "soft"])
+def test_class_weights_multiply_each_classs_share_of_the_label(soft, smoothing):
+    logits = random_logits(0)
+    labels = random_soft_labels() if soft else random_classes()
+    targets = float64(labels) if soft else one_hot(labels)
+    classes = logits.shape[-1]
+    targets = targets * (1 - smoothing) + smoothing / classes
+    expected = -(targets * weights_of(logits) * log_softmax(float64(logits))).sum(-1)
+    value = base_loss(logits, labels, label_smoothing=smoothing, weight=WEIGHT[:classes])
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "soft"])
+def test_class_weights_multiply_the_present_classes_of_binary_cross_entropy(soft):
+    logits = random_logits(0)
+    labels = random_soft_labels() if soft else random_classes()
+    present = (float64(labels) > 0).astype(float) if soft else one_hot(labels)
+    x = float64(logits)
+    terms = present * weights_of(logits) * np.log1p(np.exp(-x)) + (1 - present) * np.log1p(np.exp(x))
+    value = base_loss(logits, labels, "binary_cross_entropy", weight=WEIGHT[: logits.shape[-1]])
+    np.testing.assert_allclose(value.numpy(), terms.mean(-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "binary_cross_entropy"])
+def test_weights_of_one_change_nothing_and_half_precision_logits_take_them(kind):
+    logits, labels = random_logits(0, dtype=torch.bfloat16), random_classes()
+    weight = torch.ones(logits.shape[-1], dtype=torch.float64)
+    assert torch.equal(base_loss(logits, labels, kind, weight=weight), base_loss(logits, labels, kind))
+
+
+def test_balanced_weights_make_every_class_count_alike_and_an_image_one_on_average():
+    labels = [0] * 6 + [1] * 3 + [3] * 1
+    weights = balanced_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([10 / 24, 10 / 12, 0.0, 10 / 4])  # no image, no weight
+    even = balanced_weights([0, 0, 0, 1, 2, 2], 3)
+    assert [even[index].item() * count for index, count in ((0, 3), (1, 1), (2, 2))] == pytest.approx([2, 2, 2])
+    assert even[torch.tensor([0, 0, 0, 1, 2, 2])].mean().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("problem_type", [None, "single_label_classification"])

@@ -69,6 +69,15 @@ def resume_plan(folder):
     for model in ("one-head", "layer-scale", "stock"):
         add(f"whole {model}", model=model)
         add_killed(model, (9, "end"), model=model)
+    averaging = {"changes": {"ema_epochs": 1.5}}
+    counting = {"changes": {"ema_epochs": 1.5, "counted_weights": "ema"}}
+    add("whole averaging", **averaging)
+    add("whole stock averaging", model="stock", **averaging)
+    add("whole counting", **counting)
+    for moment in ("middle", "end", "optimizer"):
+        add_killed(f"averaging, {moment}", (10, moment), **averaging)
+    add_killed("stock averaging", (9, "end"), model="stock", **averaging)
+    add_killed("counting", (9, "end"), **counting)
     for model in ("two-heads", "one-head"):
         add(f"whole plain {model}", model=model, trainer="plain")
         add_killed(f"plain {model}", (9, "end"), model=model, trainer="plain")
@@ -159,6 +168,29 @@ def test_a_kill_in_the_final_save_leaves_the_model_that_was_there_before(runs):
     assert runs["final"]["leftovers"] == [f"{STAGING_PREFIX}save"]
     assert runs["final"]["checkpoints"] == ["checkpoint-12", "checkpoint-14"]
     assert_same_end(runs, "final", "whole, 0 workers")  # that has no step left to train
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("averaging, middle", "whole averaging"),
+        ("averaging, end", "whole averaging"),
+        ("averaging, optimizer", "whole averaging"),
+        ("stock averaging", "whole stock averaging"),
+        ("counting", "whole counting"),
+    ],
+)
+def test_raw_and_averaged_weights_of_a_resumed_run_are_those_of_an_uninterrupted_one(runs, name, whole):
+    assert_same_end(runs, name, whole)
+    assert runs[f"{name}, resumed"]["averaged"] == runs[whole]["averaged"]
+    assert runs[whole]["averaged"] is not None
+
+
+def test_keeping_averages_does_not_change_the_weights_and_counting_them_makes_them_the_result(runs):
+    assert runs["whole averaging"]["sha"] == runs["whole, 0 workers"]["sha"]
+    assert runs["whole averaging"]["averaged"] != runs["whole averaging"]["sha"]
+    assert runs["whole counting"]["averaged"] == runs["whole averaging"]["averaged"]
+    assert runs["whole counting"]["sha"] == runs["whole averaging"]["averaged"]
 
 
 def test_a_run_may_be_killed_twice(runs):

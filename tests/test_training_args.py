@@ -27,6 +27,13 @@ def test_defaults_are_the_papers(tmp_path):
     assert args.base_loss == "cross_entropy"
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (5e-4, 0.05, 0.0)
     assert args.lr_scheduler_type == "cosine"
+    assert (args.warmup_learning_rate, args.min_learning_rate) == (1e-6, 1e-5)
+    assert (args.layer_decay, args.scale_learning_rate, args.optimizer_class, args.ema_epochs) == (
+        1.0,
+        False,
+        None,
+        0.0,
+    )
     assert args.get_warmup_steps(1000) == 50
     assert not args.logging_nan_inf_filter
     assert not args.remove_unused_columns
@@ -49,6 +56,13 @@ def test_defaults_are_the_papers(tmp_path):
         ({"label_smoothing_factor": 1.5}, "label_smoothing_factor=1.5", r"\[0, 1\)"),
         ({"label_smoothing_factor": -0.1}, "label_smoothing_factor=-0.1", r"\[0, 1\)"),
         ({"num_views": 0}, "num_views=0", "at least 1"),
+        ({"class_weights": "equal"}, "'equal'", "none, balanced"),
+        ({"counted_weights": "both"}, "'both'", "raw, ema"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0", r"\(0, 1\]"),
+        ({"layer_decay": 1.1}, "layer_decay=1.1", r"\(0, 1\]"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan", "finite and not negative"),
+        ({"warmup_learning_rate": -1e-6}, "warmup_learning_rate=-1e-06", "finite and not negative"),
+        ({"min_learning_rate": float("inf")}, "min_learning_rate=inf", "finite and not negative"),
         (
             {"base_loss": "binary_cross_entropy", "label_smoothing_factor": 0.1},
             "label_smoothing_factor=0.1",
@@ -64,6 +78,17 @@ def test_impossible_arguments_are_refused_with_what_was_given_and_a_remedy(tmp_p
     assert given in str(caught.value)
 
 
+def test_all_that_is_impossible_is_said_at_once(tmp_path):
+    changes = {"distillation_tau": 0.0, "layer_decay": 2.0, "base_loss": "mse", "ema_epochs": -1.0}
+    changes |= {"push_to_hub": True, "hub_strategy": "all_checkpoints"}
+    with pytest.raises(ValueError, match="5 things do not work") as caught:
+        arguments(tmp_path, **changes)
+    message = str(caught.value)
+    for given in ("distillation_tau=0.0", "layer_decay=2.0", "base_loss='mse'", "ema_epochs=-1.0", "'all_checkpoints'"):
+        assert given in message
+    assert [line[:5] for line in message.splitlines()[1:]] == [f"  {number}. " for number in range(1, 6)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -73,6 +98,10 @@ def test_impossible_arguments_are_refused_with_what_was_given_and_a_remedy(tmp_p
         {"base_loss": "binary_cross_entropy"},
         {"label_smoothing_factor": 0.1},
         {"num_views": 1},
+        {"layer_decay": 0.65},
+        {"learning_rate": 0.0, "warmup_learning_rate": 0.0, "min_learning_rate": 0.0},
+        {"ema_epochs": 0.5, "counted_weights": "ema"},
+        {"class_weights": "balanced"},
         {"push_to_hub": True, "hub_strategy": "every_save"},
         {"push_to_hub": True, "hub_strategy": "end"},
         {"hub_strategy": "checkpoint"},  # nothing is pushed

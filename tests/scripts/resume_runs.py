@@ -1,8 +1,8 @@
 """Runs a plan of trainings, each in a forked child of its own that may be killed; transformers is imported once.
 
 Usage: `python resume_runs.py PLAN.json RESULTS.json`. The plan is a list of runs (see `train`), done in order. The results
-hold for each run by name its exit status (-9: killed), what lies in its folder, the SHA-256 of the final weights, and of
-those that came to an end the logged losses or the error.
+hold for each run by name its exit status (-9: killed), what lies in its folder, the SHA-256 of the final weights and of
+the last averaged ones, and of those that came to an end the logged losses or the error.
 """
 
 import contextlib
@@ -203,6 +203,7 @@ def main(plan_file, results_file):
             "checkpoints": sorted(path.name for path in folder.glob("checkpoint-*")),
             "leftovers": sorted(path.name for path in folder.glob(f"{checkpointing.STAGING_PREFIX}*")),
             "sha": sha_of(folder / "model.safetensors"),
+            "averaged": sha_of(folder / f"checkpoint-{STEPS}" / "ema" / "model.safetensors"),
             **(json.loads(report.read_text()) if report.exists() else {}),
         }
     Path(results_file).write_text(json.dumps(results))

@@ -1,0 +1,204 @@
+"""What cannot work together, found before the first step and told all at once.
+
+Each check gives a message with the remedy; the trainer gathers them, together with what student and teacher refuse
+themselves, and raises them in one error. Arguments alone are checked by training_args.py.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from .configuration_deit import as_pair
+from .errors import UserError
+from .metrics import TOP_K
+from .optim import layer_depths, optimizer_class, parse_optim_args
+from .student import StudentError, StudentInfo
+from .teacher import TeacherError
+from .training_args import DistillationTrainingArguments, numbered
+
+SINGLE_LABEL = "single_label_classification"
+
+
+class SetupError(StudentError, TeacherError):
+    """Several things that do not go together; the message numbers them."""
+
+
+class Problems:
+    """Gathers errors that a user can mend, to raise them at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[UserError] = []
+
+    def add(self, messages: Iterator[str]) -> None:
+        """Takes messages on."""
+        self._errors += [StudentError(message) for message in messages]
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Takes an error raised inside on, and goes on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self._errors.append(error)
+
+    def raise_all(self) -> None:
+        """Raises what was gathered.
+
+        Raises:
+            UserError: There was one problem: that very error.
+            SetupError: There were several.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise SetupError(numbered([str(error) for error in self._errors]))
+
+
+def known_labels(dataset: Any) -> list[Any] | None:
+    """Gives the labels of a keyed data set without opening an image; None where they are not known."""
+    return getattr(getattr(dataset, "source", None), "labels", None)
+
+
+def planned_updates(args: DistillationTrainingArguments, dataset: Any) -> int | None:
+    """Gives the number of optimizer steps of a run; None where the data have no length."""
+    if args.max_steps > 0:
+        return args.max_steps
+    if not hasattr(dataset, "__len__"):
+        return None
+    batches = len(dataset) / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
+    # Keyed views drop the tail of an epoch, the stock sampler trains on it.
+    whole = math.floor(batches) if getattr(dataset, "takes_view_keys", False) else math.ceil(batches)
+    return math.ceil(max(1, whole) * args.num_train_epochs)
+
+
+def training_problems(
+    args: DistillationTrainingArguments, model: nn.Module, student: StudentInfo, dataset: Dataset, updates: int | None
+) -> Iterator[str]:
+    """Gives what stands against training: student, data and arguments.
+
+    Args:
+        args: Of the run.
+        model: The student.
+        student: Facts about it.
+        dataset: The training data.
+        updates: Number of optimizer steps; None if unknown.
+    """
+    yield from _loss_problems(args, student, dataset)
+    yield from _data_problems(args, student, dataset)
+    yield from _weight_problems(args, model)
+    yield from _schedule_problems(args, model, updates)
+
+
+def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Dataset) -> Iterator[str]:
+    single = student.problem_type == SINGLE_LABEL
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(args, name) and student.problem_type == "regression":
+            yield (
+                f"{name}={getattr(args, name)} mixes classes, and the student's problem_type is 'regression': set {name}=0."
+            )
+    if "top5" in (args.metric_for_best_model or "") and student.num_labels <= TOP_K:
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 needs at least "
+            f"{TOP_K + 1}. Use metric_for_best_model='accuracy'."
+        )
+    if args.class_weights == "none":
+        return
+    if not single:
+        yield (
+            f"class_weights={args.class_weights!r} needs one class an image, and the student's problem_type is "
+            f"{student.problem_type!r}: set class_weights='none'."
+        )
+    elif known_labels(dataset) is None:
+        yield (
+            f"class_weights={args.class_weights!r} needs the labels of all images beforehand, and the training data "
+            f"({type(dataset).__name__}) do not tell them: use a ViewDataset, or set class_weights='none'."
+        )
+
+
+def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
+    keyed = getattr(dataset, "takes_view_keys", False)
+    if args.train_batch_size % 2 and (keyed or args.mixup_alpha or args.cutmix_alpha):
+        yield (
+            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+        )
+    if not keyed:
+        if args.repeated_augmentation > 1:
+            yield (
+                f"repeated_augmentation={args.repeated_augmentation} needs data that take view keys, and "
+                f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
+            )
+        return
+    count = len(dataset.class_names)
+    if count != student.num_labels and student.problem_type == SINGLE_LABEL:
+        yield (
+            f"The data have {count} classes ({', '.join(dataset.class_names[:20])}), the student {student.num_labels} "
+            f"outputs: build it with num_labels={count}."
+        )
+
+
+def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> Iterator[str]:
+    halves = {
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)
+    }
+    if halves:
+        yield (
+            f"The student's weights are {', '.join(sorted(halves))}: small updates would be rounded away. Load it with "
+            "dtype=torch.float32, and set bf16=True to compute in bfloat16."
+        )
+    if args.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        yield "fp16=True on a device that has bfloat16: fp16 overflows where bf16 does not. Set bf16=True and fp16=False."
+    config = getattr(model, "config", None)
+    image_size, patch_size = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image_size is not None and patch_size is not None:
+        sides, patch = as_pair(image_size), as_pair(patch_size)
+        if any(side % step for side, step in zip(sides, patch, strict=True)):
+            nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch, strict=True))
+            yield (
+                f"The student's image_size {sides[0]}×{sides[1]} is no multiple of its patch_size {patch[0]}×{patch[1]}: "
+                f"pixels at the edge would be cut off. Use image_size {nearest[0]}×{nearest[1]}."
+            )
+
+
+def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, updates: int | None) -> Iterator[str]:
+    if updates is not None and args.warmup_steps >= 1 and args.get_warmup_steps(updates) >= updates:
+        yield (
+            f"warmup_steps={args.warmup_steps} with {updates} updates in all: the learning rate would never reach its peak. "
+            "Use fewer warmup_steps (0.05 is a share of the training), or train longer."
+        )
+    for check in (
+        lambda: args.layer_decay == 1 or layer_depths(model),
+        lambda: args.optimizer_class is None or optimizer_class(args.optimizer_class),
+        lambda: args.optimizer_class is None or parse_optim_args(args.optim_args),
+    ):
+        try:
+            check()
+        except UserError as error:
+            yield str(error)
+
+
+def trainer_problems(
+    args: DistillationTrainingArguments, brings_optimizer: bool, shards_parameters: bool
+) -> Iterator[str]:
+    """Gives what stands against the way the Trainer was called.
+
+    Args:
+        args: Of the run.
+        brings_optimizer: The caller passed an optimizer, or its class with arguments.
+        shards_parameters: FSDP or DeepSpeed.
+    """
+    given = {"layer_decay": 1.0, "scale_learning_rate": False, "optimizer_class": None}
+    given = [f"{name}={getattr(args, name)!r}" for name, default in given.items() if getattr(args, name) != default]
+    if brings_optimizer and given:
+        yield (
+            f"{', '.join(given)} with an optimizer of your own, which brings its own learning rates: leave out one of them."
+        )
+    if args.ema_epochs and shards_parameters:
+        yield (
+            f"ema_epochs={args.ema_epochs} with FSDP or DeepSpeed, which hold a part of each weight: set ema_epochs=0, or train "
+            "with plain data parallelism."
+        )
