@@ -162,6 +162,46 @@ def load_validation(
     return validation
 
 
+def load_stream(data: str, columns: Columns | None = None, broken_images: str = "skip") -> tuple[TableReader, Source]:
+    """Opens the training images of a table or data set as a stream, and finds the validation images.
+
+    Args:
+        data: As `load_splits`, but no folder of class folders.
+        columns: As `load_splits`.
+        broken_images: As `load_splits`, for the validation images.
+
+    Returns:
+        The reader of the stream, and the validation source (in memory, undecoded, if it comes from the Hub).
+
+    Raises:
+        DataError: As `load_splits`; or there is no validation split.
+    """
+    check_policy(broken_images)
+    columns = columns or Columns()
+    splits = open_splits(data, streaming=True)
+    validation = validation_name(splits)
+    if validation is None:
+        raise DataError(
+            f"{data} has no validation split, and of a stream none can be split off: add one (validation.csv, "
+            f"validation.parquet; one of {', '.join(VALIDATION_NAMES)}), or leave streaming out."
+        )
+    reader = TableReader(splits["train"], columns, f"{data} (train)", table_root(data))
+    if Path(data).expanduser().exists():
+        held_out = open_splits(data, only=(validation,))[validation]
+    else:  # by name: `datasets` would copy all splits here to index one
+        held_out = _in_memory(splits[validation])
+    return reader, _table_source(held_out, data, validation, columns, broken_images, reader.class_names)
+
+
+def _in_memory(stream: Any) -> Any:
+    import datasets
+
+    for column, feature in (stream.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            stream = stream.cast_column(column, datasets.Image(decode=False))
+    return datasets.Dataset.from_list(list(stream), features=stream.features)
+
+
 def without_unreadable(source: Source, broken_images: str = "skip") -> Source:
     """Decodes every image once and leaves out, with a warning, those that cannot be decoded.
 

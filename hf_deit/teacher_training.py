@@ -69,6 +69,10 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     _check(arguments)
     set_seed(arguments.seed)
     train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed)
+    if train.problem_type != "single_label_classification":
+        raise UserError(
+            f"{train.name} has several classes an image: a teacher learns one. Train a student without one."
+        )
     base = _base_network(arguments.network)
     network, class_names = base.model, train.class_names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

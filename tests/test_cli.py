@@ -385,7 +385,7 @@ def test_predictions_as_json_are_nothing_but_json(capsys, data, model):
 def test_the_evaluation_says_where_its_json_is(tmp_path, capsys, data, model):
     assert hf_deit("evaluate", model, "--data", data, "--json", tmp_path / "e.json") == 0
     assert f"Written to {tmp_path / 'e.json'}" in capsys.readouterr().out
-    assert set(json.loads((tmp_path / "e.json").read_text())) == {"metrics", "per_class"}
+    assert set(json.loads((tmp_path / "e.json").read_text())) == {"metrics", "per_class", "broken_images"}
 
 
 def test_a_table_is_aligned(capsys):
