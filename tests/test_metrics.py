@@ -75,12 +75,13 @@ def test_a_small_case_by_hand():
         "balanced_accuracy": (1 + 1 + 1 / 2) / 3,
         "teacher_accuracy": 1 / 4,
         "teacher_agreement": 2 / 4,
+        "majority_accuracy": 2 / 4,
     }
 
 
 def test_balanced_accuracy_leaves_out_classes_without_images():
     kept = {"prediction": np.array([0, 0, 0, 3]), "label": np.array([0, 0, 0, 5])}
-    assert summarize(kept) == {"accuracy": 3 / 4, "balanced_accuracy": 1 / 2}
+    assert summarize(kept) == {"accuracy": 3 / 4, "balanced_accuracy": 1 / 2, "majority_accuracy": 3 / 4}
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(2, False), (5, False), (6, True), (10, True)])
