@@ -179,9 +179,11 @@ class _TrainHelp(argparse.Action):
 def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
     """The fields of `TeacherTrainingArguments`, written out so that `--help` does not import torch."""
     add = parser.add_argument
-    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…) or datasets name")
+    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…), table or datasets name")
     add("--network", required=True, help="package.module:factory, or folder or Hub name of a transformers classifier")
     add("--output_dir", required=True, help="where the teacher is saved")
+    add("--image_column", help="of a table: paths or images (default: found by type)")
+    add("--label_column", help="of a table: classes (default: found by type)")
     add("--mode", default="linear", choices=("linear", "finetune"), help="head on frozen features, or then all of it")
     add("--image_size", type=int, default=224, help="pixels the teacher will see (default: %(default)s)")
     add(

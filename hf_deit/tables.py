@@ -167,6 +167,11 @@ def _is_embedded(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
+def _lists_classes(feature: Any) -> bool:
+    """Whether a column holds lists of ClassLabel."""
+    return hasattr(getattr(feature, "feature", None), "names")
+
+
 def _named(asked: Iterable[str], features: Mapping[str, Any], name: str, field: str) -> list[str]:
     missing = [column for column in asked if column not in features]
     if missing:
@@ -176,18 +181,21 @@ def _named(asked: Iterable[str], features: Mapping[str, Any], name: str, field: 
     return list(asked)
 
 
+def _kind(feature: Any) -> str | None:
+    """The type of a column's values, or of the entries of its lists."""
+    return getattr(getattr(feature, "feature", None) or feature, "dtype", None)
+
+
 def _found(features: Mapping[str, Any], kind: type, others: Any, names: Sequence[str], field: str, table: str) -> str:
     """The only column of a type, or of a kin of it, or with a usual name."""
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
     kin = [column for column, feature in features.items() if others(feature)]
-    usual = [
-        column for column in names if column in features and getattr(features[column], "dtype", None) in _LABEL_TYPES
-    ]
+    usual = [column for column in names if column in features and _kind(features[column]) in _LABEL_TYPES]
     candidates = typed or kin or usual
     if len(candidates) != 1:
         raise DataError(
-            f"{table} needs exactly one {kind.__name__} column and has {len(typed)} ({', '.join(typed) or 'none'}); its "
-            f"columns: {_described(features)}. Name the one that is meant: {field}."
+            f"{table} needs exactly one {kind.__name__} column and has {len(candidates)} "
+            f"({', '.join(candidates) or 'none'}); its columns: {_described(features)}. Name the one that is meant: {field}."
         )
     return candidates[0]
 
@@ -240,7 +248,7 @@ class TableReader:
         self.label_columns = (
             _named(columns.labels, features, name, "label_column")
             if columns.labels
-            else [_found(features, datasets.ClassLabel, lambda _: False, _LABEL_NAMES, "label_column", name)]
+            else [_found(features, datasets.ClassLabel, _lists_classes, _LABEL_NAMES, "label_column", name)]
         )
         if isinstance(features[self.image_column], datasets.Image):
             dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
@@ -264,10 +272,9 @@ class TableReader:
             self.problem_type = "multi_label_classification"
         self._is_list = inner is not None
         for column in self.label_columns:
-            kind = getattr(features[column], "feature", None) or features[column]
-            if getattr(kind, "dtype", None) not in _LABEL_TYPES or (
-                (self.separator is not None or len(self.label_columns) > 1) and hasattr(features[column], "feature")
-            ):
+            in_lists = getattr(features[column], "feature", None) is not None
+            one_each = self.separator is not None or len(self.label_columns) > 1
+            if _kind(features[column]) not in _LABEL_TYPES or (in_lists and one_each):
                 raise DataError(
                     f"Column {column!r} of {self.name} is no column of classes: texts, whole numbers or lists of them are, "
                     f"all of one type and none missing; its columns: {_described(features)}."

@@ -168,6 +168,7 @@ def test_the_trainer_trains_on_a_stream_pass_after_pass(photos, tmp_path, tiny_s
         use_cpu=True,
         report_to="none",
         save_strategy="no",
+        eval_strategy="no",
         disable_tqdm=True,
         learning_rate=0.1,
     )
