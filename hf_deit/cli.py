@@ -55,15 +55,22 @@ _METRIC_TITLES = {
     "balanced_accuracy": "balanced accuracy, fused",
     "teacher_accuracy": "top-1, teacher",
     "teacher_agreement": "agreement with the teacher",
+    "majority_accuracy": "most frequent class",
+    "mean_average_precision": "mean average precision, fused",
+    "cls_mean_average_precision": "mean average precision, class head",
+    "distillation_mean_average_precision": "mean average precision, distillation head",
+    "chance_mean_average_precision": "mean average precision, chance",
 }
 
 
-def metric_rows(metrics: dict[str, float]) -> list[list[str]]:
-    """The rows of the final table: the metrics that exist, in percent, and the losses."""
+def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    """The rows of the final table: the metrics that exist, in percent, the losses, and the numbers of broken images."""
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     rows = [["validation", ""]]
     rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in _METRIC_TITLES.items() if name in metrics]
     rows += [[name.replace("_", " "), f"{metrics[name]:.4f}"] for name in sorted(metrics) if name.endswith("loss")]
+    broken = metrics.get("broken_images", {})
+    rows += [[f"broken images, {name.replace('_', ' ')}", str(count)] for name, count in broken.items()]
     return rows
 
 
@@ -98,20 +105,21 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
     from .errors import UserError
     from .runs import evaluate
+    from .tables import Columns
 
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json {options.json}: its folder does not exist.")
+    columns = Columns(options.image_column, tuple(options.label_column or ()), options.label_separator)
     result = evaluate(
-        options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16
+        *(options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16),
+        columns=columns if columns != Columns() else None,
     )
-    print_table(metric_rows(result["metrics"]))
+    print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}))
     print()
-    per_class = result["per_class"].items()
-    rows = [
-        [name, "–" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %", str(row["images"])]
-        for name, row in per_class
-    ]
-    print_table([["class", "top-1", "images"], *rows])
+    figures = [(name, *row.values()) for name, row in result["per_class"].items()]
+    rows = [[name, "–" if figure is None else f"{100 * figure:.1f} %", str(images)] for name, figure, images in figures]
+    several = "mean_average_precision" in result["metrics"]
+    print_table([["class", "average precision" if several else "top-1", "images"], *rows])
     if options.json is not None:
         from .checkpointing import write_json
 
@@ -192,9 +200,11 @@ class _TrainHelp(argparse.Action):
 def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
     """The fields of `TeacherTrainingArguments`, written out so that `--help` does not import torch."""
     add = parser.add_argument
-    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…) or datasets name")
+    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…), table or datasets name")
     add("--network", required=True, help="package.module:factory, or folder or Hub name of a transformers classifier")
     add("--output_dir", required=True, help="where the teacher is saved")
+    add("--image_column", help="of a table: paths or images (default: found by type)")
+    add("--label_column", help="of a table: classes (default: found by type)")
     add("--mode", default="linear", choices=("linear", "finetune"), help="head on frozen features, or then all of it")
     add("--image_size", type=int, default=224, help="pixels the teacher will see (default: %(default)s)")
     add(
@@ -249,6 +259,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--teacher_view_size", type=int, help="side of the view the teacher sees (default: the model's)"
     )
+    evaluate.add_argument("--image_column", help="of a table (default: as the model was trained)")
+    evaluate.add_argument("--label_column", nargs="+", help="of a table, one or several (default: likewise)")
+    evaluate.add_argument("--label_separator", help="of a table (default: likewise)")
     evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
@@ -267,7 +280,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--views", type=int, default=8, help="views of each image (default: %(default)s)")
     show.set_defaults(run=_show_augmentations)
 
-    predict = commands.add_parser("predict", help="the most probable classes of images")
+    predict = commands.add_parser(
+        "predict", help="the most probable classes of images (several an image: above 50 %% it has it)"
+    )
     predict.add_argument("model", help="folder or Hub name")
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")

@@ -3,10 +3,14 @@
 `ViewDataset` turns a key of sampling.py into one augmented view of a source's image, `EvaluationDataset` an index into the
 evaluation protocol's pixels. Images stay 8-bit until they are on the device: the trainer normalises them, for the student
 and for the teacher each in its own way. Where images come from is in sources.py.
+
+A training image that turns out to be broken when it is decoded is replaced by the next of its class, reported once and
+counted; nothing becomes black.
 """
 
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -15,14 +19,26 @@ import torch
 from PIL import Image
 
 from .augmentation import Augmentation
+from .errors import DataError
 from .image_processing_deit import evaluation_view
+from .images import check_policy
 from .mixing import Mixing, draw_mixes
 from .sampling import ViewKey, pair_generator, view_generator
 from .sources import Source
 
+logger = logging.getLogger(__name__)
+
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, height, width) uint8
+
+
+def view_row(
+    image: Image.Image, label: int | tuple[int, ...], augmentation: Augmentation, seed: int, key: ViewKey
+) -> dict[str, Any]:
+    """Gives the row of one view: `pixel_values` `(3, height, width)` uint8, `labels` and the `view_key`."""
+    pixels = _to_tensor(augmentation(image, view_generator(seed, key)))
+    return {"pixel_values": pixels, "labels": label, "view_key": key}
 
 
 class ViewDataset(torch.utils.data.Dataset):
@@ -32,15 +48,24 @@ class ViewDataset(torch.utils.data.Dataset):
         source: The images.
         augmentation: What makes a view.
         seed: Of the run.
+        broken_images: What happens if an image cannot be decoded. "skip": the next readable image with the same label, in
+            index order, takes its place, drawn with the generator of the key that was asked for. "raise": DataError.
+
+    Raises:
+        DataError: The policy is none.
     """
 
     # The trainer then brings the sampler that yields keys.
     takes_view_keys = True
 
-    def __init__(self, source: Source, augmentation: Augmentation, seed: int):
+    def __init__(self, source: Source, augmentation: Augmentation, seed: int, broken_images: str = "skip"):
+        check_policy(broken_images)
         self.source = source
         self.augmentation = augmentation
         self.seed = seed
+        self.broken_images = broken_images
+        # Which images were found broken, 1 each; shared, so that of several workers one reports and all are counted.
+        self.broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -63,22 +88,51 @@ class ViewDataset(torch.utils.data.Dataset):
             "classes": list(self.class_names),
             "augmentation": asdict(self.augmentation),
             "seed": self.seed,
+            "broken_images": self.broken_images,
         }
 
     def __getitem__(self, key: ViewKey) -> dict[str, Any]:
-        """Gives `pixel_values` `(3, height, width)` uint8, `labels`, the class index, and the `view_key` itself.
+        """Gives `pixel_values` `(3, height, width)` uint8 and `labels`, the class index, or zeros and ones a class,
+        and the `view_key` itself.
 
         Raises:
             TypeError: `key` is no ViewKey: an index alone would give the same view in every epoch.
-            DataError: The image cannot be read.
+            DataError: The image cannot be read, and the policy is "raise" or no other image has its label.
         """
         if not isinstance(key, ViewKey):
             raise TypeError(
                 f"ViewDataset takes keys of hf_deit.sampling.ViewSampler and got {key!r}. DistillationTrainer brings the "
                 "sampler; to look at one view use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
             )
-        view = self.augmentation(self.source.image(key.index), view_generator(self.seed, key))
-        return {"pixel_values": _to_tensor(view), "labels": self.source.labels[key.index], "view_key": key}
+        if self.broken_images == "raise":
+            image, index = self.source.image(key.index), key.index
+        else:
+            image, index = self._readable(key.index)
+        return view_row(image, self.source.labels[index], self.augmentation, self.seed, key)
+
+    def _readable(self, index: int) -> tuple[Image.Image, int]:
+        """Reads the image, or its substitute; which one that is depends on the files alone, so a resumed run has it too."""
+        for candidate in self._candidates(index):
+            if self.broken[candidate]:
+                continue
+            try:
+                return self.source.image(candidate), candidate
+            except DataError as error:
+                self.broken[candidate] = 1
+                logger.warning("%s In training the next image with the same label takes its place.", error)
+        label = self.source.labels[index]
+        which = f"of class {self.class_names[label]!r} " if isinstance(label, int) else ""
+        raise DataError(
+            f"None of the images {which}of {self.source.name} can be decoded: repair them, or remove the class."
+        )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        labels = self.source.labels
+        yield index
+        following = [(index + step) % len(labels) for step in range(1, len(labels))]
+        yield from (other for other in following if labels[other] == labels[index])
+        if not isinstance(labels[index], int):  # a set of classes may be the only one of its kind
+            yield from (other for other in following if labels[other] != labels[index])
 
 
 class EvaluationDataset(torch.utils.data.Dataset):

@@ -50,8 +50,35 @@ class TeacherAgreement(evaluate.Metric):
         return {"teacher_agreement": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
 
 
+def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
+    """The mean precision over the images that have the class, each at its own rank; equal scores share a rank.
+
+    Args:
+        present: 1 where an image has the class, `(images,)`; at least one.
+        scores: The larger, the more probable, `(images,)`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits, scores = np.cumsum(present[order].astype(np.int64)), scores[order]
+    last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)  # of each group of equal scores
+    found = np.diff(hits[last], prepend=0)
+    return float(np.sum(found * hits[last] / (last + 1)) / hits[-1])
+
+
+def reduce_multi_label_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Keeps the labels and scores of images with several classes.
+
+    Args:
+        heads: As `reduce_batch`.
+        labels: Zeros and ones `(batch, num_labels)`.
+
+    Returns:
+        `present` and the logits of each head (`score`, `cls_score`, …), each `(batch, num_labels)`.
+    """
+    return {"present": labels} | {name.replace("logits", "score"): logits.float() for name, logits in heads.items()}
+
+
 def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Keeps of each image what the metrics need.
+    """Keeps of each image with one class what the metrics need.
 
     Args:
         heads: `logits` and where they exist `cls_logits`, `distillation_logits`, `teacher_logits`, each
@@ -72,12 +99,17 @@ def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tenso
 
 
 def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Makes the metrics of what `reduce_batch` kept of all images.
+    """Makes the metrics of what `reduce_batch` or `reduce_multi_label_batch` kept of all images.
 
     Returns:
+        Of images with several classes `mean_average_precision`, a mean over the classes that occur, of the fused logits and
+        of each head, and `chance_mean_average_precision`, what scores without knowledge have: the mean share of the images
+        that have a class. Of images with one class `majority_accuracy`, the share of the most frequent class, and
         `accuracy` (fused top-1), `balanced_accuracy`, `cls_accuracy`, `distillation_accuracy`, `teacher_accuracy`,
         `teacher_agreement`, `top5_accuracy` as far as there is something to compute them from.
     """
+    if "present" in kept:
+        return _summarize_multi_label(kept)
     labels = kept["label"]
     summary = TopOneAccuracy(keep_in_memory=True).compute(predictions=kept["prediction"], references=labels)
     for head in ("cls", "distillation", "teacher"):
@@ -91,21 +123,38 @@ def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
         summary |= agreement.compute(predictions=kept["prediction"], references=kept["teacher_prediction"])
     if "top5" in kept:
         summary["top5_accuracy"] = float(np.mean(kept["top5"]))
+    summary["majority_accuracy"] = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
     return summary
 
 
-def per_class_accuracy(
-    kept: Mapping[str, np.ndarray], class_names: list[str]
-) -> dict[str, dict[str, float | int | None]]:
-    """Gives `accuracy` and `images` of each class by name; accuracy is None for a class without images."""
-    hits, labels = kept["prediction"] == kept["label"], kept["label"]
-    rows = {}
+def _summarize_multi_label(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
+    present = kept["present"] > 0
+    occurring = np.flatnonzero(present.any(axis=0))
+    if not len(occurring):
+        return {}
+    summary = {"chance_mean_average_precision": float(present[:, occurring].mean())}
+    for name, scores in kept.items():
+        if name.endswith("score"):
+            values = [average_precision(present[:, label], scores[:, label]) for label in occurring]
+            summary[name.removesuffix("score") + "mean_average_precision"] = float(np.mean(values))
+    return summary
+
+
+def per_class(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, dict[str, float | int | None]]:
+    """Gives a figure and the number of `images` of each class by name.
+
+    The figure is `accuracy`, or `average_precision` where images have several classes; None for a class without images.
+    """
+    rows: dict[str, dict[str, float | int | None]] = {}
     for index, name in enumerate(class_names):
-        members = labels == index
-        rows[name] = {
-            "accuracy": float(hits[members].mean()) if members.any() else None,
-            "images": int(members.sum()),
-        }
+        if "present" in kept:
+            members = kept["present"][:, index] > 0
+            figure = average_precision(members, kept["score"][:, index]) if members.any() else None
+            rows[name] = {"average_precision": figure, "images": int(members.sum())}
+            continue
+        members = kept["label"] == index
+        hits = kept["prediction"][members] == index
+        rows[name] = {"accuracy": float(hits.mean()) if members.any() else None, "images": int(members.sum())}
     return rows
 
 

@@ -68,11 +68,35 @@ class DataArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder (train/CLASS/…, validation/CLASS/…, or CLASS/…), saved datasets folder, or Hub name."
+            "help": "Folder (train/CLASS/…, validation/CLASS/…, or CLASS/…), table (.csv, .tsv, .jsonl, .parquet), folder of "
+            "tables (train.csv, validation.csv), saved datasets folder, or Hub name."
         },
     )
     validation_share: float = field(
         default=0.1, metadata={"help": "Share split off for validation where there is no validation split."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of paths (from the table's folder) or images. Default: found by type."}
+    )
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of classes; or several of 0 and 1, a class each (multi-label). Default: found by type."
+        },
+    )
+    label_separator: str | None = field(
+        default=None, metadata={"help": "Between the classes of an image in one column (multi-label), for example ';'."}
+    )
+    broken_images: str = field(
+        default="skip",
+        metadata={"help": "Images that cannot be read: skip (left out or replaced, reported and counted) or raise."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training images one after the other instead of by index; needs max_steps."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Undecoded images a stream holds in memory to be shuffled."}
     )
     view_size: list[int] | None = field(
         default=None,

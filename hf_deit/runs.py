@@ -16,13 +16,15 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
-from .data import EvaluationDataset, ViewDataset
+from .data import EvaluationDataset
 from .errors import UserError
 from .fine_tuning import distilled_from_plain, set_trainable, with_image_size
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
-from .sources import Source, load_splits, load_validation
+from .run_data import ProcessedDataset, RunData, columns_of, load_run_data, relabel
+from .sources import Source, is_image_folder, load_validation, without_unreadable
+from .tables import Columns
 from .teacher import Teacher, class_names
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
@@ -51,7 +53,12 @@ def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         raise RecipeError(f"No model at {name_or_path!r}: {error}") from error
 
 
-def build_student(arguments: ModelArguments, names: Sequence[str], distils: bool = False) -> PreTrainedModel:
+def build_student(
+    arguments: ModelArguments,
+    names: Sequence[str],
+    distils: bool = False,
+    problem_type: str = "single_label_classification",
+) -> PreTrainedModel:
     """Builds the student of a recipe for the classes of the data.
 
     Args:
@@ -59,11 +66,13 @@ def build_student(arguments: ModelArguments, names: Sequence[str], distils: bool
         names: Of the classes, in index order.
         distils: Whether a distillation token will have something to learn: then plain weights get one, unless
             `student` says otherwise.
+        problem_type: One class an image, or several ("multi_label_classification").
 
     Raises:
         RecipeError: Fields are unknown, impossible or at odds.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    labels["problem_type"] = None if problem_type == "single_label_classification" else problem_type
     if arguments.student not in (None, "distilled", "plain"):
         raise RecipeError(f"student={arguments.student!r}: choose distilled (two heads) or plain (one head).")
     if arguments.model is not None:
@@ -195,15 +204,13 @@ def _normalization(model: str | None) -> dict[str, list[float]]:
     }
 
 
-def build_trainer(recipe: Recipe) -> DistillationTrainer:
-    """Builds everything a recipe names, and checks it together, before the first step."""
+def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
+    """Builds everything a recipe names, and checks it together, before the first step; `data` if they are loaded."""
     args = recipe.training
-    if recipe.data.data is None:
-        raise RecipeError("The recipe names no data: give --data FOLDER or a Hub name.")
     set_seed(args.seed)
-    train, validation = load_splits(recipe.data.data, recipe.data.validation_share, args.seed)
+    data = data if data is not None else load_run_data(recipe)
     distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
-    student = build_student(recipe.model, train.class_names, distils)
+    student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
     count = set_trainable(student, recipe.model.trainable)
     logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
     image_size = as_pair(
@@ -222,8 +229,8 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
             student,
             build_teacher(recipe.teacher),
             args,
-            train_dataset=ViewDataset(train, augmentation, args.seed),
-            eval_dataset=EvaluationDataset(validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
+            train_dataset=data.training_set(augmentation, args.seed, args.train_batch_size),
+            eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
             processing_class=processor,
         )
     except UserError:
@@ -232,11 +239,12 @@ def build_trainer(recipe: Recipe) -> DistillationTrainer:
         raise RecipeError(str(error)) from error
 
 
-def train(recipe: Recipe) -> dict[str, float] | None:
+def train(recipe: Recipe) -> dict[str, Any] | None:
     """Trains a student and saves it, its processor, the recipe and the results in `output_dir`.
 
     Returns:
-        The validation metrics of the saved weights; None in processes other than the first.
+        The validation metrics of the saved weights, and `broken_images`, how many there were by what was done; None in
+        processes other than the first.
 
     Raises:
         UserError: Something given is not allowed.
@@ -247,7 +255,8 @@ def train(recipe: Recipe) -> dict[str, float] | None:
         raise RecipeError(
             f"{output_dir} holds an earlier run. Add --resume to go on from its checkpoints, or choose another --output_dir."
         )
-    trainer = build_trainer(recipe)
+    data = load_run_data(recipe)
+    trainer = build_trainer(recipe, data)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))
     if recipe.run.resume:
         check_same_run(newest_checkpoint(output_dir), trainer.run_description())
@@ -256,29 +265,14 @@ def train(recipe: Recipe) -> dict[str, float] | None:
             (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
     trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
     trainer.save_model()
-    metrics = trainer.evaluate()
+    metrics: dict[str, Any] = trainer.evaluate()
+    metrics["broken_images"] = data.broken_images(trainer.train_dataset, trainer.accelerator)
     if not trainer.is_world_process_zero():
         return None
     results = {name: value for name, value in metrics.items() if name.startswith("eval_")}
-    write_json(
-        output_dir / RESULTS_FILE, {**results, "steps": trainer.state.global_step, "epochs": trainer.state.epoch}
-    )
+    results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
+    write_json(output_dir / RESULTS_FILE, results | {"broken_images": metrics["broken_images"]})
     return metrics
-
-
-class _ProcessedDataset(torch.utils.data.Dataset):
-    """A source through a saved image processor: exactly the pixels a user of the model will have."""
-
-    def __init__(self, source: Source, processor: Any):
-        self.source = source
-        self.processor = processor
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self.processor(self.source.image(index), return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixels, "labels": self.source.labels[index]}
 
 
 def load_processor(name_or_path: str) -> Any:
@@ -305,6 +299,7 @@ def evaluate(
     teacher_view_size: int | None = None,
     batch_size: int = 64,
     bf16: bool = False,
+    columns: Columns | None = None,
 ) -> dict[str, Any]:
     """Evaluates a saved model on the validation images of `data`.
 
@@ -319,25 +314,26 @@ def evaluate(
         teacher_view_size: Side in pixels of the view the teacher sees; default: the model's pixels.
         batch_size: Images at a time.
         bf16: Autocast.
+        columns: Of a table; default: those of the model's own recipe.yaml.
 
     Returns:
-        `metrics` by name, and `per_class` with `accuracy` and `images` of each class.
+        `metrics` by name; `per_class` with `accuracy` (`average_precision` where images have several classes) and `images`
+        of each class; `broken_images`, how many were left out because they cannot be read.
 
     Raises:
         UserError: Model, data or teacher do not exist or do not go together.
     """
-    from .metrics import per_class_accuracy
+    from .metrics import per_class
 
     model, processor = load_model(name_or_path), load_processor(name_or_path)
     if batch_size < 1:
         raise RecipeError(f"batch_size={batch_size}: at least 1.")
-    validation = load_validation(data, *_split_of(name_or_path, data))
+    found = load_validation(data, *_split_of(name_or_path, data), columns or _columns_of(name_or_path, data))
+    validation = without_unreadable(found)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if tuple(names) != validation.class_names:
-        validation = _relabel(validation, names)
-    dataset: Any = _ProcessedDataset(validation, processor)
-    if teacher is not None and teacher_view_size is not None:
-        dataset = _WithTeacherView(dataset, as_pair(teacher_view_size))
+    problem_type = model.config.problem_type or "single_label_classification"
+    view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
+    dataset = ProcessedDataset(relabel(validation, names, problem_type), processor, view_size)
     with tempfile.TemporaryDirectory() as unused:
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
@@ -347,7 +343,8 @@ def evaluate(
         trainer.keep_rows = True
         metrics = trainer.evaluate()
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    return {"metrics": metrics, "per_class": per_class_accuracy(trainer.rows, names)}
+    broken = {"left_out_at_scan": len(found.left_out), "left_out_of_validation": len(found) - len(validation)}
+    return {"metrics": metrics, "per_class": per_class(trainer.rows, names), "broken_images": broken}
 
 
 def _recipe_of(name_or_path: str) -> Recipe | None:
@@ -377,6 +374,12 @@ def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
     return recipe.data.validation_share, recipe.training.seed
 
 
+def _columns_of(name_or_path: str, data: str) -> Columns | None:
+    """The columns a model's own run read; other tables are taken to have them too."""
+    recipe = None if is_image_folder(data) else _recipe_of(name_or_path)
+    return None if recipe is None else columns_of(recipe.data)
+
+
 def _teacher_arguments(name_or_path: str, teacher: str | None) -> TeacherArguments:
     """The fields of a teacher: the model's own run's if it is the teacher of that run."""
     recipe = _recipe_of(name_or_path) if teacher is not None else None
@@ -385,35 +388,11 @@ def _teacher_arguments(name_or_path: str, teacher: str | None) -> TeacherArgumen
     return TeacherArguments(teacher=teacher)
 
 
-class _WithTeacherView(torch.utils.data.Dataset):
-    def __init__(self, dataset: _ProcessedDataset, view_size: tuple[int, int]):
-        self.dataset = dataset
-        self.views = EvaluationDataset(dataset.source, view_size)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], "teacher_pixel_values": self.views[index]["pixel_values"]}
-
-
-def _relabel(source: Source, names: list[str]) -> Source:
-    """Brings the labels of a source to a model's class order, by name."""
-    from dataclasses import replace
-
-    unknown = sorted(set(source.class_names) - set(names))
-    if unknown:
-        raise RecipeError(
-            f"The data have class(es) {', '.join(map(repr, unknown))} that the model does not know; it knows "
-            f"{', '.join(map(repr, names[:20]))}{' …' if len(names) > 20 else ''}."
-        )
-    order = [names.index(name) for name in source.class_names]
-    return replace(source, labels=[order[label] for label in source.labels], class_names=tuple(names))
-
-
 @torch.no_grad()
 def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[list[tuple[str, float]]]:
     """Gives the `top_k` most probable class names of each image, with their probabilities.
+
+    Of a model for several classes an image these are sigmoids, each class by itself: above 0.5 the image has the class.
 
     Raises:
         UserError: The model or an image cannot be read.
@@ -425,7 +404,9 @@ def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[li
     answers = []
     for index in range(len(images)):
         pixels = processor(source.image(index), return_tensors="pt")["pixel_values"]
-        probabilities = model(pixel_values=pixels).logits[0].float().softmax(dim=-1)
+        logits = model(pixel_values=pixels).logits[0].float()
+        several = model.config.problem_type == "multi_label_classification"
+        probabilities = logits.sigmoid() if several else logits.softmax(dim=-1)
         best = probabilities.topk(min(top_k, len(probabilities)))
         answers.append(
             [(model.config.id2label[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

@@ -53,6 +53,11 @@ def pair_generator(seed: int, epoch: int, pair: int) -> random.Random:
     return random.Random(_digest("pair", (seed, epoch, pair)))
 
 
+def buffer_generator(seed: int, epoch: int, worker: int) -> random.Random:
+    """The generator from which a worker draws the order of a stream's shuffle buffer in one pass."""
+    return random.Random(_digest("buffer", (seed, epoch, worker)))
+
+
 def permutation(seed: int, epoch: int, size: int, purpose: str = "images") -> np.ndarray:
     """A random order of `size` items, `(size,)` int64, as a function of its arguments.
 

@@ -26,7 +26,8 @@ from .image_processing_deit import DeiTImageProcessor
 from .networks import classifier_name, replace_classifier
 from .pixels import normalize
 from .sampling import ViewSampler
-from .sources import Source, load_splits
+from .sources import Source, load_splits, without_unreadable
+from .tables import Columns
 from .teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
@@ -43,6 +44,8 @@ class TeacherTrainingArguments:
         metadata={"help": "package.module:factory, or folder or Hub name of a transformers classifier."}
     )
     output_dir: str = field(metadata={"help": "Where the teacher is saved."})
+    image_column: str | None = field(default=None, metadata={"help": "Of a table, as for train."})
+    label_column: str | None = field(default=None, metadata={"help": "Of a table, as for train; one column."})
     mode: str = field(default="linear", metadata={"help": "linear: head on frozen features; finetune: then all of it."})
     image_size: int = field(default=224, metadata={"help": "Pixels the teacher will see."})
     views: int = field(default=3, metadata={"help": "linear: augmented views of each image the head learns from."})
@@ -68,7 +71,13 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     """
     _check(arguments)
     set_seed(arguments.seed)
-    train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed)
+    columns = Columns(arguments.image_column, (arguments.label_column,) if arguments.label_column else ())
+    train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed, columns)
+    validation = without_unreadable(validation)
+    if train.problem_type != "single_label_classification":
+        raise UserError(
+            f"{train.name} has several classes an image: a teacher learns one. Train a student without one."
+        )
     base = _base_network(arguments.network)
     network, class_names = base.model, train.class_names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -151,7 +151,9 @@ class DistillationTrainer(OptimizingTrainer):
         return teacher
 
     def _say_if_not_keyed(self, dataset: Dataset | None) -> None:
-        if dataset is not None and not getattr(dataset, "takes_view_keys", False):
+        # A stream makes keys itself, and says what it does not promise.
+        keyed = getattr(dataset, "takes_view_keys", False) or getattr(dataset, "makes_view_keys", False)
+        if dataset is not None and not keyed:
             logger.warning(
                 "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
                 "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
@@ -347,7 +349,7 @@ class DistillationTrainer(OptimizingTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Predicts a batch, keeps a few numbers of each image for the metrics, and gives the fused logits on."""
-        from .metrics import reduce_batch
+        from .metrics import reduce_batch, reduce_multi_label_batch
 
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
@@ -359,6 +361,8 @@ class DistillationTrainer(OptimizingTrainer):
         loss = kept["loss"].mean()
         if self.student.problem_type == "single_label_classification":
             kept |= reduce_batch(heads, labels)
+        elif self.student.problem_type == "multi_label_classification":
+            kept |= reduce_multi_label_batch(heads, labels)
         # The last batch is filled up to be shared out evenly; gather_for_metrics drops the surplus.
         self._kept.append(self.accelerator.gather_for_metrics(kept))
         return loss, None if prediction_loss_only else heads["logits"].detach(), labels
@@ -382,7 +386,7 @@ class DistillationTrainer(OptimizingTrainer):
         if self._kept:
             arrays = to_arrays(self._kept)
             metrics = {name: float(np.mean(arrays[name])) for name in arrays if name.endswith("loss")}
-            if "prediction" in arrays:
+            if "prediction" in arrays or "present" in arrays:
                 metrics |= summarize(arrays)
             if self.keep_rows:
                 self.rows = arrays

@@ -9,8 +9,10 @@ import torch
 from hf_deit.metrics import (
     TeacherAgreement,
     TopOneAccuracy,
-    per_class_accuracy,
+    average_precision,
+    per_class,
     reduce_batch,
+    reduce_multi_label_batch,
     summarize,
     to_arrays,
 )
@@ -56,6 +58,7 @@ def test_all_metrics_are_those_of_numpy_however_the_images_were_batched():
         "teacher_accuracy": (answers["teacher_logits"] == truth).mean(),
         "teacher_agreement": (answers["logits"] == answers["teacher_logits"]).mean(),
         "top5_accuracy": (ranks < 5).mean(),
+        "majority_accuracy": max((truth == label).mean() for label in range(8)),
     }
     assert set(truth) == set(range(8))
     for batch in (1, 7, 53):
@@ -72,12 +75,13 @@ def test_a_small_case_by_hand():
         "balanced_accuracy": (1 + 1 + 1 / 2) / 3,
         "teacher_accuracy": 1 / 4,
         "teacher_agreement": 2 / 4,
+        "majority_accuracy": 2 / 4,
     }
 
 
 def test_balanced_accuracy_leaves_out_classes_without_images():
     kept = {"prediction": np.array([0, 0, 0, 3]), "label": np.array([0, 0, 0, 5])}
-    assert summarize(kept) == {"accuracy": 3 / 4, "balanced_accuracy": 1 / 2}
+    assert summarize(kept) == {"accuracy": 3 / 4, "balanced_accuracy": 1 / 2, "majority_accuracy": 3 / 4}
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(2, False), (5, False), (6, True), (10, True)])
@@ -119,12 +123,12 @@ def test_a_few_numbers_are_kept_of_each_image_and_no_logits():
 
 def test_a_single_head_without_a_teacher_has_its_accuracy_and_nothing_else():
     heads, labels = random_heads(20, 3, names=("logits",))
-    assert set(summarize(kept_of(heads, labels))) == {"accuracy", "balanced_accuracy"}
+    assert set(summarize(kept_of(heads, labels))) == {"accuracy", "balanced_accuracy", "majority_accuracy"}
 
 
 def test_each_class_has_its_accuracy_and_its_number_of_images():
     kept = {"prediction": np.array([0, 1, 1, 0, 2]), "label": np.array([0, 0, 1, 0, 1])}
-    rows = per_class_accuracy(kept, ["cat", "dog", "eel"])
+    rows = per_class(kept, ["cat", "dog", "eel"])
     assert list(rows) == ["cat", "dog", "eel"]
     assert rows["cat"] == {"accuracy": pytest.approx(2 / 3), "images": 3}
     assert rows["dog"] == {"accuracy": 1 / 2, "images": 2}
@@ -134,7 +138,7 @@ def test_each_class_has_its_accuracy_and_its_number_of_images():
 def test_the_mean_over_the_classes_is_the_balanced_accuracy():
     heads, labels = random_heads(80, 6, names=("logits",))
     kept = kept_of(heads, labels)
-    rows = per_class_accuracy(kept, [str(label) for label in range(6)])
+    rows = per_class(kept, [str(label) for label in range(6)])
     assert summarize(kept)["balanced_accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in rows.values()]))
 
 
@@ -149,5 +153,61 @@ def test_the_metrics_work_alone_and_batch_by_batch_as_any_evaluate_metric():
 
 def test_all_right_and_all_wrong_are_one_and_zero():
     labels = np.array([0, 1, 2])
-    assert summarize({"label": labels, "prediction": labels}) == {"accuracy": 1.0, "balanced_accuracy": 1.0}
-    assert summarize({"label": labels, "prediction": (labels + 1) % 3}) == {"accuracy": 0.0, "balanced_accuracy": 0.0}
+    for prediction, share in ((labels, 1.0), ((labels + 1) % 3, 0.0)):
+        summary = summarize({"label": labels, "prediction": prediction})
+        assert (summary["accuracy"], summary["balanced_accuracy"]) == (share, share)
+
+
+# ---- several classes an image ----
+
+
+def several(images=40, classes=5, seed=0, ties=False):
+    """Labels in which the last class does not occur, and the scores of two heads."""
+    generator = np.random.default_rng(seed)
+    present = (generator.random((images, classes)) < 0.3).astype(np.uint8)
+    present[:, -1] = 0
+    scores = {name: generator.normal(size=(images, classes)) for name in ("logits", "cls_logits")}
+    if ties:
+        scores = {name: np.round(values) for name, values in scores.items()}
+    return present, {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.items()}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_mean_average_precision_is_that_of_sklearn_over_the_classes_that_occur(ties):
+    metrics = pytest.importorskip("sklearn.metrics")
+    present, heads = several(ties=ties)
+    kept = to_arrays(
+        [
+            reduce_multi_label_batch(
+                {name: logits[part] for name, logits in heads.items()}, torch.tensor(present[part])
+            )
+            for part in (slice(0, 7), slice(7, 40))
+        ]
+    )
+    expected = {
+        name: np.mean([metrics.average_precision_score(present[:, c], logits[:, c].numpy()) for c in range(4)])
+        for name, logits in heads.items()
+    }
+    assert summarize(kept) == pytest.approx(
+        {
+            "mean_average_precision": expected["logits"],
+            "cls_mean_average_precision": expected["cls_logits"],
+            "chance_mean_average_precision": np.mean([present[:, c].sum() / 40 for c in range(4)]),
+        }
+    )
+    rows = per_class(kept, list("abcde"))
+    for label, (name, row) in enumerate(rows.items()):
+        truth, scores = present[:, label], heads["logits"][:, label].numpy()
+        figure = metrics.average_precision_score(truth, scores) if truth.any() else None
+        assert row == {"average_precision": pytest.approx(figure), "images": truth.sum()}, name
+
+
+def test_an_average_precision_by_hand():
+    # In order of score: yes, no, yes, no: precision 1 at the first hit, 2/3 at the second.
+    assert average_precision(np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.3, 0.7])) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_equal_scores_know_nothing():
+    present = np.array([1, 0, 0, 0, 0])
+    for order in (present, present[::-1]):
+        assert average_precision(order, np.zeros(5)) == pytest.approx(0.2)

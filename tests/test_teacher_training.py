@@ -269,6 +269,8 @@ def test_the_command_hands_every_option_on(monkeypatch):
         data="d",
         network="n",
         output_dir="o",
+        image_column="photo",
+        label_column="kind",
         mode="finetune",
         image_size=32,
         views=2,

@@ -269,6 +269,7 @@ def eval_by_hand(model, network, pixels, labels, changes):
     hits = (predictions == labels).double()
     expected["accuracy"] = hits.mean().item()
     expected["balanced_accuracy"] = np.mean([hits[labels == label].mean() for label in sorted(set(labels.tolist()))])
+    expected["majority_accuracy"] = max((labels == label).double().mean().item() for label in set(labels.tolist()))
     for head in ("cls", "distillation") if two_heads else ():
         expected[f"{head}_accuracy"] = (output[f"{head}_logits"].argmax(dim=-1) == labels).double().mean().item()
     expected["teacher_accuracy"] = (teacher_logits.argmax(dim=-1) == labels).double().mean().item()

@@ -1,0 +1,169 @@
+"""The data of a run: what the data fields of a recipe become, as a whole; broken images counted.
+
+Sources are made in sources.py, streams in streams.py, views in data.py; runs.py brings student, teacher and trainer to them.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .augmentation import Augmentation
+from .data import EvaluationDataset, ViewDataset
+from .recipe import DataArguments, Recipe, RecipeError
+from .sources import Source, is_image_folder, load_splits, load_stream, without_unreadable
+from .streams import NOT_PROMISED, ViewStream
+from .tables import Columns, TableReader
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Training and validation images of a run, readable ones only as far as that can be known before.
+
+    Args:
+        train: The training images, or the reader of a stream of them.
+        validation: The validation images, each decoded once.
+        arguments: The fields they were made of.
+        left_out_at_scan: Number of images whose beginnings were none.
+        left_out_of_validation: Number of validation images that could not be decoded.
+    """
+
+    train: Source | TableReader
+    validation: Source
+    arguments: DataArguments
+    left_out_at_scan: int
+    left_out_of_validation: int
+
+    def training_set(self, augmentation: Augmentation, seed: int, batch_size: int) -> ViewDataset | ViewStream:
+        """Gives the training images as views; a stream in whole batches of `batch_size` rows."""
+        policy = self.arguments.broken_images
+        if isinstance(self.train, Source):
+            return ViewDataset(self.train, augmentation, seed, policy)
+        return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, batch_size, policy)
+
+    def broken_images(self, training_set: ViewDataset | ViewStream, accelerator: Any) -> dict[str, int]:
+        """Gives the number of broken images by what was done with them; call it in all processes.
+
+        Args:
+            training_set: As it was trained on.
+            accelerator: Of the trainer; each process has met other images.
+        """
+        counts = {"left_out_at_scan": self.left_out_at_scan, "left_out_of_validation": self.left_out_of_validation}
+        if isinstance(training_set, ViewDataset):
+            met = accelerator.gather(training_set.broken[None].to(accelerator.device))
+            return counts | {"replaced_in_training": int(met.amax(dim=0).sum())}
+        met = accelerator.gather(torch.tensor([training_set.broken_count], device=accelerator.device))
+        return counts | {"left_out_of_stream": int(met.sum())}
+
+
+def columns_of(arguments: DataArguments) -> Columns:
+    """Gives the columns that the fields of a recipe name.
+
+    Raises:
+        DataError: They do not go together.
+    """
+    return Columns(arguments.image_column, tuple(arguments.label_column or ()), arguments.label_separator)
+
+
+def load_run_data(recipe: Recipe) -> RunData:
+    """Loads the data of a recipe and checks what can be checked before the first step.
+
+    Raises:
+        RecipeError: No data are named, or streaming does not go with the other fields.
+        DataError: The data are not what they should be.
+    """
+    arguments, seed = recipe.data, recipe.training.seed
+    if arguments.data is None:
+        raise RecipeError("The recipe names no data: give --data FOLDER, a table or a Hub name.")
+    columns, policy = columns_of(arguments), arguments.broken_images
+    left_out: list[str] = []
+    if arguments.streaming:
+        _check_streaming(recipe)
+        train, validation = load_stream(arguments.data, columns, policy)
+        logger.warning(NOT_PROMISED)
+    else:
+        train, validation = load_splits(arguments.data, arguments.validation_share, seed, columns, policy)
+        left_out += train.left_out
+    at_scan = {*left_out, *validation.left_out}  # both parts of a split know of all
+    readable = without_unreadable(validation, policy)
+    return RunData(train, readable, arguments, len(at_scan), len(validation) - len(readable))
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    arguments = recipe.data
+    if is_image_folder(arguments.data):
+        raise RecipeError(
+            f"streaming: {arguments.data} is a folder of class folders, which is read image by image anyway: leave "
+            "streaming out."
+        )
+    if recipe.run.resume:
+        raise RecipeError(
+            "--resume with streaming: where a stream stood is not kept. Leave streaming out, or start anew."
+        )
+    if recipe.training.repeated_augmentation != 1:
+        raise RecipeError(
+            f"repeated_augmentation={recipe.training.repeated_augmentation} with streaming: a stream gives each image once. Set "
+            "it to 1, or leave streaming out."
+        )
+    if recipe.training.max_steps < 1:
+        raise RecipeError("The length of a stream is not known: give max_steps, the number of optimizer steps.")
+    if arguments.shuffle_buffer < 1:
+        raise RecipeError(f"shuffle_buffer={arguments.shuffle_buffer}: at least 1; 1 keeps the order of the data.")
+
+
+class ProcessedDataset(torch.utils.data.Dataset):
+    """A source through a saved image processor: exactly the pixels a user of the model will have.
+
+    Args:
+        source: The images.
+        processor: Of the model.
+        teacher_view_size: `(height, width)` of the view a teacher sees; None: the model's pixels.
+    """
+
+    def __init__(self, source: Source, processor: Any, teacher_view_size: tuple[int, int] | None = None):
+        self.source = source
+        self.processor = processor
+        self.views = None if teacher_view_size is None else EvaluationDataset(source, teacher_view_size)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gives `pixel_values` `(3, height, width)`, `labels` and, if asked for, `teacher_pixel_values`."""
+        pixels = self.processor(self.source.image(index), return_tensors="pt")["pixel_values"][0]
+        row = {"pixel_values": pixels, "labels": self.source.labels[index]}
+        return row if self.views is None else row | {"teacher_pixel_values": self.views[index]["pixel_values"]}
+
+
+def relabel(source: Source, names: Sequence[str], problem_type: str) -> Source:
+    """Brings the labels of a source to a model's class order, by name.
+
+    Raises:
+        RecipeError: The data have a class that the model does not know, or one label an image and the model several.
+    """
+    if problem_type != source.problem_type:
+        raise RecipeError(
+            f"The model is for {problem_type} and the labels of {source.name} for {source.problem_type}: give the "
+            "label_column (and label_separator) that the model was trained on."
+        )
+    if tuple(names) == source.class_names:
+        return source
+    unknown = sorted(set(source.class_names) - set(names))
+    if unknown:
+        raise RecipeError(
+            f"The data have class(es) {', '.join(map(repr, unknown))} that the model does not know; it knows "
+            f"{', '.join(map(repr, names[:20]))}{' …' if len(names) > 20 else ''}."
+        )
+    order = [names.index(name) for name in source.class_names]
+    if problem_type == "multi_label_classification":
+        places = {place: own for own, place in enumerate(order)}
+        labels: list[Any] = [
+            tuple(row[places[place]] if place in places else 0 for place in range(len(names))) for row in source.labels
+        ]
+    else:
+        labels = [order[label] for label in source.labels]
+    return replace(source, labels=labels, class_names=tuple(names))

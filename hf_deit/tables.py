@@ -1,0 +1,384 @@
+"""Tables of images with labels: CSV, TSV, JSON lines, parquet, data sets of `datasets`, by name or on disk.
+
+`open_splits` finds the tables behind a name, `TableReader` says which columns hold what and turns rows to items (images.py)
+and labels: class indices, or for several classes an image rows of zeros and ones. Sources (sources.py) and streams
+(streams.py) are made of these. Parsing is the business of `datasets`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+# Taken without being named where no column has the type.
+_IMAGE_NAMES = ("image", "file_name", "file", "path")
+_LABEL_NAMES = ("label", "labels", "class")
+_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1}  # True and False are 1 and 0
+_LABEL_TYPES = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+
+Label = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what.
+
+    Args:
+        image: Paths or embedded images. None: the only image column, or one called image, file_name, file or path.
+        labels: A column of classes, or several of 0 and 1, a class each. Empty: the only ClassLabel column, or one called
+            label, labels or class.
+        separator: Between the classes of an image in one column of texts.
+
+    Raises:
+        DataError: A separator for several columns, or an empty one.
+    """
+
+    image: str | None = None
+    labels: tuple[str, ...] = ()
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and (not self.separator or len(self.labels) > 1):
+            raise DataError(
+                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: a separator is a "
+                "text such as ';' and stands between the classes within one column."
+            )
+
+
+def table_files(path: Path) -> dict[str, list[str]]:
+    """Gives the files of each split: of a file itself as train, of a folder train.*, validation.* or train-*.*.
+
+    Empty where there are none.
+    """
+    if path.is_file():
+        return {"train": [str(path)]} if path.suffix.lower() in BUILDERS else {}
+    files: dict[str, list[str]] = {}
+    for folder in (path, path / "data"):
+        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+            split = entry.stem.split("-")[0]
+            if entry.suffix.lower() in BUILDERS and entry.is_file() and split in ("train", *VALIDATION_NAMES, "test"):
+                files.setdefault(split, []).append(str(entry))
+        if "train" in files:
+            return files
+    return {}
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `datasets` saved this folder."""
+    return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
+
+
+def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Opens the splits of tables or of a data set.
+
+    Args:
+        data: A table, a folder with train.* and perhaps validation.*, a folder saved by `datasets`, or a name.
+        streaming: Give `IterableDataset`s, that read nothing yet.
+        only: Names of the splits wanted; None: all.
+
+    Returns:
+        A `datasets` data set for each split, `train` among them if it is wanted.
+
+    Raises:
+        DataError: There is nothing, or `datasets` cannot read it.
+    """
+    import datasets
+
+    path = Path(data).expanduser()
+    files = table_files(path)
+    try:
+        if files:
+            files = {name: found for name, found in files.items() if only is None or name in only}
+            loaded = _load_files(files, streaming) if files else {}
+        elif path.is_dir():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(data, streaming=streaming)
+    except DataError:
+        raise
+    except Exception as error:  # whatever the Hub, the disk or a builder raises, the user needs the same facts
+        cause = error.__cause__ or error
+        if files:
+            raise DataError(
+                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows (and all splits) need the "
+                "same columns, and a column one type in all rows."
+            ) from error
+        raise DataError(
+            f"No data at {data!r}: it is neither a folder or a table here nor a data set that `datasets` can load "
+            f"({type(error).__name__}: {error}). Check the path, or the name and the connection."
+        ) from error
+    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    if "train" not in splits and (only is None or "train" in only):
+        raise DataError(f"{data} has no split 'train', only {', '.join(splits)}.")
+    if streaming and not files and path.is_dir():
+        splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
+    return {name: split for name, split in splits.items() if only is None or name in only}
+
+
+def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, Any]:
+    import datasets
+
+    suffixes = {Path(name).suffix.lower() for names in files.values() for name in names}
+    if len({(BUILDERS[suffix], suffix == ".tsv") for suffix in suffixes}) > 1:
+        raise DataError(
+            f"The tables are of different kinds ({', '.join(sorted(suffixes))}): give all splits as one kind."
+        )
+    options: dict[str, Any] = {"data_files": files, "streaming": streaming}
+    if BUILDERS[next(iter(suffixes))] == "csv":
+        # A class may be called "NA" or "None"; only an empty cell is a missing label.
+        options |= {"keep_default_na": False, "sep": "\t" if ".tsv" in suffixes else ","}
+    return datasets.load_dataset(BUILDERS[next(iter(suffixes))], **options)
+
+
+def validation_name(splits: Mapping[str, Any]) -> str | None:
+    """Gives the name of the split to validate on; `test` where nothing else is there."""
+    return next((name for name in (*VALIDATION_NAMES, "test") if name in splits), None)
+
+
+def _described(features: Mapping[str, Any]) -> str:
+    def kind(feature: Any) -> str:
+        dtype = getattr(feature, "dtype", None)
+        name = type(feature).__name__
+        return f"{name} {dtype}" if name == "Value" and dtype else name
+
+    return ", ".join(f"{column}: {kind(feature)}" for column, feature in features.items())
+
+
+def _is_embedded(feature: Any) -> bool:
+    """Whether a column holds images without saying so: bytes, or structures of bytes and path."""
+    if isinstance(feature, Mapping):
+        return {"bytes", "path"} >= set(feature) and "bytes" in feature
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _lists_classes(feature: Any) -> bool:
+    """Whether a column holds lists of ClassLabel."""
+    return hasattr(getattr(feature, "feature", None), "names")
+
+
+def _named(asked: Iterable[str], features: Mapping[str, Any], name: str, field: str) -> list[str]:
+    missing = [column for column in asked if column not in features]
+    if missing:
+        raise DataError(
+            f"{name} has no column {', '.join(map(repr, missing))} ({field}); its columns: {_described(features)}."
+        )
+    return list(asked)
+
+
+def _kind(feature: Any) -> str | None:
+    """The type of a column's values, or of the entries of its lists."""
+    return getattr(getattr(feature, "feature", None) or feature, "dtype", None)
+
+
+def _found(features: Mapping[str, Any], kind: type, others: Any, names: Sequence[str], field: str, table: str) -> str:
+    """The only column of a type, or of a kin of it, or with a usual name."""
+    typed = [column for column, feature in features.items() if isinstance(feature, kind)]
+    kin = [column for column, feature in features.items() if others(feature)]
+    usual = [column for column in names if column in features and _kind(features[column]) in _LABEL_TYPES]
+    candidates = typed or kin or usual
+    if len(candidates) != 1:
+        raise DataError(
+            f"{table} needs exactly one {kind.__name__} column and has {len(candidates)} "
+            f"({', '.join(candidates) or 'none'}); its columns: {_described(features)}. Name the one that is meant: {field}."
+        )
+    return candidates[0]
+
+
+def _as_item(value: Any, root: Path | None) -> Any:
+    """The item (images.py) of a cell of the image column."""
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    if isinstance(value, str):
+        return value if root is None else str(root / value)
+    if value and value.get("bytes") is None and value.get("path") is not None:
+        return {"bytes": None, "path": _as_item(value["path"], root)}
+    return value
+
+
+class TableReader:
+    """Turns the rows of a data set to items and labels; the class names are those of the data set it is made for.
+
+    Args:
+        dataset: A `datasets` data set, whole or streamed. Where its labels are no ClassLabel they are read once here.
+        columns: Which columns hold what.
+        name: For messages.
+        root: Folder that relative paths start from; None: the working folder.
+        class_names: Of the training split, for another split of the same data; labels must be among them.
+
+    Raises:
+        DataError: A column is missing, ambiguous or of a type that is none of a label.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        columns: Columns,
+        name: str,
+        root: Path | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        import datasets
+
+        features = dataset.features
+        if features is None:  # a streamed CSV or JSON does not say them
+            dataset = dataset._resolve_features()
+            features = dataset.features or {}
+        self.name, self.root, self.separator = name, root, columns.separator
+        self.image_column = (
+            _named([columns.image], features, name, "image_column")[0]
+            if columns.image is not None
+            else _found(features, datasets.Image, _is_embedded, _IMAGE_NAMES, "image_column", name)
+        )
+        self.label_columns = (
+            _named(columns.labels, features, name, "label_column")
+            if columns.labels
+            else [_found(features, datasets.ClassLabel, _lists_classes, _LABEL_NAMES, "label_column", name)]
+        )
+        if isinstance(features[self.image_column], datasets.Image):
+            dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self.dataset = dataset
+        self._holds_paths = getattr(features[self.image_column], "dtype", None) in ("string", "large_string")
+        if not (
+            self._holds_paths
+            or _is_embedded(features[self.image_column])
+            or isinstance(features[self.image_column], datasets.Image)
+        ):
+            raise DataError(
+                f"Column {self.image_column!r} of {name} holds neither paths nor images; its columns: {_described(features)}."
+            )
+        self._read_label_type(features, class_names)
+
+    def _read_label_type(self, features: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
+        feature = features[self.label_columns[0]]
+        inner = getattr(feature, "feature", None)  # of a list
+        self.problem_type = "single_label_classification"
+        if len(self.label_columns) > 1 or inner is not None or self.separator is not None:
+            self.problem_type = "multi_label_classification"
+        self._is_list = inner is not None
+        for column in self.label_columns:
+            in_lists = getattr(features[column], "feature", None) is not None
+            one_each = self.separator is not None or len(self.label_columns) > 1
+            if _kind(features[column]) not in _LABEL_TYPES or (in_lists and one_each):
+                raise DataError(
+                    f"Column {column!r} of {self.name} is no column of classes: texts, whole numbers or lists of them are, "
+                    f"all of one type and none missing; its columns: {_described(features)}."
+                )
+        if self.separator is not None and "string" not in feature.dtype:
+            raise DataError(f"label_separator={self.separator!r}: column {self.label_columns[0]!r} holds no texts.")
+        names = getattr(inner or feature, "names", None)
+        self._index: dict[Any, int] = {}
+        if len(self.label_columns) > 1:
+            self.class_names = tuple(self.label_columns)
+        elif names is not None:
+            self.class_names, self._index = tuple(names), {index: index for index in range(len(names))}
+        else:
+            values = self._distinct_labels()
+            by_text = {str(value): value for value in values}
+            self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, values))
+            for text in set(by_text) - set(self.class_names):
+                raise DataError(f"{self.name} has the class {text!r}, and the training images do not.")
+            self._index = {by_text[text]: index for index, text in enumerate(self.class_names) if text in by_text}
+        if class_names is not None and tuple(class_names) != self.class_names:
+            raise DataError(
+                f"{self.name} has the classes {', '.join(self.class_names)}, the training images "
+                f"{', '.join(class_names)}: both need the same names in the same order (dataset.cast_column)."
+            )
+
+    def _distinct_labels(self) -> list[Any]:
+        column = self.label_columns[0]
+        rows = self.dataset.select_columns([column])
+        values = rows[column] if hasattr(rows, "__len__") else (row[column] for row in rows)
+        return sorted({value for cell in values for value in self._classes_of(cell)} - {None, ""})
+
+    def _classes_of(self, cell: Any) -> list[Any]:
+        if cell is None:
+            return []
+        if self.separator is not None:
+            return [text.strip() for text in cell.split(self.separator) if text.strip()]
+        return list(cell) if self._is_list else [cell]
+
+    def label(self, row: Mapping[str, Any], number: int) -> Label:
+        """Gives the label of a row: a class index, or zeros and ones `(classes,)`.
+
+        Raises:
+            DataError: The row has none, or one of the several is neither 0 nor 1.
+        """
+        if len(self.label_columns) > 1:
+            try:
+                return tuple(_FLAGS[row[column]] for column in self.label_columns)
+            except KeyError as error:
+                raise DataError(
+                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: several label columns hold 0 "
+                    "or 1 each."
+                ) from error
+        cell = row[self.label_columns[0]]
+        try:
+            found = [self._index[value] for value in self._classes_of(cell)]
+        except KeyError as error:
+            found = None
+            if error.args[0] not in (None, "", -1):
+                raise DataError(f"Row {number} of {self.name}: the class {error.args[0]!r} is unknown.") from error
+        if found is None or cell is None:
+            raise DataError(
+                f"{self.name} has images without a label (-1, null or empty), the first in row {number}: choose a labelled "
+                "split, or remove them."
+            )
+        if self.problem_type == "single_label_classification":
+            return found[0]
+        return tuple(int(index in found) for index in range(len(self.class_names)))
+
+    def labels(self) -> list[Label]:
+        """Gives the labels of all rows.
+
+        Raises:
+            DataError: As `label`.
+        """
+        columns = [self.dataset[column] for column in self.label_columns]
+        rows = zip(*columns, strict=True)
+        return [self.label(dict(zip(self.label_columns, row, strict=True)), number) for number, row in enumerate(rows)]
+
+    def items(self) -> Sequence[Any]:
+        """Gives the undecoded images of all rows: a list of paths, or a view of the column."""
+        if self._holds_paths:
+            return [_as_item(value, self.root) for value in self.dataset[self.image_column]]
+        return _ImageColumn(self.dataset.select_columns([self.image_column]), self.image_column, self.root)
+
+    def rows(self) -> Iterator[tuple[Any, Label]]:
+        """Gives item and label row by row, for a stream."""
+        wanted = self.dataset.select_columns([self.image_column, *self.label_columns])
+        for number, row in enumerate(wanted):
+            yield _as_item(row[self.image_column], self.root), self.label(row, number)
+
+
+@dataclass(frozen=True)
+class _ImageColumn:
+    """The undecoded image column of a `datasets` data set as a sequence."""
+
+    dataset: Any
+    column: str
+    root: Path | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return _as_item(self.dataset[index][self.column], self.root)
+
+    def select(self, indices: list[int]) -> "_ImageColumn":
+        return _ImageColumn(self.dataset.select(indices), self.column, self.root)

@@ -1,0 +1,299 @@
+"""Tables to sources: which columns hold what, labels of every kind, the same images however they are stored."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from test_sources import picture, pixels_of, saved
+
+from hf_deit.sources import DataError, load_splits, load_validation
+from hf_deit.tables import Columns
+
+datasets.disable_progress_bars()
+
+KINDS = ["cat", "dog", "cat", "eel", "dog", "cat", "eel", "dog", "cat", "eel"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """What `datasets` makes of tables goes to a folder of the tests."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten pictures in a folder beside the table."""
+    (tmp_path / "photos").mkdir()
+    for number in range(10):
+        picture(number).save(tmp_path / "photos" / f"{number}.png")
+    return tmp_path
+
+
+def lines(*rows, separator=","):
+    return "\n".join(separator.join(map(str, row)) for row in rows) + "\n"
+
+
+def paths():
+    return [f"photos/{number}.png" for number in range(10)]
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def table(folder, column, name="table.csv", head="kind"):
+    """A CSV of the ten pictures and one column."""
+    return write(folder / name, lines(("file", head), *zip(paths(), column, strict=True)))
+
+
+def as_csv(folder):
+    return table(folder, KINDS)
+
+
+def as_tsv(folder):
+    return write(folder / "table.tsv", lines(("file", "kind"), *zip(paths(), KINDS, strict=True), separator="\t"))
+
+
+def as_json_lines(folder):
+    rows = [json.dumps({"file": path, "kind": kind}) for path, kind in zip(paths(), KINDS, strict=True)]
+    return write(folder / "table.jsonl", "\n".join(rows))
+
+
+def as_parquet_of_structures(folder):
+    content = [{"bytes": (folder / path).read_bytes(), "path": None} for path in paths()]
+    datasets.Dataset.from_dict({"file": content, "kind": KINDS}).to_parquet(folder / "table.parquet")
+    return str(folder / "table.parquet")
+
+
+def as_parquet_of_bytes(folder):
+    content = [(folder / path).read_bytes() for path in paths()]
+    datasets.Dataset.from_dict({"file": content, "kind": KINDS}).to_parquet(folder / "table.parquet")
+    return str(folder / "table.parquet")
+
+
+def as_parquet_of_images(folder):
+    features = datasets.Features({"file": datasets.Image(), "kind": datasets.Value("string")})
+    rows = {"file": [str(folder / path) for path in paths()], "kind": KINDS}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "table.parquet")
+    return str(folder / "table.parquet")
+
+
+def as_saved_data_set(folder):
+    features = datasets.Features({"file": datasets.Image(), "kind": datasets.Value("string")})
+    rows = {"file": [str(folder / path) for path in paths()], "kind": KINDS}
+    return saved(datasets.Dataset.from_dict(rows, features=features), folder / "set")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        as_csv,
+        as_tsv,
+        as_json_lines,
+        as_parquet_of_structures,
+        as_parquet_of_bytes,
+        as_parquet_of_images,
+        as_saved_data_set,
+    ],
+)
+def test_the_same_images_and_labels_come_from_every_kind_of_table(photos, make):
+    source = load_validation(make(photos), columns=Columns("file", ("kind",)))
+    assert source.class_names == ("cat", "dog", "eel")
+    assert [source.class_names[label] for label in source.labels] == KINDS
+    assert source.problem_type == "single_label_classification"
+    for number, pixels in enumerate(pixels_of(source)):
+        np.testing.assert_array_equal(pixels, np.asarray(picture(number)))
+
+
+@pytest.mark.parametrize("make", [as_csv, as_parquet_of_structures])
+def test_a_single_table_is_split_by_class_as_the_seed_says(photos, make):
+    columns = Columns(labels=("kind",))
+    train, validation = load_splits(make(photos), 0.4, 3, columns)
+    everything = load_validation(make(photos), columns=columns)
+    assert [list(source.labels).count(label) for source in (train, validation) for label in range(3)] == [
+        2,
+        2,
+        2,
+        2,
+        1,
+        1,
+    ]
+    held_out = [pixels.tobytes() for pixels in pixels_of(validation)]
+    rest = [pixels.tobytes() for pixels in pixels_of(train)]
+    assert sorted(held_out + rest) == sorted(pixels.tobytes() for pixels in pixels_of(everything))
+    again = load_validation(make(photos), 0.4, 3, columns)
+    assert [pixels.tobytes() for pixels in pixels_of(again)] == held_out
+
+
+def test_a_folder_of_tables_has_their_splits_and_the_classes_of_the_training_table(photos):
+    write(photos / "train.csv", lines(("file", "label"), *zip(paths()[:6], KINDS[:6], strict=True)))
+    write(photos / "validation.csv", lines(("file", "label"), ("photos/6.png", "eel"), ("photos/8.png", "cat")))
+    train, validation = load_splits(str(photos))
+    assert (len(train), list(validation.labels)) == (6, [2, 0])
+    assert validation.class_names == train.class_names == ("cat", "dog", "eel")
+    np.testing.assert_array_equal(pixels_of(validation)[1], np.asarray(picture(8)))
+
+
+def test_a_class_that_only_the_validation_table_has_is_refused_by_name(photos):
+    write(photos / "train.csv", lines(("file", "label"), *zip(paths()[:6], KINDS[:6], strict=True)))
+    write(photos / "validation.csv", lines(("file", "label"), ("photos/6.png", "emu")))
+    assert_refused(photos, "'emu'", "validation")
+
+
+def test_numbers_are_classes_in_the_order_of_numbers(photos):
+    values = [10, 2, 10, 2, 33, 33, 10, 2, 2, 10]
+    source = load_validation(table(photos, values), columns=Columns(labels=("kind",)))
+    assert source.class_names == ("2", "10", "33")
+    assert [int(source.class_names[label]) for label in source.labels] == values
+
+
+def test_a_class_may_be_called_as_pandas_calls_nothing(photos):
+    source = load_validation(table(photos, ["NA", "None"] * 5), columns=Columns(labels=("kind",)))
+    assert source.class_names == ("NA", "None")
+    assert list(source.labels) == [0, 1] * 5
+
+
+# Several classes an image
+
+TAGS = [["red"], ["red", "wide"], [], ["wide", "old"], ["old"], ["red"], ["wide"], ["old", "red", "wide"], [], ["red"]]
+TAG_ROWS = [tuple(int(name in tags) for name in ("old", "red", "wide")) for tags in TAGS]
+
+
+def flags(folder):
+    rows = [(path, *row) for path, row in zip(paths(), TAG_ROWS, strict=True)]
+    return write(folder / "tags.csv", lines(("file", "old", "red", "wide"), *rows))
+
+
+def separated(folder):
+    return table(folder, [" ; ".join(tags) for tags in TAGS], head="tags")
+
+
+def listed(folder):
+    rows = [json.dumps({"file": path, "tags": tags}) for path, tags in zip(paths(), TAGS, strict=True)]
+    return write(folder / "tags.jsonl", "\n".join(rows))
+
+
+def listed_class_labels(folder):
+    label = datasets.ClassLabel(names=["old", "red", "wide"])
+    features = datasets.Features({"file": datasets.Image(), "tags": datasets.Sequence(label)})
+    columns = {"file": [str(folder / path) for path in paths()]}
+    columns["tags"] = [[label.str2int(tag) for tag in tags] for tags in TAGS]
+    return saved(datasets.Dataset.from_dict(columns, features=features), folder / "set")
+
+
+@pytest.mark.parametrize(
+    ("make", "columns"),
+    [
+        (flags, Columns(labels=("old", "red", "wide"))),
+        (separated, Columns(labels=("tags",), separator=";")),
+        (listed, Columns(labels=("tags",))),
+        (listed_class_labels, Columns(labels=("tags",))),
+    ],
+)
+def test_several_classes_an_image_become_rows_of_zeros_and_ones(photos, make, columns):
+    source = load_validation(make(photos), columns=columns)
+    assert source.class_names == ("old", "red", "wide")
+    assert list(source.labels) == TAG_ROWS
+    assert source.problem_type == "multi_label_classification"
+    train, validation = load_splits(make(photos), 0.2, 0, columns)
+    assert (len(train), len(validation)) == (8, 2)
+    assert validation.problem_type == "multi_label_classification"
+
+
+# Fingerprints and broken images
+
+
+def test_the_fingerprint_of_a_table_changes_with_labels_and_images_and_not_with_its_place(photos, tmp_path_factory):
+    columns = Columns(labels=("kind",))
+    first = load_validation(as_csv(photos), columns=columns).fingerprint
+    assert load_validation(as_csv(photos), columns=columns).fingerprint == first
+    other_labels = load_validation(table(photos, KINDS[::-1], "other.csv"), columns=columns).fingerprint
+    picture(99).save(photos / "photos" / "3.png")
+    other_image = load_validation(as_csv(photos), columns=columns).fingerprint
+    assert len({first, other_labels, other_image}) == 3
+
+
+@pytest.mark.parametrize("make", [as_csv, as_parquet_of_structures, as_parquet_of_bytes])
+def test_a_row_whose_image_is_none_is_left_out_with_its_label(photos, make, caplog):
+    (photos / "photos" / "3.png").write_text("no image")
+    path, columns = make(photos), Columns(labels=("kind",))
+    source = load_validation(path, columns=columns)
+    assert [source.class_names[label] for label in source.labels] == KINDS[:3] + KINDS[4:]
+    np.testing.assert_array_equal(pixels_of(source)[3], np.asarray(picture(4)))
+    assert len(source.left_out) == 1
+    assert "1 of 10 images" in caplog.text
+    with pytest.raises(DataError, match="1 file"):
+        load_validation(path, columns=columns, broken_images="raise")
+
+
+def test_a_file_that_a_table_names_and_is_not_there_is_left_out(photos):
+    (photos / "photos" / "3.png").unlink()
+    source = load_validation(as_csv(photos), columns=Columns(labels=("kind",)))
+    assert len(source) == 9
+    assert "3.png" in source.left_out[0]
+
+
+# Errors
+
+
+def assert_refused(data, *parts, columns=None):
+    with pytest.raises(DataError) as error:
+        load_splits(str(data), columns=columns)
+    for part in parts:
+        assert part in str(error.value), str(error.value)
+
+
+def test_a_missing_column_is_refused_with_those_there_are(photos):
+    path = as_csv(photos)
+    assert_refused(path, "'sort'", "label_column", "file: Value ", "kind: Value ", columns=Columns(labels=("sort",)))
+    assert_refused(path, "'photo'", "image_column", "file: Value", columns=Columns("photo", ("kind",)))
+    assert_refused(path, "exactly one ClassLabel", "label_column", "kind: Value")
+
+
+def test_paths_from_another_folder_are_refused_with_where_they_start(photos):
+    (photos / "elsewhere").mkdir()
+    path = table(photos / "elsewhere", KINDS)
+    assert_refused(path, "None of the 10 files", str(photos / "elsewhere"), columns=Columns(labels=("kind",)))
+
+
+@pytest.mark.parametrize("content", ["", "file,kind\n"])
+def test_a_table_without_rows_is_refused(photos, content):
+    assert_refused(write(photos / "table.csv", content), "table.csv", columns=Columns(labels=("kind",)))
+
+
+def test_a_row_without_a_label_is_refused_by_its_number(photos):
+    for column in (["cat", "dog", "", *KINDS[3:]], [0, 1, "", 1, 0, 0, 0, 1, 1, 1]):
+        assert_refused(table(photos, column), "without a label", "row 2", columns=Columns(labels=("kind",)))
+
+
+def test_numbers_with_a_fraction_are_no_classes(photos):
+    assert_refused(
+        table(photos, [0.5, 1.5] * 5), "'kind'", "no column of classes", "float64", columns=Columns(labels=("kind",))
+    )
+
+
+def test_a_column_of_mixed_types_is_refused(photos):
+    rows = [json.dumps({"file": path, "kind": kind}) for path, kind in zip(paths(), [1, "cat"] * 5, strict=True)]
+    assert_refused(write(photos / "table.jsonl", "\n".join(rows)), "one type", columns=Columns(labels=("kind",)))
+
+
+def test_a_flag_that_is_neither_zero_nor_one_is_refused_with_its_row(photos):
+    rows = [(path, 1, 2 if path == "photos/4.png" else 0) for path in paths()]
+    path = write(photos / "tags.csv", lines(("file", "a", "b"), *rows))
+    assert_refused(path, "Row 4", "holds 2", "0 or 1", columns=Columns(labels=("a", "b")))
+
+
+def test_a_separator_for_several_columns_is_refused():
+    with pytest.raises(DataError, match="label_separator=';'"):
+        Columns(labels=("a", "b"), separator=";")
+
+
+def test_columns_for_a_folder_of_classes_are_refused(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{number}.png")
+    assert_refused(tmp_path, "leave them out", columns=Columns(labels=("kind",)))
