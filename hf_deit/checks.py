@@ -133,8 +133,19 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
                 f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
             )
         return
+    if student.problem_type != SINGLE_LABEL:
+        return
     count = len(dataset.class_names)
-    if count != student.num_labels and student.problem_type == SINGLE_LABEL:
+    if count == student.num_labels and student.class_names not in (
+        None,
+        [name.strip() for name in dataset.class_names],
+    ):
+        yield (
+            f"The data's classes are {', '.join(dataset.class_names[:20])}, the student's (and so the teacher's answers) "
+            f"{', '.join(student.class_names[:20])}: labels would be taken for other classes. Build the student with the "
+            "data's names as id2label, in their order."
+        )
+    if count != student.num_labels:
         yield (
             f"The data have {count} classes ({', '.join(dataset.class_names[:20])}), the student {student.num_labels} "
             f"outputs: build it with num_labels={count}."

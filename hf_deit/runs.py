@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 
+from .averaging_trainer import EMA_FOLDER
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .data import EvaluationDataset
@@ -350,6 +351,8 @@ def evaluate(
 def _recipe_of(name_or_path: str) -> Recipe | None:
     """The recipe a model here was trained by; None if there is none, or none that can be read."""
     folder = Path(name_or_path)
+    if folder.name == EMA_FOLDER and folder.parent.name.startswith("checkpoint-"):
+        folder = folder.parent
     file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
     if not file.is_file():
         return None

@@ -147,7 +147,10 @@ class DistillationTrainer(OptimizingTrainer):
             teacher = Teacher(teacher)
         teacher.to(self.args.device)
         view_size = _view_size(self.train_dataset) or self.student.image_size or teacher.image_size or (224, 224)
-        teacher.align(self.student.class_names, self.student.num_labels, as_pair(view_size))
+        names = self.student.class_names
+        if names is None and len(getattr(self.train_dataset, "class_names", ())) == self.student.num_labels:
+            names = [name.strip() for name in self.train_dataset.class_names]  # what the student's outputs will mean
+        teacher.align(names, self.student.num_labels, as_pair(view_size))
         return teacher
 
     def _say_if_not_keyed(self, dataset: Dataset | None) -> None:

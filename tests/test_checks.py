@@ -167,6 +167,27 @@ def test_what_an_optimizer_of_ones_own_would_ignore_is_refused(tmp_path, changes
     trainer_of(tmp_path, model=model, optimizers=own)
 
 
+def test_a_student_with_the_datas_names_in_another_order_is_refused(tmp_path):
+    message = str(refused(tmp_path, model=student(names=NAMES[::-1])))
+    assert "The data's classes are ant, bee, cat, dog, the student's" in message
+    assert "dog, cat, bee, ant" in message
+    assert "id2label" in message
+
+
+def test_the_teacher_of_a_student_without_names_is_aligned_with_the_datas(tmp_path):
+    network = conv_teacher()
+    teacher = Teacher(network, id2label=dict(enumerate(NAMES[::-1])))
+    trainer = trainer_of(tmp_path, model=stock_student(), teacher=teacher, distillation_type="soft")
+    assert trainer.student.class_names is None
+    pixels = torch.rand(2, 3, SIZE, SIZE)
+    unnamed = Teacher(network)
+    unnamed.align(None, 4, (SIZE, SIZE))
+    torch.testing.assert_close(trainer.teacher(pixels), unnamed(pixels).flip(-1))
+    strange = Teacher(conv_teacher(), id2label=dict(enumerate(SIX[:4])))
+    error = refused(tmp_path, model=stock_student(), teacher=strange, distillation_type="soft")
+    assert "does not know 'ant', 'bee', 'cat', 'dog'" in str(error)
+
+
 # ---- all at once ----
 
 

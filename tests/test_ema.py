@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 from scripts.tiny import SIZE, arguments, conv_teacher, evaluation_data, logged, student, training_data
 from torch import nn
-from transformers import AutoImageProcessor, TrainerCallback
 from transformers import DeiTForImageClassificationWithTeacher as StockDistilled
+from transformers import TrainerCallback
 
 from hf_deit.checkpointing import ResumeError
 from hf_deit.checks import trainer_problems
 from hf_deit.ema import AveragedWeights, decay_of_horizon
+from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.student import StudentError
 from hf_deit.trainer import DistillationTrainer
@@ -183,7 +184,10 @@ def test_stock_transformers_loads_the_averaged_model_from_its_folder(tmp_path):
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
         torch.testing.assert_close(stock.eval()(pixels).logits, ours.eval()(pixels).logits)
-    assert AutoImageProcessor.from_pretrained(folder).size
+    assert (
+        DeiTImageProcessor.from_pretrained(folder).crop_size
+        == DeiTImageProcessor.for_image_size((SIZE, SIZE)).crop_size
+    )
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
 
 

@@ -541,11 +541,12 @@ def test_of_a_folder_without_splits_every_image_is_evaluated(tmp_path, learned):
     assert {name: row["images"] for name, row in result["per_class"].items()} == {"bee": 8, "cat": 8, "dog": 8}
 
 
-@pytest.mark.parametrize("part", ["", "checkpoint-2"])
+@pytest.mark.parametrize("part", ["", "checkpoint-2", "checkpoint-2/ema"])
 def test_of_its_own_unsplit_folder_a_model_is_shown_what_it_had_not_trained_on(tmp_path, part):
     folder = write_images(tmp_path / "data")
     fields = ("--validation_share", 0.25, "--seed", 3, "--distillation_type", "none")
-    assert train(folder, tmp_path / "out", *STUDENT, *fields) == 0
+    averaging = ("--ema_epochs", 1, "--counted_weights", "ema") if part.endswith("ema") else ()
+    assert train(folder, tmp_path / "out", *STUDENT, *fields, *averaging) == 0
     result = evaluate(str(tmp_path / "out" / part), str(folder))
     assert {name: row["images"] for name, row in result["per_class"].items()} == {"bee": 2, "cat": 2, "dog": 2}
     assert result["metrics"]["cls_loss"] == pytest.approx(results(tmp_path / "out")["eval_cls_loss"], abs=1e-5)
