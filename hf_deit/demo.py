@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SIZE = (28, 28)
 KINDS = ("none", "soft", "hard")
+# Of the pixels: values in [-1, 1], as the original ViT takes them. ImageNet's are no digits'.
+MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _trainer(
         args,
         train_dataset=ViewDataset(data.train, augmentation, arguments.seed),
         eval_dataset=EvaluationDataset(evaluated, IMAGE_SIZE, crop_ratio=1.0),
-        processing_class=DeiTImageProcessor.for_image_size(IMAGE_SIZE, crop_ratio=1.0),
+        processing_class=DeiTImageProcessor.for_image_size(IMAGE_SIZE, 1.0, image_mean=MEAN, image_std=STD),
     )
 
 
@@ -171,7 +173,7 @@ def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
         learning_rate=3e-3,
     )
     trainer.train()
-    return Teacher(network, id2label=dict(enumerate(CLASS_NAMES)))
+    return Teacher(network, MEAN, STD, id2label=dict(enumerate(CLASS_NAMES)))
 
 
 def train_digit_student(
