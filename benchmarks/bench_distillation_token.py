@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from hf_deit.building import load_model, load_processor
 from hf_deit.cli import print_table
 from hf_deit.fine_tuning import TOKEN_INITIALIZATIONS, distilled_from_plain
-from hf_deit.runs import load_model, load_processor
 from hf_deit.sources import load_validation
 
 

@@ -11,22 +11,20 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, set_seed
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import set_seed
 
 from .averaging_trainer import EMA_FOLDER
+from .building import build_student, build_teacher, load_model, load_processor, normalization
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
-from .configuration_deit import DeiTConfig, ViTConfig, as_pair
+from .configuration_deit import as_pair
 from .data import EvaluationDataset
 from .errors import UserError
-from .fine_tuning import distilled_from_plain, set_trainable, with_image_size
+from .fine_tuning import set_trainable
 from .image_processing_deit import DeiTImageProcessor
-from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
-from .recipe import ModelArguments, Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
+from .recipe import Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
 from .run_data import ProcessedDataset, RunData, columns_of, load_run_data, relabel
 from .sources import Source, is_image_folder, load_validation, without_unreadable
 from .tables import Columns
-from .teacher import Teacher, class_names
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -34,175 +32,6 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
-_OWN_CLASSES = {
-    ("deit", "DeiTForImageClassificationWithTeacher"): DeiTForImageClassificationWithTeacher,
-    ("vit", "ViTForImageClassification"): ViTForImageClassification,
-}
-
-
-def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
-    """Loads an image classifier: this package's trainable class where it has one, else the stock class.
-
-    Raises:
-        RecipeError: There is no such model.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-        key = (config.model_type, (config.architectures or [""])[0])
-        return _OWN_CLASSES.get(key, AutoModelForImageClassification).from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"No model at {name_or_path!r}: {error}") from error
-
-
-def build_student(
-    arguments: ModelArguments,
-    names: Sequence[str],
-    distils: bool = False,
-    problem_type: str = "single_label_classification",
-) -> PreTrainedModel:
-    """Builds the student of a recipe for the classes of the data.
-
-    Args:
-        arguments: From scratch, or from weights.
-        names: Of the classes, in index order.
-        distils: Whether a distillation token will have something to learn: then plain weights get one, unless
-            `student` says otherwise.
-        problem_type: One class an image, or several ("multi_label_classification").
-
-    Raises:
-        RecipeError: Fields are unknown, impossible or at odds.
-    """
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    labels["problem_type"] = None if problem_type == "single_label_classification" else problem_type
-    if arguments.student not in (None, "distilled", "plain"):
-        raise RecipeError(f"student={arguments.student!r}: choose distilled (two heads) or plain (one head).")
-    if arguments.model is not None:
-        return _student_from_weights(arguments, labels, distils)
-    distilled = arguments.student != "plain"
-    fields = {
-        "image_size": as_size("image_size", arguments.image_size) or (224, 224),
-        "patch_size": arguments.patch_size,
-        "drop_path_rate": arguments.drop_path_rate or 0.0,
-        "layer_scale_init_value": arguments.layer_scale_init_value,
-        **labels,
-    }
-    if fields["image_size"][0] == fields["image_size"][1]:
-        fields["image_size"] = fields["image_size"][0]
-    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    fields |= {name: getattr(arguments, name) for name in shape if getattr(arguments, name) is not None}
-    if "hidden_size" in fields:
-        fields.setdefault("intermediate_size", 4 * fields["hidden_size"])
-    elif arguments.preset is None:
-        raise RecipeError(
-            "The student's size is missing: give preset (tiny, small, base), or hidden_size and the others."
-        )
-    config_class = DeiTConfig if distilled else ViTConfig
-    try:
-        config = config_class.from_preset(arguments.preset, **fields) if arguments.preset else config_class(**fields)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    return (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)(config)
-
-
-# Fields that describe a student from scratch; weights bring their own.
-_SCRATCH_FIELDS = (
-    *("preset", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("intermediate_size", "layer_scale_init_value"),
-)
-_HEADS = ("cls_classifier", "distillation_classifier", "classifier")
-
-
-def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], distils: bool) -> PreTrainedModel:
-    """Loads weights and makes them what the recipe asks for: classes, kind of student, image size, drop path."""
-    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
-    given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
-    if given:
-        raise RecipeError(
-            f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
-        )
-    before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
-    if before is not None and before != list(labels["id2label"].values()):
-        logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
-        for name in _HEADS:
-            if isinstance(getattr(model, name, None), torch.nn.Linear):
-                torch.nn.init.trunc_normal_(getattr(model, name).weight, std=0.02)
-                torch.nn.init.zeros_(getattr(model, name).bias)
-    wanted = as_size("image_size", arguments.image_size)
-    if not isinstance(model, (DeiTForImageClassificationWithTeacher, ViTForImageClassification)):
-        return _other_family(model, arguments, wanted)
-    if isinstance(model, DeiTForImageClassificationWithTeacher) and arguments.student == "plain":
-        raise RecipeError(
-            f"student=plain and {arguments.model} has two heads: leave student out, or start from plain weights."
-        )
-    if isinstance(model, ViTForImageClassification) and (
-        arguments.student == "distilled" or (distils and arguments.student is None)
-    ):
-        logger.info("%s is a plain student: it gets a distillation token, a position and a head.", arguments.model)
-        model = distilled_from_plain(model)
-    if wanted is None and arguments.drop_path_rate is None:
-        return model
-    size = wanted or as_pair(model.config.image_size)
-    fields = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
-    try:
-        return with_image_size(model, size, **fields)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-
-
-def _other_family(model: PreTrainedModel, arguments: ModelArguments, wanted: tuple[int, int] | None) -> PreTrainedModel:
-    """A student of another family: it learns as it is."""
-    own = getattr(model.config, "image_size", None)
-    if wanted is not None and own is not None and wanted != as_pair(own):
-        raise RecipeError(
-            f"image_size={arguments.image_size} and {type(model).__name__} of {arguments.model} is for {own}: positions are "
-            "interpolated for DeiT and ViT only. Leave image_size out."
-        )
-    if arguments.student is not None or arguments.drop_path_rate is not None:
-        raise RecipeError(
-            f"student and drop_path_rate are of DeiT and ViT, and {arguments.model} is a {type(model).__name__}."
-        )
-    return model
-
-
-def build_teacher(arguments: TeacherArguments) -> Teacher | None:
-    """Builds the teacher of a recipe; None if it names none.
-
-    Raises:
-        TeacherError: It cannot be loaded.
-        RecipeError: A field is impossible.
-    """
-    if arguments.teacher is None:
-        return None
-    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if arguments.teacher_dtype not in dtypes:
-        raise RecipeError(f"teacher_dtype={arguments.teacher_dtype!r}: choose one of {', '.join(dtypes)}.")
-    settings = {
-        "image_mean": arguments.teacher_image_mean,
-        "image_std": arguments.teacher_image_std,
-        "image_size": as_size("teacher_image_size", arguments.teacher_image_size),
-        "id2label": None if arguments.teacher_labels is None else dict(enumerate(arguments.teacher_labels)),
-        "dtype": dtypes[arguments.teacher_dtype],
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if ":" in arguments.teacher and not Path(arguments.teacher).exists():
-        return Teacher.from_factory(arguments.teacher, arguments.teacher_weights, **settings)
-    if arguments.teacher_weights is not None:
-        raise RecipeError("teacher_weights goes with a factory (package.module:factory); a folder brings its own.")
-    return Teacher.from_pretrained(arguments.teacher, **settings)
-
-
-def _normalization(model: str | None) -> dict[str, list[float]]:
-    """Mean and std of the pixels that weights were trained with; nothing (ImageNet's) from scratch."""
-    if model is None:
-        return {}
-    try:
-        processor = load_processor(model)
-    except RecipeError:
-        logger.warning("%s has no image processor: ImageNet's mean and std are taken.", model)
-        return {}
-    return {
-        name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)
-    }
 
 
 def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
@@ -221,7 +50,7 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     augmentation = build_augmentation(recipe.augmentation, view_size)
     try:
         processor = DeiTImageProcessor.for_image_size(
-            image_size, recipe.data.evaluation_crop_ratio, **_normalization(recipe.model.model)
+            image_size, recipe.data.evaluation_crop_ratio, **normalization(recipe.model.model)
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error
@@ -274,23 +103,6 @@ def train(recipe: Recipe) -> dict[str, Any] | None:
     results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     write_json(output_dir / RESULTS_FILE, results | {"broken_images": metrics["broken_images"]})
     return metrics
-
-
-def load_processor(name_or_path: str) -> Any:
-    """Loads the image processor of a model.
-
-    Raises:
-        RecipeError: It has none, or one that needs torchvision where that is not installed.
-    """
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-        if settings.get("image_processor_type", settings.get("feature_extractor_type", "")).startswith("DeiT"):
-            return DeiTImageProcessor.from_pretrained(name_or_path)
-        from transformers import AutoImageProcessor
-
-        return AutoImageProcessor.from_pretrained(name_or_path)
-    except (OSError, ValueError, ImportError, ModuleNotFoundError) as error:
-        raise RecipeError(f"No usable image processor at {name_or_path!r}: {error}") from error
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from scripts.tiny import student as tiny
 from transformers import SwinConfig, SwinForImageClassification
 from transformers import ViTForImageClassification as StockViT
 
+from hf_deit.building import build_student
 from hf_deit.errors import UserError
 from hf_deit.fine_tuning import (
     FineTuningError,
@@ -18,7 +19,6 @@ from hf_deit.fine_tuning import (
     with_image_size,
 )
 from hf_deit.recipe import ModelArguments
-from hf_deit.runs import build_student
 
 KINDS = pytest.mark.parametrize("kind", ["distilled", "plain"])
 NAMES = ("ant", "bee", "cat")
@@ -235,12 +235,12 @@ def test_the_shape_of_weights_cannot_be_changed(plain_folder):
 
 
 def test_weights_keep_the_mean_and_std_they_were_trained_with(tiny_student, tmp_path):
+    from hf_deit.building import normalization
     from hf_deit.image_processing_deit import DeiTImageProcessor
-    from hf_deit.runs import _normalization
 
-    assert _normalization(None) == {}
+    assert normalization(None) == {}
     tiny_student("plain").save_pretrained(tmp_path)
-    assert _normalization(str(tmp_path)) == {}
+    assert normalization(str(tmp_path)) == {}
     DeiTImageProcessor.for_image_size(32, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["image_std"] == [0.25] * 3
-    assert _normalization(str(tmp_path)) == {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    assert normalization(str(tmp_path)) == {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}

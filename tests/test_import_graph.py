@@ -19,6 +19,7 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in so
 TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "trainer", "cli"}
 LEAVES = [
     "augmentation",
+    "building",
     "checkpointing",
     "checks",
     "configuration_deit",

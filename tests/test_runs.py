@@ -18,9 +18,10 @@ from transformers import (
     SwinForImageClassification,
 )
 
+from hf_deit.building import load_model
 from hf_deit.cli import main
 from hf_deit.image_processing_deit import DeiTImageProcessor
-from hf_deit.runs import evaluate, load_model, predict
+from hf_deit.runs import evaluate, predict
 from hf_deit.sources import DataError, load_splits
 
 # Three of the four classes that `tiny.conv_network` was made for.

@@ -1,0 +1,209 @@
+"""Student, teacher and image processor, built or loaded as the fields of a recipe say.
+
+What is done with them is in runs.py; what weights are made into is in fine_tuning.py.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from .configuration_deit import DeiTConfig, ViTConfig, as_pair
+from .fine_tuning import distilled_from_plain, with_image_size
+from .image_processing_deit import DeiTImageProcessor
+from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .recipe import ModelArguments, RecipeError, TeacherArguments, as_size
+from .teacher import Teacher, class_names
+
+logger = logging.getLogger(__name__)
+
+_OWN_CLASSES = {
+    ("deit", "DeiTForImageClassificationWithTeacher"): DeiTForImageClassificationWithTeacher,
+    ("vit", "ViTForImageClassification"): ViTForImageClassification,
+}
+
+
+def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """Loads an image classifier: this package's trainable class where it has one, else the stock class.
+
+    Raises:
+        RecipeError: There is no such model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+        key = (config.model_type, (config.architectures or [""])[0])
+        return _OWN_CLASSES.get(key, AutoModelForImageClassification).from_pretrained(name_or_path, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"No model at {name_or_path!r}: {error}") from error
+
+
+def build_student(
+    arguments: ModelArguments,
+    names: Sequence[str],
+    distils: bool = False,
+    problem_type: str = "single_label_classification",
+) -> PreTrainedModel:
+    """Builds the student of a recipe for the classes of the data.
+
+    Args:
+        arguments: From scratch, or from weights.
+        names: Of the classes, in index order.
+        distils: Whether a distillation token will have something to learn: then plain weights get one, unless
+            `student` says otherwise.
+        problem_type: One class an image, or several ("multi_label_classification").
+
+    Raises:
+        RecipeError: Fields are unknown, impossible or at odds.
+    """
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    labels["problem_type"] = None if problem_type == "single_label_classification" else problem_type
+    if arguments.student not in (None, "distilled", "plain"):
+        raise RecipeError(f"student={arguments.student!r}: choose distilled (two heads) or plain (one head).")
+    if arguments.model is not None:
+        return _student_from_weights(arguments, labels, distils)
+    distilled = arguments.student != "plain"
+    fields = {
+        "image_size": as_size("image_size", arguments.image_size) or (224, 224),
+        "patch_size": arguments.patch_size,
+        "drop_path_rate": arguments.drop_path_rate or 0.0,
+        "layer_scale_init_value": arguments.layer_scale_init_value,
+        **labels,
+    }
+    if fields["image_size"][0] == fields["image_size"][1]:
+        fields["image_size"] = fields["image_size"][0]
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    fields |= {name: getattr(arguments, name) for name in shape if getattr(arguments, name) is not None}
+    if "hidden_size" in fields:
+        fields.setdefault("intermediate_size", 4 * fields["hidden_size"])
+    elif arguments.preset is None:
+        raise RecipeError(
+            "The student's size is missing: give preset (tiny, small, base), or hidden_size and the others."
+        )
+    config_class = DeiTConfig if distilled else ViTConfig
+    try:
+        config = config_class.from_preset(arguments.preset, **fields) if arguments.preset else config_class(**fields)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)(config)
+
+
+# Fields that describe a student from scratch; weights bring their own.
+_SCRATCH_FIELDS = (
+    *("preset", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "layer_scale_init_value"),
+)
+_HEADS = ("cls_classifier", "distillation_classifier", "classifier")
+
+
+def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], distils: bool) -> PreTrainedModel:
+    """Loads weights and makes them what the recipe asks for: classes, kind of student, image size, drop path."""
+    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
+    given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
+    if given:
+        raise RecipeError(
+            f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
+        )
+    before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
+    if before is not None and before != list(labels["id2label"].values()):
+        logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
+        for name in _HEADS:
+            if isinstance(getattr(model, name, None), torch.nn.Linear):
+                torch.nn.init.trunc_normal_(getattr(model, name).weight, std=0.02)
+                torch.nn.init.zeros_(getattr(model, name).bias)
+    wanted = as_size("image_size", arguments.image_size)
+    if not isinstance(model, (DeiTForImageClassificationWithTeacher, ViTForImageClassification)):
+        return _other_family(model, arguments, wanted)
+    if isinstance(model, DeiTForImageClassificationWithTeacher) and arguments.student == "plain":
+        raise RecipeError(
+            f"student=plain and {arguments.model} has two heads: leave student out, or start from plain weights."
+        )
+    if isinstance(model, ViTForImageClassification) and (
+        arguments.student == "distilled" or (distils and arguments.student is None)
+    ):
+        logger.info("%s is a plain student: it gets a distillation token, a position and a head.", arguments.model)
+        model = distilled_from_plain(model)
+    if wanted is None and arguments.drop_path_rate is None:
+        return model
+    size = wanted or as_pair(model.config.image_size)
+    fields = {} if arguments.drop_path_rate is None else {"drop_path_rate": arguments.drop_path_rate}
+    try:
+        return with_image_size(model, size, **fields)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _other_family(model: PreTrainedModel, arguments: ModelArguments, wanted: tuple[int, int] | None) -> PreTrainedModel:
+    """A student of another family: it learns as it is."""
+    own = getattr(model.config, "image_size", None)
+    if wanted is not None and own is not None and wanted != as_pair(own):
+        raise RecipeError(
+            f"image_size={arguments.image_size} and {type(model).__name__} of {arguments.model} is for {own}: positions are "
+            "interpolated for DeiT and ViT only. Leave image_size out."
+        )
+    if arguments.student is not None or arguments.drop_path_rate is not None:
+        raise RecipeError(
+            f"student and drop_path_rate are of DeiT and ViT, and {arguments.model} is a {type(model).__name__}."
+        )
+    return model
+
+
+def build_teacher(arguments: TeacherArguments) -> Teacher | None:
+    """Builds the teacher of a recipe; None if it names none.
+
+    Raises:
+        TeacherError: It cannot be loaded.
+        RecipeError: A field is impossible.
+    """
+    if arguments.teacher is None:
+        return None
+    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if arguments.teacher_dtype not in dtypes:
+        raise RecipeError(f"teacher_dtype={arguments.teacher_dtype!r}: choose one of {', '.join(dtypes)}.")
+    settings = {
+        "image_mean": arguments.teacher_image_mean,
+        "image_std": arguments.teacher_image_std,
+        "image_size": as_size("teacher_image_size", arguments.teacher_image_size),
+        "id2label": None if arguments.teacher_labels is None else dict(enumerate(arguments.teacher_labels)),
+        "dtype": dtypes[arguments.teacher_dtype],
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if ":" in arguments.teacher and not Path(arguments.teacher).exists():
+        return Teacher.from_factory(arguments.teacher, arguments.teacher_weights, **settings)
+    if arguments.teacher_weights is not None:
+        raise RecipeError("teacher_weights goes with a factory (package.module:factory); a folder brings its own.")
+    return Teacher.from_pretrained(arguments.teacher, **settings)
+
+
+def normalization(model: str | None) -> dict[str, list[float]]:
+    """Mean and std of the pixels that weights were trained with; nothing (ImageNet's) from scratch."""
+    if model is None:
+        return {}
+    try:
+        processor = load_processor(model)
+    except RecipeError:
+        logger.warning("%s has no image processor: ImageNet's mean and std are taken.", model)
+        return {}
+    return {
+        name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)
+    }
+
+
+def load_processor(name_or_path: str) -> Any:
+    """Loads the image processor of a model.
+
+    Raises:
+        RecipeError: It has none, or one that needs torchvision where that is not installed.
+    """
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+        if settings.get("image_processor_type", settings.get("feature_extractor_type", "")).startswith("DeiT"):
+            return DeiTImageProcessor.from_pretrained(name_or_path)
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError, ImportError, ModuleNotFoundError) as error:
+        raise RecipeError(f"No usable image processor at {name_or_path!r}: {error}") from error
