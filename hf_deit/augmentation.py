@@ -92,14 +92,13 @@ def erasing_box(width: int, height: int, generator: random.Random) -> Box | None
     return None
 
 
-def _erased(view: Image.Image, generator: random.Random) -> Image.Image:
+def _erase(view: Image.Image, generator: random.Random) -> None:
+    """Fills a box of the view, in place, if one fits."""
     box = erasing_box(*view.size, generator)
-    if box is None:
-        return view
-    left, upper, right, lower = box
-    view = view.copy()  # an operation without effect hands on the image it was given
-    view.paste(Image.fromarray(normal_noise(lower - upper, right - left, generator.getrandbits(128))), (left, upper))
-    return view
+    if box is not None:
+        left, upper, right, lower = box
+        noise = normal_noise(lower - upper, right - left, generator.getrandbits(128))
+        view.paste(Image.fromarray(noise), (left, upper))
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class Augmentation:
         view = apply_steps(view, self.draw_steps(generator))
         # What is off draws nothing: a view without it stays what it was before there was such a field.
         if self.erasing_probability and generator.random() < self.erasing_probability:
-            view = _erased(view, generator)
+            _erase(view, generator)  # never the caller's image: the crop has made a new one, whatever its size
         return view
 
     def draw_steps(self, generator: random.Random) -> list[Step]:

@@ -78,6 +78,12 @@ def resume_plan(folder):
         add_killed(f"averaging, {moment}", (10, moment), **averaging)
     add_killed("stock averaging", (9, "end"), model="stock", **averaging)
     add_killed("counting", (9, "end"), **counting)
+    paper = {
+        "augmentation": {"auto_augment": "randaugment", "erasing_probability": 0.25, "color_jitter": 0.3},
+        "changes": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3, "label_smoothing_factor": 0.1},
+    }
+    add("whole paper", **paper)
+    add_killed("paper", (9, "end"), {"workers": 2}, **paper)
     for model in ("two-heads", "one-head"):
         add(f"whole plain {model}", model=model, trainer="plain")
         add_killed(f"plain {model}", (9, "end"), model=model, trainer="plain")
@@ -129,6 +135,11 @@ def assert_same_end(runs, name, whole):
 @pytest.mark.parametrize("kill", KILLS, ids=str)
 def test_a_killed_and_resumed_run_ends_with_the_very_weights_of_an_uninterrupted_one(runs, kill, workers):
     assert_same_end(runs, f"{kill}, {workers} workers", "whole, 0 workers")
+
+
+def test_a_run_with_the_papers_augmentation_mixing_and_repeats_resumes_exactly(runs):
+    assert_same_end(runs, "paper", "whole paper")
+    assert runs["whole paper"]["sha"] != runs["whole, 0 workers"]["sha"]
 
 
 def test_the_kills_leave_work_to_do_in_the_middle_and_at_the_end_of_an_epoch():

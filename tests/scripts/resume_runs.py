@@ -120,7 +120,7 @@ def distillation_trainer(run):
     }
     # 43 images: 5 steps of 8 an epoch and a tail; checkpoints in the middle of epochs and, at step 10, at the end of one.
     args = arguments(Path(run["folder"]), **changes)
-    return DistillationTrainer(model_of(run.get("model")), conv_teacher(), args, train_dataset=training_data(43))
+    return DistillationTrainer(model_of(run.get("model")), conv_teacher(), args, train_dataset=training_data(43, **run.get("augmentation", {})))
 
 
 def plain_trainer(run):
@@ -147,7 +147,7 @@ def train(run):
 
     Args:
         run: `folder` (the output_dir); optional `trainer` ("plain" for transformers' own), `model`, `workers`, `changes` (of
-            the arguments), `resume`, `without_hook` (take the renaming of weights away), `save_first` (the untrained model),
+            the arguments), `augmentation` (its fields), `resume`, `without_hook` (take the renaming of weights away), `save_first` (the untrained model),
             `copy` (a folder to start from) and `kill`: a pair of step and "middle", "end" or a moment of its save.
     """
     if run.get("without_hook"):
