@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from transformers import SwinConfig, SwinForImageClassification
 
-from hf_deit import checkpointing, data, losses, networks, optim
+from hf_deit import checkpointing, losses, networks, optim, sources
 from hf_deit.checkpointing import changed_fields
 
 
@@ -63,24 +63,24 @@ def saved(dataset, path):
 
 def test_validation_with_other_class_names_or_another_order_is_refused(tmp_path):
     splits = {"train": dataset_of([0, 1]), "validation": dataset_of([0, 1], names=("dog", "cat"))}
-    with pytest.raises(data.DataError):
-        data.load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
+    with pytest.raises(sources.DataError):
+        sources.load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
 
 
 def test_a_missing_label_is_refused(tmp_path):
-    with pytest.raises(data.DataError):
-        data.load_splits(saved(dataset_of([0, 1, None, 0, 1]), tmp_path / "set"))
+    with pytest.raises(sources.DataError):
+        sources.load_splits(saved(dataset_of([0, 1, None, 0, 1]), tmp_path / "set"))
 
 
 def test_a_missing_image_is_named():
-    source = data.Source([None], [0], ("a", "b"), "", "the set")
-    with pytest.raises(data.DataError, match="Image 0 of the set"):
+    source = sources.Source([None], [0], ("a", "b"), "", "the set")
+    with pytest.raises(sources.DataError, match="Image 0 of the set"):
         source.image(0)
 
 
 def test_an_unlabelled_test_split_leaves_the_training_split_usable(tmp_path):
     splits = {"train": dataset_of([0, 1] * 3), "test": dataset_of([-1, -1])}
-    train, validation = data.load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
+    train, validation = sources.load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
     assert (len(train), len(validation)) == (4, 2)
 
 
@@ -91,9 +91,9 @@ def test_an_image_too_large_for_pillow_is_named(tmp_path, monkeypatch, when):
         picture().save(tmp_path / name / "0.png")
     picture(0, 40).save(tmp_path / "a" / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error from twice as many on
-    source = data.Source([str(tmp_path / "a" / "large.png")], [0], ("a", "b"), "", "the set")
-    with pytest.raises(data.DataError, match="large.png"):
-        data.load_splits(str(tmp_path)) if when == "scan" else source.image(0)
+    source = sources.Source([str(tmp_path / "a" / "large.png")], [0], ("a", "b"), "", "the set")
+    with pytest.raises(sources.DataError, match="large.png"):
+        sources.load_splits(str(tmp_path), broken_images="raise") if when == "scan" else source.image(0)
 
 
 def test_an_image_whose_plugin_raises_a_runtime_error_is_named(tmp_path):
@@ -102,8 +102,8 @@ def test_an_image_whose_plugin_raises_a_runtime_error_is_named(tmp_path):
     content = (tmp_path / "x.avif").read_bytes()
     start = content.index(b"mdat") + 4
     (tmp_path / "x.avif").write_bytes(content[:start] + bytes(len(content) - start))
-    with pytest.raises(data.DataError, match="x.avif"):
-        data.Source([str(tmp_path / "x.avif")], [0], ("a", "b"), "", "the set").image(0)
+    with pytest.raises(sources.DataError, match="x.avif"):
+        sources.Source([str(tmp_path / "x.avif")], [0], ("a", "b"), "", "the set").image(0)
 
 
 def test_a_png_whose_text_chunk_is_too_large_is_named_when_the_folder_is_scanned(tmp_path):
@@ -115,8 +115,8 @@ def test_a_png_whose_text_chunk_is_too_large_is_named_when_the_folder_is_scanned
         (tmp_path / name).mkdir()
         picture().save(tmp_path / name / "0.png")
     picture().save(tmp_path / "a" / "text.png", pnginfo=info)
-    with pytest.raises(data.DataError, match="text.png"):
-        data.load_splits(str(tmp_path))
+    with pytest.raises(sources.DataError, match="text.png"):
+        sources.load_splits(str(tmp_path), broken_images="raise")
 
 
 def test_hidden_files_and_folders_within_a_class_are_passed_over(tmp_path):
@@ -125,7 +125,7 @@ def test_hidden_files_and_folders_within_a_class_are_passed_over(tmp_path):
         for number in range(2):
             picture(number).save(tmp_path / name / f"{number}.png")
         picture(0).save(tmp_path / name / ".ipynb_checkpoints" / "0-checkpoint.png")
-    train, validation = data.load_splits(str(tmp_path))
+    train, validation = sources.load_splits(str(tmp_path))
     assert len(train) + len(validation) == 4
 
 
@@ -135,7 +135,7 @@ def test_a_macos_resource_file_does_not_stop_training(tmp_path):
         for number in range(2):
             picture(number).save(tmp_path / name / f"{number}.png")
         (tmp_path / name / "._0.png").write_bytes(b"\0\5\x16\7")
-    data.load_splits(str(tmp_path))
+    sources.load_splits(str(tmp_path))
 
 
 def test_the_fingerprint_changes_with_an_image_of_the_same_file_size(tmp_path):
@@ -143,10 +143,10 @@ def test_the_fingerprint_changes_with_an_image_of_the_same_file_size(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         for number in range(2):
             picture(number).save(tmp_path / name / f"{number}.bmp")
-    before = data.load_splits(str(tmp_path))[0].fingerprint
+    before = sources.load_splits(str(tmp_path))[0].fingerprint
     for number in range(2):
         picture(9).save(tmp_path / "a" / f"{number}.bmp")
-    assert data.load_splits(str(tmp_path))[0].fingerprint != before
+    assert sources.load_splits(str(tmp_path))[0].fingerprint != before
 
 
 # losses
