@@ -19,7 +19,7 @@ import transformers
 from hf_deit.cli import print_table
 from hf_deit.demo import KINDS, DemoArguments, load_digits, single_threaded, train_digit_student, train_digit_teacher
 
-GRID = (2e-3, 4e-3, 8e-3)
+GRID = (1e-3, 2e-3, 4e-3)
 TUNING_SEED = 1000
 
 
