@@ -192,6 +192,23 @@ def normalization(model: str | None) -> dict[str, list[float]]:
     }
 
 
+def build_processor(model: str | None, image_size: tuple[int, int], crop_ratio: float) -> DeiTImageProcessor:
+    """Builds the evaluation processor of a student; from weights with the mean and std they were trained with.
+
+    Args:
+        model: Folder or Hub name of the weights; None from scratch.
+        image_size: `(height, width)` of the student, in pixels.
+        crop_ratio: Share of the resized image the centre crop keeps.
+
+    Raises:
+        RecipeError: The size or the ratio is out of range.
+    """
+    try:
+        return DeiTImageProcessor.for_image_size(image_size, crop_ratio, **normalization(model))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
 def load_processor(name_or_path: str) -> Any:
     """Loads the image processor of a model.
 

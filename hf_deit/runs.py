@@ -14,13 +14,13 @@ import yaml
 from transformers import set_seed
 
 from .averaging_trainer import EMA_FOLDER
-from .building import build_student, build_teacher, load_model, load_processor, normalization
+from .building import build_processor, build_student, build_teacher, load_model, load_processor
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
+from .checks import Problems
 from .configuration_deit import as_pair
 from .data import EvaluationDataset
 from .errors import UserError
 from .fine_tuning import set_trainable
-from .image_processing_deit import DeiTImageProcessor
 from .recipe import Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
 from .run_data import ProcessedDataset, RunData, columns_of, load_run_data, relabel
 from .sources import Source, is_image_folder, load_validation, without_unreadable
@@ -40,24 +40,28 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     set_seed(args.seed)
     data = data if data is not None else load_run_data(recipe)
     distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
-    student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
-    count = set_trainable(student, recipe.model.trainable)
-    logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
+    problems, student, teacher = Problems(), None, None
+    with problems.gathered():
+        student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
+        count = set_trainable(student, recipe.model.trainable)
+        logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
+    with problems.gathered():
+        teacher = build_teacher(recipe.teacher)
     image_size = as_pair(
-        getattr(student.config, "image_size", None) or as_size("image_size", recipe.model.image_size) or 224
+        getattr(getattr(student, "config", None), "image_size", None)
+        or as_size("image_size", recipe.model.image_size)
+        or 224
     )
     view_size = as_size("view_size", recipe.data.view_size) or image_size
-    augmentation = build_augmentation(recipe.augmentation, view_size)
-    try:
-        processor = DeiTImageProcessor.for_image_size(
-            image_size, recipe.data.evaluation_crop_ratio, **normalization(recipe.model.model)
-        )
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    with problems.gathered():
+        augmentation = build_augmentation(recipe.augmentation, view_size)
+    with problems.gathered():
+        processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
+    problems.raise_all()
     try:
         return DistillationTrainer(
             student,
-            build_teacher(recipe.teacher),
+            teacher,
             args,
             train_dataset=data.training_set(augmentation, args.seed, args.train_batch_size),
             eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
