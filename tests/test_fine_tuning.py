@@ -133,7 +133,7 @@ def test_a_new_token_leaves_every_old_weight_and_brings_no_position(tiny_student
 
 
 def test_an_unknown_initialization_is_refused(tiny_student):
-    with pytest.raises(ValueError, match="choose one of new, copy"):
+    with pytest.raises(ValueError, match="choose one of copy, new"):
         distilled_from_plain(tiny_student("plain"), "zero")
 
 
