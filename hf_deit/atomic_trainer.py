@@ -96,7 +96,8 @@ class AtomicTrainer(Trainer):
         recipe["global_batch_size"] = (
             self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         )
-        model = {"class": type(self.model).__name__}
+        frozen = sum(not parameter.requires_grad for parameter in self.model.parameters())
+        model = {"class": type(self.model).__name__, "frozen_parameters": frozen}
         if hasattr(self.model, "config"):
             unrelated = ("transformers_version", "architectures", "dtype", "_name_or_path")
             model |= {name: value for name, value in self.model.config.to_dict().items() if name not in unrelated}

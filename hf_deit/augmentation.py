@@ -142,7 +142,12 @@ class Augmentation:
             raise ValueError(
                 f"crop_scale={self.crop_scale}: give two shares of the area, 0 < smallest <= largest <= 1."
             )
-        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1]:
+        size = self.view_size
+        if not (
+            isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+        ):
+            raise ValueError(f"view_size={size!r}: give (height, width) in whole pixels, both above 0.")
+        if not 0 < self.crop_aspect[0] <= self.crop_aspect[1] < math.inf:
             raise ValueError(
                 f"crop_aspect={self.crop_aspect}: give two ratios width / height, 0 < smallest <= largest."
             )
@@ -153,7 +158,7 @@ class Augmentation:
         for name, limit in {**dict.fromkeys(shares, 1), **limits}.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name}={getattr(self, name)}: it must lie in [0, {limit:g}].")
-        if self.randaugment_num_ops < 1:
+        if type(self.randaugment_num_ops) is not int or self.randaugment_num_ops < 1:
             raise ValueError(
                 f"randaugment_num_ops={self.randaugment_num_ops}: at least 1; to do without, set auto_augment to none."
             )

@@ -18,10 +18,15 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from .atomic_trainer import AtomicTrainer
 from .checkpointing import ResumeError
 from .ema import AveragedWeights, decay_of_horizon
+from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
 EMA_FOLDER = "ema"
+
+
+class AveragingError(UserError):
+    """Averaged weights that would average nothing."""
 
 
 class _Averaging(TrainerCallback):
@@ -34,12 +39,18 @@ class _Averaging(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         if self.trainer.average is None:
             self.trainer.average = AveragedWeights(self.trainer.model)
-        updates = state.max_steps
-        if hasattr(train_dataloader, "__len__"):
+        try:
             updates = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-        else:
+        except TypeError:  # a stream: accelerate's loaders have the method, but no answer
+            updates = state.max_steps
             logger.warning("The data have no length: for ema_epochs all %d updates count as one epoch.", updates)
-        self.decay = decay_of_horizon(args.ema_epochs * updates)
+        horizon = args.ema_epochs * updates
+        if horizon < 2:
+            raise AveragingError(
+                f"ema_epochs={args.ema_epochs} × {updates} updates an epoch is a horizon of {horizon:g} updates: the average would "
+                f"be the last weights. Use at least {2 / updates:.2g} (a tenth of all epochs, for example), or 0 for none."
+            )
+        self.decay = decay_of_horizon(horizon)
         logger.info(
             "Averaged weights: ema_epochs=%g × %d updates an epoch, decay %g an update. The %s weights count for the best "
             "model and the final save (counted_weights).",

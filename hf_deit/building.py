@@ -108,7 +108,11 @@ def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], dis
             f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
         )
     before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
-    if before is not None and before != list(labels["id2label"].values()):
+    names = list(labels["id2label"].values())
+    if before is not None and sorted(before) == sorted(names) and before != names:
+        logger.info("The classes of %s come in another order: its heads are permuted.", arguments.model)
+        _permute_heads(model, [before.index(name) for name in names])
+    elif before is not None and before != names:
         logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
         for name in _HEADS:
             if isinstance(getattr(model, name, None), torch.nn.Linear):
@@ -136,10 +140,23 @@ def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], dis
         raise RecipeError(str(error)) from error
 
 
+@torch.no_grad()
+def _permute_heads(model: PreTrainedModel, order: list[int]) -> None:
+    for name in _HEADS:
+        head = getattr(model, name, None)
+        if isinstance(head, torch.nn.Linear):
+            head.weight.copy_(head.weight[order].clone())
+            head.bias.copy_(head.bias[order].clone())
+
+
 def _other_family(model: PreTrainedModel, arguments: ModelArguments, wanted: tuple[int, int] | None) -> PreTrainedModel:
     """A student of another family: it learns as it is."""
     own = getattr(model.config, "image_size", None)
+    has_positions = any("position" in name for name, _ in model.named_parameters())
     if wanted is not None and own is not None and wanted != as_pair(own):
+        if not has_positions:  # a convolutional network takes any size
+            model.config.image_size = wanted[0] if wanted[0] == wanted[1] else list(wanted)
+            return _other_family(model, arguments, None)
         raise RecipeError(
             f"image_size={arguments.image_size} and {type(model).__name__} of {arguments.model} is for {own}: positions are "
             "interpolated for DeiT and ViT only. Leave image_size out."
@@ -159,6 +176,10 @@ def build_teacher(arguments: TeacherArguments) -> Teacher | None:
         RecipeError: A field is impossible.
     """
     if arguments.teacher is None:
+        if arguments.teacher_weights is not None:
+            raise RecipeError(
+                "teacher_weights without a teacher: name the factory that takes them (package.module:factory)."
+            )
         return None
     dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if arguments.teacher_dtype not in dtypes:

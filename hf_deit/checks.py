@@ -71,8 +71,9 @@ def planned_updates(args: DistillationTrainingArguments, dataset: Any) -> int | 
     if not hasattr(dataset, "__len__"):
         return None
     batches = len(dataset) / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
-    # Keyed views drop the tail of an epoch, the stock sampler trains on it.
-    whole = math.floor(batches) if getattr(dataset, "takes_view_keys", False) else math.ceil(batches)
+    # Keyed views drop the tail of an epoch, as mixing does; the stock sampler trains on it.
+    keyed = getattr(dataset, "takes_view_keys", False)
+    whole = math.floor(batches) if keyed or args.mixup_alpha or args.cutmix_alpha else math.ceil(batches)
     return math.ceil(max(1, whole) * args.num_train_epochs)
 
 
@@ -92,6 +93,42 @@ def training_problems(
     yield from _data_problems(args, student, dataset)
     yield from _weight_problems(args, model)
     yield from _schedule_problems(args, model, updates)
+
+
+_HEADS = ("", "cls_", "distillation_")
+_METRICS = {
+    SINGLE_LABEL: (
+        *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
+        "teacher_agreement",
+    ),
+    "multi_label_classification": tuple(f"{head}mean_average_precision" for head in _HEADS),
+    "regression": (),
+}
+
+
+def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
+    """Names the metric that decides which model is best, where it is needed and none is named."""
+    needed = (
+        args.load_best_model_at_end or args.save_strategy == "best" or args.lr_scheduler_type == "reduce_lr_on_plateau"
+    )
+    if args.metric_for_best_model is not None or not needed:
+        return
+    name = {SINGLE_LABEL: "accuracy", "multi_label_classification": "mean_average_precision"}.get(problem_type, "loss")
+    args.metric_for_best_model = f"ema_{name}" if args.counted_weights == "ema" else name
+    if args.greater_is_better is None:
+        args.greater_is_better = not name.endswith("loss")
+
+
+def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -> Iterator[str]:
+    """Gives what is wrong with the name of the metric for the best model, where no `compute_metrics` adds others."""
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = [*_METRICS[student.problem_type], *(f"{head}loss" for head in _HEADS)]
+    known += [f"ema_{metric}" for metric in known] if args.ema_epochs else []
+    if name not in known:
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation of this student gives no such metric. Choose "
+            f"one of {', '.join(known)}."
+        )
 
 
 def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Dataset) -> Iterator[str]:
@@ -131,6 +168,12 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
             yield (
                 f"repeated_augmentation={args.repeated_augmentation} needs data that take view keys, and "
                 f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
+            )
+        batch = args.train_batch_size * args.world_size
+        if (args.mixup_alpha or args.cutmix_alpha) and hasattr(dataset, "__len__") and len(dataset) < batch:
+            yield (
+                f"The data have {len(dataset)} images and a batch {batch}: mixing leaves out an incomplete batch, so nothing would "
+                f"be learned. Use per_device_train_batch_size of at most {len(dataset) // args.world_size // 2 * 2}."
             )
         return
     if student.problem_type != SINGLE_LABEL:
@@ -176,7 +219,7 @@ def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> I
 
 
 def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, updates: int | None) -> Iterator[str]:
-    if updates is not None and args.warmup_steps >= 1 and args.get_warmup_steps(updates) >= updates:
+    if updates is not None and args.get_warmup_steps(updates) >= max(updates, 2 - (args.warmup_steps >= 1)):
         yield (
             f"warmup_steps={args.warmup_steps} with {updates} updates in all: the learning rate would never reach its peak. "
             "Use fewer warmup_steps (0.05 is a share of the training), or train longer."

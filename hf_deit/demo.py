@@ -271,15 +271,14 @@ def _story(kind: str, folder: Path, test: Source) -> Iterator[str]:
         paths.append(pictures / f"{CLASS_NAMES[label]}.png")
         test.image(index).save(paths[-1])
     script = textwrap.dedent("""
-        import sys, torch
+        import sys, torch, transformers
         from PIL import Image
         from transformers import AutoModelForImageClassification
-        try:
-            from transformers import AutoImageProcessor as Processor
-        except ImportError:  # transformers 5.17 without torchvision
-            from transformers import DeiTImageProcessorPil as Processor
         folder, *paths = sys.argv[1:]
-        processor = Processor.from_pretrained(folder)
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        except ImportError:  # transformers 5.17 without torchvision
+            processor = transformers.DeiTImageProcessorPil.from_pretrained(folder)
         model = AutoModelForImageClassification.from_pretrained(folder).eval()
         for path in paths:
             with torch.no_grad():

@@ -122,6 +122,18 @@ def distilled_from_plain(
     return distilled.train(model.training)
 
 
+def _evaluate_always(module: nn.Module, inputs: tuple) -> None:
+    module.training = False
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    """Keeps the running statistics of frozen batch norms, which training mode would move: they are weights too."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(weight.requires_grad for weight in own):
+            module.register_forward_pre_hook(_evaluate_always)
+
+
 def set_trainable(model: nn.Module, part: str) -> int:
     """Freezes what is not to learn.
 
@@ -149,4 +161,5 @@ def set_trainable(model: nn.Module, part: str) -> int:
             tokens = name.rpartition(".")[2] in _TOKENS
             learns = name in heads or (part == "attention" and (name in attention or tokens))
             parameter.requires_grad_(learns)
+        _freeze_statistics(model)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

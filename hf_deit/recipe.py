@@ -6,6 +6,7 @@ command line wins over the file. What is done with it is in runs.py.
 
 import argparse
 import dataclasses
+import logging
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from .augmentation import AUTO_AUGMENTS, Augmentation
 from .errors import UserError
 from .fine_tuning import TRAINABLE
 from .training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class RecipeError(UserError):
@@ -204,7 +207,7 @@ class Recipe:
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
-        for name in ("data", "model", "teacher"):
+        for name in ("data", "model", "teacher", "teacher_weights"):
             path = None if fields[name] is None else Path(fields[name]).expanduser()
             if path is not None and path.exists():
                 fields[name] = str(path.resolve())  # the recipe is read again from another folder
@@ -246,6 +249,10 @@ def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
         raise RecipeError(f"{config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}")
     hints = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
     parser.set_defaults(**{name: _to_type(known[name], hints[name], value) for name, value in fields.items()})
+    given = {*fields, *(text.removeprefix("--").split("=")[0] for text in overrides if text.startswith("--"))}
+    if not given & {"distillation_type", "teacher"}:
+        logger.warning("Neither a teacher nor a distillation_type is given: the student learns from the labels alone.")
+        parser.set_defaults(distillation_type="none")
     try:
         *groups, rest = parser.parse_args_into_dataclasses(
             args=overrides, look_for_args_file=False, return_remaining_strings=True

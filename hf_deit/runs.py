@@ -149,6 +149,8 @@ def evaluate(
     validation = without_unreadable(found)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     problem_type = model.config.problem_type or "single_label_classification"
+    if teacher_view_size is not None and teacher_view_size < 1:
+        raise RecipeError(f"teacher_view_size={teacher_view_size}: a number of pixels, at least 1.")
     view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
     dataset = ProcessedDataset(relabel(validation, names, problem_type), processor, view_size)
     with tempfile.TemporaryDirectory() as unused:

@@ -20,7 +20,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .checks import Problems, known_labels, planned_updates, trainer_problems, training_problems
+from .checks import (
+    Problems,
+    known_labels,
+    metric_problems,
+    planned_updates,
+    set_best_metric,
+    trainer_problems,
+    training_problems,
+)
 from .configuration_deit import as_pair
 from .data import MixingCollator, collate
 from .image_processing_deit import DeiTImageProcessor
@@ -106,6 +114,7 @@ class DistillationTrainer(OptimizingTrainer):
         self.image_std = getattr(processing_class, "image_std", None) or IMAGENET_DEFAULT_STD
         if getattr(processing_class, "do_normalize", True) is False:
             self.image_mean, self.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        set_best_metric(args, self.student.problem_type)
         super().__init__(
             model=model,
             args=args,
@@ -126,6 +135,8 @@ class DistillationTrainer(OptimizingTrainer):
         # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
         self.keep_rows = False
         self.rows: dict[str, np.ndarray] = {}
+        if args.load_best_model_at_end and self.compute_metrics is None and not isinstance(eval_dataset, Mapping):
+            problems.add(metric_problems(args, self.student))
         brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
         problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
         if train_dataset is not None:
@@ -403,7 +414,10 @@ class DistillationTrainer(OptimizingTrainer):
 
     def run_description(self) -> dict[str, Any]:
         """Model, recipe, data and teacher of this run; written into checkpoints, compared on resume."""
-        return {**super().run_description(), "teacher": {"fingerprint": self._teacher_fingerprint}}
+        names = ("size", "crop_size", "image_mean", "image_std")
+        processor = {name: str(getattr(self.processing_class, name, None)) for name in names}
+        teacher = {"fingerprint": self._teacher_fingerprint}
+        return {**super().run_description(), "processor": processor, "teacher": teacher}
 
     @functools.cached_property
     def _teacher_fingerprint(self) -> str | None:

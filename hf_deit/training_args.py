@@ -56,7 +56,9 @@ class DistillationTrainingArguments(TrainingArguments):
         layer_decay: Learning rate of a layer relative to the next one, in (0, 1]; embeddings learn slowest, heads fully.
         optimizer_class: `package.module:Class` in place of `optim`, with `optim_args` such as "betas=(0.9, 0.95)".
         ema_epochs: Horizon in epochs of the averaged weights; 0: none are kept.
-        counted_weights: "raw" or "ema": which are the best model, the final save and what is published.
+        counted_weights: "raw" or "ema": which are the best model, the final save and what is published. With "ema"
+            metric_for_best_model is that of the averaged weights.
+        metric_for_best_model: Default: accuracy; mean_average_precision for several classes an image; loss for regression.
 
     Raises:
         ValueError: Values are not allowed; the message names all of them.
@@ -134,11 +136,15 @@ class DistillationTrainingArguments(TrainingArguments):
         ]
         if problems:
             raise ValueError(numbered(problems))
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "ema_accuracy" if self.counted_weights == "ema" else "accuracy"
+        if self.metric_for_best_model is not None and self.counted_weights == "ema":
+            name = self.metric_for_best_model.removeprefix("eval_")
+            self.metric_for_best_model = name if name.startswith("ema_") else f"ema_{name}"
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # the Trainer allows bf16 on a CPU, where it is fast too, only if the CPU is asked for
+        metric, greater = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
+        if metric is None:  # the Trainer's default is the loss; ours depends on the student, see checks.set_best_metric
+            self.metric_for_best_model, self.greater_is_better = None, greater
 
     def _choice_problems(self) -> Iterator[str]:
         for name, allowed in (

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from scripts.tiny import NAMES, SIZE, arguments, conv_teacher, source, student, training_data
+from scripts.tiny import NAMES, SIZE, arguments, conv_teacher, evaluation_data, source, student, training_data
 from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViT
 
@@ -266,3 +266,53 @@ def test_balanced_weights_of_the_data_are_in_the_loss(tmp_path):
     expected = torch.tensor([12 / (4 * count) for count in (6, 3, 2, 1)])
     ratio = weighed._terms(heads, labels)["loss"] / plain._terms(heads, labels)["loss"]
     torch.testing.assert_close(ratio, expected)
+
+
+# ---- what decides which model is best ----
+
+BY_STEPS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (None, ("accuracy", True)),
+        ("multi_label_classification", ("mean_average_precision", True)),
+        ("regression", ("loss", False)),
+    ],
+)
+def test_the_best_model_is_by_default_best_by_the_metric_of_its_problem(tmp_path, problem, expected):
+    args = arguments(tmp_path, distillation_type="none", load_best_model_at_end=True, **BY_STEPS)
+    DistillationTrainer(student(problem_type=problem), None, args, eval_dataset=evaluation_data(8))
+    assert (args.metric_for_best_model, args.greater_is_better) == expected
+
+
+def test_a_misspelt_metric_is_refused_before_the_first_step_with_those_there_are(tmp_path):
+    named = {"load_best_model_at_end": True, "metric_for_best_model": "accuraccy", **BY_STEPS}
+    args = arguments(tmp_path, distillation_type="none", **named)
+    with pytest.raises(StudentError, match="'accuraccy'.*balanced_accuracy"):
+        DistillationTrainer(student(), None, args, eval_dataset=evaluation_data(8))
+    DistillationTrainer(student(), None, args, eval_dataset=evaluation_data(8), compute_metrics=lambda found: {})
+
+
+class SixRows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return {"pixel_values": torch.zeros(3, 16, 16), "labels": 0}
+
+
+def test_fewer_images_than_a_mixed_batch_are_refused_with_a_batch_that_works(tmp_path):
+    for batch, works in ((8, False), (6, True)):
+        args = arguments(tmp_path, distillation_type="none", mixup_alpha=0.8, per_device_train_batch_size=batch)
+        if works:
+            DistillationTrainer(student(), None, args, train_dataset=SixRows()).train()
+            continue
+        with pytest.raises(StudentError, match="6 images and a batch 8.*at most 6"):
+            DistillationTrainer(student(), None, args, train_dataset=SixRows())
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_a_warm_up_share_that_rounds_up_to_the_whole_run_is_refused(tmp_path, share):
+    assert "warmup_steps" in str(refused(tmp_path, warmup_steps=share, max_steps=6))

@@ -77,7 +77,7 @@ def in_a_new_process(*command):
         (["--validation_share", 1, *PLAIN], ["validation_share=1"]),
         # the teacher
         (["--distillation_type", "soft"], ["distillation_type='soft'", "needs a teacher", "distillation_type='none'"]),
-        ([], ["distillation_type='hard'", "needs a teacher"]),
+        (["--distillation_type", "hard"], ["distillation_type='hard'", "needs a teacher"]),
         (["--teacher", "no/where/at/all"], ["No teacher", "no/where/at/all", "package.module:factory"]),
         (["--teacher", "no.where:at_all"], ["no.where:at_all", "package.module:factory"]),
         (["--teacher", "scripts.tiny:no_network"], ["scripts.tiny:no_network", "torch.nn.Module"]),

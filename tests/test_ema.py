@@ -12,8 +12,9 @@ from transformers import DeiTForImageClassificationWithTeacher as StockDistilled
 from transformers import TrainerCallback
 
 from hf_deit.checkpointing import ResumeError
-from hf_deit.checks import trainer_problems
+from hf_deit.checks import set_best_metric, trainer_problems
 from hf_deit.ema import AveragedWeights, decay_of_horizon
+from hf_deit.errors import UserError
 from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.student import StudentError
@@ -236,9 +237,14 @@ def test_the_best_model_is_chosen_by_the_weights_that_count_and_is_theirs(tmp_pa
 def test_the_default_metric_is_the_one_of_the_weights_that_count(tmp_path):
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     args = arguments(tmp_path, load_best_model_at_end=True, ema_epochs=1, counted_weights="ema", **steps)
+    set_best_metric(args, "single_label_classification")
     assert (args.metric_for_best_model, args.greater_is_better) == ("ema_accuracy", True)
     args = arguments(tmp_path, load_best_model_at_end=True, ema_epochs=1, **steps)
+    set_best_metric(args, "single_label_classification")
     assert args.metric_for_best_model == "accuracy"
+    named = {"metric_for_best_model": "eval_cls_loss", "counted_weights": "ema", "ema_epochs": 1}
+    args = arguments(tmp_path, load_best_model_at_end=True, **named, **steps)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("ema_cls_loss", False)
 
 
 class SaveNow(TrainerCallback):
@@ -304,3 +310,12 @@ def test_a_checkpoint_without_averages_does_not_go_on_with_them(tmp_path):
     run_file.write_text(json.dumps(run))
     with pytest.raises(ResumeError, match="holds no averaged weights.*resume with ema_epochs=0"):
         trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_a_horizon_that_averages_nothing_is_refused_before_the_first_step(tmp_path):
+    trainer = DistillationTrainer(
+        student(), conv_teacher(), arguments(tmp_path, ema_epochs=0.1), train_dataset=training_data(64)
+    )
+    with pytest.raises(UserError, match="horizon of 0.8 updates.*at least 0.25"):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripts.tiny import arguments, conv_teacher, training_data
 from scripts.tiny import student as tiny
-from transformers import SwinConfig, SwinForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinForImageClassification
 from transformers import ViTForImageClassification as StockViT
 
 from hf_deit.building import build_student
@@ -244,3 +244,37 @@ def test_weights_keep_the_mean_and_std_they_were_trained_with(tiny_student, tmp_
     DeiTImageProcessor.for_image_size(32, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["image_std"] == [0.25] * 3
     assert normalization(str(tmp_path)) == {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+def test_frozen_batch_norms_keep_their_running_statistics_in_training(tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    model = ResNetForImageClassification(config)
+    set_trainable(model, "head")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    pixels = torch.randn(4, 3, 32, 32)
+    model.train()
+    in_training = model(pixels).logits
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    torch.testing.assert_close(in_training, model.eval()(pixels).logits)
+
+
+def test_the_same_classes_in_another_order_keep_their_heads(plain_folder, tiny_student):
+    own = build_student(ModelArguments(model=plain_folder), NAMES).eval()
+    turned = build_student(ModelArguments(model=plain_folder), NAMES[::-1]).eval()
+    assert turned.config.id2label == dict(enumerate(NAMES[::-1]))
+    torch.testing.assert_close(logits_of(turned, 32, 32), logits_of(own, 32, 32).flip(-1))
+
+
+def test_a_run_does_not_resume_with_other_parts_frozen(tmp_path):
+    from hf_deit.checkpointing import ResumeError
+    from hf_deit.trainer import DistillationTrainer
+
+    def trainer(part):
+        model = tiny(drop_path_rate=0.0)
+        set_trainable(model, part)
+        args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+        return DistillationTrainer(model, conv_teacher(), args, train_dataset=training_data(32))
+
+    trainer("head").train()
+    with pytest.raises(ResumeError, match="frozen_parameters"):
+        trainer("attention").train(resume_from_checkpoint=True)

@@ -212,7 +212,8 @@ def test_flags_need_no_value():
 )
 def test_a_yaml_value_is_brought_to_the_type_of_its_field(tmp_path, line, value):
     name = line.partition(":")[0]
-    found = given(load_recipe(written(tmp_path / "r.yaml", line), []), [name])[name]
+    hard = "distillation_type: hard"  # without it and without a teacher the defaults are those of none
+    found = given(load_recipe(written(tmp_path / "r.yaml", f"{hard}\n{line}"), []), [name])[name]
     assert found == value
     assert type(found) is type(value)
     if isinstance(value, list):
