@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 GAP = 4
 BACKGROUND = (255, 255, 255)
+MAX_PIXELS = 400_000_000
 
 
 class ContactSheetError(UserError):
@@ -46,9 +47,15 @@ def draw_sheet(
 
     Raises:
         DataError: An image cannot be read.
+        ContactSheetError: The sheet would have more than 400 megapixels.
     """
     height, width = augmentation.view_size
     size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ContactSheetError(
+            f"The sheet would be {size[0]}×{size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels: ask for fewer "
+            "images or views, or a smaller view_size."
+        )
     sheet = Image.new("RGB", size, BACKGROUND)
     for row, index in enumerate(indices):
         image = source.image(index)
