@@ -144,8 +144,17 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
     from .contact_sheet import show_augmentations
+    from .errors import UserError
     from .recipe import load_recipe
 
+    # argparse does not know the fields of a recipe, and takes the value of one before DATA for DATA.
+    before = options.given[: options.given.index(options.data)]
+    misread = [name for name in fields if name.startswith("--") and "=" not in name and name in before]
+    if misread:
+        raise UserError(
+            f"{misread[0]} stands before DATA, which was read as {options.data!r}: fields of a recipe come after it, "
+            "hf-deit show-augmentations DATA --out FILE --field value."
+        )
     recipe = load_recipe(options.config, [*fields, "--data", options.data])
     rows = show_augmentations(recipe, options.out, options.images, options.views)
     print(
@@ -299,9 +308,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     options, fields = parser.parse_known_args(arguments)
+    options.given = list(sys.argv[1:] if arguments is None else arguments)
     if fields and options.command not in ("train", "show-augmentations"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
-    from .errors import UserError
+    from .errors import UserError, own_message
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -310,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options, fields)
     except UserError as error:
-        print(f"hf-deit {options.command}: {error}", file=sys.stderr)
+        print(f"hf-deit {options.command}: {own_message(error)}", file=sys.stderr)
         return 2
     except NonFiniteLossError as error:
         print(f"hf-deit {options.command}: {error}", file=sys.stderr)

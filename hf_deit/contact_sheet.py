@@ -4,21 +4,26 @@ The views are those that training would show, in the epochs 0, 1, 2 …; what ma
 (of two images) is not on it.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .augmentation import Augmentation
 from .checkpointing import STAGING_PREFIX
-from .errors import UserError
+from .errors import DataError, UserError
 from .recipe import Recipe, RecipeError, as_size, build_augmentation
+from .run_data import columns_of
 from .sampling import ViewKey, view_generator
-from .sources import Source, load_splits
+from .sources import Source, load_training
+
+logger = logging.getLogger(__name__)
 
 GAP = 4
 BACKGROUND = (255, 255, 255)
+MAX_PIXELS = 400_000_000
 
 
 class ContactSheetError(UserError):
@@ -42,18 +47,34 @@ def draw_sheet(
 
     Raises:
         DataError: An image cannot be read.
+        ContactSheetError: The sheet would have more than 400 megapixels.
     """
     height, width = augmentation.view_size
     size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ContactSheetError(
+            f"The sheet would be {size[0]}×{size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels: ask for fewer "
+            "images or views, or a smaller view_size."
+        )
     sheet = Image.new("RGB", size, BACKGROUND)
     for row, index in enumerate(indices):
         image = source.image(index)
         keys = [ViewKey(epoch=epoch, index=index, view=0, position=0) for epoch in range(views)]
-        cells = [ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, BACKGROUND)]
+        cells = [_fitted(image, (width, height))]
         cells += [augmentation(image, view_generator(seed, key)) for key in keys]
         for column, cell in enumerate(cells):
             sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
     return sheet
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The whole image in the middle of a cell of `(width, height)`; at least a pixel of it, however long it is."""
+    scale = min(size[0] / image.width, size[1] / image.height)
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    cell = Image.new("RGB", size, BACKGROUND)
+    small = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    cell.paste(small, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return cell
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -93,7 +114,8 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
         views: Views of each image.
 
     Returns:
-        The indices of the images shown, from the top.
+        The indices of the images shown, from the top. With `broken_images` "skip" an image that cannot be decoded gives way
+        to the next that can.
 
     Raises:
         UserError: The data, a field or the file is not as it must be.
@@ -105,11 +127,35 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
     _check_path(out)  # before the data are read
     augmentation = build_augmentation(recipe.augmentation, _view_size(recipe))
     seed = recipe.training.seed
-    source, _ = load_splits(recipe.data.data, recipe.data.validation_share, seed)
+    data = recipe.data
+    source = load_training(data.data, data.validation_share, seed, columns_of(data), data.broken_images)
     rows = min(images, len(source))
     indices = [row * len(source) // rows for row in range(rows)]
+    if data.broken_images == "skip":
+        indices = _readable(source, indices)
     save_image(draw_sheet(source, indices, augmentation, seed, views), out)
     return indices
+
+
+def _readable(source: Source, wanted: Sequence[int]) -> list[int]:
+    """Gives for each index the first from there on that can be decoded and is not shown yet; fewer if there are fewer."""
+    broken: set[int] = set()
+    shown: list[int] = []
+    for start in wanted:
+        for index in (*range(start, len(source)), *range(start)):
+            if index in broken or index in shown:
+                continue
+            try:
+                source.image(index)
+            except DataError as error:
+                logger.warning("%s The next image takes its place on the sheet.", error)
+                broken.add(index)
+                continue
+            shown.append(index)
+            break
+    if not shown:
+        raise DataError(f"None of the {len(source)} images of {source.name} can be decoded: repair them.")
+    return shown
 
 
 def _view_size(recipe: Recipe) -> tuple[int, int]:

@@ -1,15 +1,16 @@
 """Images as they lie in files and tables: read one, look at the beginnings of many, find those that cannot be read.
 
-An item is a path, or `{"bytes", "path"}` as `datasets` keeps an image. Which images and labels there are is in sources.py
-and tables.py, what becomes of a broken one in sources.py (before training) and data.py (during it).
+An item is a path, or `{"bytes", "path"}` as `datasets` keeps an image, with its `"row"` where that is known. Which
+images and labels there are is in sources.py and tables.py, what becomes of a broken one in sources.py (before training) and data.py (during it).
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -35,6 +36,23 @@ def check_policy(policy: str) -> None:
         raise DataError(f"broken_images={policy!r}: choose one of {', '.join(BROKEN_IMAGE_POLICIES)}.")
 
 
+def as_item(value: Any, root: Path | None, row: int) -> Any:
+    """Gives the item of a cell of a table.
+
+    Args:
+        value: A path, bytes, or both by name; None where there is no image.
+        root: Folder that a relative path starts from; None: the working folder.
+        row: Its number, for messages.
+    """
+    if isinstance(value, str) and value:
+        return value if root is None else str(root / value)
+    cell = value if isinstance(value, Mapping) else {"bytes": value or None}
+    content, path = cell.get("bytes"), cell.get("path") or None
+    if content is None and path is not None:
+        path = as_item(path, root, row)
+    return {"bytes": content, "path": path, "row": row}
+
+
 def _parts(item: Any) -> tuple[str | None, bytes | None]:
     item = {"path": os.fspath(item), "bytes": None} if isinstance(item, str | os.PathLike) else item or {}
     return item.get("path"), item.get("bytes")
@@ -48,8 +66,11 @@ def _opened(item: Any) -> Image.Image:
 
 
 def describe_item(item: Any) -> str:
-    """Names an item in messages: its path, or that it is embedded."""
-    return _parts(item)[0] or "embedded"
+    """Names an item in messages: its path; of one that is embedded or missing also the row, where it is known."""
+    path, content = _parts(item)
+    row = item.get("row") if isinstance(item, dict) else None
+    name = path or ("embedded" if content is not None else "no image")
+    return name if row is None or (path is not None and content is None) else f"{name} in row {row}"
 
 
 def read_image(item: Any, what: str) -> Image.Image:
@@ -89,7 +110,8 @@ def scan_images(items: Sequence[Any]) -> Scan:
     broken: dict[int, str] = {}
     unusual: dict[str, list[str]] = {}
     digest = hashlib.sha256()
-    for index in range(0, len(items), max(len(items) // MAX_CHECKED_FILES, 1)):
+    count = min(len(items), MAX_CHECKED_FILES)
+    for index in (number * len(items) // count for number in range(count)):
         item = items[index]
         path, content = _parts(item)
         try:

@@ -12,6 +12,7 @@ import torch
 
 from .augmentation import Augmentation
 from .data import EvaluationDataset, ViewDataset
+from .errors import DataError
 from .recipe import DataArguments, Recipe, RecipeError
 from .sources import Source, is_image_folder, load_splits, load_stream, without_unreadable
 from .streams import NOT_PROMISED, ViewStream
@@ -38,12 +39,27 @@ class RunData:
     left_out_at_scan: int
     left_out_of_validation: int
 
-    def training_set(self, augmentation: Augmentation, seed: int, batch_size: int) -> ViewDataset | ViewStream:
-        """Gives the training images as views; a stream in whole batches of `batch_size` rows."""
+    def training_set(self, augmentation: Augmentation, seed: int, step_size: int) -> ViewDataset | ViewStream:
+        """Gives the training images as views.
+
+        Args:
+            augmentation: What makes a view.
+            seed: Of the run.
+            step_size: Images of one optimizer step over all processes and accumulation steps; a stream comes in whole steps.
+
+        Raises:
+            DataError: A stream is known to have fewer rows than a step.
+        """
         policy = self.arguments.broken_images
         if isinstance(self.train, Source):
             return ViewDataset(self.train, augmentation, seed, policy)
-        return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, batch_size, policy)
+        if self.train.row_count is not None and self.train.row_count < step_size:
+            raise DataError(
+                f"{self.train.name} has {self.train.row_count} row(s) and an optimizer step takes {step_size} (per-device batch "
+                "× processes × gradient accumulation steps): use a smaller per_device_train_batch_size or "
+                "gradient_accumulation_steps, or leave streaming out."
+            )
+        return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, step_size, policy)
 
     def broken_images(self, training_set: ViewDataset | ViewStream, accelerator: Any) -> dict[str, int]:
         """Gives the number of broken images by what was done with them; call it in all processes.
@@ -80,17 +96,15 @@ def load_run_data(recipe: Recipe) -> RunData:
     if arguments.data is None:
         raise RecipeError("The recipe names no data: give --data FOLDER, a table or a Hub name.")
     columns, policy = columns_of(arguments), arguments.broken_images
-    left_out: list[str] = []
     if arguments.streaming:
         _check_streaming(recipe)
         train, validation = load_stream(arguments.data, columns, policy)
         logger.warning(NOT_PROMISED)
     else:
         train, validation = load_splits(arguments.data, arguments.validation_share, seed, columns, policy)
-        left_out += train.left_out
-    at_scan = {*left_out, *validation.left_out}  # both parts of a split know of all
+    at_scan = len(validation.left_out) + (len(train.left_out) if isinstance(train, Source) else 0)
     readable = without_unreadable(validation, policy)
-    return RunData(train, readable, arguments, len(at_scan), len(validation) - len(readable))
+    return RunData(train, readable, arguments, at_scan, len(validation) - len(readable))
 
 
 def _check_streaming(recipe: Recipe) -> None:

@@ -58,12 +58,13 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
     problems.raise_all()
+    step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     try:
         return DistillationTrainer(
             student,
             teacher,
             args,
-            train_dataset=data.training_set(augmentation, args.seed, args.train_batch_size),
+            train_dataset=data.training_set(augmentation, args.seed, step_size),
             eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
             processing_class=processor,
         )

@@ -7,7 +7,6 @@ are, how a validation share is split off, and what is left out because it cannot
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from .data_checks import check_class_names, check_classes, check_files_exist, path_of, warn_of_shared_files
 from .errors import DataError
 from .images import check_policy, find_unreadable, listed, read_image, scan_images
 from .sampling import permutation
@@ -131,10 +131,40 @@ def load_splits(
     if not 0 < validation_share < 1:
         raise DataError(f"validation_share={validation_share}: it must lie between 0 and 1, for example 0.1.")
     train, validation = _load(data, columns, broken_images)
-    _check_classes(train)
+    check_classes(train.name, train.labels, train.class_names, train.problem_type)
     if validation is None:
         train, validation = train.split(validation_share, seed)
+        validation = replace(validation, left_out=())  # they are among those of the other part
+    warn_of_shared_files(train.items, validation.items, data)
     return train, validation
+
+
+def load_training(
+    data: str,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    columns: Columns | None = None,
+    broken_images: str = "skip",
+) -> Source:
+    """Finds the training images to look at: those of `load_splits`, or all where nothing can be split off.
+
+    Args:
+        data: As `load_splits`.
+        validation_share: As `load_splits`.
+        seed: As `load_splits`.
+        columns: As `load_splits`.
+        broken_images: As `load_splits`.
+
+    Raises:
+        DataError: As `load_splits`; here a single class or image is allowed.
+    """
+    train, validation = _load(data, columns, broken_images)
+    if validation is not None or len(train) < 2:
+        return train
+    try:
+        return train.split(validation_share, seed)[0]
+    except DataError:  # a class of one image: nothing can be held out
+        return train
 
 
 def load_validation(
@@ -186,6 +216,7 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
             f"validation.parquet; one of {', '.join(VALIDATION_NAMES)}), or leave streaming out."
         )
     reader = TableReader(splits["train"], columns, f"{data} (train)", table_root(data))
+    check_class_names(reader.name, reader.class_names, reader.problem_type)
     if Path(data).expanduser().exists():
         held_out = open_splits(data, only=(validation,))[validation]
     else:  # by name: `datasets` would copy all splits here to index one
@@ -239,21 +270,6 @@ def _load(data: str, columns: Columns | None, broken_images: str) -> tuple[Sourc
             ".parquet), or the name of a data set."
         )
     return _load_tables(data, columns or Columns(), broken_images)
-
-
-def _check_classes(train: Source) -> None:
-    several = train.problem_type == "multi_label_classification"
-    if len(train.class_names) < 2 and not several:
-        raise DataError(
-            f"{train.name} has one class only ({', '.join(train.class_names)}): a classifier needs at least 2, each a folder "
-            "of its own or a label of its own."
-        )
-    counts = Counter(train.labels)
-    if several:
-        counts = Counter({label: sum(row[label] for row in train.labels) for label in range(len(train.class_names))})
-    missing = [name for label, name in enumerate(train.class_names) if not counts[label]]
-    if missing:
-        raise DataError(f"No training image in {train.name} for class(es) {', '.join(map(repr, missing))}: add some.")
 
 
 def _checked(source: Source, broken_images: str, names: Sequence[str]) -> Source:
@@ -328,8 +344,12 @@ def _names(items: Sequence[Any], root: Path | None) -> list[str]:
     if not isinstance(items, list):
         return [""] * len(items)
     start = root if root is not None else Path.cwd()
+    paths = map(path_of, items)
     return [
-        f"{os.path.relpath(item, start)}\t{os.path.getsize(item) if os.path.exists(item) else -1}" for item in items
+        ""
+        if path is None
+        else f"{os.path.relpath(path, start)}\t{os.path.getsize(path) if os.path.exists(path) else -1}"
+        for path in paths
     ]
 
 
@@ -363,11 +383,8 @@ def _table_source(
     reader = TableReader(dataset, columns, name, root, class_names)
     items = reader.items()
     source = Source(items, reader.labels(), reader.class_names, "", name, reader.problem_type)
-    if isinstance(items, list) and not any(map(os.path.exists, items)):
-        raise DataError(
-            f"None of the {len(items)} files of {name} exist, the first: {items[0]}. Column {reader.image_column!r} holds "
-            f"paths from the folder of the table, {root}."
-        )
+    if isinstance(items, list):
+        check_files_exist(items, name, reader.image_column, root)
     return _checked(source, broken_images, _names(items, root))
 
 

@@ -6,6 +6,7 @@ which of the promises of keyed views a stream cannot keep is said in `NOT_PROMIS
 
 import logging
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -46,6 +47,22 @@ def shuffled(rows: Iterable[_Row], size: int, generator: random.Random) -> Itera
     yield from buffer
 
 
+def whole_batches(rows: Iterable[_Row], size: int) -> Iterator[_Row]:
+    """Gives the rows in their order without the last ones that do not fill a batch of `size`.
+
+    It runs `size - 1` rows behind, so that none is held longer than needed and none of an unfilled batch is ever given.
+    """
+    held: deque[_Row] = deque()
+    count = 0
+    for row in rows:
+        held.append(row)
+        count += 1
+        if count >= size:
+            yield held.popleft()
+    for _ in range(len(held) - count % size if count >= size else 0):
+        yield held.popleft()
+
+
 class ViewStream(torch.utils.data.IterableDataset):
     """Training views of a stream, as rows of `pixel_values` `(3, height, width)` uint8 and `labels`.
 
@@ -57,7 +74,8 @@ class ViewStream(torch.utils.data.IterableDataset):
         augmentation: What makes a view.
         seed: Of the run.
         shuffle_buffer: Undecoded images held to be shuffled; 1 keeps the order.
-        batch_size: A worker's rows at the end of a pass that do not fill a batch of this many are left out.
+        batch_size: Rows of one optimizer step over all processes and accumulation steps; a worker's rows at the end of a
+            pass that do not fill as many are left out, so that no step takes gradients of two passes.
         broken_images: "skip" leaves out and reports an image that cannot be decoded; "raise" stops.
 
     Raises:
@@ -88,6 +106,9 @@ class ViewStream(torch.utils.data.IterableDataset):
         # Shared, for workers that live on from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+        # Of each worker the pass it has ended, counted from 1, and how many rows it gave in it.
+        self._ended = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self._given = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -123,14 +144,21 @@ class ViewStream(torch.utils.data.IterableDataset):
         """Gives one pass, or this worker's share of it.
 
         Raises:
-            DataError: A row has no label, or an image cannot be decoded and the policy is "raise".
+            DataError: A row has no label, an image cannot be decoded and the policy is "raise", or no worker can fill a batch.
         """
         epoch = int(self._epoch)
         worker = torch.utils.data.get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        given = 0
+        for row in whole_batches(self._views(epoch, number, count), self.batch_size):
+            yield row
+            given += 1
+        self._check_given(given, epoch, number, count)
+
+    def _views(self, epoch: int, number: int, count: int) -> Iterator[dict[str, Any]]:
+        """Gives the views of worker `number` of `count`."""
         # `datasets` gives a worker a part of the files by itself, so a worker numbers what it is given.
         rows = ((count * place + number, row) for place, row in enumerate(self.reader.rows()))
-        batch = []
         running = 0
         for index, (item, label) in shuffled(rows, self.shuffle_buffer, buffer_generator(self.seed, epoch, number)):
             try:
@@ -143,11 +171,20 @@ class ViewStream(torch.utils.data.IterableDataset):
             # Partners stay side by side in a worker's batch, and no two workers give a position twice.
             position = 2 * (count * (running // 2) + number) + running % 2
             key = ViewKey(epoch, index, 0, position)
-            batch.append(view_row(image, label, self.augmentation, self.seed, key))
+            yield view_row(image, label, self.augmentation, self.seed, key)
             running += 1
-            if len(batch) == self.batch_size:
-                yield from batch
-                batch = []
+
+    def _check_given(self, given: int, epoch: int, number: int, count: int) -> None:
+        """Refuses a pass in which no worker filled a batch; the last worker to end finds it out."""
+        self._given[number % _MAX_WORKERS] = given
+        self._ended[number % _MAX_WORKERS] = epoch + 1
+        if bool((self._ended[:count] == epoch + 1).all()) and int(self._given[:count].sum()) == 0:
+            raise DataError(
+                f"A pass over {self.reader.name} fills no batch of {self.batch_size} images (per-device batch × processes × "
+                f"gradient accumulation steps) in any of {count} worker(s), each of which reads a part; {self.broken_count} "
+                "image(s) cannot be read. Use a smaller per_device_train_batch_size or gradient_accumulation_steps, fewer "
+                "dataloader_num_workers, or leave streaming out."
+            )
 
     def _report(self, error: DataError, epoch: int, worker: int) -> None:
         if epoch == 0:  # a later pass meets the same images again

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .data_checks import check_not_empty
 from .errors import DataError
+from .images import as_item
 
 BUILDERS = {
     ".csv": "csv",
@@ -105,6 +107,7 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
     try:
         if files:
             files = {name: found for name, found in files.items() if only is None or name in only}
+            check_not_empty(files)
             loaded = _load_files(files, streaming) if files else {}
         elif path.is_dir():
             loaded = datasets.load_from_disk(str(path))
@@ -200,19 +203,10 @@ def _found(features: Mapping[str, Any], kind: type, others: Any, names: Sequence
     return candidates[0]
 
 
-def _as_item(value: Any, root: Path | None) -> Any:
-    """The item (images.py) of a cell of the image column."""
-    if isinstance(value, bytes):
-        return {"bytes": value, "path": None}
-    if isinstance(value, str):
-        return value if root is None else str(root / value)
-    if value and value.get("bytes") is None and value.get("path") is not None:
-        return {"bytes": None, "path": _as_item(value["path"], root)}
-    return value
-
-
 class TableReader:
     """Turns the rows of a data set to items and labels; the class names are those of the data set it is made for.
+
+    `row_count` is the number of rows; None of a stream whose labels need not be read beforehand.
 
     Args:
         dataset: A `datasets` data set, whole or streamed. Where its labels are no ClassLabel they are read once here.
@@ -222,7 +216,7 @@ class TableReader:
         class_names: Of the training split, for another split of the same data; labels must be among them.
 
     Raises:
-        DataError: A column is missing, ambiguous or of a type that is none of a label.
+        DataError: A column is missing, ambiguous or of a type that is none of a label; a label read here is empty.
     """
 
     def __init__(
@@ -240,6 +234,7 @@ class TableReader:
             dataset = dataset._resolve_features()
             features = dataset.features or {}
         self.name, self.root, self.separator = name, root, columns.separator
+        self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None  # of a stream if read below
         self.image_column = (
             _named([columns.image], features, name, "image_column")[0]
             if columns.image is not None
@@ -303,8 +298,22 @@ class TableReader:
     def _distinct_labels(self) -> list[Any]:
         column = self.label_columns[0]
         rows = self.dataset.select_columns([column])
-        values = rows[column] if hasattr(rows, "__len__") else (row[column] for row in rows)
-        return sorted({value for cell in values for value in self._classes_of(cell)} - {None, ""})
+        cells = rows[column] if hasattr(rows, "__len__") else (row[column] for row in rows)
+        distinct: set[Any] = set()
+        self.row_count = 0
+        for number, cell in enumerate(cells):
+            classes = self._classes_of(cell)
+            if cell is None or None in classes or "" in classes:
+                raise self._unlabelled(number)
+            distinct.update(classes)
+            self.row_count += 1
+        return sorted(distinct)
+
+    def _unlabelled(self, number: int) -> DataError:
+        return DataError(
+            f"{self.name} has images without a label (-1, null or empty), the first in row {number}: choose a labelled "
+            "split, or remove them."
+        )
 
     def _classes_of(self, cell: Any) -> list[Any]:
         if cell is None:
@@ -335,10 +344,7 @@ class TableReader:
             if error.args[0] not in (None, "", -1):
                 raise DataError(f"Row {number} of {self.name}: the class {error.args[0]!r} is unknown.") from error
         if found is None or cell is None:
-            raise DataError(
-                f"{self.name} has images without a label (-1, null or empty), the first in row {number}: choose a labelled "
-                "split, or remove them."
-            )
+            raise self._unlabelled(number)
         if self.problem_type == "single_label_classification":
             return found[0]
         return tuple(int(index in found) for index in range(len(self.class_names)))
@@ -356,14 +362,16 @@ class TableReader:
     def items(self) -> Sequence[Any]:
         """Gives the undecoded images of all rows: a list of paths, or a view of the column."""
         if self._holds_paths:
-            return [_as_item(value, self.root) for value in self.dataset[self.image_column]]
-        return _ImageColumn(self.dataset.select_columns([self.image_column]), self.image_column, self.root)
+            cells = enumerate(self.dataset[self.image_column])
+            return [as_item(value, self.root, number) for number, value in cells]
+        column = self.dataset.select_columns([self.image_column])
+        return _ImageColumn(column, self.image_column, self.root, range(len(column)))
 
     def rows(self) -> Iterator[tuple[Any, Label]]:
         """Gives item and label row by row, for a stream."""
         wanted = self.dataset.select_columns([self.image_column, *self.label_columns])
         for number, row in enumerate(wanted):
-            yield _as_item(row[self.image_column], self.root), self.label(row, number)
+            yield as_item(row[self.image_column], self.root, number), self.label(row, number)
 
 
 @dataclass(frozen=True)
@@ -373,12 +381,14 @@ class _ImageColumn:
     dataset: Any
     column: str
     root: Path | None
+    rows: Sequence[int]  # of the table, for messages
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return _as_item(self.dataset[index][self.column], self.root)
+        return as_item(self.dataset[index][self.column], self.root, self.rows[index])
 
     def select(self, indices: list[int]) -> "_ImageColumn":
-        return _ImageColumn(self.dataset.select(indices), self.column, self.root)
+        rows = [self.rows[index] for index in indices]
+        return _ImageColumn(self.dataset.select(indices), self.column, self.root, rows)

@@ -13,6 +13,7 @@ from hf_deit.errors import UserError
 from hf_deit.recipe import load_recipe
 from hf_deit.sampling import ViewKey, view_generator
 from hf_deit.sources import Source, load_splits
+from hf_deit.tables import Columns
 
 
 def picture(seed, height=30, width=40):
@@ -233,3 +234,77 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     source = Source([str(tmp_path / "gone.png")], [0], ("cat",), "", "the images")
     with pytest.raises(UserError, match=r"gone\.png"):
         draw_sheet(source, [0], Augmentation((8, 8)), seed=0, views=1)
+
+
+# The data, as training reads them
+
+
+def table_of(folder, rows, name="table.csv"):
+    (folder / name).write_text("\n".join(["photo,sort,other", *(",".join(map(str, row)) for row in rows)]))
+    return folder / name
+
+
+def test_the_sheet_reads_the_columns_the_recipe_names(tmp_path):
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.png")
+    path = table_of(tmp_path, [(f"{number}.png", "cat;wet" if number % 2 else "dog", "x") for number in range(6)])
+    fields = ("--image_column", "photo", "--label_column", "sort")
+    split = load_splits(str(path), columns=Columns("photo", ("sort",)), seed=42)[0]
+    assert show_augmentations(recipe_for(path, *fields), tmp_path / "a.png", views=1) == list(range(len(split)))
+    with Image.open(tmp_path / "a.png") as sheet:
+        np.testing.assert_array_equal(sheet, draw_sheet(split, range(len(split)), Augmentation((16, 16)), 42, 1))
+    both = load_splits(str(path), columns=Columns("photo", ("sort",), ";"), seed=42)[0]
+    show_augmentations(recipe_for(path, *fields, "--label_separator", ";"), tmp_path / "b.png", views=1)
+    with Image.open(tmp_path / "b.png") as sheet:
+        np.testing.assert_array_equal(sheet, draw_sheet(both, range(len(both)), Augmentation((16, 16)), 42, 1))
+
+
+def test_an_image_that_breaks_while_it_is_decoded_gives_way_to_the_next_or_stops_as_the_recipe_says(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        (tmp_path / "data" / "validation" / name).mkdir(parents=True)
+        for number in range(3):
+            picture(number).save(tmp_path / "data" / "train" / name / f"{number}.png")
+        picture(9).save(tmp_path / "data" / "validation" / name / "9.png")
+    broken = tmp_path / "data" / "train" / "cat" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    recipe = recipe_for(tmp_path / "data")
+    assert show_augmentations(recipe, tmp_path / "sheet.png", images=2, views=1) == [1, 3]
+    assert "cat/0.png) cannot be read" in caplog.text
+    assert show_augmentations(recipe, tmp_path / "sheet.png", images=99, views=1) == [1, 2, 3, 4, 5]
+    with pytest.raises(UserError, match=r"cat/0\.png"):
+        show_augmentations(recipe_for(tmp_path / "data", "--broken_images", "raise"), tmp_path / "other.png")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_one_class_or_one_image_can_be_looked_at(tmp_path, count):
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    for number in range(count):
+        picture(number).save(tmp_path / "data" / "cat" / f"{number}.png")
+    shown = show_augmentations(recipe_for(tmp_path / "data"), tmp_path / "sheet.png", images=9, views=1)
+    assert shown == list(range(max(count - 1, 1)))  # of four, one is held out
+
+
+def test_a_line_of_pixels_is_still_seen_in_its_cell(tmp_path):
+    Image.new("RGB", (40_000, 1), (200, 0, 0)).save(tmp_path / "line.png")
+    source = Source([str(tmp_path / "line.png")], [0], ("cat",), "", "the images")
+    shown = cell(draw_sheet(source, [0], Augmentation((16, 16)), seed=0, views=1), 0, 0, 16, 16)
+    assert ((shown == (200, 0, 0)).all(axis=-1).sum(axis=1) == 16).sum() == 1
+
+
+def test_a_sheet_larger_than_can_be_is_refused_with_its_size(source):
+    with pytest.raises(ContactSheetError, match=r"×40 pixels.*fewer images or views"):
+        draw_sheet(source, [0], Augmentation((32, 32)), seed=0, views=100_000_000)
+
+
+def test_a_field_before_data_is_refused_and_an_option_is_not(folder, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "sheet.png")]
+    assert cli.main(["show-augmentations", "--view_size", "20", "24", str(folder), *out]) == 2
+    said = capsys.readouterr().err
+    assert "--view_size stands before DATA, which was read as '20'" in said
+    assert "show-augmentations DATA --out FILE" in said
+    assert cli.main(["show-augmentations", "--images", "2", *out, "--view_size=20", str(folder), "--flip", "0"]) in (
+        0,
+        2,
+    )
+    assert "before DATA" not in capsys.readouterr().err

@@ -26,6 +26,7 @@ LEAVES = [
     "contact_sheet",
     "convert_checkpoint",
     "data",
+    "data_checks",
     "ema",
     "errors",
     "fine_tuning",

@@ -14,6 +14,8 @@ from test_runs import NAMES, QUIET, STUDENT, by_hand, hf_deit, refused, results,
 from test_tables import own_cache  # noqa: F401
 from transformers import AutoModelForImageClassification
 
+from hf_deit.recipe import load_recipe
+from hf_deit.run_data import load_run_data
 from hf_deit.runs import evaluate, predict
 from hf_deit.sources import load_splits, load_validation
 from hf_deit.tables import Columns
@@ -230,3 +232,41 @@ def test_a_broken_image_does_not_keep_a_run_from_resuming_exactly(tmp_path):
     assert hf_deit(*arguments, "--resume") == 0
     resumed = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+# ---- counts and messages ----
+
+
+def test_every_image_left_out_at_the_scan_counts_whatever_its_message(tmp_path, data):
+    files = sorted((data / "train").rglob("*.png"))
+    content = [b"no image" if number % 2 else file.read_bytes() for number, file in enumerate(files)]
+    kinds = [file.parent.name for file in files]
+    rows = {"image": content, "label": kinds}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "images.parquet")
+    recipe = load_recipe(None, ["--data", str(tmp_path / "images.parquet"), "--validation_share", "0.3"])
+    assert load_run_data(recipe).left_out_at_scan == len(files) // 2 == 12
+    lines = [f"{file},{file.parent.name}" for file in files]
+    (tmp_path / "table.csv").write_text("\n".join(["file,label", *lines, *["gone.png,bee"] * 6]))
+    assert load_run_data(load_recipe(None, ["--data", str(tmp_path / "table.csv")])).left_out_at_scan == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_met_in_training_is_one_message_with_or_without_workers(tmp_path, capsys, workers):
+    data = write_splits(tmp_path / "data")
+    for file in (data / "train" / "bee").iterdir():
+        Image.fromarray(tiny.pixels_of(1, 3, 3)[0]).resize((200, 200)).save(file)
+        cut_off(file)
+    fields = (*PLAIN, "--max_steps", 6, "--per_device_train_batch_size", 4, "--dataloader_num_workers", workers)
+    arguments = ("--data", data, "--output_dir", tmp_path / "out", *QUIET, *fields, "--broken_images", "raise")
+    message = refused(capsys, "train", *arguments)
+    (line,) = [line for line in message.splitlines() if line.startswith("hf-deit train: ")]
+    assert line.startswith("hf-deit train: Image ")
+    assert line.endswith("Repair or remove it.")
+
+
+def test_a_teacher_learns_from_a_table_with_a_row_without_an_image(tmp_path, data):
+    files = sorted((data / "train").rglob("*.png"))
+    rows = [{"image": str(file), "label": file.parent.name} for file in files] + [{"image": None, "label": "bee"}]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = ("--network", "scripts.tiny:conv_network", "--image_size", 16, "--output_dir", tmp_path / "teacher")
+    assert hf_deit("train-teacher", "--data", tmp_path / "table.jsonl", *fields) == 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_deit import images
 from hf_deit.augmentation import Augmentation
 from hf_deit.data import EvaluationDataset, ViewDataset
 from hf_deit.sampling import ViewKey, view_generator
@@ -556,3 +557,12 @@ def test_a_dataset_dict_without_train_is_refused_with_its_splits(tmp_path):
 def test_a_class_that_a_data_set_lacks_in_training_is_refused_by_name(tmp_path):
     path = saved(dataset_of([0, 1, 0, 1], names=("cat", "dog", "eel")), tmp_path / "set")
     assert_refused(path, "No training image", "'eel'")
+
+
+def test_of_more_images_than_are_looked_at_an_even_sample_is(monkeypatch):
+    monkeypatch.setattr(images, "MAX_CHECKED_FILES", 10)
+    for count in (9, 10, 11, 19, 20, 25):
+        looked_at = sorted(images.scan_images([f"gone/{number}.png" for number in range(count)]).broken)
+        assert len(looked_at) == min(count, 10)
+        assert looked_at[0] == 0
+        assert set(np.diff(looked_at)) <= {count // 10, -(-count // 10)} or count < 10

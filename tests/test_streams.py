@@ -1,5 +1,6 @@
 """Streams: keys, order, workers and broken images of a pass, and a run of the trainer on one."""
 
+import itertools
 import random
 
 import datasets
@@ -7,14 +8,27 @@ import numpy as np
 import pytest
 import torch
 from test_sources import cut_off, picture, saved
-from test_tables import KINDS, as_csv, as_parquet_of_images, as_parquet_of_structures, own_cache, photos  # noqa: F401
+from test_tables import (  # noqa: F401
+    KINDS,
+    as_csv,
+    as_parquet_of_images,
+    as_parquet_of_structures,
+    lines,
+    own_cache,
+    photos,
+    table,
+    write,
+)
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from hf_deit.augmentation import Augmentation
 from hf_deit.data import collate
+from hf_deit.recipe import DataArguments
+from hf_deit.run_data import RunData
 from hf_deit.sampling import ViewKey, view_generator
-from hf_deit.sources import DataError, load_stream, load_validation
-from hf_deit.streams import ViewStream, shuffled
+from hf_deit.sources import DataError, load_splits, load_stream, load_validation
+from hf_deit.streams import ViewStream, shuffled, whole_batches
 from hf_deit.tables import Columns, TableReader, open_splits
 from hf_deit.trainer import DistillationTrainer
 from hf_deit.training_args import DistillationTrainingArguments
@@ -185,3 +199,107 @@ def test_the_trainer_trains_on_a_stream_pass_after_pass(photos, tmp_path, tiny_s
 def test_a_size_below_one_is_refused(photos, wrong):  # noqa: F811
     with pytest.raises(DataError, match="at least 1"):
         ViewStream(reader_of(as_csv(photos)), Augmentation((8, 8)), 0, **wrong)
+
+
+# Whole steps
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("size", [1, 4])
+def test_whole_batches_are_all_rows_in_order_but_the_last_that_fill_none(count, size):
+    assert list(whole_batches(range(count), size)) == list(range(count - count % size))
+
+
+def test_whole_batches_run_less_than_a_batch_behind():
+    read = []
+    rows = whole_batches((read.append(number) or number for number in range(40)), 8)
+    assert all(len(read) == number + 8 for number in itertools.islice(rows, 32))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_optimizer_step_of_a_stream_takes_whole_batches_of_one_pass(photos, tmp_path, tiny_student, workers):  # noqa: F811
+    """26 rows, 2 an accumulation step and 3 of those a step: four steps a pass; of two workers two each (13 rows each)."""
+    rows = [(f"photos/{number % 10}.png", KINDS[number % 10]) for number in range(26)]
+    path = write(photos / "long.csv", lines(("file", "kind"), *rows))
+    args = DistillationTrainingArguments(
+        str(tmp_path / "out"),
+        distillation_type="none",
+        max_steps=9,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        dataloader_num_workers=workers,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+    )
+    arguments = DataArguments(data=str(path), streaming=True, shuffle_buffer=4)
+    stream = RunData(reader_of(path, photos), None, arguments, 0, 0).training_set(Augmentation((8, 8)), 5, 6)
+    trainer = DistillationTrainer(tiny_student("plain", image_size=8), None, args, train_dataset=stream)
+    batches, at_steps = [], []
+    loss = trainer.compute_loss
+
+    def counted(model, inputs, *rest, **kwargs):
+        batches.append(len(inputs["labels"]))
+        return loss(model, inputs, *rest, **kwargs)
+
+    class Noting(TrainerCallback):
+        def on_optimizer_step(self, *unused, **kwargs):
+            at_steps.append(len(batches))
+
+    trainer.compute_loss = counted
+    trainer.add_callback(Noting())
+    trainer.train()
+    assert at_steps == [3 * step for step in range(1, 10)]
+    assert set(batches) == {2}
+
+
+def test_a_stream_of_one_class_is_refused_as_an_indexed_one(photos):  # noqa: F811
+    for name in ("train", "validation"):
+        table(photos, ["cat"] * 10, f"{name}.csv")
+    with pytest.raises(DataError, match="one class only") as streamed:
+        load_stream(str(photos), KIND)
+    with pytest.raises(DataError, match="one class only") as indexed:
+        load_splits(str(photos), columns=KIND)
+    assert str(streamed.value) == str(indexed.value)
+
+
+def test_a_row_without_a_label_is_told_before_training(photos):  # noqa: F811
+    table(photos, [*KINDS[:6], "", *KINDS[7:]], "train.csv")
+    table(photos, KINDS, "validation.csv")
+    with pytest.raises(DataError, match="without a label.*row 6"):
+        load_stream(str(photos), KIND)
+
+
+def test_a_stream_known_to_be_smaller_than_a_step_is_refused_before_it(photos):  # noqa: F811
+    reader = reader_of(as_csv(photos), photos)
+    data = RunData(reader, None, DataArguments(data="x", streaming=True), 0, 0)
+    with pytest.raises(DataError, match=r"10 row\(s\).*takes 12.*gradient_accumulation_steps"):
+        data.training_set(Augmentation((8, 8)), 0, 12)
+    assert len(list(data.training_set(Augmentation((8, 8)), 0, 10))) == 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_that_fills_no_batch_is_refused_with_a_remedy(photos, workers):  # noqa: F811
+    def read(size):
+        stream = stream_of(as_csv(photos), root=photos, batch_size=size)
+        return list(DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=collate))
+
+    with pytest.raises(DataError, match="fills no batch of 12 images.*smaller per_device_train_batch_size"):
+        read(12)
+    for number in range(1, 10):
+        file = photos / "photos" / f"{number}.png"
+        file.write_bytes(cut_off(file.read_bytes()))
+    with pytest.raises(DataError, match=r"9 image\(s\) cannot be read"):
+        read(2)
+
+
+def test_a_worker_whose_share_fills_no_batch_does_not_stop_the_others(tmp_path, photos):  # noqa: F811
+    content = [(photos / "photos" / f"{number}.png").read_bytes() for number in range(10)]
+    for part, numbers in enumerate((range(8), range(8, 10))):
+        rows = {"file": [content[number] for number in numbers], "kind": [KINDS[number] for number in numbers]}
+        datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"train-{part}.parquet"))
+    stream = stream_of(tmp_path, batch_size=4)
+    batches = list(DataLoader(stream, batch_size=4, num_workers=2, collate_fn=collate))
+    assert [len(batch["labels"]) for batch in batches] == [4, 4]

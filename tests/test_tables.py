@@ -1,6 +1,7 @@
 """Tables to sources: which columns hold what, labels of every kind, the same images however they are stored."""
 
 import json
+import os
 
 import datasets
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 from PIL import Image
 from test_sources import picture, pixels_of, saved
 
-from hf_deit.sources import DataError, load_splits, load_validation
+from hf_deit.sources import DataError, load_splits, load_validation, without_unreadable
 from hf_deit.tables import Columns
 
 datasets.disable_progress_bars()
 
 KINDS = ["cat", "dog", "cat", "eel", "dog", "cat", "eel", "dog", "cat", "eel"]
+KIND = Columns(labels=("kind",))
 
 
 @pytest.fixture(autouse=True)
@@ -297,3 +299,83 @@ def test_columns_for_a_folder_of_classes_are_refused(tmp_path):
         for number in range(2):
             Image.new("RGB", (4, 4)).save(tmp_path / name / f"{number}.png")
     assert_refused(tmp_path, "leave them out", columns=Columns(labels=("kind",)))
+
+
+# Rows that are doubtful
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_row_without_a_path_is_left_out_by_its_number_as_a_broken_image(photos, kind):
+    found = [path if number not in (2, 7) else None for number, path in enumerate(paths())]
+    if kind == "csv":
+        path = write(photos / "table.csv", lines(("file", "kind"), *zip([f or "" for f in found], KINDS, strict=True)))
+    elif kind == "jsonl":
+        rows = [json.dumps({"file": file, "kind": label}) for file, label in zip(found, KINDS, strict=True)]
+        path = write(photos / "table.jsonl", "\n".join(rows))
+    else:
+        path = str(photos / "table.parquet")
+        datasets.Dataset.from_dict({"file": found, "kind": KINDS}).to_parquet(path)
+    source = load_validation(path, columns=Columns(labels=("kind",)))
+    assert [source.class_names[label] for label in source.labels] == [*KINDS[:2], *KINDS[3:7], *KINDS[8:]]
+    assert [text.split(":")[0] for text in source.left_out] == ["no image in row 2", "no image in row 7"]
+    with pytest.raises(DataError, match="row 2"):
+        load_validation(path, columns=Columns(labels=("kind",)), broken_images="raise")
+
+
+def test_an_embedded_image_is_named_by_its_row_in_every_part_of_the_table(photos):
+    content = [(photos / path).read_bytes() for path in paths()]
+    content = [data[:-400] if number in (3, 8) else data for number, data in enumerate(content)]
+    datasets.Dataset.from_dict({"file": content, "kind": KINDS}).to_parquet(str(photos / "table.parquet"))
+    source = load_validation(str(photos / "table.parquet"), columns=Columns(labels=("kind",)))
+    part = source.subset([9, 8, 0], "a part").subset([1, 0], "a smaller part")
+    assert source.left_out == ()  # their beginnings are sound
+    (reason,) = without_unreadable(part).left_out
+    assert reason.startswith("embedded in row 8: ")
+
+
+def test_paths_of_windows_are_refused_as_such(photos):
+    rows = [(path.replace("/", "\\"), kind) for path, kind in zip(paths(), KINDS, strict=True)]
+    path = write(photos / "table.csv", lines(("file", "kind"), *rows))
+    assert_refused(path, "None of the 10 files", "backslashes, as on Windows", "write them with /", columns=KIND)
+
+
+def test_an_empty_validation_table_is_refused_by_its_name(photos):
+    table(photos, KINDS, "train.csv")
+    empty = write(photos / "validation.csv", "")
+    with pytest.raises(DataError) as error:
+        load_splits(str(photos), columns=KIND)
+    assert f"{empty} (the split 'validation') is an empty file" in str(error.value)
+    assert "same columns" not in str(error.value)
+
+
+def test_classes_that_differ_in_case_or_blanks_only_are_told_once_and_kept(photos, caplog):
+    path = table(photos, ["dress", "DRESS", "dress ", "coat", "hat"] * 2)
+    train, _ = load_splits(path, columns=KIND)
+    assert set(train.class_names) == {"dress", "DRESS", "dress ", "coat", "hat"}
+    (said,) = [message for message in caplog.messages if "upper and lower case" in message]
+    assert "3 classes" in said
+    assert all(name in said for name in ("'dress'", "'DRESS'", "'dress '"))
+    assert "coat" not in said
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_files_in_training_and_validation_are_counted_in_one_warning(photos, caplog, split):
+    if split:  # of one table with each row five times
+        table_path = write(photos / "table.csv", lines(("file", "kind"), *list(zip(paths(), KINDS, strict=True)) * 5))
+    else:
+        table(photos, KINDS, "train.csv")
+        extra = [("photos/../photos/4.png", KINDS[4]), ("photos/5.png", KINDS[5]), ("new.png", KINDS[0])]
+        picture(77).save(photos / "new.png")
+        write(photos / "validation.csv", lines(("file", "kind"), *extra))
+        table_path = photos
+    train, validation = load_splits(str(table_path), columns=KIND)
+    real = {os.path.realpath(item) for item in train.items}
+    shared = sum(os.path.realpath(item) in real for item in validation.items)
+    (said,) = [message for message in caplog.messages if "training images too" in message]
+    assert said.startswith(f"{shared} of {len(validation)} validation images")
+    assert shared == (5 if split else 2) or split
+
+
+def test_no_file_on_both_sides_is_no_warning(photos, caplog):
+    load_splits(table(photos, KINDS), columns=KIND)
+    assert "training images too" not in caplog.text
