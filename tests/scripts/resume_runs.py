@@ -120,7 +120,9 @@ def distillation_trainer(run):
     }
     # 43 images: 5 steps of 8 an epoch and a tail; checkpoints in the middle of epochs and, at step 10, at the end of one.
     args = arguments(Path(run["folder"]), **changes)
-    return DistillationTrainer(model_of(run.get("model")), conv_teacher(), args, train_dataset=training_data(43, **run.get("augmentation", {})))
+    return DistillationTrainer(
+        model_of(run.get("model")), conv_teacher(), args, train_dataset=training_data(43, **run.get("augmentation", {}))
+    )
 
 
 def plain_trainer(run):
