@@ -96,7 +96,8 @@ class CacheWriter:
         if (self.folder / MANIFEST_FILE).exists():
             self.manifest = self._same_manifest()
             return
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        # A build that was killed as it began leaves an unfinished manifest.
+        if self.folder.exists() and (not self.folder.is_dir() or _foreign_files(self.folder)):
             raise TeacherCacheError(
                 f"{self.folder} exists and is no teacher cache: choose a new or empty folder for --out."
             )
@@ -153,6 +154,7 @@ class CacheWriter:
             TeacherCacheError: The disk is full.
         """
         if is_finished(self.folder, name):
+            self._remove_parts(name)  # of a build that was killed just before
             return 0
         step = max(1, self.part_records // max(len(batches[0]), 1))
         groups = [batches[start : start + step] for start in range(0, len(batches), step)]
@@ -168,11 +170,14 @@ class CacheWriter:
                     _write_header(file, records, len(records))
                     file.write(records.tobytes())
             self._assemble(name, parts, groups)
+        self._remove_parts(name)
+        return sum(len(batch) for number in missing for batch in groups[number])
+
+    def _remove_parts(self, name: str) -> None:
         for old in (self.folder / PARTS_FOLDER).glob(f"{name}-*"):
             shutil.rmtree(old)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # there are others
             (self.folder / PARTS_FOLDER).rmdir()
-        return sum(len(batch) for number in missing for batch in groups[number])
 
     def _part(self, parts: Path, number: int, group: Sequence[Sequence[int]]) -> np.ndarray | None:
         """Reads a part that an earlier build finished; None if it has to be asked for."""
@@ -207,7 +212,7 @@ class CacheWriter:
         path = self.folder / f"{name}.npy"
         _write_json(
             self.folder / f"{name}.json",
-            {"cache": self._id, "bytes": path.stat().st_size, "sha256": file_digest(path)},
+            {"cache": self._id, "name": name, "bytes": path.stat().st_size, "sha256": file_digest(path)},
         )
 
     def take(self, part: Path, name: str) -> None:
@@ -220,10 +225,16 @@ class CacheWriter:
         with self._room():
             with _published(self.folder / f"{name}.npy") as file, (part / f"{name}.npy").open("rb") as source:
                 shutil.copyfileobj(source, file, 2**22)
-            if sidecar["cache"] != self._id or file_digest(self.folder / f"{name}.npy") != sidecar["sha256"]:
+            if (sidecar["cache"], sidecar["name"]) != (self._id, name) or file_digest(
+                self.folder / f"{name}.npy"
+            ) != sidecar["sha256"]:
                 (self.folder / f"{name}.npy").unlink()
                 raise TeacherCacheError(f"{part / name}.npy is damaged or of another cache: build it again.")
-            _write_json(self.folder / f"{name}.json", {name: sidecar[name] for name in ("cache", "bytes", "sha256")})
+            _write_json(self.folder / f"{name}.json", sidecar)
+
+
+def _foreign_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(STAGING_PREFIX)]
 
 
 def finished_epochs(folder: Path) -> list[int]:

@@ -267,10 +267,10 @@ class TeacherCache:
         if not is_finished(self.folder, name):
             raise TeacherCacheError(f"{path} is missing: run hf-deit cache-teacher again.")
         sidecar = read_json(self.folder / f"{name}.json")
-        if sidecar.get("cache") != self._id:
+        if (sidecar["cache"], sidecar["name"]) != (self._id, name):
             raise TeacherCacheError(
-                f"{path} belongs to another cache than {self.folder / MANIFEST_FILE} describes: files of two caches were "
-                "brought together by hand. Build the cache again."
+                f"{path} belongs to another cache than {self.folder / MANIFEST_FILE} describes, or to another epoch of views: "
+                "files were brought together by hand. Build the cache again."
             )
         if path.stat().st_size != sidecar["bytes"]:
             raise TeacherCacheError(

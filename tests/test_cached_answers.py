@@ -115,15 +115,15 @@ def test_fewer_stored_views_than_epochs_come_again_and_this_is_said(tmp_path, ca
 
 
 def test_a_live_run_is_resumed_with_a_cache_of_the_same_teacher_and_not_with_another(tmp_path):
-    saves = {"save_strategy": "steps", "save_steps": 4}
-    whole = trainer_of(tmp_path / "whole", tiny_teacher())
+    saves = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 9}
+    whole = trainer_of(tmp_path / "run", tiny_teacher(), **saves)
     whole.train()
-    trainer_of(tmp_path / "run", tiny_teacher(), **saves, max_steps=4).train()
+    middle = str(tmp_path / "run" / "checkpoint-4")
     same, other = build(tmp_path / "same"), build(tmp_path / "other", teacher=tiny_teacher(seed=2))
     with pytest.raises(ValueError, match="teacher.fingerprint"):
-        trainer_of(tmp_path / "run", cache=other, **saves).train(resume_from_checkpoint=True)
+        trainer_of(tmp_path / "run", cache=other, **saves).train(resume_from_checkpoint=middle)
     resumed = trainer_of(tmp_path / "run", cache=same, **saves)
-    resumed.train(resume_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=middle)
     assert resumed.state.global_step == 10
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
