@@ -5,6 +5,7 @@ in the training's own batches and order first, which makes the answers equal to 
 that training leaves out (the tail, repeats), so that a cache serves other batch sizes too. Files are written by cache_writing.py.
 """
 
+import contextlib
 import logging
 import math
 import random
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -176,8 +178,10 @@ def build_teacher_cache(
         "views": {**describe_views(views.dataset, views.mixing), "records": views.records},
         "validation": None if validation is None else describe_validation(validation),
     }
-    writer = CacheWriter(folder, manifest, part_records)
     rank, processes = share
+    # The first process makes the folder, the others find it.
+    with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
+        writer = CacheWriter(folder, manifest, part_records)
     if validation is not None and rank == 0:
         _store_validation(writer, teacher, validation, views)
     own = list(epochs)[rank::processes]

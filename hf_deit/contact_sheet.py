@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from .augmentation import Augmentation
 from .checkpointing import STAGING_PREFIX
 from .errors import UserError
-from .recipe import Recipe, RecipeError, as_size, build_augmentation
+from .recipe import Recipe, build_augmentation
+from .run_data import view_size_of
 from .sampling import ViewKey, view_generator
 from .sources import Source, load_splits
 
@@ -103,25 +104,10 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
             raise ContactSheetError(f"{name}={number}: at least 1.")
     out = Path(out)
     _check_path(out)  # before the data are read
-    augmentation = build_augmentation(recipe.augmentation, _view_size(recipe))
+    augmentation = build_augmentation(recipe.augmentation, view_size_of(recipe))
     seed = recipe.training.seed
     source, _ = load_splits(recipe.data.data, recipe.data.validation_share, seed)
     rows = min(images, len(source))
     indices = [row * len(source) // rows for row in range(rows)]
     save_image(draw_sheet(source, indices, augmentation, seed, views), out)
     return indices
-
-
-def _view_size(recipe: Recipe) -> tuple[int, int]:
-    given = as_size("view_size", recipe.data.view_size) or as_size("image_size", recipe.model.image_size)
-    if given is not None or recipe.model.model is None:
-        return given or (224, 224)
-    from transformers import AutoConfig
-
-    from .configuration_deit import as_pair
-
-    try:
-        config = AutoConfig.from_pretrained(recipe.model.model)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"No model at {recipe.model.model!r}: {error}") from error
-    return as_pair(getattr(config, "image_size", None) or 224)

@@ -166,6 +166,13 @@ class TeacherArguments:
     teacher_dtype: str = field(
         default="float32", metadata={"help": "Autocast of the teacher: float32, bfloat16 or float16."}
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the teacher's stored answers (hf-deit cache-teacher); no teacher is needed then."},
+    )
+    verify_teacher_cache: int = field(
+        default=0, metadata={"help": "Number of stored answers that the teacher, given too, is asked again."}
+    )
 
 
 @dataclass
@@ -204,7 +211,7 @@ class Recipe:
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
-        for name in ("data", "model", "teacher"):
+        for name in ("data", "model", "teacher", "teacher_cache"):
             path = None if fields[name] is None else Path(fields[name]).expanduser()
             if path is not None and path.exists():
                 fields[name] = str(path.resolve())  # the recipe is read again from another folder
