@@ -1,18 +1,23 @@
 """Trainings from stored answers, against the same trainings with the live teacher."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scripts import tiny
+from scripts import cached_processes, tiny
 from scripts.caches import build, tiny_teacher, tiny_views, trainer_of
 from torch import nn
 
 from hf_deit.mixing import Mixing
 from hf_deit.sources import Source
 from hf_deit.streams import ViewStream
-from hf_deit.teacher_cache import TeacherCacheError
+from hf_deit.teacher_cache import TeacherCache, TeacherCacheError
 
 TERMS = ("loss", "cls_loss", "distillation_loss", "teacher_agreement")
 MIXED = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}
@@ -232,3 +237,29 @@ def test_a_stream_has_no_cache(tmp_path):
     stream.reader, stream.seed = type("Reader", (), {"class_names": tiny.NAMES, "name": "stream"}), 0
     with pytest.raises(TeacherCacheError, match=r"ViewStream has none.*streaming: false"):
         trainer_of(tmp_path / "run", cache=tmp_path / "cache", data=stream)
+
+
+def test_two_processes_build_a_cache_and_train_by_it_as_one_does_by_the_teacher(tmp_path):
+    tests = Path(__file__).parent
+    paths = [str(tests.parent), str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(tests / "scripts" / "cached_processes.py")
+    command = [*launch, script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "losses.json").read_text())
+    live = trainer_of(tmp_path / "live", tiny_teacher(), **cached_processes.CHANGES)
+    live.train()
+    for name, values in cached_processes.terms_of(live).items():
+        assert len(values) == 20
+        np.testing.assert_allclose(found[name], values, atol=1e-4)
+    assert found["evaluation"]["eval_teacher_accuracy"] == live.evaluate()["eval_teacher_accuracy"]
+    # Both built two of the four epochs of views; one process alone finds the same records.
+    views = tiny_views(mixing=live.mixing)
+    alone = build(tmp_path / "alone", "dense", epochs=4, views=views)
+    both = TeacherCache(tmp_path / "cache")
+    assert both.epochs == 4
+    for epoch in range(4):
+        ours, theirs = (cache.answers(epoch, range(42))["teacher_logits"] for cache in (both, alone))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
