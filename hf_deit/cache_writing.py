@@ -158,7 +158,8 @@ class CacheWriter:
             return 0
         step = max(1, self.part_records // max(len(batches[0]), 1))
         groups = [batches[start : start + step] for start in range(0, len(batches), step)]
-        plan = hashlib.sha256(json.dumps([list(map(int, batch)) for batch in batches] + [[step]]).encode()).hexdigest()
+        lengths = [step, *map(len, batches)]
+        plan = hashlib.sha256(np.concatenate([np.asarray(lengths), *batches], dtype=np.int64).tobytes()).hexdigest()
         parts = self.folder / PARTS_FOLDER / f"{name}-{plan[:12]}"  # other batches have other parts
         with self._room():
             parts.mkdir(parents=True, exist_ok=True)
