@@ -139,6 +139,10 @@ class _Progress:
             left = (self.total - self.done) / rate / 60
             logger.info("%d of %d views, %.0f a second, %.1f minutes left.", self.done, self.total, rate, left)
 
+    def say_total(self) -> None:
+        seconds = time.monotonic() - self._start
+        logger.info("%d views asked in %.1f s, %.0f a second.", self.done, seconds, self.done / max(seconds, 1e-9))
+
 
 def build_teacher_cache(
     folder: str | Path,
@@ -195,6 +199,7 @@ def build_teacher_cache(
 
         asked = writer.fill(epoch_name(epoch), views.batches(epoch), ask)
         progress.total -= views.records - asked
+    progress.say_total()
     return writer
 
 

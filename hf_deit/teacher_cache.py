@@ -32,6 +32,7 @@ KINDS = ("hard", "dense", "top_k")
 DTYPES = ("float16", "float32")
 # Above this many bytes files are checked when a process first reads them, and not all before the first step.
 CHECKED_AT_ONCE = 4 * 2**30
+_MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
 
 
@@ -291,6 +292,8 @@ class TeacherCache:
         if name not in self._maps:
             if name not in self._checked:
                 self._check_digest(name)
+            while len(self._maps) >= _MAPS_KEPT:  # a training goes from epoch to epoch: it does not come back soon
+                del self._maps[next(iter(self._maps))]
             self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return self._maps[name]
 

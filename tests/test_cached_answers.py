@@ -17,7 +17,7 @@ from torch import nn
 from hf_deit.mixing import Mixing
 from hf_deit.sources import Source
 from hf_deit.streams import ViewStream
-from hf_deit.teacher_cache import TeacherCache, TeacherCacheError
+from hf_deit.teacher_cache import Layout, TeacherCache, TeacherCacheError
 
 TERMS = ("loss", "cls_loss", "distillation_loss", "teacher_agreement")
 MIXED = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}
@@ -63,6 +63,16 @@ def test_one_head_learns_from_stored_answers_as_from_the_live_teacher(tmp_path):
     changes = {"two_heads": False, "distillation_type": "soft"}
     cached = trainer_of(tmp_path / "cached", cache=cache, **changes)
     assert_same_training(cached, trainer_of(tmp_path / "live", tiny_teacher(), **changes))
+
+
+def test_top_k_answers_that_leave_one_class_out_train_as_all_logits(tmp_path):
+    layout = Layout("top_k", len(tiny.NAMES), top_k=len(tiny.NAMES) - 1, tau=3.0)
+    cached = trainer_of(tmp_path / "cached", cache=build(tmp_path / "cache", layout), distillation_type="soft")
+    live = trainer_of(tmp_path / "live", tiny_teacher(), distillation_type="soft")
+    cached.train()
+    live.train()
+    for name in TERMS:
+        np.testing.assert_allclose(tiny.logged(cached, name), tiny.logged(live, name), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["hard", "dense", "top_k"])
