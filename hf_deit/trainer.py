@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ def _view_size(dataset: Any) -> tuple[int, int] | None:
 
 def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
     return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
+
+
+def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[float]]:
+    if getattr(processing_class, "do_normalize", True) is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (getattr(processing_class, name, None) for name in ("image_mean", "image_std"))
+    return mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
 
 
 class DistillationTrainer(OptimizingTrainer):
@@ -105,17 +112,13 @@ class DistillationTrainer(OptimizingTrainer):
                 f"The student is {type(model).__name__}: give a torch module such as a transformers model."
             )
         self.student = inspect_student(model, _view_size(train_dataset))
-        self.distillation_target = None
+        self.distillation_target = self.teacher = self.cached = None
         problems = Problems()
+        has_teacher = teacher is not None or teacher_cache is not None
         with problems.gathered():
-            self.distillation_target = distillation_target(
-                args, self.student, teacher is not None or teacher_cache is not None
-            )
+            self.distillation_target = distillation_target(args, self.student, has_teacher)
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
-        self.image_mean = getattr(processing_class, "image_mean", None) or IMAGENET_DEFAULT_MEAN
-        self.image_std = getattr(processing_class, "image_std", None) or IMAGENET_DEFAULT_STD
-        if getattr(processing_class, "do_normalize", True) is False:
-            self.image_mean, self.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self.image_mean, self.image_std = _normalization(processing_class)
         super().__init__(
             model=model,
             args=args,
@@ -127,11 +130,9 @@ class DistillationTrainer(OptimizingTrainer):
         )
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
-        self.teacher = None
         with problems.gathered():
             self.teacher = self._prepare_teacher(teacher)
         self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
-        self.cached = None
         with problems.gathered():
             self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
         self._running = RunningTerms(self.args.device)
