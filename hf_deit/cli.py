@@ -1,4 +1,4 @@
-"""`hf-deit …`: parse, call, print. What the commands do is in runs.py, teacher_training.py, contact_sheet.py and demo.py.
+"""`hf-deit …`: parse, call, print. What the commands do is in runs.py, teacher_training.py, cache_runs.py and others.
 
 Exit codes: 0 done; 1 training failed (the loss diverged); 2 something given is not allowed; 130 interrupted.
 """
@@ -162,6 +162,31 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
     )
 
 
+def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
+    from .cache_runs import cache_teacher
+    from .recipe import load_recipe
+
+    recipe = load_recipe(options.config, fields)
+    names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
+    summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})
+    if summary is None:
+        return
+    print()
+    rows = [[name.replace("_", " "), str(value)] for name, value in summary.items() if value is not None]
+    print_table([["teacher cache", ""], *rows])
+    if "first" in summary:
+        print(f"\nA part, in {options.out}: hf-deit merge-teacher-caches WHOLE {options.out} …")
+    else:
+        print(f"\nUse it, without the teacher, with: hf-deit train --teacher_cache {options.out} …")
+
+
+def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> None:
+    from .cache_writing import merge_caches
+
+    epochs = merge_caches(options.out, options.parts)
+    print(f"{options.out} holds {len(epochs)} epoch(s) of views: {', '.join(map(str, epochs))}.")
+
+
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     from .demo import DemoArguments, run_demo
 
@@ -228,6 +253,33 @@ def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of views and head (default: %(default)s)")
 
 
+def _add_cache_commands(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache-teacher",
+        help="store a teacher's answers to the views of a recipe, for trainings without it",
+        epilog="Every field of a recipe can be given too, as for train. The same command again goes on after a kill or a full "
+        "disk; with more --views it adds to the cache.",
+        allow_abbrev=False,
+    )
+    cache.add_argument("--config", help="YAML of fields, as for train")
+    cache.add_argument("--out", required=True, metavar="DIR", help="the cache; new, or one to go on with")
+    cache.add_argument(
+        *("--views", "--epochs"), type=int, dest="views", help="epochs of views (default: those the training shows)"
+    )
+    cache.add_argument("--first_view", type=int, default=0, help="the first epoch of views, for a part (default: 0)")
+    cache.add_argument("--kind", choices=("hard", "soft"), help="decisions or logits (default: distillation_type)")
+    cache.add_argument("--top_k", type=int, help="keep the K largest logits and the rest's sum (default: all logits)")
+    cache.add_argument(
+        "--answer_dtype", default="float32", choices=("float32", "float16"), help="of logits (default: %(default)s)"
+    )
+    cache.set_defaults(run=_cache_teacher)
+
+    merge = commands.add_parser("merge-teacher-caches", help="bring parts of one teacher cache together")
+    merge.add_argument("out", metavar="DIR", help="the whole; new, or one to add to")
+    merge.add_argument("parts", nargs="+", metavar="PART", help="folders that cache-teacher made")
+    merge.set_defaults(run=_merge_teacher_caches)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -276,6 +328,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
     evaluate.set_defaults(run=_evaluate)
 
+    _add_cache_commands(commands)
+
     show = commands.add_parser(
         "show-augmentations",
         help="a contact sheet: images under many views, as training will see them",
@@ -309,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options, fields = parser.parse_known_args(arguments)
     options.given = list(sys.argv[1:] if arguments is None else arguments)
-    if fields and options.command not in ("train", "show-augmentations"):
+    if fields and options.command not in ("train", "show-augmentations", "cache-teacher"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     from .errors import UserError, own_message
 

@@ -14,8 +14,8 @@ from PIL import Image
 from .augmentation import Augmentation
 from .checkpointing import STAGING_PREFIX
 from .errors import DataError, UserError
-from .recipe import Recipe, RecipeError, as_size, build_augmentation
-from .run_data import columns_of
+from .recipe import Recipe, build_augmentation
+from .run_data import columns_of, view_size_of
 from .sampling import ViewKey, view_generator
 from .sources import Source, load_training
 
@@ -125,7 +125,7 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
             raise ContactSheetError(f"{name}={number}: at least 1.")
     out = Path(out)
     _check_path(out)  # before the data are read
-    augmentation = build_augmentation(recipe.augmentation, _view_size(recipe))
+    augmentation = build_augmentation(recipe.augmentation, view_size_of(recipe))
     seed = recipe.training.seed
     data = recipe.data
     source = load_training(data.data, data.validation_share, seed, columns_of(data), data.broken_images)
@@ -156,18 +156,3 @@ def _readable(source: Source, wanted: Sequence[int]) -> list[int]:
     if not shown:
         raise DataError(f"None of the {len(source)} images of {source.name} can be decoded: repair them.")
     return shown
-
-
-def _view_size(recipe: Recipe) -> tuple[int, int]:
-    given = as_size("view_size", recipe.data.view_size) or as_size("image_size", recipe.model.image_size)
-    if given is not None or recipe.model.model is None:
-        return given or (224, 224)
-    from transformers import AutoConfig
-
-    from .configuration_deit import as_pair
-
-    try:
-        config = AutoConfig.from_pretrained(recipe.model.model)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"No model at {recipe.model.model!r}: {error}") from error
-    return as_pair(getattr(config, "image_size", None) or 224)

@@ -60,14 +60,16 @@ def soft_distillation_loss(
         raise ValueError(
             f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0 use hard distillation."
         )
-    if reduction not in DISTILLATION_REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r}: choose one of {', '.join(DISTILLATION_REDUCTIONS)}.")
     student_log_probs = F.log_softmax(_at_least_float32(student_logits) / tau, dim=-1)
     teacher_log_probs = F.log_softmax(_at_least_float32(teacher_logits) / tau, dim=-1)
     divergence = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
-    if reduction == "official":
-        divergence = divergence / student_logits.shape[-1]
-    return tau**2 * divergence
+    return tau**2 * _reduced(divergence, reduction, student_logits.shape[-1])
+
+
+def _reduced(divergence: Tensor, reduction: str, num_labels: int) -> Tensor:
+    if reduction not in DISTILLATION_REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r}: choose one of {', '.join(DISTILLATION_REDUCTIONS)}.")
+    return divergence / num_labels if reduction == "official" else divergence
 
 
 def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -75,7 +77,8 @@ def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Te
 
     Args:
         student_logits: `(batch, num_labels)`.
-        teacher_logits: `(batch, num_labels)`; only the arg max counts.
+        teacher_logits: `(batch, num_labels)`, of which only the arg max counts; or the decisions themselves, class indices
+            `(batch,)`.
 
     Returns:
         `(batch,)`.
@@ -83,8 +86,52 @@ def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Te
     Raises:
         ValueError: Shapes differ.
     """
-    _check_pair(student_logits, teacher_logits)
-    return F.cross_entropy(_at_least_float32(student_logits), teacher_logits.argmax(dim=-1), reduction="none")
+    if teacher_logits.ndim == 1 and not teacher_logits.is_floating_point():
+        decisions = teacher_logits.long()
+    else:
+        _check_pair(student_logits, teacher_logits)
+        decisions = teacher_logits.argmax(dim=-1)
+    return F.cross_entropy(_at_least_float32(student_logits), decisions, reduction="none")
+
+
+def top_k_distillation_loss(
+    student_logits: Tensor,
+    top_logits: Tensor,
+    top_indices: Tensor,
+    rest: Tensor,
+    tau: float = 3.0,
+    reduction: str = "image",
+) -> Tensor:
+    """Soft distillation from the teacher's K largest logits: all other classes count as one, for teacher and student.
+
+    τ² · KL over K + 1 outcomes. Joining outcomes never raises a KL, so this is at most the loss of all logits, and it is that
+    loss where student and teacher share the rest out alike; how the student shares it out is left free.
+
+    Args:
+        student_logits: `(batch, num_labels)`.
+        top_logits: The teacher's K largest logits `(batch, K)`, K < num_labels.
+        top_indices: Their classes `(batch, K)`.
+        rest: log Σ exp(logit / τ) over the teacher's other classes `(batch,)`, made for this very τ.
+        tau: Softmax temperature τ > 0.
+        reduction: As `soft_distillation_loss`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: K is not below the number of classes; τ or the reduction as `soft_distillation_loss`.
+    """
+    if not top_logits.shape[-1] < student_logits.shape[-1]:
+        raise ValueError(
+            f"{top_logits.shape[-1]} of {student_logits.shape[-1]} logits are no top-K: with all of them use "
+            "soft_distillation_loss."
+        )
+    scaled = _at_least_float32(student_logits) / tau
+    student_rest = scaled.scatter(-1, top_indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    student = torch.cat([scaled.gather(-1, top_indices), student_rest], dim=-1) * tau
+    teacher = torch.cat([_at_least_float32(top_logits), tau * rest[:, None].to(scaled.dtype)], dim=-1)
+    divergence = soft_distillation_loss(student, teacher, tau)  # of K + 1 outcomes, the rest being the last
+    return _reduced(divergence, reduction, student_logits.shape[-1])
 
 
 def base_loss(

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .answers import decisions
+
 _CITATION = (
     "@article{touvron2020deit, title={Training data-efficient image transformers & distillation through attention}}"
 )
@@ -82,7 +84,7 @@ def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tenso
 
     Args:
         heads: `logits` and where they exist `cls_logits`, `distillation_logits`, `teacher_logits`, each
-            `(batch, num_labels)`.
+            `(batch, num_labels)`; the teacher's answers may be stored ones (answers.py).
         labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`, of which the largest counts.
 
     Returns:
@@ -91,8 +93,11 @@ def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tenso
     """
     labels = labels.argmax(dim=-1) if labels.ndim == 2 else labels
     kept = {"label": labels}
-    for name, logits in heads.items():
-        kept[name.replace("logits", "prediction")] = logits.argmax(dim=-1)
+    for name in ("logits", "cls_logits", "distillation_logits"):
+        if name in heads:
+            kept[name.replace("logits", "prediction")] = heads[name].argmax(dim=-1)
+    if (said := decisions(heads)) is not None:
+        kept["teacher_prediction"] = said
     if heads["logits"].shape[-1] > TOP_K:
         kept["top5"] = (heads["logits"].topk(TOP_K, dim=-1).indices == labels[:, None]).any(dim=-1).to(torch.uint8)
     return kept

@@ -169,6 +169,13 @@ class TeacherArguments:
     teacher_dtype: str = field(
         default="float32", metadata={"help": "Autocast of the teacher: float32, bfloat16 or float16."}
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the teacher's stored answers (hf-deit cache-teacher); no teacher is needed then."},
+    )
+    verify_teacher_cache: int = field(
+        default=0, metadata={"help": "Number of stored answers that the teacher, given too, is asked again."}
+    )
 
 
 @dataclass
@@ -207,7 +214,7 @@ class Recipe:
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
-        for name in ("data", "model", "teacher", "teacher_weights"):
+        for name in ("data", "model", "teacher", "teacher_weights", "teacher_cache"):
             path = None if fields[name] is None else Path(fields[name]).expanduser()
             if path is not None and path.exists():
                 fields[name] = str(path.resolve())  # the recipe is read again from another folder
@@ -250,7 +257,7 @@ def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
     hints = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
     parser.set_defaults(**{name: _to_type(known[name], hints[name], value) for name, value in fields.items()})
     given = {*fields, *(text.removeprefix("--").split("=")[0] for text in overrides if text.startswith("--"))}
-    if not given & {"distillation_type", "teacher"}:
+    if not given & {"distillation_type", "teacher", "teacher_cache"}:
         logger.warning("Neither a teacher nor a distillation_type is given: the student learns from the labels alone.")
         parser.set_defaults(distillation_type="none")
     try:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from .augmentation import Augmentation
+from .configuration_deit import as_pair
 from .data import EvaluationDataset, ViewDataset
 from .errors import DataError
-from .recipe import DataArguments, Recipe, RecipeError
+from .recipe import DataArguments, Recipe, RecipeError, as_size
 from .sources import Source, is_image_folder, load_splits, load_stream, without_unreadable
 from .streams import NOT_PROMISED, ViewStream
 from .tables import Columns, TableReader
@@ -127,6 +129,22 @@ def _check_streaming(recipe: Recipe) -> None:
         raise RecipeError("The length of a stream is not known: give max_steps, the number of optimizer steps.")
     if arguments.shuffle_buffer < 1:
         raise RecipeError(f"shuffle_buffer={arguments.shuffle_buffer}: at least 1; 1 keeps the order of the data.")
+
+
+def view_size_of(recipe: Recipe) -> tuple[int, int]:
+    """Gives the `(height, width)` of a recipe's views in pixels: view_size, or the student's, or 224.
+
+    Raises:
+        RecipeError: The weights that the student starts from do not exist.
+    """
+    given = as_size("view_size", recipe.data.view_size) or as_size("image_size", recipe.model.image_size)
+    if given is not None or recipe.model.model is None:
+        return given or (224, 224)
+    try:
+        config = AutoConfig.from_pretrained(recipe.model.model)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"No model at {recipe.model.model!r}: {error}") from error
+    return as_pair(getattr(config, "image_size", None) or 224)
 
 
 class ProcessedDataset(torch.utils.data.Dataset):

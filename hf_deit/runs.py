@@ -67,6 +67,8 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
             train_dataset=data.training_set(augmentation, args.seed, step_size),
             eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
             processing_class=processor,
+            teacher_cache=recipe.teacher.teacher_cache,
+            verify_teacher_cache=recipe.teacher.verify_teacher_cache,
         )
     except UserError:
         raise

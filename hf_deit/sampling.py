@@ -14,7 +14,7 @@ A leaf: knows no images, no tensors of images and no trainer.
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,22 @@ def permutation(seed: int, epoch: int, size: int, purpose: str = "images") -> np
     return np.argsort(raw, kind="stable")
 
 
+def keys_at(seed: int, size: int, epoch: int, positions: Iterable[int]) -> list[ViewKey]:
+    """Gives the keys that stand at positions of an epoch's list of views, as `ViewSampler` would yield them.
+
+    Args:
+        seed: Of the run.
+        size: Number of images.
+        epoch: Of the views.
+        positions: From 0 to 2 · (size // 2) · views of an image - 1.
+    """
+    images, num_pairs = permutation(seed, epoch, size).tolist(), size // 2
+    return [
+        ViewKey(epoch, images[position % (2 * num_pairs)], position // (2 * num_pairs), position)
+        for position in positions
+    ]
+
+
 class ViewSampler(Sampler[ViewKey]):
     """Yields the keys of an epoch's views, partners side by side, in whole global batches.
 
@@ -109,6 +125,11 @@ class ViewSampler(Sampler[ViewKey]):
         self.num_batches = max(size // global_batch_size, 1)
         self.repeats = repeats
         self.epoch = 0
+
+    @property
+    def views_per_image(self) -> int:
+        """The most views of one image in an epoch: the repeats, or more where a small set has to fill a batch."""
+        return max(self.repeats, -(-self.global_batch_size // (2 * (self.size // 2))))
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer at the start of every epoch; the order and the views depend on it."""

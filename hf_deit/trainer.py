@@ -7,10 +7,11 @@ teacher in teacher.py, the order of the views in sampling.py; here is what happe
 Paper: Touvron et al., arXiv:2012.12877.
 """
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from .answers import decisions, take_answers, teacher_loss
+from .cached_answers import CachedAnswers
 from .checks import (
     Problems,
     known_labels,
@@ -36,8 +39,6 @@ from .losses import (
     balanced_weights,
     base_loss,
     distillation_terms,
-    hard_distillation_loss,
-    soft_distillation_loss,
     supervised_loss,
 )
 from .mixing import Mixing, mix_labels, mix_pixels
@@ -46,6 +47,7 @@ from .pixels import normalize, resize, to_unit_range
 from .sampling import ViewSampler
 from .student import StudentError, StudentInfo, distillation_target, inspect_student
 from .teacher import Teacher
+from .teacher_cache import TeacherCache
 from .terms import RunningTerms
 from .training_args import DistillationTrainingArguments
 
@@ -61,6 +63,13 @@ def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
     return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
 
 
+def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[float]]:
+    if getattr(processing_class, "do_normalize", True) is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (getattr(processing_class, name, None) for name in ("image_mean", "image_std"))
+    return mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
+
+
 class DistillationTrainer(OptimizingTrainer):
     """Trains a student on labels and on a teacher's answers.
 
@@ -73,11 +82,15 @@ class DistillationTrainer(OptimizingTrainer):
             `pixel_values` and `labels` or `label`; then exactness is off, and the log says so.
         processing_class: The image processor. Its mean and std normalise uint8 pixels, and undo the normalisation of
             float pixels for the teacher. Default: one for the student's size, with ImageNet's mean and std.
+        teacher_cache: Stored answers of a teacher (`hf-deit cache-teacher`), which then is not needed. One that is given too is
+            compared with them and let go.
+        verify_teacher_cache: Number of stored answers that such a teacher is asked again.
         **kwargs: As `transformers.Trainer`.
 
     Raises:
         StudentError: Student, teacher and arguments do not go together.
         TeacherError: The teacher's classes are not the student's, or it fails on a view.
+        TeacherCacheError: The stored answers are damaged, or answers to something else.
         SetupError: Several such things (it is both of the above).
     """
 
@@ -93,6 +106,8 @@ class DistillationTrainer(OptimizingTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: Any = None,
+        teacher_cache: TeacherCache | str | os.PathLike | None = None,
+        verify_teacher_cache: int = 0,
         **kwargs: Any,
     ):
         args = args if args is not None else DistillationTrainingArguments(output_dir="trainer_output")
@@ -105,15 +120,13 @@ class DistillationTrainer(OptimizingTrainer):
                 f"The student is {type(model).__name__}: give a torch module such as a transformers model."
             )
         self.student = inspect_student(model, _view_size(train_dataset))
-        self.distillation_target = None
+        self.distillation_target = self.teacher = self.cached = None
         problems = Problems()
+        has_teacher = teacher is not None or teacher_cache is not None
         with problems.gathered():
-            self.distillation_target = distillation_target(args, self.student, teacher is not None)
+            self.distillation_target = distillation_target(args, self.student, has_teacher)
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
-        self.image_mean = getattr(processing_class, "image_mean", None) or IMAGENET_DEFAULT_MEAN
-        self.image_std = getattr(processing_class, "image_std", None) or IMAGENET_DEFAULT_STD
-        if getattr(processing_class, "do_normalize", True) is False:
-            self.image_mean, self.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self.image_mean, self.image_std = _normalization(processing_class)
         set_best_metric(args, self.student.problem_type)
         super().__init__(
             model=model,
@@ -126,10 +139,11 @@ class DistillationTrainer(OptimizingTrainer):
         )
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
-        self.teacher = None
         with problems.gathered():
             self.teacher = self._prepare_teacher(teacher)
         self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
+        with problems.gathered():
+            self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
         self._running = RunningTerms(self.args.device)
         self._kept: list[dict[str, Tensor]] = []
         # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
@@ -164,6 +178,19 @@ class DistillationTrainer(OptimizingTrainer):
         teacher.align(names, self.student.num_labels, as_pair(view_size))
         return teacher
 
+    def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedAnswers | None:
+        if cache is None:
+            if verified:
+                raise StudentError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
+            return None
+        cached = CachedAnswers(cache, self.train_dataset, self.eval_dataset, self.args, self.mixing)
+        if self.teacher is not None:
+            cached.check_teacher(self.teacher, verified)
+            self.teacher = None  # the answers are there: no memory for it, and no time
+        elif verified:
+            raise StudentError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
+        return cached
+
     def _say_if_not_keyed(self, dataset: Dataset | None) -> None:
         # A stream makes keys itself, and says what it does not promise.
         keyed = getattr(dataset, "takes_view_keys", False) or getattr(dataset, "makes_view_keys", False)
@@ -190,7 +217,7 @@ class DistillationTrainer(OptimizingTrainer):
             size=len(dataset),
             global_batch_size=self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             seed=dataset.seed,
-            num_views=self.args.num_views,
+            num_views=self.args.num_views if self.cached is None else self.cached.num_views,
             repeats=self.args.repeated_augmentation,
         )
 
@@ -209,13 +236,29 @@ class DistillationTrainer(OptimizingTrainer):
             )
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the Trainer's; partners' mixes are drawn with the training batches only."""
-        if not self.mixing.is_on:
+        """As the Trainer's; partners' mixes are drawn, and stored answers looked up, with the training batches only."""
+        collator = self.data_collator
+        if self.mixing.is_on:
+            collator = MixingCollator(collator, self.mixing, getattr(self.train_dataset, "seed", self.args.seed))
+        if self.cached is not None and self.distillation_target is not None:
+            collator = self.cached.training_collator(collator)
+        with self._collating(collator):
             return super().get_train_dataloader()
-        seed = getattr(self.train_dataset, "seed", self.args.seed)
-        plain, self.data_collator = self.data_collator, MixingCollator(self.data_collator, self.mixing, seed)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As the Trainer's; stored answers to the validation images are looked up with them."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.cached is None or dataset is None or isinstance(dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        dataset, collator = self.cached.evaluation(dataset, self.data_collator)
+        with self._collating(collator):
+            return super().get_eval_dataloader(dataset)
+
+    @contextlib.contextmanager
+    def _collating(self, collator: Callable) -> Iterator[None]:
+        plain, self.data_collator = self.data_collator, collator
         try:
-            return super().get_train_dataloader()
+            yield
         finally:
             self.data_collator = plain
 
@@ -248,14 +291,15 @@ class DistillationTrainer(OptimizingTrainer):
         return self._normalized(view), teacher_view
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any], ask_teacher: bool) -> dict[str, Tensor]:
-        """Gives the student's heads and, if asked, `teacher_logits`, each `(batch, num_labels)`."""
+        """Gives the student's heads `(batch, num_labels)` and, if asked, the teacher's answers (answers.py), live or stored."""
         inputs = dict(inputs)
         inputs.pop("labels", None)
+        answers = take_answers(inputs)
         pixel_values, teacher_view = self._pixels(inputs, inputs.pop("mixes", None))
         outputs = model(pixel_values=pixel_values, **inputs)
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
         if ask_teacher:
-            heads["teacher_logits"] = self.teacher(teacher_view)
+            heads |= answers or ({"teacher_logits": self.teacher(teacher_view)} if self.teacher is not None else {})
         return heads
 
     def _labels(self, inputs: dict[str, Any]) -> Tensor:
@@ -268,18 +312,11 @@ class DistillationTrainer(OptimizingTrainer):
     def _terms(self, heads: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Gives `loss` and its named parts, each `(batch,)`."""
         args = self.args
-        teacher_loss = None
+        learns = None
         if self.distillation_target is not None:
-            teacher_logits = heads["teacher_logits"]
-            if args.distillation_type == "hard":
-                teacher_loss = functools.partial(hard_distillation_loss, teacher_logits=teacher_logits)
-            else:
-                teacher_loss = functools.partial(
-                    soft_distillation_loss,
-                    teacher_logits=teacher_logits,
-                    tau=args.distillation_tau,
-                    reduction=args.distillation_reduction,
-                )
+            learns = teacher_loss(heads, args.distillation_type, args.distillation_tau, args.distillation_reduction)
+            if learns is None:  # an evaluation of images to which no answer is stored
+                heads = {"logits": heads.get("cls_logits", heads["logits"])}
         if self.student.problem_type == "single_label_classification":
             label_loss = functools.partial(
                 base_loss,
@@ -290,7 +327,7 @@ class DistillationTrainer(OptimizingTrainer):
             )
         else:
             label_loss = functools.partial(supervised_loss, labels=labels, problem_type=self.student.problem_type)
-        return distillation_terms(heads, label_loss, teacher_loss, args.distillation_alpha)
+        return distillation_terms(heads, label_loss, learns, args.distillation_alpha)
 
     def compute_loss(
         self,
@@ -317,8 +354,8 @@ class DistillationTrainer(OptimizingTrainer):
         terms = self._terms(heads, self._labels(inputs))
         if model.training:
             logged = dict(terms)
-            if "teacher_logits" in heads:
-                logged["teacher_agreement"] = heads["logits"].argmax(-1) == heads["teacher_logits"].argmax(-1)
+            if (said := decisions(heads)) is not None:
+                logged["teacher_agreement"] = heads["logits"].argmax(-1) == said
             self._running.add(logged, self.state.global_step + 1, self._learning_rate())
         loss = terms["loss"].mean()
         return (loss, heads) if return_outputs else loss
@@ -368,7 +405,7 @@ class DistillationTrainer(OptimizingTrainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():
-            heads = self._forward(model, inputs, ask_teacher=self.teacher is not None and labels is not None)
+            heads = self._forward(model, inputs, ask_teacher=labels is not None)
             if labels is None:
                 return None, heads["logits"].detach(), None
             kept = self._terms(heads, labels)
@@ -416,8 +453,12 @@ class DistillationTrainer(OptimizingTrainer):
         """Model, recipe, data and teacher of this run; written into checkpoints, compared on resume."""
         names = ("size", "crop_size", "image_mean", "image_std")
         processor = {name: str(getattr(self.processing_class, name, None)) for name in names}
-        teacher = {"fingerprint": self._teacher_fingerprint}
-        return {**super().run_description(), "processor": processor, "teacher": teacher}
+        cached = self.cached is not None and self.distillation_target is not None
+        teacher = self.cached.fingerprint if cached else {"fingerprint": self._teacher_fingerprint}
+        description = {**super().run_description(), "processor": processor, "teacher": teacher}
+        if cached:
+            description["recipe"]["num_views"] = self.cached.num_views  # fewer stored views than epochs come again
+        return description
 
     @functools.cached_property
     def _teacher_fingerprint(self) -> str | None:

@@ -18,8 +18,12 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in so
 # They run the Trainer, or the command line; all the others are written against tensors, files and configurations.
 TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "trainer", "cli"}
 LEAVES = [
+    "answers",
     "augmentation",
     "building",
+    "cache_building",
+    "cache_writing",
+    "cached_answers",
     "checkpointing",
     "checks",
     "configuration_deit",
@@ -48,6 +52,7 @@ LEAVES = [
     "student",
     "tables",
     "teacher",
+    "teacher_cache",
     "terms",
     "training_args",
 ]

@@ -62,6 +62,8 @@ VALUES = {
     "teacher_image_size": [160],
     "teacher_labels": ["a dog", "cat", "1"],
     "teacher_dtype": "float16",
+    "teacher_cache": "answers",
+    "verify_teacher_cache": 100,
     "resume": True,
     # DistillationTrainingArguments' own, and those whose defaults it changes
     "distillation_type": "soft",

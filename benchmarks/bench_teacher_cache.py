@@ -1,0 +1,347 @@
+"""Teacher caches measured: time of an epoch, building, files, and what they do to accuracy; every comparison in one run.
+
+Four parts, each with a table; figures go to benchmarks/results/bench_teacher_cache.json, the plot beside it.
+
+- time: seconds an epoch without a teacher, with the live one, by a hard cache and by one of K logits; the arms take turns
+  epoch by epoch, with the same images, mixing and loader. Teachers: efficientnet_lite0, and a RegNetY-16GF-sized network with
+  random weights. Also views a second while building, against the bare teacher on ready batches.
+- rounding: the share of records that differ when the teacher is asked in batches of another size.
+- files: a hard cache of ImageNet for 300 epochs (0.77 GB, random records): opening, random reads, memory.
+- accuracy: the recipe clothing10_64 by the live teacher, exact caches, top-K and fewer views than epochs.
+
+python benchmarks/bench_teacher_cache.py time rounding files --data ../shared/data/clothing10
+python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 60 --seeds 3
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import RegNetConfig, RegNetForImageClassification
+
+from hf_deit.augmentation import Augmentation
+from hf_deit.cache_building import Views, build_teacher_cache, view_answers
+from hf_deit.cache_runs import cache_teacher
+from hf_deit.cache_writing import CacheWriter
+from hf_deit.cli import print_table
+from hf_deit.configuration_deit import DeiTConfig
+from hf_deit.data import ViewDataset
+from hf_deit.mixing import Mixing
+from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher
+from hf_deit.networks import FACTORY_NORMALIZATION, efficientnet_lite0, replace_classifier
+from hf_deit.recipe import load_recipe
+from hf_deit.runs import train
+from hf_deit.sources import Source, load_splits
+from hf_deit.teacher import Teacher
+from hf_deit.teacher_cache import FORMAT, FORMAT_VERSION, Layout, TeacherCache, epoch_name
+from hf_deit.trainer import DistillationTrainer
+from hf_deit.training_args import DistillationTrainingArguments
+
+RESULTS = Path(__file__).parent / "results" / "bench_teacher_cache.json"
+RECIPE = Path(__file__).parent.parent / "hf_deit" / "recipes" / "clothing10_64.yaml"
+LITE0 = "hf_deit.networks:efficientnet_lite0"
+IMAGENET = {"images": 1_281_167, "classes": 1000, "epochs": 300}
+MIXING = Mixing(0.8, 1.0)
+
+
+def light_teacher(names: tuple[str, ...]) -> Teacher:
+    network = efficientnet_lite0()
+    replace_classifier(network, len(names))
+    mean, std = FACTORY_NORMALIZATION[LITE0]
+    return Teacher(network, image_mean=mean, image_std=std, id2label=dict(enumerate(names)))
+
+
+def heavy_teacher(names: tuple[str, ...]) -> Teacher:
+    """RegNetY-16GF's shape (84 M parameters); its weights are random, which costs the same time."""
+    config = RegNetConfig(
+        depths=[2, 4, 11, 1],
+        hidden_sizes=[224, 448, 1232, 3024],
+        groups_width=112,
+        layer_type="y",
+        num_labels=len(names),
+    )
+    return Teacher(RegNetForImageClassification(config), id2label=dict(enumerate(names)))
+
+
+TEACHERS: dict[str, Callable] = {"efficientnet_lite0": light_teacher, "RegNetY-16GF-sized": heavy_teacher}
+
+
+def some(source: Source, count: int) -> Source:
+    """So many images, spread evenly over the source and so over its classes."""
+    count = min(count, len(source))
+    return source.subset([index * len(source) // count for index in range(count)], f"{count} of {source.name}")
+
+
+def views_of(options: argparse.Namespace, size: int, batch: int) -> Views:
+    source = some(load_splits(options.data)[0], options.images)
+    data = ViewDataset(source, Augmentation((size, size), auto_augment="randaugment", erasing_probability=0.25), 0)
+    return Views(data, MIXING, batch, batch, workers=options.workers)
+
+
+def trainer_of(options: argparse.Namespace, views: Views, kind: str, **teacher: Any) -> DistillationTrainer:
+    data = views.dataset
+    names = dict(enumerate(data.class_names))
+    config = DeiTConfig.from_preset(options.preset, image_size=data.view_size[0], id2label=names)
+    torch.manual_seed(0)
+    args = DistillationTrainingArguments(
+        str(options.work / "unused"),
+        distillation_type=kind,
+        distillation_tau=3.0,
+        mixup_alpha=MIXING.mixup_alpha,
+        cutmix_alpha=MIXING.cutmix_alpha,
+        num_views=1,
+        max_steps=10**6,
+        warmup_steps=0,
+        per_device_train_batch_size=views.batch_size,
+        dataloader_num_workers=views.workers,
+        bf16=options.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        eval_strategy="no",
+        save_strategy="no",
+    )
+    student = DeiTForImageClassificationWithTeacher(config)
+    trainer = DistillationTrainer(student, args=args, train_dataset=data, **teacher)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def epoch_seconds(trainer: DistillationTrainer) -> float:
+    """One epoch of steps as the Trainer does them, without its logging and saving."""
+    model = trainer.model.to(trainer.args.device).train()
+    start = time.perf_counter()
+    for inputs in trainer.get_train_dataloader():
+        trainer.training_step(model, inputs)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def building_rates(views: Views, teacher: Teacher, folder: Path, layout: Layout) -> tuple[float, float]:
+    """Views a second while building, and of the teacher on batches that are ready."""
+    start = time.perf_counter()
+    build_teacher_cache(folder, teacher, views, layout, range(1))
+    building = views.records / (time.perf_counter() - start)
+    ready = list(views.loader(0, views.batches(0)))
+    start = time.perf_counter()
+    for _ in view_answers(teacher, ready):
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return building, views.records / (time.perf_counter() - start)
+
+
+def measure_time(options: argparse.Namespace) -> dict[str, Any]:
+    views = views_of(options, options.size, options.batch)
+    names = views.dataset.class_names
+    top_k = min(10, len(names) - 1)
+    arms = {"no teacher": trainer_of(options, views, "none")}
+    building = {}
+    for title, make in TEACHERS.items():
+        torch.manual_seed(1)
+        teacher = make(names)
+        teacher.to(arms["no teacher"].args.device)
+        teacher.align(list(names), len(names), views.dataset.view_size)
+        folders = {kind: options.work / f"{kind}-{title}" for kind in ("hard", "soft")}
+        building[title] = building_rates(views, teacher, folders["hard"], Layout("hard", len(names)))
+        build_teacher_cache(
+            folders["soft"], teacher, views, Layout("top_k", len(names), "float16", top_k, 3.0), range(1)
+        )
+        arms[f"live, {title}"] = trainer_of(options, views, "hard", teacher=teacher)
+        arms[f"hard cache, {title}"] = trainer_of(options, views, "hard", teacher_cache=folders["hard"])
+        arms[f"top-{top_k} cache, {title}"] = trainer_of(options, views, "soft", teacher_cache=folders["soft"])
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for trainer in arms.values():
+        epoch_seconds(trainer)  # unmeasured: memory and libraries warm up
+    for _ in range(options.repeats):
+        for name, trainer in arms.items():
+            seconds[name].append(epoch_seconds(trainer))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"\n{options.preset} student at {options.size} px, {len(views.dataset)} images, batch {options.batch}")
+    rows = [["epoch", "median s", "min – max", "× no teacher"]]
+    for name, values in seconds.items():
+        ratio = medians[name] / medians["no teacher"]
+        rows.append([name, f"{medians[name]:.2f}", f"{min(values):.2f} – {max(values):.2f}", f"{ratio:.3f}"])
+    print_table(rows)
+    print_table(
+        [["building", "views/s", "bare teacher", "share"]]
+        + [[title, f"{rate:.1f}", f"{bare:.1f}", f"{rate / bare:.2f}"] for title, (rate, bare) in building.items()]
+    )
+    plot(medians, RESULTS.with_name("bench_teacher_cache.png"))
+    return {"seconds": seconds, "building": building, "student": options.preset, "size": options.size}
+
+
+def plot(medians: dict[str, float], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(medians) + 1))
+    bars = axes.barh(list(medians), list(medians.values()), color="#4477aa")
+    axes.bar_label(bars, fmt="%.1f s", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds an epoch (median)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def measure_rounding(options: argparse.Namespace) -> dict[str, Any]:
+    rows = [["asked in batches of", "decisions that differ", "records that differ (fp32)", "largest |difference|"]]
+    found: dict[str, Any] = {}
+    answers = {}
+    for batch in (64, 32, 8, 2):
+        views = views_of(options, 64, batch)
+        names = views.dataset.class_names
+        torch.manual_seed(1)
+        teacher = light_teacher(names)
+        teacher.align(list(names), len(names), (64, 64))
+        build_teacher_cache(options.work / f"rounding-{batch}", teacher, views, Layout("dense", len(names)), range(1))
+        cache = TeacherCache(options.work / f"rounding-{batch}")
+        answers[batch] = cache.answers(0, range(cache.records_per_epoch))["teacher_logits"]
+        first, now = answers[64], answers[batch]
+        decisions = (first.argmax(1) != now.argmax(1)).float().mean().item()
+        records = (first != now).any(1).float().mean().item()
+        largest = (first - now).abs().max().item()
+        rows.append([str(batch), f"{100 * decisions:.3f} %", f"{100 * records:.1f} %", f"{largest:.1e}"])
+        found[str(batch)] = {"decisions": decisions, "records": records, "largest": largest}
+    print(f"\nrecords of efficientnet_lite0 at 64 px against those asked in batches of 64 ({len(answers[64])} views)")
+    print_table(rows)
+    return found
+
+
+def measure_files(options: argparse.Namespace) -> dict[str, Any]:
+    folder, images = options.work / "imagenet", IMAGENET["images"] // 2 * 2
+    layout = Layout("hard", IMAGENET["classes"])
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "teacher": {"fingerprint": "random"},
+        "layout": vars(layout),
+        "views": {"records": images},
+        "validation": None,
+    }
+    generator = np.random.default_rng(0)
+    writer = CacheWriter(folder, manifest)
+    place = [np.arange(images)]
+    for epoch in range(IMAGENET["epochs"]):
+        writer.fill(epoch_name(epoch), place, lambda _: [generator.integers(0, 1000, images).astype("<u2")])
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    start = time.perf_counter()
+    cache = TeacherCache(folder)
+    opening = time.perf_counter() - start
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    positions = generator.integers(0, images, (4000, 256))
+    start = time.perf_counter()
+    for number, batch in enumerate(positions):
+        cache.answers(number * IMAGENET["epochs"] // len(positions), batch)  # one epoch of views after the other
+    reading = positions.size / (time.perf_counter() - start)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    found = {"bytes": size, "open_s": opening, "reads_per_s": reading, "memory_mib": grown}
+    print("\nhard cache of ImageNet for 300 epochs")
+    print_table(
+        [
+            ["files", ""],
+            ["size", f"{size / 1e9:.3f} GB"],
+            ["bytes a view", f"{size / images / IMAGENET['epochs']:.4f}"],
+            ["opening, every SHA-256 checked", f"{opening:.2f} s"],
+            ["random reads, batches of 256", f"{reading:,.0f} a second"],
+            ["memory the reads added (mapped pages)", f"{grown:.0f} MiB"],
+        ]
+    )
+    shutil.rmtree(folder)
+    return found
+
+
+def measure_accuracy(options: argparse.Namespace) -> dict[str, Any]:
+    epochs = options.epochs
+    arms: dict[str, tuple[list[str], dict[str, Any] | None]] = {
+        "hard, live": (["--distillation_type", "hard"], None),
+        "hard cache": (["--distillation_type", "hard"], {"kind": "hard"}),
+        "soft, live": ([], None),
+        "soft cache, all logits fp32": ([], {"kind": "soft"}),
+        "soft cache, all logits fp16": ([], {"kind": "soft", "dtype": "float16"}),
+        **{f"soft cache, top-{k}": ([], {"kind": "soft", "top_k": k}) for k in (1, 5)},
+        **{f"soft cache, {n} views": ([], {"kind": "soft", "epochs": n}) for n in (1, 5, 20) if n < epochs},
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for seed in range(options.seeds):
+        common = ["--data", options.data, "--num_train_epochs", str(epochs), "--seed", str(seed)]
+        common += ["--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
+        for name, (fields, cache) in arms.items():
+            out = options.work / f"{name}-{seed}".replace(" ", "_").replace(",", "")
+            fields = [*common, *fields, "--output_dir", str(out)]
+            start = time.perf_counter()
+            if cache is not None:
+                folder = options.work / "cache"
+                cache_teacher(load_recipe(RECIPE, [*fields, "--teacher", options.teacher]), folder, **cache)
+                built, start = time.perf_counter() - start, time.perf_counter()
+                metrics = train(load_recipe(RECIPE, [*fields, "--teacher_cache", str(folder)]))
+                shutil.rmtree(folder)
+            else:
+                built, metrics = 0.0, train(load_recipe(RECIPE, [*fields, "--teacher", options.teacher]))
+            kept = ("eval_accuracy", "eval_loss", "eval_teacher_agreement")
+            row = {key: metrics[key] for key in kept}
+            found[name].append(row | {"train_s": time.perf_counter() - start, "build_s": built})
+            print(f"seed {seed}, {name}: {100 * metrics['eval_accuracy']:.2f} %", flush=True)
+            shutil.rmtree(out)
+    rows = [["student", "top-1, mean", "by seed", "agreement", "build s", "train s"]]
+    for name, runs in found.items():
+        mean = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+        by_seed = " ".join(f"{100 * run['eval_accuracy']:.1f}" for run in runs)
+        agreement = f"{100 * mean['eval_teacher_agreement']:.1f} %"
+        times = [f"{mean[key]:.0f}" for key in ("build_s", "train_s")]
+        rows.append([name, f"{100 * mean['eval_accuracy']:.2f} %", by_seed, agreement, *times])
+    print()
+    print_table(rows)
+    return found
+
+
+PARTS = {"time": measure_time, "rounding": measure_rounding, "files": measure_files, "accuracy": measure_accuracy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--data", help="folder of photographs, as for hf-deit train")
+    parser.add_argument("--teacher", help="accuracy: folder that hf-deit train-teacher made")
+    parser.add_argument("--preset", default="tiny", help="time: the student (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="time: pixels (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=64, help="time, rounding: images (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="time: images at a time (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="data workers (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="time: autocast of the student")
+    parser.add_argument("--repeats", type=int, default=5, help="time: measured epochs an arm (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=60, help="accuracy: of training (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="accuracy (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/tmp/bench_teacher_cache"), help="emptied (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for part in options.parts:
+        results[part] = PARTS[part](options)
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    shutil.rmtree(options.work)
+
+
+if __name__ == "__main__":
+    main()

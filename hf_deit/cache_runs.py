@@ -1,0 +1,109 @@
+"""What `hf-deit cache-teacher` does: the teacher, data and views of a recipe, and a cache built of them.
+
+The loop is in cache_building.py; a training by the cache needs no more than the recipe's `teacher_cache` (runs.py).
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from .building import build_teacher
+from .cache_building import Views, build_teacher_cache, describe_views
+from .checks import planned_updates
+from .data import EvaluationDataset
+from .mixing import Mixing
+from .recipe import Recipe, RecipeError, build_augmentation
+from .run_data import load_run_data, view_size_of
+from .teacher_cache import Layout, TeacherCache, TeacherCacheError
+from .training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def cache_teacher(
+    recipe: Recipe,
+    out: str | Path,
+    epochs: int | None = None,
+    first: int = 0,
+    kind: str | None = None,
+    top_k: int | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any] | None:
+    """Builds a recipe's teacher cache, goes on with it, or extends it.
+
+    Args:
+        recipe: Of the training: data, augmentation, mixing, seed, batch size, teacher, temperature.
+        out: The folder.
+        epochs: Epochs of views. Default: as many as the training shows.
+        first: The first of them; above 0 for a part that is merged later.
+        kind: "hard" or "soft". Default: the recipe's distillation_type.
+        top_k: Of soft answers keep the K largest logits and the log-sum-exp of the rest at distillation_tau. Default: all.
+        dtype: Of stored logits, "float32" or "float16".
+
+    Returns:
+        `TeacherCache.summary`, or for a part that does not begin at 0 `{"first": …, "view_epochs": …}`; None in processes
+        other than the first.
+
+    Raises:
+        UserError: Something given is not allowed, or the folder holds another cache.
+    """
+    args = recipe.training
+    _check_numbers(epochs, first)
+    data, view_size = load_run_data(recipe), view_size_of(recipe)
+    dataset = data.training_set(build_augmentation(recipe.augmentation, view_size), args.seed, args.train_batch_size)
+    mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
+    describe_views(dataset, mixing)  # refuses a stream before a teacher is loaded
+    teacher = build_teacher(recipe.teacher)
+    if teacher is None:
+        raise RecipeError("The recipe names no teacher whose answers could be stored: give --teacher.")
+    names = [name.strip() for name in dataset.class_names]
+    teacher.to(args.device).align(names, len(names), view_size)
+    views = Views(
+        dataset,
+        mixing,
+        args.train_batch_size,
+        args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        args.repeated_augmentation,
+        args.dataloader_num_workers,
+    )
+    layout = _layout(args, len(names), kind, top_k, dtype)
+    count = epochs if epochs is not None else _epochs_of(args, views)
+    validation = EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio)
+    wanted = range(first, first + count)
+    build_teacher_cache(out, teacher, views, layout, wanted, validation, share=(args.process_index, args.world_size))
+    if args.world_size > 1:
+        PartialState().wait_for_everyone()
+    if args.process_index:
+        return None
+    return TeacherCache(out).summary() if first == 0 else {"first": first, "view_epochs": count}
+
+
+def _check_numbers(epochs: int | None, first: int) -> None:
+    if (epochs is not None and epochs < 1) or first < 0:
+        raise RecipeError(f"views={epochs}, first_view={first}: at least 1 epoch of views, the first at least 0.")
+
+
+def _epochs_of(args: DistillationTrainingArguments, views: Views) -> int:
+    """The number of distinct epochs of views that the training shows."""
+    shown = math.ceil(planned_updates(args, views.dataset) / views.sampler(0).num_batches)
+    return shown if args.num_views is None else min(shown, args.num_views)
+
+
+def _layout(
+    args: DistillationTrainingArguments, num_labels: int, kind: str | None, top_k: int | None, dtype: str
+) -> Layout:
+    kind = kind if kind is not None else args.distillation_type
+    if kind not in ("hard", "soft"):
+        raise RecipeError(f"kind={kind!r}: choose hard (decisions) or soft (logits); the recipe's type is the default.")
+    if kind == "hard":
+        if top_k is not None or dtype != "float32":
+            raise TeacherCacheError(
+                f"top_k={top_k}, dtype={dtype!r} with hard answers, which are class indices: give --kind soft, or leave them out."
+            )
+        return Layout("hard", num_labels)
+    if top_k is None:
+        return Layout("dense", num_labels, dtype)
+    return Layout("top_k", num_labels, dtype, top_k, args.distillation_tau)

@@ -1,0 +1,193 @@
+"""A teacher cache in a training: is it this training's, how many epochs of views has it, and its answers in the batches.
+
+The answers are looked up where batches are made, in the data workers. The trainer (trainer.py) brings collators and data
+sets that are made here to its loaders; what is done with an answer is in answers.py, the files in teacher_cache.py.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from .cache_building import Agreement, Views, describe_validation, describe_views, verify_teacher_cache
+from .checks import planned_updates
+from .data import EvaluationDataset, ViewDataset
+from .mixing import Mixing
+from .teacher import Teacher
+from .teacher_cache import TeacherCache, TeacherCacheError
+from .training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Of the records looked at again, what share must have the teacher's decision of now; other batches and devices round otherwise.
+_SAME_DECISION = 0.98
+
+
+class CachedCollator:
+    """Adds to a batch the stored answers to its rows.
+
+    Args:
+        collator: Makes the batch of the rows.
+        cache: Has the answers; of rows with a `view_key` those to that view, of rows with a `validation_index` those to
+            that validation image.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], cache: TeacherCache):
+        self.collator = collator
+        self.cache = cache
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(rows)
+        if "validation_index" in rows[0]:
+            return batch | self.cache.validation_answers([row["validation_index"] for row in rows])
+        keys = [row["view_key"] for row in rows]  # of one epoch: the sampler begins each with a new batch
+        return batch | self.cache.answers(keys[0].epoch, [key.position for key in keys])
+
+
+class _Indexed(Dataset):
+    """Rows of a data set that know their index."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "validation_index": index}
+
+
+class CachedAnswers:
+    """The cache of one training, which fits it.
+
+    Args:
+        cache: A `TeacherCache`, or its folder.
+        train_dataset: Of the training; None: an evaluation.
+        eval_dataset: Of the training; an `EvaluationDataset` must be the cache's.
+        args: Of the training.
+        mixing: Of the training.
+
+    Raises:
+        TeacherCacheError: The cache is damaged, or holds answers to something else; every field is named.
+    """
+
+    def __init__(
+        self,
+        cache: TeacherCache | str | os.PathLike,
+        train_dataset: ViewDataset | None,
+        eval_dataset: Any,
+        args: DistillationTrainingArguments,
+        mixing: Mixing,
+    ):
+        self.cache = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
+        self.num_views = args.num_views
+        self._views = None
+        _check_layout(self.cache, args)
+        if train_dataset is not None:
+            self.cache.check("views", describe_views(train_dataset, mixing))
+            batch = args.train_batch_size
+            self._views = Views(
+                train_dataset,
+                mixing,
+                batch,
+                batch * args.world_size * args.gradient_accumulation_steps,
+                args.repeated_augmentation,
+            )
+            self._check_length(args)
+        if isinstance(eval_dataset, EvaluationDataset):
+            if self.cache.manifest["validation"] is None:
+                raise TeacherCacheError(
+                    f"{self.cache.folder} was built without validation images: leave eval_dataset out, or build it with them."
+                )
+            self.cache.check("validation", describe_validation(eval_dataset))
+
+    def _check_length(self, args: DistillationTrainingArguments) -> None:
+        """Compares the numbers of views, and has the stored ones come again where there are too few."""
+        stored, views = self.cache.epochs, self._views
+        if views.records > self.cache.records_per_epoch:
+            raise TeacherCacheError(
+                f"{self.cache.folder} has {self.cache.records_per_epoch} views an epoch, and this training shows up to "
+                f"{views.records} (repeated_augmentation={args.repeated_augmentation}, global batch {views.global_batch_size}): "
+                "lower one of them, or build a cache for it."
+            )
+        updates = planned_updates(args, views.dataset)
+        epochs = math.ceil(updates / views.sampler(0).num_batches)
+        wanted = epochs if args.num_views is None else min(args.num_views, epochs)
+        if args.num_views is not None and wanted > stored:
+            raise TeacherCacheError(
+                f"num_views={args.num_views}, and {self.cache.folder} has {stored} epoch(s) of views: set num_views={stored}, or "
+                f"extend the cache (hf-deit cache-teacher --views {wanted})."
+            )
+        if wanted > stored:
+            logger.warning(
+                "%s has %d epoch(s) of views and the training %d epochs: the views come again every %d epochs (as with "
+                "num_views=%d). Extend the cache for views of their own (hf-deit cache-teacher --views %d).",
+                *(self.cache.folder, stored, wanted, stored, stored, wanted),
+            )
+            self.num_views = stored
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one before it; of exact answers the live teacher's."""
+        teacher: dict[str, Any] = {"fingerprint": self.cache.manifest["teacher"]["fingerprint"]}
+        if not self.cache.layout.is_exact:
+            teacher["stored"] = self.cache.manifest["layout"]
+        return teacher
+
+    def check_teacher(self, teacher: Teacher, count: int) -> Agreement | None:
+        """Compares a live teacher with the one of the cache, and asks it again for `count` records if that is above 0.
+
+        Raises:
+            TeacherCacheError: It is another one, or its answers are others.
+        """
+        self.cache.check_teacher(teacher.fingerprint())
+        if not count or self._views is None:
+            return None
+        found = verify_teacher_cache(self.cache, teacher, self._views, count)
+        logger.info(
+            "%d stored answers asked again: %.2f %% have the teacher's decision of now, %.2f %% are equal to the last bit.",
+            *(found.records, 100 * found.same_decision, 100 * found.equal),
+        )
+        if found.same_decision < _SAME_DECISION:
+            raise TeacherCacheError(
+                f"verify_teacher_cache: of {found.records} stored answers in {self.cache.folder} only "
+                f"{100 * found.same_decision:.1f} % have the teacher's decision of now (at least {100 * _SAME_DECISION:.0f} % are "
+                "asked for): the images have changed behind their names and sizes, or the device computes otherwise. Build "
+                "the cache again."
+            )
+        return found
+
+    def training_collator(self, collator: Callable) -> CachedCollator:
+        """Gives a collator of training rows that adds the stored answers."""
+        return CachedCollator(collator, self.cache)
+
+    def evaluation(self, dataset: Any, collator: Callable) -> tuple[Any, Callable]:
+        """Gives data set and collator of an evaluation, with stored answers where these are the cache's images."""
+        stored = self.cache.manifest["validation"]
+        if not isinstance(dataset, EvaluationDataset) or stored is None:
+            return dataset, collator
+        try:
+            self.cache.check("validation", describe_validation(dataset))
+        except TeacherCacheError:
+            logger.warning("%s has no answers to these images: nothing is said of the teacher.", self.cache.folder)
+            return dataset, collator
+        return _Indexed(dataset), CachedCollator(collator, self.cache)
+
+
+def _check_layout(cache: TeacherCache, args: DistillationTrainingArguments) -> None:
+    layout = cache.layout
+    if args.distillation_type != "soft":
+        return
+    if layout.kind == "hard":
+        raise TeacherCacheError(
+            f"{cache.folder} holds the teacher's decisions only (kind 'hard'), and distillation_type='soft' needs its logits: set "
+            "distillation_type='hard', or build a cache with --kind soft."
+        )
+    if layout.kind == "top_k" and layout.tau != args.distillation_tau:
+        raise TeacherCacheError(
+            f"{cache.folder} holds the {layout.top_k} largest logits and the rest at tau={layout.tau}, and distillation_tau is "
+            f"{args.distillation_tau}: set it to {layout.tau}, or build a cache for it (one of all logits serves every tau)."
+        )

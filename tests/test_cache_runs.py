@@ -1,0 +1,130 @@
+"""`hf-deit cache-teacher` and trainings from what it makes, on the command line."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from test_runs import FACTORY, QUIET, STUDENT, TEACHER_LABELS, hf_deit, refused, results, write_splits
+
+TEACHER = ("--teacher", FACTORY, "--teacher_labels", *TEACHER_LABELS)
+# 24 images in batches of 10: 2 steps an epoch and a tail.
+RUN = (*STUDENT, *QUIET, "--num_train_epochs", 2, "--per_device_train_batch_size", 10, "--save_strategy", "no")
+MIXED = ("--mixup_alpha", 0.8, "--cutmix_alpha", 1, "--auto_augment", "randaugment", "--repeated_augmentation", 2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_splits(tmp_path_factory.mktemp("data"))
+
+
+def cache(data, out, *fields):
+    return hf_deit("cache-teacher", "--data", data, "--out", out, *TEACHER, *RUN, *fields)
+
+
+def train(data, out, *fields):
+    return hf_deit("train", "--data", data, "--output_dir", out, *RUN, *fields)
+
+
+def weights(folder):
+    return {name: tensor.tolist() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_run_by_a_cache_is_the_run_by_its_teacher(data, tmp_path, capsys, kind):
+    fields = ("--distillation_type", kind, *MIXED)
+    assert cache(data, tmp_path / "cache", *fields) == 0
+    printed = capsys.readouterr().out
+    assert "hf-deit train --teacher_cache" in printed
+    assert ("bytes per view", {"hard": "2", "soft": "12"}[kind]) in [
+        tuple(row.rsplit(None, 1)) for row in printed.splitlines() if " " in row
+    ]
+    assert train(data, tmp_path / "cached", "--teacher_cache", tmp_path / "cache", *fields) == 0
+    assert train(data, tmp_path / "live", *TEACHER, *fields) == 0
+    assert weights(tmp_path / "cached") == weights(tmp_path / "live")
+    ours, theirs = results(tmp_path / "cached"), results(tmp_path / "live")
+    for name in ("eval_teacher_accuracy", "eval_teacher_agreement", "eval_loss"):
+        assert ours[name] == theirs[name]
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert manifest["teacher_accuracy"] == theirs["eval_teacher_accuracy"]
+
+
+def test_the_same_command_with_more_views_extends_and_parts_are_merged(data, tmp_path, capsys):
+    assert cache(data, tmp_path / "whole", "--views", 1) == 0
+    assert cache(data, tmp_path / "whole", "--epochs", 3) == 0
+    assert cache(data, tmp_path / "a", "--views", 1) == 0
+    assert cache(data, tmp_path / "b", "--views", 2, "--first_view", 1) == 0
+    assert "merge-teacher-caches" in capsys.readouterr().out
+    assert hf_deit("merge-teacher-caches", tmp_path / "all", tmp_path / "b", tmp_path / "a") == 0
+    assert "3 epoch(s) of views: 0, 1, 2" in capsys.readouterr().out
+    content = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == content
+
+
+def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, capsys, caplog):
+    assert cache(data, tmp_path / "cache") == 0
+    verified = ("--teacher_cache", tmp_path / "cache", "--verify_teacher_cache", 8)
+    caplog.set_level("INFO")
+    assert train(data, tmp_path / "out", *verified, *TEACHER) == 0
+    assert "8 stored answers asked again: 100.00 %" in caplog.text
+    message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *verified)
+    assert "give the teacher too" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (["--seed", 1], ["views.data.seed: 42 in the cache, 1 now"]),
+        (["--image_size", 24], ["views.data.augmentation.view_size", "[16, 16]", "[24, 24]"]),
+        (["--evaluation_crop_ratio", 0.9], ["validation.crop_ratio: 0.875 in the cache, 0.9 now"]),
+        (["--flip_probability", 0.1], ["views.data.augmentation.flip_probability: 0.5 in the cache, 0.1 now"]),
+        (["--broken_images", "raise"], ["views.data.broken_images"]),
+        (["--teacher", FACTORY, "--teacher_labels", "bee", "cat", "dog", "ant"], ["teacher.fingerprint"]),
+        (["--distillation_type", "soft"], ["decisions only"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_one_changed_field_of_the_recipe_is_refused_by_name(data, tmp_path, capsys, fields, named):
+    assert cache(data, tmp_path / "cache", "--views", 1) == 0
+    command = ("train", "--data", data, "--output_dir", tmp_path / "out", *RUN, "--teacher_cache", tmp_path / "cache")
+    message = refused(capsys, *command, *fields)
+    assert [text for text in named if text not in message] == []
+
+
+def test_a_changed_folder_is_refused_by_name(tmp_path, capsys):
+    data = write_splits(tmp_path / "data")
+    assert cache(data, tmp_path / "cache", "--views", 1) == 0
+    command = ("train", "--data", data, "--output_dir", tmp_path / "out", *RUN, "--teacher_cache", tmp_path / "cache")
+    image = next((data / "train" / "cat").iterdir())
+    added = image.with_name("added.png")
+    added.write_bytes(image.read_bytes())
+    message = refused(capsys, *command)
+    assert "views.data.images: 24 in the cache, 25 now" in message
+    added.unlink()
+    image.rename(image.with_name("zz.png"))  # the last of its class now: the order is another
+    assert "views.data.fingerprint" in refused(capsys, *command)
+    (data / "train" / "cat" / "zz.png").rename(image)
+    assert hf_deit(*command, "--max_steps", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (["--top_k", 2], ["top_k=2", "hard answers"]),
+        (["--kind", "soft", "--top_k", 3], ["top_k=3 of 3 classes"]),
+        (["--distillation_type", "none"], ["kind='none'"]),
+        (["--views", 0], ["views=0"]),
+        (["--streaming", "true", "--max_steps", 2], ["streaming"]),
+        (["--teacher", "no.where:at_all"], ["no.where:at_all"]),
+    ],
+    ids=lambda value: " ".join(map(str, value[:2])),
+)
+def test_what_cannot_be_cached_is_refused_by_name(data, tmp_path, capsys, fields, named):
+    command = ("cache-teacher", "--data", data, "--out", tmp_path / "cache", *TEACHER, *RUN)
+    message = refused(capsys, *command, *fields)
+    assert [text for text in named if text not in message] == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_recipe_without_a_teacher_has_nothing_to_store(data, tmp_path, capsys):
+    message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *RUN)
+    assert "give --teacher" in message
