@@ -20,6 +20,7 @@ TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "trainer", "
 LEAVES = [
     "augmentation",
     "building",
+    "checkpoint_loading",
     "checkpointing",
     "checks",
     "configuration_deit",
@@ -32,6 +33,7 @@ LEAVES = [
     "image_ops",
     "image_processing_deit",
     "images",
+    "label_names",
     "losses",
     "metrics",
     "mixing",
@@ -39,6 +41,7 @@ LEAVES = [
     "networks",
     "optim",
     "pixels",
+    "published",
     "sampling",
     "run_data",
     "sources",
@@ -49,6 +52,7 @@ LEAVES = [
     "teacher",
     "terms",
     "training_args",
+    "weights_files",
 ]
 PUBLIC = [
     "DeiTConfig",
@@ -60,6 +64,8 @@ PUBLIC = [
     "Teacher",
     "ViTConfig",
     "ViTForImageClassification",
+    "convert",
+    "load_checkpoint",
     "register_auto_classes",
 ]
 HEAVY = [
