@@ -6,6 +6,7 @@ label_names.py. What a student is made into for other images or classes is in fi
 Paper: Touvron et al., arXiv:2012.12877 (the released files and the protocol that evaluates them).
 """
 
+import copy
 import json
 import logging
 import os
@@ -148,23 +149,25 @@ def _config(
     stored = _json_beside(path, "config.json")
     # timm's config.json has no model_type; its weights tell the same.
     if "model_type" not in stored:
-        fields = infer_architecture(weights, **given)
-        return config_class(**fields, **_classes(weights, distilled, labels, partial))
+        fields = infer_architecture(weights, **given) | _classes(weights, distilled, labels, partial)
+        return _built(config_class, fields, path)
     if stored["model_type"] != config_class.model_type:
         raise ConversionError(
             f"{path}: by its config.json it is a {stored['model_type']!r}, by its weights a {config_class.model_type!r} "
             f"({'with' if distilled else 'without'} a distillation token). Only deit and vit are converted."
         )
     fields = {name: value for name, value in given.items() if value is not None}
+    config = _built(config_class.from_dict, stored | fields, path)
+    if labels is None and class_names(config.id2label) is not None:
+        return config
+    return _built(config_class.from_dict, stored | fields | label_fields(config.num_labels, labels), path)
+
+
+def _built(build: Callable[..., Any], fields: dict[str, Any], path: Path) -> DeiTConfig | ViTConfig:
     try:
-        config = config_class.from_dict({**stored, **fields})
-        if labels is not None or class_names(config.id2label) is None:
-            fields |= label_fields(config.num_labels, labels)
-        return config_class.from_dict({**stored, **fields})
+        return build(**fields) if isinstance(build, type) else build(fields)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ConversionError):
-            raise
-        raise ConversionError(f"{path}: its config.json describes no model: {error}") from error
+        raise ConversionError(f"{path}: its configuration describes no model: {error}") from error
 
 
 def _classes(
@@ -322,10 +325,8 @@ def export_timm(source: str | Path, out: str | Path, official: bool = False) -> 
             torch.save({"model": weights}, staging)
         else:
             save_file(weights, staging, metadata={"format": "pt"})
-        config = model.config
-        back = load_checkpoint(
-            staging, dtype=None, image_size=config.image_size, num_attention_heads=config.num_attention_heads
-        )
+        back = copy.deepcopy(model)
+        back.load_state_dict(with_class_position(own_names(read_weights(staging)), model.config.image_size))
         difference = _largest_difference(model, back)
         os.replace(staging, out)
     finally:

@@ -166,14 +166,14 @@ def _convert(options: argparse.Namespace, fields: list[str]) -> None:
     import torch
 
     from .checkpoint_loading import convert
+    from .recipe import as_size
 
     names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
-    size = options.image_size if options.image_size is None or len(options.image_size) == 2 else options.image_size[0]
     model = convert(
         *(options.source, options.out),
         **{name: getattr(options, name) for name in names},
         keep_layer_scale=options.keep_layer_scale,
-        image_size=size,
+        image_size=as_size("image_size", options.image_size),
         dtype=None if options.dtype == "file" else getattr(torch, options.dtype),
     )
     print(f"{model.num_parameters():,} parameters in {options.out}. Load it anywhere with")

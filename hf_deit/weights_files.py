@@ -13,7 +13,6 @@ import json
 import logging
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,28 +133,29 @@ def _read_one(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise WeightsFileError(f"{path} is no readable safetensors file ({error}): fetch it again.") from error
-    return _read_pickle(path)
+    return _read_pickle(path, start)
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, start: bytes) -> Any:
     try:
         with torch.serialization.safe_globals(_SAFE_CLASSES):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no pickle, torch's unpickler raises nearly anything
-        wanted = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if wanted is not None:
             raise WeightsFileError(
                 f"{path} wants to run {wanted[1]} while it is read, which weights do not need; nothing was run. Only "
                 "tensors, argparse.Namespace and PosixPath are read from a pickle. If you trust its origin, load it there and "
                 "save its state dict as safetensors."
             ) from error
-        damaged = zipfile.is_zipfile(path) or path.read_bytes()[:2] == b"PK"
+        damaged = start.startswith(b"PK")
         reason = "is damaged or cut off: fetch it again" if damaged else "is no checkpoint of torch or safetensors"
         raise WeightsFileError(f"{path} {reason} ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    # torch puts advice to load without weights_only, which nobody should follow, before what is wrong.
+    lines = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines() or str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
