@@ -35,7 +35,7 @@ def read_label_names(path: str | Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _from_json(json.loads(text)) if path.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise LabelNamesError(
             f"{path} is no file of class names ({error}): give one name a line, or JSON, a list or indices to names."
         ) from error
