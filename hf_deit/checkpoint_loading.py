@@ -19,8 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
-from .building import load_processor
-from .checkpointing import STAGING_PREFIX, publish_folder
+from .checkpointing import STAGING_PREFIX, publish_folder, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .convert_checkpoint import (
     ConversionError,
@@ -43,8 +42,9 @@ logger = logging.getLogger(__name__)
 
 Student = DeiTForImageClassificationWithTeacher | ViTForImageClassification
 
+_PROCESSOR_FILE = "preprocessor_config.json"
 # From the Hub: no pickle and no code.
-_DOWNLOADED = ("config.json", "preprocessor_config.json", "model.safetensors", "model*.safetensors", "*.index.json")
+_DOWNLOADED = ("config.json", _PROCESSOR_FILE, "model.safetensors", "model*.safetensors", "*.index.json")
 
 
 def load_checkpoint(
@@ -239,14 +239,14 @@ def convert(
         raise ConversionError(f"{out} is there already and not empty: give a new folder, or remove it first.")
     path = _local_path(source)
     model = load_checkpoint(path, **loading)
-    processor = _processor(path, model, image_mean, image_std, crop_ratio)
+    write_processor = _processor_writer(path, model, image_mean, image_std, crop_ratio)
     if model.has_layer_scale and not keep_layer_scale:
         logger.info("LayerScale is folded into the weights, so that plain transformers computes the same logits.")
     _write_whole(
         out,
         lambda staging: (
             model.save_pretrained(staging, fold_layer_scale=not keep_layer_scale),
-            processor.save_pretrained(staging),
+            write_processor(staging),
         ),
     )
     return model
@@ -265,8 +265,10 @@ def _write_whole(out: Path, write: Callable[[Path], Any]) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _processor(path: Path, model: Student, mean: Any, std: Any, crop_ratio: float | None) -> Any:
-    """The source's own processor where it has one, else the evaluation protocol for the model's images."""
+def _processor_writer(
+    path: Path, model: Student, mean: Any, std: Any, crop_ratio: float | None
+) -> Callable[[Path], Any]:
+    """What writes the image processor into a folder: the source's own file, else the evaluation protocol."""
     given = {name: list(value) for name, value in (("image_mean", mean), ("image_std", std)) if value is not None}
     for name, values in given.items():
         if len(values) != model.config.num_channels or (name == "image_std" and min(values) <= 0):
@@ -274,12 +276,10 @@ def _processor(path: Path, model: Student, mean: Any, std: Any, crop_ratio: floa
                 f"{name}={values}: give {model.config.num_channels} numbers, one a channel"
                 f"{', above 0' if name == 'image_std' else ''}."
             )
-    if crop_ratio is None and _json_beside(path, "preprocessor_config.json"):
-        processor = load_processor(str(path if path.is_dir() else path.parent))
-        for name, values in given.items():
-            setattr(processor, name, values)
-        return processor
-    stored = _json_beside(path, "preprocessor_config.json")
+    stored = _json_beside(path, _PROCESSOR_FILE)
+    if stored and crop_ratio is None:
+        # The file as it is: another class's protocol must stay its own, and that class may not be loadable here.
+        return lambda folder: write_json(folder / _PROCESSOR_FILE, stored | given)
     timm = _json_beside(path, "config.json").get("pretrained_cfg") or {}
     told = {
         "image_mean": stored.get("image_mean", timm.get("mean")),
@@ -290,11 +290,12 @@ def _processor(path: Path, model: Student, mean: Any, std: Any, crop_ratio: floa
         logger.info(
             "ImageNet's mean and std are taken, as DeiT's are; other weights want theirs (image_mean, image_std)."
         )
+    ratio = crop_ratio if crop_ratio is not None else timm.get("crop_pct", DEFAULT_CROP_RATIO)
     try:
-        ratio = crop_ratio if crop_ratio is not None else timm.get("crop_pct", DEFAULT_CROP_RATIO)
-        return DeiTImageProcessor.for_image_size(model.config.image_size, ratio, **settings)
+        processor = DeiTImageProcessor.for_image_size(model.config.image_size, ratio, **settings)
     except ValueError as error:
         raise ConversionError(str(error)) from error
+    return processor.save_pretrained
 
 
 def export_timm(source: str | Path, out: str | Path, official: bool = False) -> float:

@@ -80,11 +80,21 @@ def logits_of(model, images):
 
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
+    assert {name: found[name].dtype for name in found} == {name: expected[name].dtype for name in expected}
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 def assert_near(found, expected, atol=1e-5):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def stock_processor(folder):
+    try:
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(folder)
+    except ImportError:  # before 5.18 the auto class needs torchvision
+        return transformers.DeiTImageProcessorPil.from_pretrained(folder)
 
 
 def refused(capsys, *command):
@@ -105,7 +115,7 @@ def test_real_imagenet_weights_become_a_folder_with_golden_logits_and_come_back_
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert type(stock) is transformers.ViTForImageClassification
     assert_near(logits_of(stock, torch.from_numpy(golden["pixel_values"])), torch.from_numpy(golden["logits"]), 1e-4)
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = stock_processor(tmp_path / "out")
     photos = [Image.open(shared_data / str(name)) for name in golden["files"]]
     seen = processor(photos, return_tensors="pt").pixel_values
     assert logits_of(stock, seen).argmax(-1).tolist() == golden["logits"].argmax(-1).tolist() == [630, 610]
@@ -188,11 +198,17 @@ def test_a_folder_of_transformers_keeps_its_own_processor(tmp_path, stock_model)
     stock_model("plain").save_pretrained(tmp_path / "stock")
     own = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
     own.save_pretrained(tmp_path / "stock")
-    hf_deit.convert(tmp_path / "stock", tmp_path / "out")
+    hf_deit.convert(tmp_path / "stock", tmp_path / "out", image_std=[0.1, 0.1, 0.1])
+    before, after = (
+        json.loads((tmp_path / name / "preprocessor_config.json").read_text()) for name in ("stock", "out")
+    )
+    assert after == before | {"image_std": [0.1, 0.1, 0.1]}
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    again = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
-    expected = own(image, return_tensors="pt").pixel_values
-    assert_near(again(image, return_tensors="pt").pixel_values, expected, 1e-6)
+    squashed = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), dtype=np.float64) / 255
+    expected = ((squashed - [0.1, 0.2, 0.3]) / 0.1).transpose(2, 0, 1)
+    again = transformers.ViTImageProcessorPil.from_pretrained(tmp_path / "out")
+    seen = again(image, return_tensors="pt").pixel_values[0]
+    assert_near(seen.double(), torch.from_numpy(expected), 1e-4)
 
 
 # ---- files without a configuration ----
@@ -243,7 +259,7 @@ def test_class_names_come_from_a_file(tmp_path):
 def test_an_oblong_model_is_converted_when_its_size_is_said(tmp_path):
     torch.save(timm_weights(rows=(2, 5)), tmp_path / "w.pth")
     hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2, image_size=(16, 40))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = stock_processor(tmp_path / "out")
     seen = processor(Image.new("RGB", (90, 60)), return_tensors="pt").pixel_values
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert logits_of(stock, seen).shape == (1, 3)
