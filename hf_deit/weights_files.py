@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,13 @@ def _read_pickle(path: Path, start: bytes) -> Any:
                 "tensors, argparse.Namespace and PosixPath are read from a pickle. If you trust its origin, load it there and "
                 "save its state dict as safetensors."
             ) from error
-        damaged = start.startswith(b"PK")
-        reason = "is damaged or cut off: fetch it again" if damaged else "is no checkpoint of torch or safetensors"
+        # A zip archive has its table at the end: without one it is cut off, with one it may be anybody's.
+        cut_off = start.startswith(b"PK") and not zipfile.is_zipfile(path)
+        reason = (
+            "is damaged or cut off: fetch it again"
+            if cut_off
+            else "is damaged, or no checkpoint of torch or safetensors"
+        )
         raise WeightsFileError(f"{path} {reason} ({_first_line(error)}).") from error
 
 

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -56,6 +57,8 @@ def test_the_averaged_weights_are_read_when_asked_for(tmp_path):
     assert_same(read_weights(saved(training_checkpoint(), tmp_path / "c.pth"), "model_ema"), AVERAGED)
     assert_same(read_weights(saved({"state_dict_ema": AVERAGED, "state_dict": WEIGHTS}, tmp_path / "t.pth")), WEIGHTS)
     assert_same(read_weights(saved({"model_ema": AVERAGED}, tmp_path / "only.pth")), AVERAGED)
+    both = saved({"state_dict": AVERAGED, "model": WEIGHTS}, tmp_path / "both.pth")
+    assert_same(read_weights(both), WEIGHTS)  # the official name goes first
 
 
 @pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
@@ -127,6 +130,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(WeightsFileError, match=message):
         read_weights(path)
+
+
+def test_archives_that_are_no_plain_weights_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", logits=np.zeros(3))
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    for name, message in (("a.npz", "no checkpoint"), ("script.pth", "no checkpoint"), ("module.pth", "wants to run")):
+        with pytest.raises(WeightsFileError, match=message):
+            read_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize(
