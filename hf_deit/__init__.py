@@ -15,6 +15,8 @@ _PUBLIC = {
     "Augmentation": "augmentation",
     "EvaluationDataset": "data",
     "ViewDataset": "data",
+    "convert": "checkpoint_loading",
+    "load_checkpoint": "checkpoint_loading",
     "load_splits": "sources",
     "Teacher": "teacher",
     "DistillationTrainer": "trainer",
@@ -24,6 +26,7 @@ __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from .augmentation import Augmentation
+    from .checkpoint_loading import convert, load_checkpoint
     from .configuration_deit import DeiTConfig, ViTConfig
     from .data import EvaluationDataset, ViewDataset
     from .image_processing_deit import DeiTImageProcessor

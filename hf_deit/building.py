@@ -16,6 +16,7 @@ from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .fine_tuning import distilled_from_plain, with_image_size
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .published import published_name
 from .recipe import ModelArguments, RecipeError, TeacherArguments, as_size
 from .teacher import Teacher, class_names
 
@@ -30,9 +31,18 @@ _OWN_CLASSES = {
 def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     """Loads an image classifier: this package's trainable class where it has one, else the stock class.
 
+    Args:
+        name_or_path: Folder or Hub name, also a short one of a published DeiT (`deit-tiny-distilled`).
+        **kwargs: Of `from_pretrained`.
+
     Raises:
         RecipeError: There is no such model.
     """
+    if Path(name_or_path).is_file():
+        raise RecipeError(
+            f"{name_or_path} is a file, and a folder is wanted: make one with hf-deit convert {name_or_path} FOLDER."
+        )
+    name_or_path = published_name(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name_or_path)
         key = (config.model_type, (config.architectures or [""])[0])
@@ -107,7 +117,7 @@ def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], dis
         raise RecipeError(
             f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
         )
-    before = class_names(AutoConfig.from_pretrained(arguments.model).id2label)
+    before = class_names(AutoConfig.from_pretrained(published_name(arguments.model)).id2label)
     names = list(labels["id2label"].values())
     if before is not None and sorted(before) == sorted(names) and before != names:
         logger.info("The classes of %s come in another order: its heads are permuted.", arguments.model)
@@ -236,6 +246,7 @@ def load_processor(name_or_path: str) -> Any:
     Raises:
         RecipeError: It has none, or one that needs torchvision where that is not installed.
     """
+    name_or_path = published_name(name_or_path)
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         if settings.get("image_processor_type", settings.get("feature_extractor_type", "")).startswith("DeiT"):

@@ -196,6 +196,31 @@ def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     print("\n" + result["story"])
 
 
+def _convert(options: argparse.Namespace, fields: list[str]) -> None:
+    import torch
+
+    from .checkpoint_loading import convert
+    from .recipe import as_size
+
+    names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
+    model = convert(
+        *(options.source, options.out),
+        **{name: getattr(options, name) for name in names},
+        keep_layer_scale=options.keep_layer_scale,
+        image_size=as_size("image_size", options.image_size),
+        dtype=None if options.dtype == "file" else getattr(torch, options.dtype),
+    )
+    print(f"{model.num_parameters():,} parameters in {options.out}. Load it anywhere with")
+    print(f'  AutoModelForImageClassification.from_pretrained("{options.out}")')
+
+
+def _export(options: argparse.Namespace, fields: list[str]) -> None:
+    from .checkpoint_loading import export_timm
+
+    difference = export_timm(options.model, options.out, official=options.format == "official")
+    print(f"Written to {options.out}; read back, its largest difference of a logit is {difference:.3g}.")
+
+
 def _field_lines(group: type, names: Sequence[str] | None = None) -> str:
     entries = [entry for entry in dataclasses.fields(group) if names is None or entry.name in names]
     lines = []
@@ -280,6 +305,38 @@ def _add_cache_commands(commands: Any) -> None:
     merge.set_defaults(run=_merge_teacher_caches)
 
 
+def _add_conversions(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert", help="official, timm or older weights → a folder that plain transformers loads"
+    )
+    add = convert.add_argument
+    add("source", metavar="SOURCE", help=".pth, .safetensors, folder or Hub name")
+    add("out", metavar="OUT", help="new folder")
+    add("--weights", choices=("model", "model_ema"), help="of a training checkpoint (default: model)")
+    add("--image_size", type=int, nargs="+", metavar="PIXELS", help="or HEIGHT WIDTH (default: square, by the shapes)")
+    add("--num_attention_heads", type=int, help="(default: 64 values a head, for published widths)")
+    add(
+        "--labels",
+        metavar="FILE",
+        help="class names: one a line, or JSON (default: the source's, ImageNet's or LABEL_n)",
+    )
+    add("--image_mean", type=float, nargs="+", help="of each channel (default: the source's, else ImageNet's)")
+    add("--image_std", type=float, nargs="+", help="likewise")
+    add("--crop_ratio", type=float, help="crop over shorter edge (default: the source's, else 0.875; DeiT III: 1)")
+    add("--dtype", default="float32", choices=("float32", "float16", "bfloat16", "file"), help="(default: %(default)s)")
+    add("--keep_layer_scale", action="store_true", help="to train on here; plain transformers then loads it wrongly")
+    add("--partial", action="store_true", help="take what fits; the rest starts anew or is left out")
+    convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="a model → a file for other programs")
+    export.add_argument("model", metavar="MODEL", help="folder, Hub name or file")
+    export.add_argument("out", metavar="OUT", help="new file: .safetensors or .pth")
+    export.add_argument(
+        "--format", required=True, choices=("timm", "official"), help="names of parameters; they differ in LayerScale's"
+    )
+    export.set_defaults(run=_export)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -351,6 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(run=_predict)
+    _add_conversions(commands)
     return parser
 
 

@@ -33,7 +33,10 @@ class ModelArguments:
     """The student."""
 
     model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of weights to start from. Default: from scratch."}
+        default=None,
+        metadata={
+            "help": "Folder, Hub name or short name (deit-tiny) of weights to start from. Default: from scratch."
+        },
     )
     student: str | None = field(
         default=None,

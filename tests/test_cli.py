@@ -21,7 +21,7 @@ from hf_deit.teacher_training import TeacherTrainingArguments
 from hf_deit.training_args import DistillationTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("demo", "train", "train-teacher", "evaluate", "show-augmentations", "predict")
+COMMANDS = ("demo", "train", "train-teacher", "evaluate", "show-augmentations", "predict", "convert", "export")
 PLAIN = ("--distillation_type", "none")
 LABELLED = ("--teacher", FACTORY, "--teacher_labels", "dog", "ant", "bee", "cat")
 

@@ -24,6 +24,7 @@ LEAVES = [
     "cache_building",
     "cache_writing",
     "cached_answers",
+    "checkpoint_loading",
     "checkpointing",
     "checks",
     "configuration_deit",
@@ -37,6 +38,7 @@ LEAVES = [
     "image_ops",
     "image_processing_deit",
     "images",
+    "label_names",
     "losses",
     "metrics",
     "mixing",
@@ -44,8 +46,9 @@ LEAVES = [
     "networks",
     "optim",
     "pixels",
-    "sampling",
+    "published",
     "run_data",
+    "sampling",
     "sources",
     "state_dicts",
     "streams",
@@ -55,6 +58,7 @@ LEAVES = [
     "teacher_cache",
     "terms",
     "training_args",
+    "weights_files",
 ]
 PUBLIC = [
     "DeiTConfig",
@@ -66,6 +70,8 @@ PUBLIC = [
     "Teacher",
     "ViTConfig",
     "ViTForImageClassification",
+    "convert",
+    "load_checkpoint",
     "register_auto_classes",
 ]
 HEAVY = [

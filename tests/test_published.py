@@ -1,0 +1,72 @@
+"""Short names of published checkpoints, and that loading takes them."""
+
+import pytest
+import torch
+
+from hf_deit import building, load_checkpoint
+from hf_deit.published import published_name
+from hf_deit.recipe import ModelArguments
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        # The eight that the paper's authors put on the Hub.
+        ("deit-tiny-distilled", "facebook/deit-tiny-distilled-patch16-224"),
+        ("deit-small-distilled", "facebook/deit-small-distilled-patch16-224"),
+        ("deit-base-distilled", "facebook/deit-base-distilled-patch16-224"),
+        ("deit-base-distilled-384", "facebook/deit-base-distilled-patch16-384"),
+        ("deit-tiny", "facebook/deit-tiny-patch16-224"),
+        ("deit-small", "facebook/deit-small-patch16-224"),
+        ("deit-base", "facebook/deit-base-patch16-224"),
+        ("deit-base-384", "facebook/deit-base-patch16-384"),
+        # as the official code writes them
+        ("deit_tiny_distilled_patch16_224", "facebook/deit-tiny-distilled-patch16-224"),
+        ("deit_base_patch16_384", "facebook/deit-base-patch16-384"),
+        # what is no short name stays
+        ("facebook/deit-tiny-patch16-224", "facebook/deit-tiny-patch16-224"),
+        ("deit-tiny-384", "deit-tiny-384"),
+        ("deit-huge", "deit-huge"),
+        ("my-deit-tiny", "my-deit-tiny"),
+        ("google/vit-base-patch16-224", "google/vit-base-patch16-224"),
+    ],
+)
+def test_a_short_name_is_the_name_on_the_hub(short, full):
+    assert published_name(short) == full
+
+
+def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deit-tiny").mkdir()
+    assert published_name("deit-tiny") == "deit-tiny"
+
+
+@pytest.fixture
+def cached_hub(tmp_path, monkeypatch, tiny_student):
+    """A cache of the Hub that holds one tiny model under a published name."""
+    name = "facebook/deit-tiny-distilled-patch16-224"
+    repo = tmp_path / f"models--{name.replace('/', '--')}"
+    model = tiny_student("distilled")
+    model.save_pretrained(repo / "snapshots" / "abc")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    for module in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(module, str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return model
+
+
+def test_a_student_starts_from_a_short_name(cached_hub):
+    student = building.build_student(ModelArguments(model="deit-tiny-distilled"), ["ant", "bee", "cat"])
+    assert torch.equal(student.deit.embeddings.cls_token, cached_hub.deit.embeddings.cls_token)
+
+
+def test_a_checkpoint_is_loaded_by_a_short_name(cached_hub):
+    model = load_checkpoint("deit-tiny-distilled")
+    assert torch.equal(model.deit.embeddings.cls_token, cached_hub.deit.embeddings.cls_token)
+
+
+def test_a_file_where_a_folder_is_wanted_names_the_command(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"0")
+    with pytest.raises(building.RecipeError, match=r"w.pth is a file.*hf-deit convert"):
+        building.load_model(str(tmp_path / "w.pth"))
