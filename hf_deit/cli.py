@@ -1,4 +1,4 @@
-"""`hf-deit …`: parse, call, print. What the commands do is in runs.py, teacher_training.py, contact_sheet.py and demo.py.
+"""`hf-deit …`: parse, call, print. What they do is in runs.py, teacher_training.py, contact_sheet.py, publishing.py and demo.py.
 
 Exit codes: 0 done; 1 training failed (the loss diverged); 2 something given is not allowed; 130 interrupted.
 """
@@ -86,7 +86,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
         print()
         print_table(metric_rows(metrics))
         print(
-            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results. Load it anywhere with"
+            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results, card. Load it anywhere with"
         )
         print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
 
@@ -153,6 +153,24 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
     )
 
 
+def _card(options: argparse.Namespace, fields: list[str]) -> None:
+    from .model_card import Statements
+    from .runs import render_model_card
+
+    path = render_model_card(options.model, Statements(options.license, options.base_model, options.dataset))
+    print(f"Written to {path}")
+
+
+def _push(options: argparse.Namespace, fields: list[str]) -> None:
+    from .publishing import push
+
+    files, address = push(options.model, options.repo, options.private, options.branch, options.tag, options.dry_run)
+    print_table([["file", "bytes"], *([file.name, f"{file.size:,}"] for file in files)])
+    total = sum(file.size for file in files)
+    done = f"Pushed to {address}" if address else f"Dry run: nothing was sent to {options.repo}"
+    print(f"\n{done}: {len(files)} files, {total:,} bytes.")
+
+
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     from .demo import DemoArguments, run_demo
 
@@ -217,6 +235,30 @@ def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
     add("--validation_share", type=float, default=0.1, help="split off where there is no validation split")
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--seed", type=int, default=0, help="of views and head (default: %(default)s)")
+
+
+def _add_publishing(commands: Any) -> None:
+    card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
+    card.add_argument("model", help="folder of the model")
+    card.add_argument(
+        "--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: as it says now)"
+    )
+    card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
+    card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
+    card.set_defaults(run=_card)
+
+    push = commands.add_parser(
+        "push",
+        help="publish a model on the Hub: weights, processor, card, recipe, results; nothing else",
+        epilog="The login is that of `hf auth login`. A push that failed can be repeated.",
+    )
+    push.add_argument("model", help="folder of the model")
+    push.add_argument("repo", help="owner/name on the Hub; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--branch", help="to push to; made if it is not there (default: main)")
+    push.add_argument("--tag", help="to set on the commit, such as v1.0")
+    push.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; send nothing")
+    push.set_defaults(run=_push)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -288,6 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(run=_predict)
+    _add_publishing(commands)
     return parser
 
 

@@ -16,10 +16,11 @@ PACKAGE = Path(hf_deit.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
 
 # They run the Trainer, or the command line; all the others are written against tensors, files and configurations.
-TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "trainer", "cli"}
+TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "publishing_trainer", "trainer", "cli"}
 LEAVES = [
     "augmentation",
     "building",
+    "card_rows",
     "checkpointing",
     "checks",
     "configuration_deit",
@@ -35,12 +36,15 @@ LEAVES = [
     "losses",
     "metrics",
     "mixing",
+    "model_card",
     "modeling_deit",
     "networks",
     "optim",
     "pixels",
+    "publishing",
     "sampling",
     "run_data",
+    "run_facts",
     "sources",
     "state_dicts",
     "streams",
