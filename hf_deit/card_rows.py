@@ -285,7 +285,7 @@ def data_rows(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> li
         ("validation images", _number(facts.run.get("validation_images"))),
         ("test images", "none: no figure here is of a test set"),
         ("images that could not be read", said),
-        ("licence of the data", UNKNOWN),
+        ("licence of the data", f"{UNKNOWN}: not recorded"),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -236,19 +236,20 @@ def explained(send: Callable[[], str], repo: str, folder: str | Path) -> str:
     """
     try:
         return send()
-    except LocalTokenNotFoundError as error:
-        raise PublishError(f"Nobody is logged in to push to {repo}: hf auth login (a token that may write).") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise PublishError(f"{_meaning(status, repo)} {folder} is as it was.\n{_said(error)}") from error
     except UserError:
         raise
-    except Exception as error:
-        # httpx or httpx2, as huggingface_hub's version has it, and OSError: whatever it is, the upload did not happen.
-        raise PublishError(
-            f"The Hub was not reached for {repo} ({type(error).__name__}: {_said(error)}). {folder} is as it was: push again "
-            "once the connection is back (HF_HUB_OFFLINE must not be set)."
-        ) from error
+    except LocalTokenNotFoundError as error:
+        raise PublishError(f"Nobody is logged in to push to {repo}: hf auth login (a token that may write).") from error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        # An upload that fails on a thread comes wrapped; what the Hub or the connection said is its cause.
+        cause = error.__cause__ if isinstance(error.__cause__, (HTTPError, OSError)) else error
+        if isinstance(cause, HfHubHTTPError):
+            meaning = _meaning(getattr(cause.response, "status_code", None), repo)
+        elif isinstance(cause, ValueError):
+            meaning = f"The Hub does not take what was pushed to {repo}."
+        else:
+            meaning = f"The Hub was not reached for {repo} ({type(cause).__name__}): push again once the connection is back."
+        raise PublishError(f"{meaning} Nothing in {folder} was changed.\n{_said(cause)}") from error
 
 
 def _said(error: Exception) -> str:
