@@ -294,10 +294,9 @@ def class_counts(facts: RunFacts) -> list[tuple[str, str, str]]:
     counts = facts.run.get("classes") or {}
     if len(counts) > 200:
         return []
-    return [
-        (plain(name), _number(images.get("train")), _number(images.get("validation")))
-        for name, images in counts.items()
-    ]
+    order = [name for name in _class_names(facts) if name in counts]
+    rows = [(name, counts[name]) for name in (order if len(order) == len(counts) else sorted(counts))]
+    return [(plain(name), _number(images.get("train")), _number(images.get("validation"))) for name, images in rows]
 
 
 def training_rows(facts: RunFacts, recipe: dict[str, Any]) -> list[tuple[str, str]]:
@@ -327,7 +326,7 @@ def environment_rows(facts: RunFacts) -> list[tuple[str, str]]:
     if not versions and facts.config.get("transformers_version"):
         versions = {"transformers (that saved it)": facts.config["transformers_version"]}
     rows = [("device", plain(facts.run.get("device") or UNKNOWN)), ("processes", _number(facts.run.get("processes")))]
-    rows += [(plain(package), plain(version)) for package, version in versions.items()]
+    rows += [(plain(package), plain(version)) for package, version in sorted(versions.items())]
     return rows if facts.run.get("versions") else [*rows, ("other versions", UNKNOWN)]
 
 

@@ -248,7 +248,9 @@ def explained(send: Callable[[], str], repo: str, folder: str | Path) -> str:
         elif isinstance(cause, ValueError):
             meaning = f"The Hub does not take what was pushed to {repo}."
         else:
-            meaning = f"The Hub was not reached for {repo} ({type(cause).__name__}): push again once the connection is back."
+            meaning = (
+                f"The Hub was not reached for {repo} ({type(cause).__name__}): push again once the connection is back."
+            )
         raise PublishError(f"{meaning} Nothing in {folder} was changed.\n{_said(cause)}") from error
 
 
