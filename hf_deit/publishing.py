@@ -242,7 +242,7 @@ def explained(send: Callable[[], str], repo: str, folder: str | Path) -> str:
         raise PublishError(f"Nobody is logged in to push to {repo}: hf auth login (a token that may write).") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         # An upload that fails on a thread comes wrapped; what the Hub or the connection said is its cause.
-        cause = error.__cause__ if isinstance(error.__cause__, (HTTPError, OSError)) else error
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         if isinstance(cause, HfHubHTTPError):
             meaning = _meaning(getattr(cause.response, "status_code", None), repo)
         elif isinstance(cause, ValueError):
