@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -22,6 +22,7 @@ from .errors import UserError
 from .model_card import CARD_FILE, is_rendered, render_card, statements_of
 from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
 
+T = TypeVar("T")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _REVISION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w-])?(?:/[A-Za-z0-9](?:[\w.-]*[\w-])?)*", re.ASCII)
 
@@ -228,7 +229,7 @@ def push(
     return files, explained(send, repo, folder)
 
 
-def explained(send: Callable[[], str], repo: str, folder: str | Path) -> str:
+def explained(send: Callable[[], T], repo: str, folder: str | Path) -> T:
     """Calls `send`, and says of an error of the Hub or of the connection what it means and how to mend it.
 
     Raises:

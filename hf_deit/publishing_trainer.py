@@ -4,6 +4,7 @@ The stock methods upload whatever lies in the folder and write a card without re
 is in publishing.py, what the card says in model_card.py.
 """
 
+import functools
 import logging
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,7 +18,7 @@ from .card_rows import Statements
 from .checkpointing import write_json
 from .errors import UserError
 from .model_card import write_card
-from .publishing import commit, published_files
+from .publishing import commit, explained, published_files
 from .run_facts import LOG_FILE, RESULTS_FILE, CardError, facts_of_trainer
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,16 @@ def _first(names: str | list[str] | None) -> str | None:
 
 class PublishingTrainer(AtomicTrainer):
     """Adds cards and uploads that hold what they should to `AtomicTrainer`; arguments as there."""
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's: makes the repository before the first step, if `push_to_hub` is asked for.
+
+        Raises:
+            PublishError: The Hub does not know the token, or was not reached.
+        """
+        init = functools.partial(super().init_hf_repo, *args, **kwargs)
+        folder = Path(self.args.output_dir)
+        explained(init, self.args.hub_model_id or folder.resolve().name, folder)
 
     def create_model_card(
         self,
@@ -101,7 +112,7 @@ class PublishingTrainer(AtomicTrainer):
             huggingface_hub's CommitInfo, or a future of one; None in processes other than the first.
 
         Raises:
-            PublishError: The model cannot be published (only if `blocking`).
+            PublishError: The model cannot be published, or the Hub did not take it (only if `blocking`).
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
@@ -122,7 +133,10 @@ class PublishingTrainer(AtomicTrainer):
             logger.warning("Nothing was pushed, training goes on: %s", error)
             return None
         revision = revision if revision is not None else self.args.hub_revision
-        done = commit(HfApi(), self.hub_model_id, files, commit_message, revision, token, run_as_future=not blocking)
+        send = functools.partial(
+            commit, HfApi(), self.hub_model_id, files, commit_message, revision, token, not blocking
+        )
+        done = explained(send, self.hub_model_id, folder)
         if not blocking:
             done.add_done_callback(_warn_of_failure)
             self.push_in_progress = PushInProgress([done])

@@ -7,10 +7,14 @@ import pickletools
 import subprocess
 import sys
 
-import huggingface_hub
+import huggingface_hub._commit_api
+import huggingface_hub.constants
+import huggingface_hub.lfs
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi, ModelCard
+from PIL import Image
 from scripts import tiny
 from scripts.hub import Hub
 from transformers import AutoModelForImageClassification
@@ -316,3 +320,34 @@ def test_a_push_that_fails_in_mid_training_is_logged_and_training_goes_on(hub, t
     assert "training goes on" in caplog.text
     assert hub.files("me/student") == {} and (tmp_path / "model.safetensors").is_file()
     assert MARKER in (tmp_path / "README.md").read_text()
+
+
+def test_a_wrong_token_is_told_before_the_first_step(hub, tmp_path, monkeypatch):
+    hub.token = "another"
+    with pytest.raises(PublishError, match="does not know the token"):
+        pushing_trainer(hub, tmp_path, monkeypatch)
+
+
+def test_a_run_of_the_command_line_is_pushed_with_its_results(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing_trainer, "HfApi", lambda: api(hub))
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: api(hub))
+    for number, pixels in enumerate(tiny.pixels_of(24)):
+        path = tmp_path / "photos" / ("train", "validation")[number % 3 == 0] / tiny.NAMES[number % 4] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    shape = ("--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--patch_size", "8")
+    steps = ("--max_steps", "1", "--per_device_train_batch_size", "4", "--image_size", "16", "--save_strategy", "no")
+    quiet = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--distillation_type", "none")
+    places = ("--data", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "out"))
+    hubs = ("--push_to_hub", "--hub_model_id", "me/insects", "--hub_token", TOKEN)
+    assert main(["train", *places, *shape, *steps, *quiet, *hubs]) == 0
+    up = hub.files("me/insects")
+    assert set(up) == PUBLISHED
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert json.loads(up["results.json"]) == results
+    card = up["README.md"].decode()
+    assert f"{results['train_runtime']:,.0f} s" in card and "| validation images | 8 |" in card
+    assert yaml.safe_load(up["recipe.yaml"])["data"] == "./photos"
+    for _, path, body in hub.received:
+        assert TOKEN.encode() not in body and str(tmp_path).encode() not in body, path
+    assert len([path for _, path, _ in hub.received if "/commit/" in path]) == 1
