@@ -23,6 +23,8 @@ RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "training_log.json"
 _PACKAGES = ("hf_deit", "transformers", "torch", "accelerate", "datasets", "pillow", "numpy")
+# Fields of a recipe that hold names and signs, which may look like paths ("/m/0k4j", "/").
+_NO_PATHS = ("teacher_labels", "label_column", "label_separator", "image_column")
 # A token of the Hub, wherever it got into a text.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
@@ -75,8 +77,9 @@ def without_machine(value: Any) -> Any:
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """Gives a recipe as others may read it: it runs once the folders it names are put beside it."""
-    public = {name: value for name, value in recipe.items() if not name.endswith("token")}
-    return without_machine(public) | ({"output_dir": "./out"} if "output_dir" in public else {})
+    names = {name: recipe[name] for name in _NO_PATHS if name in recipe}
+    public = without_machine({name: value for name, value in recipe.items() if not name.endswith("token")}) | names
+    return public | ({"output_dir": "./out"} if "output_dir" in public else {})
 
 
 def describe_run(trainer: Any) -> dict[str, Any]:

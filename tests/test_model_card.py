@@ -202,6 +202,8 @@ def test_a_recipe_for_others_names_no_folder_of_the_author_and_no_token():
         "hub_token": TOKEN,
         "report_to": ["C:\\me\\x", TOKEN],
         "learning_rate": 1e-3,
+        "teacher_labels": ["/m/0k4j", ".net"],
+        "label_separator": "/",
     }
     public = public_recipe(recipe)
     assert public == {
@@ -210,6 +212,8 @@ def test_a_recipe_for_others_names_no_folder_of_the_author_and_no_token():
         "output_dir": "./out",
         "report_to": ["./x", "(removed)"],
         "learning_rate": 1e-3,
+        "teacher_labels": ["/m/0k4j", ".net"],
+        "label_separator": "/",
     }
     assert public_recipe(public) == public
     assert is_path("./photos") and without_machine({"deep": [{"path": "/a/b.json"}]}) == {
