@@ -86,7 +86,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
         print()
         print_table(metric_rows(metrics))
         print(
-            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results. Load it anywhere with"
+            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results, card. Load it anywhere with"
         )
         print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
 
@@ -185,6 +185,24 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
 
     epochs = merge_caches(options.out, options.parts)
     print(f"{options.out} holds {len(epochs)} epoch(s) of views: {', '.join(map(str, epochs))}.")
+
+
+def _card(options: argparse.Namespace, fields: list[str]) -> None:
+    from .model_card import Statements
+    from .runs import render_model_card
+
+    path = render_model_card(options.model, Statements(options.license, options.base_model, options.dataset))
+    print(f"Written to {path}")
+
+
+def _push(options: argparse.Namespace, fields: list[str]) -> None:
+    from .publishing import push
+
+    files, address = push(options.model, options.repo, options.private, options.branch, options.tag, options.dry_run)
+    print_table([["file", "bytes"], *([file.name, f"{file.size:,}"] for file in files)])
+    total = sum(file.size for file in files)
+    done = f"Pushed to {address}" if address else f"Dry run: nothing was sent to {options.repo}"
+    print(f"\n{done}: {len(files)} files, {total:,} bytes.")
 
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
@@ -337,6 +355,30 @@ def _add_conversions(commands: Any) -> None:
     export.set_defaults(run=_export)
 
 
+def _add_publishing(commands: Any) -> None:
+    card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
+    card.add_argument("model", help="folder of the model")
+    card.add_argument(
+        "--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: as it says now)"
+    )
+    card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
+    card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
+    card.set_defaults(run=_card)
+
+    push = commands.add_parser(
+        "push",
+        help="publish a model on the Hub: weights, processor, card, recipe, results; nothing else",
+        epilog="The login is that of `hf auth login`. A push that failed can be repeated.",
+    )
+    push.add_argument("model", help="folder of the model")
+    push.add_argument("repo", help="owner/name on the Hub; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--branch", help="to push to; made if it is not there (default: main)")
+    push.add_argument("--tag", help="to set on the commit, such as v1.0")
+    push.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; send nothing")
+    push.set_defaults(run=_push)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""
     parser = argparse.ArgumentParser(
@@ -409,6 +451,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.set_defaults(run=_predict)
     _add_conversions(commands)
+
+    _add_publishing(commands)
     return parser
 
 

@@ -21,17 +21,16 @@ from .configuration_deit import as_pair
 from .data import EvaluationDataset
 from .errors import UserError
 from .fine_tuning import set_trainable
+from .model_card import Statements, write_card
 from .recipe import Recipe, RecipeError, TeacherArguments, as_size, build_augmentation, load_recipe
 from .run_data import ProcessedDataset, RunData, columns_of, load_run_data, relabel
+from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, CardError, describe_run, read_facts
 from .sources import Source, is_image_folder, load_validation, without_unreadable
 from .tables import Columns
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-RESULTS_FILE = "results.json"
-RECIPE_FILE = "recipe.yaml"
 
 
 def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
@@ -100,16 +99,45 @@ def train(recipe: Recipe) -> dict[str, Any] | None:
     if trainer.is_world_process_zero():
         with staged_files(output_dir) as folder:
             (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
-    trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
-    trainer.save_model()
+    trained = trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
+    trainer.save_model(_internal_call=True)  # published once results and card are there
     metrics: dict[str, Any] = trainer.evaluate()
     metrics["broken_images"] = data.broken_images(trainer.train_dataset, trainer.accelerator)
-    if not trainer.is_world_process_zero():
-        return None
-    results = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+    if trainer.is_world_process_zero():
+        _write_results(trainer, output_dir, metrics | trained.metrics)
+    if recipe.training.push_to_hub:
+        trainer.push_to_hub()
+    return metrics if trainer.is_world_process_zero() else None
+
+
+def _write_results(trainer: DistillationTrainer, output_dir: Path, metrics: dict[str, Any]) -> None:
+    """Writes what came out of a run beside its weights: the figures, the log, and the card made of them."""
+    speed = ("train_runtime", "train_samples_per_second")
+    results = {name: value for name, value in metrics.items() if name.startswith("eval_") or name in speed}
     results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
-    write_json(output_dir / RESULTS_FILE, results | {"broken_images": metrics["broken_images"]})
-    return metrics
+    results |= {"broken_images": metrics["broken_images"], "run": describe_run(trainer)}
+    write_json(output_dir / RESULTS_FILE, results)
+    write_json(output_dir / LOG_FILE, trainer.state.log_history)
+    try:
+        write_card(output_dir, read_facts(output_dir), output_dir.resolve().name)
+    except CardError as error:
+        logger.warning("No card was rendered: %s", error)
+
+
+def render_model_card(folder: str, statements: Statements | None = None) -> Path:
+    """Renders the card of a saved model again, from the files in its folder.
+
+    Args:
+        folder: Of the model.
+        statements: What only the author can say; what the card that lies there says is kept.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        CardError: There is no model, or a README.md that was written by hand.
+    """
+    return write_card(folder, read_facts(folder), Path(folder).resolve().name, statements)
 
 
 def evaluate(

@@ -16,7 +16,7 @@ PACKAGE = Path(hf_deit.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
 
 # They run the Trainer, or the command line; all the others are written against tensors, files and configurations.
-TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "trainer", "cli"}
+TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "publishing_trainer", "trainer", "cli"}
 LEAVES = [
     "answers",
     "augmentation",
@@ -24,6 +24,7 @@ LEAVES = [
     "cache_building",
     "cache_writing",
     "cached_answers",
+    "card_rows",
     "checkpoint_loading",
     "checkpointing",
     "checks",
@@ -42,12 +43,15 @@ LEAVES = [
     "losses",
     "metrics",
     "mixing",
+    "model_card",
     "modeling_deit",
     "networks",
     "optim",
     "pixels",
     "published",
+    "publishing",
     "run_data",
+    "run_facts",
     "sampling",
     "sources",
     "state_dicts",

@@ -29,12 +29,14 @@ NAMES = ("bee", "cat", "dog")
 TEACHER_LABELS = ("dog", "ant", "bee", "cat")
 FACTORY = "scripts.tiny:conv_network"
 OUTPUT_FILES = {
+    "README.md",
     "config.json",
     "model.safetensors",
     "preprocessor_config.json",
     "recipe.yaml",
     "results.json",
     "training_args.json",
+    "training_log.json",
 }
 QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
 SHAPE = ("--hidden_size", 32, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--patch_size", 8)

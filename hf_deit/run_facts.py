@@ -1,0 +1,204 @@
+"""What a model card needs to know of a run: gathered from a trainer when it ends, read back from its folder later.
+
+A fact that was not recorded is not there; it is never guessed. Where the author's files lie is no fact for others: paths are
+shortened to their last part. How facts are worded is in model_card.py.
+"""
+
+import json
+import platform
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+import yaml
+
+from .checks import known_labels
+from .errors import UserError
+
+RESULTS_FILE = "results.json"
+RECIPE_FILE = "recipe.yaml"
+LOG_FILE = "training_log.json"
+_PACKAGES = ("hf_deit", "transformers", "torch", "accelerate", "datasets", "pillow", "numpy")
+# Fields of a recipe that hold names and signs, which may look like paths ("/m/0k4j", "/").
+_NO_PATHS = ("teacher_labels", "label_column", "label_separator", "image_column")
+# A token of the Hub, wherever it got into a text.
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+class CardError(UserError):
+    """A folder that no card can be rendered from, or a card that is not to be overwritten."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a model and of the run that made it.
+
+    Args:
+        config: The model's config.json.
+        recipe: Every field of the recipe; empty if there is none.
+        results: Metrics (`eval_…`), steps, epochs and `run` as results.json has them; empty if there are none.
+    """
+
+    config: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What `describe_run` recorded; empty for a run that did not."""
+        return self.results.get("run", {})
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is a path on somebody's machine: absolute, or from the folder one is in (./, ../, ~)."""
+    parts = (PurePosixPath(text), PureWindowsPath(text))
+    return any(path.is_absolute() for path in parts) or text.startswith((".", "~"))
+
+
+def last_part(path: str) -> str:
+    """Gives the name of a file or folder of either kind of system."""
+    return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
+
+
+def without_machine(value: Any) -> Any:
+    """Gives a copy of plain values for others: paths end as `./name`, tokens of the Hub as `(removed)`."""
+    if isinstance(value, dict):
+        return {name: without_machine(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_machine(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return f"./{last_part(value)}" if is_path(value) else TOKEN.sub("(removed)", value)
+
+
+def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Gives a recipe as others may read it: it runs once the folders it names are put beside it."""
+    names = {name: recipe[name] for name in _NO_PATHS if name in recipe}
+    public = without_machine({name: value for name, value in recipe.items() if not name.endswith("token")}) | names
+    return public | ({"output_dir": "./out"} if "output_dir" in public else {})
+
+
+def describe_run(trainer: Any) -> dict[str, Any]:
+    """Gives what a run knows of itself and no other file of it says, in plain values.
+
+    Args:
+        trainer: A `DistillationTrainer`, or any Trainer.
+
+    Returns:
+        `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, where each image
+        has one class), `parameters`, `learning_parameters`, `teacher`, `device`, `processes`, `versions`. Each that is not
+        known is None.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    teacher = getattr(getattr(trainer, "teacher", None), "model", None)
+    sets = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
+    return {
+        **{f"{name}_images": None if isinstance(data, dict) else _length(data) for name, data in sets.items()},
+        "classes": _class_counts(sets),
+        "parameters": _count(model),
+        "learning_parameters": _count(model, learning=True),
+        "teacher": None
+        if teacher is None
+        else {"class": type(teacher).__name__, "parameters": _count(teacher) or None},
+        "device": _device_name(trainer.args.device),
+        "processes": trainer.args.world_size,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _length(data: Any) -> int | None:
+    return len(data) if hasattr(data, "__len__") else None
+
+
+def _count(model: Any, learning: bool = False) -> int:
+    if not isinstance(model, torch.nn.Module):
+        return 0
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not learning)
+
+
+def _class_counts(sets: dict[str, Any]) -> dict[str, dict[str, int]] | None:
+    counts: dict[str, dict[str, int]] = {}
+    for split, data in sets.items():
+        labels, names = known_labels(data), getattr(getattr(data, "source", None), "class_names", ())
+        if labels is None or any(not isinstance(label, int) for label in labels):
+            return None  # a stream, a user's own data, or several classes an image
+        images = Counter(labels)
+        for index, name in enumerate(names):
+            counts.setdefault(name, {})[split] = images[index]
+    return counts or None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{device.type} ({platform.machine()}{threads})"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # used from a checkout
+            continue
+    return found
+
+
+def measured_by(trainer: Any) -> dict[str, Any]:
+    """Gives the last evaluation of a trainer as results.json has it; no metrics if it never evaluated what it holds now."""
+    state = trainer.state
+    logged = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
+    held = {state.global_step}
+    if trainer.args.load_best_model_at_end and state.best_global_step:
+        held = {state.best_global_step} if len(logged) < 2 or logged[-1]["step"] != logged[-2]["step"] else held
+    entry = next((entry for entry in reversed(logged) if entry["step"] in held), {})
+    metrics = {name: value for name, value in entry.items() if name.startswith("eval_")}
+    if getattr(trainer, "_ema_counts", False) and any(name.startswith("eval_ema_") for name in metrics):
+        metrics = {"eval_" + name[9:]: value for name, value in metrics.items() if name.startswith("eval_ema_")}
+    return metrics | {"steps": state.global_step, "epochs": state.epoch}
+
+
+def facts_of_trainer(trainer: Any) -> RunFacts:
+    """Gives the facts of a trainer as it stands, whether or not they are in files yet."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    folder = Path(trainer.args.output_dir)
+    results = measured_by(trainer) | {"run": describe_run(trainer)}
+    written = _read(folder / RESULTS_FILE)
+    if written.get("steps") == trainer.state.global_step:
+        results |= written  # it knows more: broken images, times
+    recipe = _read(folder / RECIPE_FILE) or json.loads(trainer.args.to_json_string())
+    return RunFacts(json.loads(model.config.to_json_string(use_diff=False)), recipe, json.loads(json.dumps(results)))
+
+
+def read_facts(folder: str | Path) -> RunFacts:
+    """Reads the facts of a saved model: config.json, and recipe.yaml and results.json where there are any.
+
+    Raises:
+        CardError: There is no model, or a file of it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CardError(
+            f"No model in {folder}: a card is rendered from a folder with config.json (and recipe.yaml, results.json), such as "
+            "the output_dir of hf-deit train."
+        )
+    recipe = _read(folder / RECIPE_FILE) or _read(folder / "training_args.json")
+    return RunFacts(_read(folder / "config.json"), recipe, _read(folder / RESULTS_FILE))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise CardError(f"{path} cannot be read: {error}. Mend it, or move it away.") from error
+    if not isinstance(content, dict):
+        raise CardError(f"{path} must hold fields and values, and holds a {type(content).__name__}.")
+    return content
