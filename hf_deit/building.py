@@ -124,10 +124,9 @@ def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], dis
         _permute_heads(model, [before.index(name) for name in names])
     elif before is not None and before != names:
         logger.info("The classes are others than those of %s: the heads start anew.", arguments.model)
-        for name in _HEADS:
-            if isinstance(getattr(model, name, None), torch.nn.Linear):
-                torch.nn.init.trunc_normal_(getattr(model, name).weight, std=0.02)
-                torch.nn.init.zeros_(getattr(model, name).bias)
+        for head in _heads(model):
+            torch.nn.init.trunc_normal_(head.weight, std=0.02)
+            torch.nn.init.zeros_(head.bias)
     wanted = as_size("image_size", arguments.image_size)
     if not isinstance(model, (DeiTForImageClassificationWithTeacher, ViTForImageClassification)):
         return _other_family(model, arguments, wanted)
@@ -150,13 +149,16 @@ def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], dis
         raise RecipeError(str(error)) from error
 
 
+def _heads(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    heads = (getattr(model, name, None) for name in _HEADS)
+    return [head for head in heads if isinstance(head, torch.nn.Linear)]
+
+
 @torch.no_grad()
 def _permute_heads(model: PreTrainedModel, order: list[int]) -> None:
-    for name in _HEADS:
-        head = getattr(model, name, None)
-        if isinstance(head, torch.nn.Linear):
-            head.weight.copy_(head.weight[order].clone())
-            head.bias.copy_(head.bias[order].clone())
+    for head in _heads(model):
+        head.weight.copy_(head.weight[order].clone())
+        head.bias.copy_(head.bias[order].clone())
 
 
 def _other_family(model: PreTrainedModel, arguments: ModelArguments, wanted: tuple[int, int] | None) -> PreTrainedModel:

@@ -23,12 +23,14 @@ from torch.utils.data import DataLoader
 
 from .answers import decisions
 from .cache_writing import PART_RECORDS, CacheWriter
+from .checks import planned_updates
 from .data import EvaluationDataset, MixingCollator, ViewDataset, collate
 from .mixing import Mixing, mix_pixels
 from .pixels import to_unit_range
 from .sampling import ViewKey, ViewSampler, keys_at
 from .teacher import Teacher
 from .teacher_cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, TeacherCacheError, epoch_name
+from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,17 @@ class Views:
     global_batch_size: int
     repeats: int = 1
     workers: int = 0
+
+    @classmethod
+    def of_training(cls, dataset: ViewDataset, args: DistillationTrainingArguments, workers: int = 0) -> "Views":
+        """Gives the views of a training on `dataset`."""
+        batches = (args.train_batch_size, args.global_batch_size)
+        return cls(dataset, args.mixing, *batches, repeats=args.repeated_augmentation, workers=workers)
+
+    def epochs_shown(self, args: DistillationTrainingArguments) -> int:
+        """Gives the number of epochs with distinct views that a training shows."""
+        epochs = math.ceil(planned_updates(args, self.dataset) / self.sampler(0).num_batches)
+        return epochs if args.num_views is None else min(args.num_views, epochs)
 
     def sampler(self, epoch: int) -> ViewSampler:
         """The sampler of the training, at an epoch of views.

@@ -4,7 +4,6 @@ The loop is in cache_building.py; a training by the cache needs no more than the
 """
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from accelerate import PartialState
 
 from .building import build_teacher
 from .cache_building import Views, build_teacher_cache, describe_views
-from .checks import planned_updates
 from .data import EvaluationDataset
-from .mixing import Mixing
 from .recipe import Recipe, RecipeError, build_augmentation
 from .run_data import load_run_data, view_size_of
 from .teacher_cache import Layout, TeacherCache, TeacherCacheError
@@ -53,24 +50,16 @@ def cache_teacher(
     args = recipe.training
     _check_numbers(epochs, first)
     data, view_size = load_run_data(recipe), view_size_of(recipe)
-    dataset = data.training_set(build_augmentation(recipe.augmentation, view_size), args.seed, args.train_batch_size)
-    mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
-    describe_views(dataset, mixing)  # refuses a stream before a teacher is loaded
+    dataset = data.training_set(build_augmentation(recipe.augmentation, view_size), args.seed, args.global_batch_size)
+    describe_views(dataset, args.mixing)  # refuses a stream before a teacher is loaded
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
         raise RecipeError("The recipe names no teacher whose answers could be stored: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
     teacher.to(args.device).align(names, len(names), view_size)
-    views = Views(
-        dataset,
-        mixing,
-        args.train_batch_size,
-        args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        args.repeated_augmentation,
-        args.dataloader_num_workers,
-    )
+    views = Views.of_training(dataset, args, args.dataloader_num_workers)
     layout = _layout(args, len(names), kind, top_k, dtype)
-    count = epochs if epochs is not None else _epochs_of(args, views)
+    count = epochs if epochs is not None else views.epochs_shown(args)
     validation = EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio)
     wanted = range(first, first + count)
     build_teacher_cache(out, teacher, views, layout, wanted, validation, share=(args.process_index, args.world_size))
@@ -84,12 +73,6 @@ def cache_teacher(
 def _check_numbers(epochs: int | None, first: int) -> None:
     if (epochs is not None and epochs < 1) or first < 0:
         raise RecipeError(f"views={epochs}, first_view={first}: at least 1 epoch of views, the first at least 0.")
-
-
-def _epochs_of(args: DistillationTrainingArguments, views: Views) -> int:
-    """The number of distinct epochs of views that the training shows."""
-    shown = math.ceil(planned_updates(args, views.dataset) / views.sampler(0).num_batches)
-    return shown if args.num_views is None else min(shown, args.num_views)
 
 
 def _layout(

@@ -5,7 +5,6 @@ sets that are made here to its loaders; what is done with an answer is in answer
 """
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from .cache_building import Agreement, Views, describe_validation, describe_views, verify_teacher_cache
-from .checks import planned_updates
 from .data import EvaluationDataset, ViewDataset
-from .mixing import Mixing
 from .teacher import Teacher
 from .teacher_cache import TeacherCache, TeacherCacheError
 from .training_args import DistillationTrainingArguments
@@ -68,7 +65,6 @@ class CachedAnswers:
         train_dataset: Of the training; None: an evaluation.
         eval_dataset: Of the training; an `EvaluationDataset` must be the cache's.
         args: Of the training.
-        mixing: Of the training.
 
     Raises:
         TeacherCacheError: The cache is damaged, or holds answers to something else; every field is named.
@@ -80,22 +76,14 @@ class CachedAnswers:
         train_dataset: ViewDataset | None,
         eval_dataset: Any,
         args: DistillationTrainingArguments,
-        mixing: Mixing,
     ):
         self.cache = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
         self.num_views = args.num_views
         self._views = None
         _check_layout(self.cache, args)
         if train_dataset is not None:
-            self.cache.check("views", describe_views(train_dataset, mixing))
-            batch = args.train_batch_size
-            self._views = Views(
-                train_dataset,
-                mixing,
-                batch,
-                batch * args.world_size * args.gradient_accumulation_steps,
-                args.repeated_augmentation,
-            )
+            self.cache.check("views", describe_views(train_dataset, args.mixing))
+            self._views = Views.of_training(train_dataset, args)
             self._check_length(args)
         if isinstance(eval_dataset, EvaluationDataset):
             if self.cache.manifest["validation"] is None:
@@ -113,9 +101,7 @@ class CachedAnswers:
                 f"{views.records} (repeated_augmentation={args.repeated_augmentation}, global batch {views.global_batch_size}): "
                 "lower one of them, or build a cache for it."
             )
-        updates = planned_updates(args, views.dataset)
-        epochs = math.ceil(updates / views.sampler(0).num_batches)
-        wanted = epochs if args.num_views is None else min(args.num_views, epochs)
+        wanted = views.epochs_shown(args)
         if args.num_views is not None and wanted > stored:
             raise TeacherCacheError(
                 f"num_views={args.num_views}, and {self.cache.folder} has {stored} epoch(s) of views: set num_views={stored}, or "

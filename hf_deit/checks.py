@@ -22,6 +22,15 @@ from .teacher import TeacherError
 from .training_args import DistillationTrainingArguments, numbered
 
 SINGLE_LABEL = "single_label_classification"
+_HEADS = ("", "cls_", "distillation_")
+_METRICS = {
+    SINGLE_LABEL: (
+        *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
+        "teacher_agreement",
+    ),
+    "multi_label_classification": tuple(f"{head}mean_average_precision" for head in _HEADS),
+    "regression": (),
+}
 
 
 class SetupError(StudentError, TeacherError):
@@ -70,7 +79,7 @@ def planned_updates(args: DistillationTrainingArguments, dataset: Any) -> int | 
         return args.max_steps
     if not hasattr(dataset, "__len__"):
         return None
-    batches = len(dataset) / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
+    batches = len(dataset) / args.global_batch_size
     # Keyed views drop the tail of an epoch, as mixing does; the stock sampler trains on it.
     keyed = getattr(dataset, "takes_view_keys", False)
     whole = math.floor(batches) if keyed or args.mixup_alpha or args.cutmix_alpha else math.ceil(batches)
@@ -93,17 +102,6 @@ def training_problems(
     yield from _data_problems(args, student, dataset)
     yield from _weight_problems(args, model)
     yield from _schedule_problems(args, model, updates)
-
-
-_HEADS = ("", "cls_", "distillation_")
-_METRICS = {
-    SINGLE_LABEL: (
-        *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
-        "teacher_agreement",
-    ),
-    "multi_label_classification": tuple(f"{head}mean_average_precision" for head in _HEADS),
-    "regression": (),
-}
 
 
 def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
@@ -219,7 +217,8 @@ def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> I
 
 
 def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, updates: int | None) -> Iterator[str]:
-    if updates is not None and args.get_warmup_steps(updates) >= max(updates, 2 - (args.warmup_steps >= 1)):
+    share_of_one = updates == 1 and args.warmup_steps < 1  # it rounds up to the only update there is
+    if updates is not None and not share_of_one and args.get_warmup_steps(updates) >= updates:
         yield (
             f"warmup_steps={args.warmup_steps} with {updates} updates in all: the learning rate would never reach its peak. "
             "Use fewer warmup_steps (0.05 is a share of the training), or train longer."

@@ -104,12 +104,13 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
     from .errors import UserError
+    from .run_data import columns_of
     from .runs import evaluate
     from .tables import Columns
 
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json {options.json}: its folder does not exist.")
-    columns = Columns(options.image_column, tuple(options.label_column or ()), options.label_separator)
+    columns = columns_of(options)
     result = evaluate(
         *(options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16),
         columns=columns if columns != Columns() else None,

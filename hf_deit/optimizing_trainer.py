@@ -30,12 +30,8 @@ from .training_args import DistillationTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-def _global_batch_size(args: DistillationTrainingArguments) -> int:
-    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-
-
 def _peak(args: DistillationTrainingArguments) -> float:
-    return peak_learning_rate(args.learning_rate, _global_batch_size(args), args.scale_learning_rate)
+    return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
 
 
 class OptimizingTrainer(AveragingTrainer):
@@ -73,7 +69,7 @@ class OptimizingTrainer(AveragingTrainer):
             logger.info(
                 "Peak learning rate: %g × %d images / %d = %g.",
                 args.learning_rate,
-                _global_batch_size(args),
+                args.global_batch_size,
                 REFERENCE_BATCH,
                 _peak(args),
             )

@@ -4,6 +4,7 @@ Sources are made in sources.py, streams in streams.py, views in data.py; runs.py
 """
 
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from .augmentation import Augmentation
 from .configuration_deit import as_pair
 from .data import EvaluationDataset, ViewDataset
 from .errors import DataError
+from .published import published_name
 from .recipe import DataArguments, Recipe, RecipeError, as_size
 from .sources import Source, is_image_folder, load_splits, load_stream, without_unreadable
 from .streams import NOT_PROMISED, ViewStream
@@ -78,8 +80,8 @@ class RunData:
         return counts | {"left_out_of_stream": int(met.sum())}
 
 
-def columns_of(arguments: DataArguments) -> Columns:
-    """Gives the columns that the fields of a recipe name.
+def columns_of(arguments: DataArguments | Namespace) -> Columns:
+    """Gives the columns that the fields of a recipe, or of a command line, name.
 
     Raises:
         DataError: They do not go together.
@@ -141,7 +143,7 @@ def view_size_of(recipe: Recipe) -> tuple[int, int]:
     if given is not None or recipe.model.model is None:
         return given or (224, 224)
     try:
-        config = AutoConfig.from_pretrained(recipe.model.model)
+        config = AutoConfig.from_pretrained(published_name(recipe.model.model))
     except (OSError, ValueError) as error:
         raise RecipeError(f"No model at {recipe.model.model!r}: {error}") from error
     return as_pair(getattr(config, "image_size", None) or 224)

@@ -57,13 +57,12 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
     problems.raise_all()
-    step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     try:
         return DistillationTrainer(
             student,
             teacher,
             args,
-            train_dataset=data.training_set(augmentation, args.seed, step_size),
+            train_dataset=data.training_set(augmentation, args.seed, args.global_batch_size),
             eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
             processing_class=processor,
             teacher_cache=recipe.teacher.teacher_cache,
@@ -176,7 +175,8 @@ def evaluate(
     model, processor = load_model(name_or_path), load_processor(name_or_path)
     if batch_size < 1:
         raise RecipeError(f"batch_size={batch_size}: at least 1.")
-    found = load_validation(data, *_split_of(name_or_path, data), columns or _columns_of(name_or_path, data))
+    own = _recipe_of(name_or_path)
+    found = load_validation(data, *_split_of(own, data), columns or _columns_of(own, data))
     validation = without_unreadable(found)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     problem_type = model.config.problem_type or "single_label_classification"
@@ -188,7 +188,7 @@ def evaluate(
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
-        asked = build_teacher(_teacher_arguments(name_or_path, teacher))
+        asked = build_teacher(_teacher_arguments(own, teacher))
         trainer = DistillationTrainer(model, asked, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
         metrics = trainer.evaluate()
@@ -218,25 +218,22 @@ def _same_path(one: str | None, other: str | None) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
-def _split_of(name_or_path: str, data: str) -> tuple[float | None, int]:
+def _split_of(own: Recipe | None, data: str) -> tuple[float | None, int]:
     """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
-    recipe = _recipe_of(name_or_path)
-    if recipe is None or not _same_path(recipe.data.data, data):
+    if own is None or not _same_path(own.data.data, data):
         return None, 0
-    return recipe.data.validation_share, recipe.training.seed
+    return own.data.validation_share, own.training.seed
 
 
-def _columns_of(name_or_path: str, data: str) -> Columns | None:
+def _columns_of(own: Recipe | None, data: str) -> Columns | None:
     """The columns a model's own run read; other tables are taken to have them too."""
-    recipe = None if is_image_folder(data) else _recipe_of(name_or_path)
-    return None if recipe is None else columns_of(recipe.data)
+    return None if own is None or is_image_folder(data) else columns_of(own.data)
 
 
-def _teacher_arguments(name_or_path: str, teacher: str | None) -> TeacherArguments:
+def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArguments:
     """The fields of a teacher: the model's own run's if it is the teacher of that run."""
-    recipe = _recipe_of(name_or_path) if teacher is not None else None
-    if recipe is not None and _same_path(recipe.teacher.teacher, teacher):
-        return recipe.teacher
+    if own is not None and _same_path(own.teacher.teacher, teacher):
+        return own.teacher
     return TeacherArguments(teacher=teacher)
 
 

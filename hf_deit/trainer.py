@@ -41,7 +41,7 @@ from .losses import (
     distillation_terms,
     supervised_loss,
 )
-from .mixing import Mixing, mix_labels, mix_pixels
+from .mixing import mix_labels, mix_pixels
 from .optimizing_trainer import OptimizingTrainer
 from .pixels import normalize, resize, to_unit_range
 from .sampling import ViewSampler
@@ -68,6 +68,13 @@ def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[flo
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     mean, std = (getattr(processing_class, name, None) for name in ("image_mean", "image_std"))
     return mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
+
+
+def _check_types(model: Any, args: Any) -> None:
+    if not isinstance(args, DistillationTrainingArguments):
+        raise StudentError(f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments.")
+    if not isinstance(model, nn.Module):
+        raise StudentError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
 
 
 class DistillationTrainer(OptimizingTrainer):
@@ -111,14 +118,7 @@ class DistillationTrainer(OptimizingTrainer):
         **kwargs: Any,
     ):
         args = args if args is not None else DistillationTrainingArguments(output_dir="trainer_output")
-        if not isinstance(args, DistillationTrainingArguments):
-            raise StudentError(
-                f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments."
-            )
-        if not isinstance(model, nn.Module):
-            raise StudentError(
-                f"The student is {type(model).__name__}: give a torch module such as a transformers model."
-            )
+        _check_types(model, args)
         self.student = inspect_student(model, _view_size(train_dataset))
         self.distillation_target = self.teacher = self.cached = None
         problems = Problems()
@@ -141,7 +141,7 @@ class DistillationTrainer(OptimizingTrainer):
         self.label_names = ["labels"]
         with problems.gathered():
             self.teacher = self._prepare_teacher(teacher)
-        self.mixing = Mixing(args.mixup_alpha, args.cutmix_alpha, args.mix_probability, args.mix_switch_probability)
+        self.mixing = args.mixing
         with problems.gathered():
             self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
         self._running = RunningTerms(self.args.device)
@@ -183,7 +183,7 @@ class DistillationTrainer(OptimizingTrainer):
             if verified:
                 raise StudentError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
             return None
-        cached = CachedAnswers(cache, self.train_dataset, self.eval_dataset, self.args, self.mixing)
+        cached = CachedAnswers(cache, self.train_dataset, self.eval_dataset, self.args)
         if self.teacher is not None:
             cached.check_teacher(self.teacher, verified)
             self.teacher = None  # the answers are there: no memory for it, and no time
@@ -215,7 +215,7 @@ class DistillationTrainer(OptimizingTrainer):
             return super()._get_train_sampler(dataset)
         return ViewSampler(
             size=len(dataset),
-            global_batch_size=self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            global_batch_size=self.args.global_batch_size,
             seed=dataset.seed,
             num_views=self.args.num_views if self.cached is None else self.cached.num_views,
             repeats=self.args.repeated_augmentation,
@@ -277,30 +277,36 @@ class DistillationTrainer(OptimizingTrainer):
         fits = size is None or tuple(view.shape[-2:]) == size
         return normalize(view if fits else resize(view, size), self.image_mean, self.image_std)
 
-    def _pixels(self, inputs: dict[str, Any], mixes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _view(self, pixel_values: Tensor, mixes: Tensor | None) -> Tensor:
+        """The view with values in [0, 1], mixed with its partner's."""
+        view = to_unit_range(pixel_values, self.image_mean, self.image_std)
+        return view if mixes is None else mix_pixels(view, mixes)
+
+    def _pixels(
+        self, inputs: dict[str, Any], mixes: Tensor | None, for_teacher: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Takes the pixels out of a batch: normalised for the student, and the teacher's view with values in [0, 1]."""
-        pixel_values = inputs.pop("pixel_values")
-        teacher_view = inputs.pop("teacher_pixel_values", pixel_values)
-        if mixes is None:
-            return self._student_pixels(pixel_values), to_unit_range(teacher_view, self.image_mean, self.image_std)
-        view = mix_pixels(to_unit_range(pixel_values, self.image_mean, self.image_std), mixes)
-        if teacher_view is not pixel_values:
-            teacher_view = mix_pixels(to_unit_range(teacher_view, self.image_mean, self.image_std), mixes)
-        else:
-            teacher_view = view
-        return self._normalized(view), teacher_view
+        pixel_values, teacher_pixels = inputs.pop("pixel_values"), inputs.pop("teacher_pixel_values", None)
+        view = None if mixes is None else self._view(pixel_values, mixes)
+        student_pixels = self._student_pixels(pixel_values) if view is None else self._normalized(view)
+        if not for_teacher:
+            return student_pixels, None
+        if view is None or teacher_pixels is not None:
+            view = self._view(pixel_values if teacher_pixels is None else teacher_pixels, mixes)
+        return student_pixels, view
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any], ask_teacher: bool) -> dict[str, Tensor]:
         """Gives the student's heads `(batch, num_labels)` and, if asked, the teacher's answers (answers.py), live or stored."""
         inputs = dict(inputs)
         inputs.pop("labels", None)
         answers = take_answers(inputs)
-        pixel_values, teacher_view = self._pixels(inputs, inputs.pop("mixes", None))
+        asks_live = ask_teacher and not answers and self.teacher is not None
+        pixel_values, teacher_view = self._pixels(inputs, inputs.pop("mixes", None), asks_live)
         outputs = model(pixel_values=pixel_values, **inputs)
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
-        if ask_teacher:
-            heads |= answers or ({"teacher_logits": self.teacher(teacher_view)} if self.teacher is not None else {})
-        return heads
+        if asks_live:
+            answers = {"teacher_logits": self.teacher(teacher_view)}
+        return heads | answers if ask_teacher else heads
 
     def _labels(self, inputs: dict[str, Any]) -> Tensor:
         """The labels of a batch, mixed as its pixels are."""

@@ -146,6 +146,20 @@ class DistillationTrainingArguments(TrainingArguments):
         if metric is None:  # the Trainer's default is the loss; ours depends on the student, see checks.set_best_metric
             self.metric_for_best_model, self.greater_is_better = None, greater
 
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one optimizer step, over all processes and accumulation steps."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
+    def mixing(self) -> Mixing:
+        """How partners are mixed.
+
+        Raises:
+            ValueError: A value is not allowed.
+        """
+        return Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
+
     def _choice_problems(self) -> Iterator[str]:
         for name, allowed in (
             ("distillation_type", DISTILLATION_TYPES),
@@ -190,7 +204,7 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.repeated_augmentation < 1:
             yield f"repeated_augmentation={self.repeated_augmentation}: it must be at least 1 (paper: 3)."
         try:
-            Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
+            _ = self.mixing
         except ValueError as error:
             yield str(error)
 
