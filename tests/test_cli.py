@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_runs import FACTORY, NAMES, QUIET, STUDENT, TWO_STEPS, hf_deit, refused, train, write_images, write_splits
 
-from hf_deit import cli, runs
+from hf_deit import cli, cli_parser, runs
 from hf_deit.configuration_deit import DeiTConfig
 from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher
@@ -313,7 +313,7 @@ def test_the_help_of_train_lists_every_field_of_the_recipe(capsys):
 
 def test_every_field_that_the_help_of_train_picks_out_exists():
     names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments)}
-    assert [name for name in cli._COMMON_TRAINING_FIELDS if name not in names] == []
+    assert [name for name in cli_parser._COMMON_TRAINING_FIELDS if name not in names] == []
 
 
 @pytest.mark.parametrize("flags", [["--help-all"], ["--config", "no/where.yaml", "--help-all"]])
@@ -327,10 +327,14 @@ def test_the_whole_help_lists_every_field_of_the_trainer_too(capsys, flags):
     assert "--view_size" in printed
 
 
+def test_every_command_of_the_parser_is_carried_out_and_no_other():
+    (choices,) = (action.choices for action in cli.build_parser()._actions if action.choices)
+    assert set(choices) == set(cli.COMMANDS)
+
+
 def test_the_options_of_train_teacher_are_its_fields_with_their_defaults():
     required = ["--data", "a", "--network", "b", "--output_dir", "c"]
     options = vars(subparser("train-teacher").parse_args(required))
-    options.pop("run")
     assert options == dataclasses.asdict(TeacherTrainingArguments("a", "b", "c"))
 
 

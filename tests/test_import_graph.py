@@ -28,6 +28,7 @@ LEAVES = [
     "checkpoint_loading",
     "checkpointing",
     "checks",
+    "cli_parser",
     "configuration_deit",
     "contact_sheet",
     "convert_checkpoint",

@@ -14,6 +14,7 @@ from test_runs import NAMES, QUIET, STUDENT, by_hand, hf_deit, refused, results,
 from test_tables import own_cache  # noqa: F401
 from transformers import AutoModelForImageClassification
 
+from hf_deit import DeiTConfig, run_data
 from hf_deit.recipe import load_recipe
 from hf_deit.run_data import load_run_data
 from hf_deit.runs import evaluate, predict
@@ -270,3 +271,16 @@ def test_a_teacher_learns_from_a_table_with_a_row_without_an_image(tmp_path, dat
     (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fields = ("--network", "scripts.tiny:conv_network", "--image_size", 16, "--output_dir", tmp_path / "teacher")
     assert hf_deit("train-teacher", "--data", tmp_path / "table.jsonl", *fields) == 0
+
+
+def test_views_take_the_size_of_weights_under_their_short_name(monkeypatch):
+    asked = []
+
+    def from_pretrained(name):
+        asked.append(name)
+        return DeiTConfig(image_size=48, patch_size=8)
+
+    monkeypatch.setattr(run_data.AutoConfig, "from_pretrained", from_pretrained)
+    recipe = load_recipe(None, ["--output_dir", "out", "--model", "deit-tiny-distilled"])
+    assert run_data.view_size_of(recipe) == (48, 48)
+    assert asked == ["facebook/deit-tiny-distilled-patch16-224"]
