@@ -10,16 +10,19 @@ Four parts, each with a table; figures go to benchmarks/results/bench_teacher_ca
 - accuracy: the recipe clothing10_64 by the live teacher, exact caches, top-K and fewer views than epochs.
 
 python benchmarks/bench_teacher_cache.py time rounding files --data ../shared/data/clothing10
-python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 60 --seeds 3
+python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 20 --fields --patch_size 16
 """
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import resource
 import shutil
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ from hf_deit.recipe import load_recipe
 from hf_deit.runs import train
 from hf_deit.sources import Source, load_splits
 from hf_deit.teacher import Teacher
-from hf_deit.teacher_cache import FORMAT, FORMAT_VERSION, Layout, TeacherCache, epoch_name
+from hf_deit.teacher_cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, epoch_name
 from hf_deit.trainer import DistillationTrainer
 from hf_deit.training_args import DistillationTrainingArguments
 
@@ -129,18 +132,22 @@ def epoch_seconds(trainer: DistillationTrainer) -> float:
     return time.perf_counter() - start
 
 
-def building_rates(views: Views, teacher: Teacher, folder: Path, layout: Layout) -> tuple[float, float]:
-    """Views a second while building, and of the teacher on batches that are ready."""
-    start = time.perf_counter()
-    build_teacher_cache(folder, teacher, views, layout, range(1))
-    building = views.records / (time.perf_counter() - start)
+def building_rates(views: Views, teacher: Teacher, folder: Path, layout: Layout, epochs: int) -> tuple[float, float]:
+    """Views a second while building (median epoch), and of the teacher on batches that are ready; one after the other."""
     ready = list(views.loader(0, views.batches(0)))
-    start = time.perf_counter()
-    for _ in view_answers(teacher, ready):
-        pass
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return building, views.records / (time.perf_counter() - start)
+    building, bare = [], []
+    for epoch in range(epochs + 1):
+        start = time.perf_counter()
+        build_teacher_cache(folder, teacher, views, layout, range(epoch + 1))
+        building.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in view_answers(teacher, ready):
+            pass
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        bare.append(time.perf_counter() - start)
+    # the first of each warms up libraries and memory
+    return views.records / statistics.median(building[1:]), views.records / statistics.median(bare[1:])
 
 
 def measure_time(options: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +162,7 @@ def measure_time(options: argparse.Namespace) -> dict[str, Any]:
         teacher.to(arms["no teacher"].args.device)
         teacher.align(list(names), len(names), views.dataset.view_size)
         folders = {kind: options.work / f"{kind}-{title}" for kind in ("hard", "soft")}
-        building[title] = building_rates(views, teacher, folders["hard"], Layout("hard", len(names)))
+        building[title] = building_rates(views, teacher, folders["hard"], Layout("hard", len(names)), options.repeats)
         build_teacher_cache(
             folders["soft"], teacher, views, Layout("top_k", len(names), "float16", top_k, 3.0), range(1)
         )
@@ -267,48 +274,106 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def derived_cache(dense: Path, out: Path, layout: Layout) -> Path:
+    """A cache of another layout from one of all logits in float32: what the teacher would be stored as."""
+    source = TeacherCache(dense)
+    stated = {name: source.manifest[name] for name in ("format", "version", "views")}
+    stated |= {"teacher": {"fingerprint": source.manifest["teacher"]["fingerprint"]}, "layout": vars(layout)}
+    writer = CacheWriter(out, {**stated, "validation": source.manifest["validation"]})
+    for epoch in range(source.epochs):
+        answers = source.answers(epoch, range(source.records_per_epoch))["teacher_logits"]
+        writer.fill(epoch_name(epoch), [range(len(answers))], lambda _, answers=answers: [layout.encode(answers)])
+    answers = source.validation_answers(range(source.manifest["validation"]["images"]))["teacher_logits"]
+    writer.fill(VALIDATION, [range(len(answers))], lambda _: [layout.encode(answers)])
+    writer.note(teacher_accuracy=source.manifest["teacher_accuracy"])
+    return out
+
+
+def accuracy_run(fields: list[str], out: str) -> dict[str, Any]:
+    """One training in a process of its own with one thread; its figures and the SHA-256 of its weights."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    metrics = train(load_recipe(RECIPE, [*fields, "--output_dir", out]))
+    seconds = time.perf_counter() - start
+    digest = hashlib.sha256((Path(out) / "model.safetensors").read_bytes()).hexdigest()
+    shutil.rmtree(out)
+    kept = ("eval_accuracy", "eval_loss", "eval_teacher_agreement")
+    return {key: metrics[key] for key in kept} | {"train_s": seconds, "weights": digest}
+
+
+def accuracy_cache(fields: list[str], out: str) -> float:
+    """The cache of all logits, built in a process of its own with one thread; the seconds that took."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    cache_teacher(load_recipe(RECIPE, fields), out, kind="soft")
+    return time.perf_counter() - start
+
+
 def measure_accuracy(options: argparse.Namespace) -> dict[str, Any]:
-    epochs = options.epochs
-    arms: dict[str, tuple[list[str], dict[str, Any] | None]] = {
-        "hard, live": (["--distillation_type", "hard"], None),
-        "hard cache": (["--distillation_type", "hard"], {"kind": "hard"}),
-        "soft, live": ([], None),
-        "soft cache, all logits fp32": ([], {"kind": "soft"}),
-        "soft cache, all logits fp16": ([], {"kind": "soft", "dtype": "float16"}),
-        **{f"soft cache, top-{k}": ([], {"kind": "soft", "top_k": k}) for k in (1, 5)},
-        **{f"soft cache, {n} views": ([], {"kind": "soft", "epochs": n}) for n in (1, 5, 20) if n < epochs},
-    }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
-    for seed in range(options.seeds):
-        common = ["--data", options.data, "--num_train_epochs", str(epochs), "--seed", str(seed)]
-        common += ["--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
-        for name, (fields, cache) in arms.items():
-            out = options.work / f"{name}-{seed}".replace(" ", "_").replace(",", "")
-            fields = [*common, *fields, "--output_dir", str(out)]
-            start = time.perf_counter()
-            if cache is not None:
-                folder = options.work / "cache"
-                cache_teacher(load_recipe(RECIPE, [*fields, "--teacher", options.teacher]), folder, **cache)
-                built, start = time.perf_counter() - start, time.perf_counter()
-                metrics = train(load_recipe(RECIPE, [*fields, "--teacher_cache", str(folder)]))
-                shutil.rmtree(folder)
-            else:
-                built, metrics = 0.0, train(load_recipe(RECIPE, [*fields, "--teacher", options.teacher]))
-            kept = ("eval_accuracy", "eval_loss", "eval_teacher_agreement")
-            row = {key: metrics[key] for key in kept}
-            found[name].append(row | {"train_s": time.perf_counter() - start, "build_s": built})
-            print(f"seed {seed}, {name}: {100 * metrics['eval_accuracy']:.2f} %", flush=True)
-            shutil.rmtree(out)
-    rows = [["student", "top-1, mean", "by seed", "agreement", "build s", "train s"]]
+    """Trainings by the live teacher and from caches, two at a time, each in a process with one thread."""
+    epochs, found = options.epochs, {"epochs": options.epochs, "fields": options.fields, "runs": {}}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        for seed in range(options.seeds):
+            common = ["--data", options.data, "--num_train_epochs", str(epochs), "--seed", str(seed), *options.fields]
+            common += [
+                "--eval_strategy",
+                "no",
+                "--save_strategy",
+                "no",
+                "--report_to",
+                "none",
+                "--disable_tqdm",
+                "true",
+            ]
+            hard, live = ["--distillation_type", "hard"], ["--teacher", options.teacher]
+            dense = options.work / f"dense-{seed}"
+            building = pool.submit(accuracy_cache, [*common, *live], str(dense))
+            runs = {"hard, live": pool.submit(accuracy_run, [*common, *hard, *live], str(options.work / "hard-live"))}
+            found["build_s"] = building.result()
+            labels = TeacherCache(dense).layout.num_labels
+            tau = load_recipe(RECIPE, common).training.distillation_tau
+            half = derived_cache(dense, options.work / f"half-{seed}", Layout("dense", labels, "float16"))
+            tops = {
+                k: derived_cache(dense, options.work / f"top{k}-{seed}", Layout("top_k", labels, "float32", k, tau))
+                for k in (1, 5)
+            }
+            cached = {
+                "hard, cache": [*hard, "--teacher_cache", str(dense)],
+                "soft, cache (all 10 logits, float32)": ["--teacher_cache", str(dense)],
+                "soft, cache (all 10 logits, float16)": ["--teacher_cache", str(half)],
+                **{f"soft, cache (top {k})": ["--teacher_cache", str(tops[k])] for k in tops},
+                **{
+                    f"soft, cache ({n} views)": ["--teacher_cache", str(dense), "--num_views", str(n)]
+                    for n in (1, 5, 20)
+                    if n < epochs
+                },
+            }
+            for name, fields in cached.items():
+                out = str(options.work / name.replace(" ", "_"))
+                runs[name] = pool.submit(accuracy_run, [*common, *fields], out)
+            runs["soft, live"] = pool.submit(accuracy_run, [*common, *live], str(options.work / "soft-live"))
+            for name, run in runs.items():
+                found["runs"].setdefault(name, []).append(run.result())
+                print(f"seed {seed}, {name}: {100 * run.result()['eval_accuracy']:.2f} %", flush=True)
+    return found | {"equal_weights": accuracy_table(found["runs"])}
+
+
+def accuracy_table(found: dict[str, list[dict[str, Any]]]) -> dict[str, bool]:
+    """Prints the table; says whether exact caches ended in the live teacher's weights."""
+    rows = [["student", "top-1, mean", "by seed", "agreement", "train s"]]
     for name, runs in found.items():
-        mean = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+        mean = {key: statistics.fmean(run[key] for run in runs) for key in runs[0] if key != "weights"}
         by_seed = " ".join(f"{100 * run['eval_accuracy']:.1f}" for run in runs)
         agreement = f"{100 * mean['eval_teacher_agreement']:.1f} %"
-        times = [f"{mean[key]:.0f}" for key in ("build_s", "train_s")]
-        rows.append([name, f"{100 * mean['eval_accuracy']:.2f} %", by_seed, agreement, *times])
+        rows.append([name, f"{100 * mean['eval_accuracy']:.2f} %", by_seed, agreement, f"{mean['train_s']:.0f}"])
     print()
     print_table(rows)
-    return found
+    weights = {name: [run["weights"] for run in runs] for name, runs in found.items()}
+    pairs = {"hard": "hard, cache", "soft": "soft, cache (all 10 logits, float32)"}
+    equal = {kind: weights[f"{kind}, live"] == weights[cached] for kind, cached in pairs.items()}
+    print(f"weights at the end equal to the live teacher's, to the last bit: {equal}")
+    return equal
 
 
 PARTS = {"time": measure_time, "rounding": measure_rounding, "files": measure_files, "accuracy": measure_accuracy}
@@ -328,6 +393,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="time: measured epochs an arm (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=60, help="accuracy: of training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="accuracy (default: %(default)s)")
+    parser.add_argument(
+        "--fields", nargs=argparse.REMAINDER, default=[], help="accuracy: further fields of the recipe; comes last"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("/tmp/bench_teacher_cache"), help="emptied (default: %(default)s)"
     )
