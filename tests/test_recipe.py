@@ -18,6 +18,7 @@ from hf_deit.recipe import (
     as_size,
     load_recipe,
 )
+from hf_deit.recipe_files import read_fields, recipe_path
 from hf_deit.training_args import DistillationTrainingArguments
 
 RECIPES = sorted((Path(hf_deit.__file__).parent / "recipes").glob("*.yaml"))

@@ -50,7 +50,7 @@ def test_a_base_gives_its_fields_and_the_files_own_win(package):
         ("chained", ["chained.yaml", "derived is itself a recipe with a base", "whole"]),
         ("one", ["one.yaml", "two is itself", "one"]),  # a circle
         ("self", ["self.yaml", "self is itself"]),
-        ("lost", ["lost.yaml", "No recipe is called 'whale'", "Did you mean whole?"]),
+        ("lost", ["lost.yaml", "No recipe is called 'whale'", "Did you mean whole"]),
         ("numbered", ["numbered.yaml", "base: 3 is not allowed", "hf-deit recipes"]),
         ("listing", ["listing.yaml", "['whole'] is not allowed"]),
         ("empty", ["empty.yaml", "None is not allowed"]),
@@ -85,8 +85,8 @@ def test_a_recipe_printed_whole_is_one_file_with_the_same_fields_and_header(name
     assert "base" not in fields
     assert fields == read_fields(recipe_path(name))
     assert launch_commands(text) == launch_commands(recipe_path(name).read_text())
-    assert [line for line in text.splitlines() if line.partition(":")[0] in fields] != []
-    assert len({line.partition(":")[0] for line in yaml.safe_dump(fields).splitlines()}) >= len(fields)
+    own_lines = [line.partition(":")[0] for line in text.splitlines() if ":" in line and line[0] not in "# -"]
+    assert sorted(own_lines) == sorted(fields)  # no field twice
 
 
 def test_a_base_of_the_package_has_none_itself():

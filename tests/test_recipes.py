@@ -195,9 +195,14 @@ ACCURACIES = {
     **{f"deit_{size}_soft_300ep": top for size, top in (("tiny", 72.2), ("small", 79.8), ("base", 81.8))},
     **{f"deit_{size}_hard_300ep": top for size, top in (("tiny", 74.5), ("small", 81.2), ("base", 83.4))},
     **{f"deit_{size}_hard_1000ep": top for size, top in (("tiny", 76.6), ("small", 82.6), ("base", 84.2))},
-    **{"deit_base_384_finetune": 84.5, "deit_base_plain_384_finetune": 83.1},
-    **{"deit_base_cifar10": 99.1, "deit_base_cifar100": 90.8, "deit_base_flowers": 98.4},
-    **{"deit3_small_800ep": 81.4, "deit3_base_800ep": 83.8, "deit3_base_224_finetune": 83.8},
+    "deit_base_384_finetune": 84.5,
+    "deit_base_plain_384_finetune": 83.1,
+    "deit_base_cifar10": 99.1,
+    "deit_base_cifar100": 90.8,
+    "deit_base_flowers": 98.4,
+    "deit3_small_800ep": 81.4,
+    "deit3_base_800ep": 83.8,
+    "deit3_base_224_finetune": 83.8,
 }
 
 
