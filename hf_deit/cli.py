@@ -55,13 +55,27 @@ def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _recipe_file(options: argparse.Namespace) -> str | Path | None:
+    """The file that --recipe or --config names; None: neither is given."""
+    from .recipe_files import RecipeError, recipe_path
+
+    if options.recipe is None:
+        return options.config
+    if options.config is not None:
+        raise RecipeError(
+            f"--recipe {options.recipe} and --config {options.config}: give one of them; a file that says "
+            f"base: {options.recipe} takes that recipe's fields."
+        )
+    return recipe_path(options.recipe)
+
+
 def _train(options: argparse.Namespace, fields: list[str]) -> None:
     from . import recipe, runs
 
     if options.help_all:
         recipe.recipe_parser().print_help()
         return
-    loaded = recipe.load_recipe(options.config, fields)
+    loaded = recipe.load_recipe(_recipe_file(options), fields)
     metrics = runs.train(loaded)
     if metrics is not None:
         print()
@@ -70,6 +84,20 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
             f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results, card. Load it anywhere with"
         )
         print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
+
+
+def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
+    from .recipe_files import listed_recipes, whole_text
+
+    if options.name is not None:
+        print(whole_text(options.name), end="")
+        return
+    rows = [(name, accuracy, what) for name, what, accuracy in listed_recipes()]
+    width = max(len(name) for name, _, _ in rows)
+    for name, accuracy, what in [("recipe", "paper", "what"), *rows]:
+        print(f"{name.ljust(width)}  {accuracy.rjust(6)}  {what}")
+    print("\nhf-deit recipes NAME prints one, with its launch command; hf-deit train --recipe NAME … trains by it.")
+    print("paper: the top-1 accuracy the paper reports, not measured here.")
 
 
 def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
@@ -137,7 +165,7 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
             f"{misread[0]} stands before DATA, which was read as {options.data!r}: fields of a recipe come after it, "
             "hf-deit show-augmentations DATA --out FILE --field value."
         )
-    recipe = load_recipe(options.config, [*fields, "--data", options.data])
+    recipe = load_recipe(_recipe_file(options), [*fields, "--data", options.data])
     rows = show_augmentations(recipe, options.out, options.images, options.views)
     print(
         f"Written to {options.out}: training images {', '.join(map(str, rows))} from the top, {options.views} views each."
@@ -148,7 +176,7 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from .cache_runs import cache_teacher
     from .recipe import load_recipe
 
-    recipe = load_recipe(options.config, fields)
+    recipe = load_recipe(_recipe_file(options), fields)
     names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
     summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})
     if summary is None:
@@ -224,6 +252,7 @@ def _export(options: argparse.Namespace, fields: list[str]) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "demo": _demo,
     "train": _train,
+    "recipes": _recipes,
     "train-teacher": _train_teacher,
     "evaluate": _evaluate,
     "cache-teacher": _cache_teacher,

@@ -103,6 +103,11 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
 
 
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", metavar="NAME", help="one of `hf-deit recipes`")
+    parser.add_argument("--config", metavar="FILE", help="in its place: a YAML of fields (base: NAME takes a recipe's)")
+
+
 def _add_show(commands: Any) -> None:
     show = commands.add_parser(
         "show-augmentations",
@@ -112,7 +117,7 @@ def _add_show(commands: Any) -> None:
     )
     show.add_argument("data", metavar="DATA", help="as for train; its training images are shown")
     show.add_argument("--out", required=True, metavar="FILE", help="the sheet, for example sheet.png")
-    show.add_argument("--config", help="YAML of fields, as for train")
+    _add_recipe_options(show)
     show.add_argument("--images", type=int, default=8, help="rows (default: %(default)s)")
     show.add_argument("--views", type=int, default=8, help="views of each image (default: %(default)s)")
 
@@ -125,7 +130,7 @@ def _add_cache_commands(commands: Any) -> None:
         "disk; with more --views it adds to the cache.",
         allow_abbrev=False,
     )
-    cache.add_argument("--config", help="YAML of fields, as for train")
+    _add_recipe_options(cache)
     cache.add_argument("--out", required=True, metavar="DIR", help="the cache; new, or one to go on with")
     cache.add_argument(
         *("--views", "--epochs"), type=int, dest="views", help="epochs of views (default: those the training shows)"
@@ -212,12 +217,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="train a student from a recipe",
         add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train a student: hf-deit train --config recipe.yaml [--field value …]",
+        description="Train a student: hf-deit train --recipe NAME | --config recipe.yaml [--field value …]",
         allow_abbrev=False,
     )
     train.add_argument("-h", "--help", nargs=0, action=_TrainHelp, help="this text")
     train.add_argument("--help-all", action="store_true", help="every field of TrainingArguments too")
-    train.add_argument("--config", help="YAML of fields")
+    _add_recipe_options(train)
+
+    recipes = commands.add_parser("recipes", help="list the recipes of the package, or print one")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="print this one, whole (default: list them)")
 
     teacher = commands.add_parser(
         "train-teacher", help="make a teacher: a linear head on a frozen network, or fine-tune it"

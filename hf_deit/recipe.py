@@ -1,7 +1,7 @@
 """One YAML of plain fields, and what is built from it: student, teacher, data, arguments.
 
 A recipe is the fields of the dataclasses here and of `DistillationTrainingArguments` in one flat file; a field on the
-command line wins over the file. What is done with it is in runs.py.
+command line wins over the file. The file itself is read by recipe_files.py; what is done with it all is in runs.py.
 """
 
 import argparse
@@ -13,19 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from .augmentation import AUTO_AUGMENTS, Augmentation
-from .errors import UserError
 from .fine_tuning import TRAINABLE
+from .recipe_files import RecipeError, read_fields
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-
-class RecipeError(UserError):
-    """A recipe with unknown, missing or impossible fields."""
 
 
 @dataclass
@@ -243,14 +238,14 @@ def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
     """Reads a recipe.
 
     Args:
-        config: A YAML file of fields; None: defaults.
+        config: A YAML file of fields, which may name a `base` (recipe_files.py); None: defaults.
         overrides: Command-line fields (`["--learning_rate", "1e-3"]`), which win over the file.
 
     Raises:
         RecipeError: The file is unreadable, a field is unknown, or a value is not allowed.
     """
     parser = recipe_parser()
-    fields = {} if config is None else _read_yaml(Path(config))
+    fields = {} if config is None else read_fields(Path(config))
     known: dict[str, argparse.Action] = {}
     for action in parser._actions:
         known.setdefault(action.dest, action)  # a flag that is true by default has a second action, --no_…
@@ -281,22 +276,6 @@ def _nearest(name: str, known: dict[str, argparse.Action]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RecipeError(f"No recipe at {path}.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise RecipeError(
-            f"{path} must hold fields and values (learning_rate: 1.0e-3), and holds a {type(content).__name__}."
-        )
-    return content
 
 
 def _to_type(action: argparse.Action, hint: Any, value: Any) -> Any:

@@ -16,12 +16,23 @@ from hf_deit import cli, cli_parser, runs
 from hf_deit.configuration_deit import DeiTConfig
 from hf_deit.image_processing_deit import DeiTImageProcessor
 from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher
-from hf_deit.recipe import DataArguments, ModelArguments, RunArguments, TeacherArguments
+from hf_deit.recipe import DataArguments, ModelArguments, RunArguments, TeacherArguments, load_recipe
+from hf_deit.recipe_files import recipe_names, whole_text
 from hf_deit.teacher_training import TeacherTrainingArguments
 from hf_deit.training_args import DistillationTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("demo", "train", "train-teacher", "evaluate", "show-augmentations", "predict", "convert", "export")
+COMMANDS = (
+    "demo",
+    "recipes",
+    "train",
+    "train-teacher",
+    "evaluate",
+    "show-augmentations",
+    "predict",
+    "convert",
+    "export",
+)
 PLAIN = ("--distillation_type", "none")
 LABELLED = ("--teacher", FACTORY, "--teacher_labels", "dog", "ant", "bee", "cat")
 
@@ -399,6 +410,42 @@ def test_a_table_is_aligned(capsys):
 def test_metrics_are_shown_in_percent_and_losses_as_they_are():
     rows = cli.metric_rows({"eval_accuracy": 0.5, "eval_cls_loss": 1.25, "eval_runtime": 3.0, "epoch": 1.0})
     assert rows == [["validation", ""], ["top-1, fused", "50.00 %"], ["cls loss", "1.2500"]]
+
+
+def test_the_recipes_are_listed_and_one_is_printed_whole(capsys):
+    assert hf_deit("recipes") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.split(" ")[0] in recipe_names()]) == len(recipe_names()) > 20
+    assert any(line.split()[:3] == ["deit_tiny_hard_300ep", "74.5", "%"] for line in printed)
+    assert hf_deit("recipes", "deit_small_hard_300ep") == 0
+    assert capsys.readouterr().out == whole_text("deit_small_hard_300ep")
+    message = refused(capsys, "recipes", "deit_smal_hard_300ep")
+    assert "No recipe is called 'deit_smal_hard_300ep'. Did you mean deit_small_hard_300ep" in message
+
+
+RECIPE_COMMANDS = [
+    ("train", "--output_dir", "o"),
+    ("cache-teacher", "--out", "o"),
+    ("show-augmentations", "DATA", "--out", "o"),
+]
+
+
+@pytest.mark.parametrize("command", RECIPE_COMMANDS, ids=lambda command: command[0])
+def test_a_recipe_goes_by_name_or_as_a_file_and_not_both(capsys, command):
+    message = refused(capsys, *command, "--recipe", "deit_tiny_hard_300", "--data", "d")
+    assert "No recipe is called 'deit_tiny_hard_300'. Did you mean deit_tiny_hard_300ep" in message
+    message = refused(capsys, *command, "--recipe", "deit_tiny_hard_300ep", "--config", "my.yaml")
+    assert "--recipe deit_tiny_hard_300ep and --config my.yaml: give one of them" in message
+    message = refused(capsys, *command, "--config", "deit_tiny_hard_300ep")  # a name is no file
+    assert "No recipe at deit_tiny_hard_300ep" in message and "--recipe NAME" in message
+
+
+@pytest.mark.parametrize("command", RECIPE_COMMANDS, ids=lambda command: command[0])
+def test_a_recipe_by_name_is_read_wherever_one_stands(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    options, fields = cli.build_parser().parse_known_args([*command, "--recipe", "deit_tiny_soft_300ep"])
+    recipe = load_recipe(cli._recipe_file(options), fields)
+    assert (recipe.training.distillation_type, recipe.augmentation.auto_augment) == ("soft", "randaugment")
 
 
 # ---- the script ----

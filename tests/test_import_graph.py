@@ -51,6 +51,7 @@ LEAVES = [
     "pixels",
     "published",
     "publishing",
+    "recipe_files",
     "run_data",
     "run_facts",
     "sampling",

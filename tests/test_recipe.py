@@ -18,6 +18,7 @@ from hf_deit.recipe import (
     as_size,
     load_recipe,
 )
+from hf_deit.recipe_files import read_fields, recipe_path
 from hf_deit.training_args import DistillationTrainingArguments
 
 RECIPES = sorted((Path(hf_deit.__file__).parent / "recipes").glob("*.yaml"))
@@ -353,12 +354,22 @@ def test_there_are_recipes_in_the_package():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_of_the_package_is_read_field_by_field(path):
-    fields = yaml.safe_load(path.read_text())
+    fields = read_fields(path)
+    assert "base" not in fields and len(fields) > 15
     recipe = load_recipe(path, [])
     assert given(recipe, fields) == {
         name: [value] if name in ("image_size", "view_size") and isinstance(value, int) else value
         for name, value in fields.items()
     }
+
+
+def test_a_file_that_names_a_base_trains_as_the_base_but_for_its_own_fields(tmp_path):
+    path = written(tmp_path / "r.yaml", "base: deit_tiny_hard_300ep\npreset: small\nnum_train_epochs: 7\n")
+    base, own = load_recipe(recipe_path("deit_tiny_hard_300ep"), []).to_dict(), load_recipe(path, []).to_dict()
+    changed = {name for name in base if base[name] != own[name]} - {"logging_dir"}
+    assert changed == {"preset", "num_train_epochs"}
+    assert (own["preset"], own["num_train_epochs"], own["mixup_alpha"]) == ("small", 7, 0.8)
+    assert load_recipe(path, ["--preset", "base"]).model.preset == "base"
 
 
 # ---- sizes ----
