@@ -9,8 +9,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from hf_deit.recipe import load_recipe
-from hf_deit.recipe_files import recipe_path
+from hf_deit.recipe import load_recipe, recipe_parser
+from hf_deit.recipe_files import recipe_names, recipe_path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "training" / "accelerate"
@@ -59,6 +59,18 @@ def test_the_file_for_the_cpu_says_the_flag_without_which_two_processes_are_two_
     words = line.lstrip("# ").replace(" --recipe NAME …", "").split()
     args = launch_command_parser().parse_args(words[2:])
     assert load_recipe(None, [*args.training_script_args, "--distillation_type", "none"]).training.use_cpu
+
+
+def test_the_readme_names_recipes_and_fields_that_there_are():
+    text = (ROOT / "training" / "README.md").read_text()
+    start, knobs = text.split("## Every knob")
+    named = set(re.findall(r"`((?:deit|clothing|finetune)\w+)`", start))
+    assert len(named) >= 8 and named <= set(recipe_names())
+    rows = re.findall(r"^\| (`.*?) \|", knobs.split("## Launching")[0], re.MULTILINE)
+    fields = {name for row in rows for name in re.findall(r"`([a-z]\w+)`", row)}
+    assert len(fields) > 30
+    known = {action.dest for action in recipe_parser()._actions}
+    assert fields - known == set()
 
 
 # ---- Slurm ----

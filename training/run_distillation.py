@@ -1,6 +1,6 @@
 """The entry for `accelerate launch`: the same as `hf-deit train`.
 
-accelerate launch --num_processes 2 training/run_distillation.py --config recipe.yaml --output_dir out
+accelerate launch --num_processes 2 training/run_distillation.py --recipe deit_tiny_hard_300ep --data DATA --teacher TEACHER --output_dir out
 """
 
 import sys
