@@ -177,6 +177,14 @@ def _card(options: argparse.Namespace, fields: list[str]) -> None:
     print(f"Written to {path}")
 
 
+def _space(options: argparse.Namespace, fields: list[str]) -> None:
+    from .space_template import make_space
+
+    files = make_space(options.model, options.out, options.license, options.title)
+    print(f"Written to {options.out}: {', '.join(files)}")
+    print("Try it: pip install gradio, then python app.py there; its README.md says how to push it.")
+
+
 def _push(options: argparse.Namespace, fields: list[str]) -> None:
     from .publishing import push
 
@@ -234,6 +242,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "export": _export,
     "card": _card,
     "push": _push,
+    "space": _space,
 }
 
 

@@ -193,6 +193,14 @@ def _add_publishing(commands: Any) -> None:
     push.add_argument("--tag", help="to set on the commit, such as v1.0")
     push.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; send nothing")
 
+    space = commands.add_parser(
+        "space", help="a folder to push as a Gradio Space: every head's classes, and where it looks"
+    )
+    space.add_argument("model", metavar="MODEL", help="folder of a model, which is copied; or a Hub name")
+    space.add_argument("out", metavar="OUT", help="new or empty folder")
+    space.add_argument("--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: unknown)")
+    space.add_argument("--title", help="of the Space (default: the model's name)")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; imports nothing heavy."""

@@ -55,6 +55,7 @@ LEAVES = [
     "run_facts",
     "sampling",
     "sources",
+    "space_template",
     "state_dicts",
     "streams",
     "student",
