@@ -174,12 +174,15 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_publishing(commands: Any) -> None:
     card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
-    card.add_argument("model", help="folder of the model")
+    card.add_argument("model", help="folder of the model; or a recipe (.yaml), for the card of what nobody trained yet")
     card.add_argument(
         "--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: as it says now)"
     )
     card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
     card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
+    card.add_argument("--data_license", metavar="TEXT", help="licence of the data (default: likewise)")
+    card.add_argument("--base_model_license", metavar="TEXT", help="licence of those weights (default: likewise)")
+    card.add_argument("--out", metavar="FILE", help="of a recipe: the card to write")
 
     push = commands.add_parser(
         "push",

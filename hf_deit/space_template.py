@@ -1,9 +1,10 @@
 """A folder to push as a Gradio Space: a model to try, with every head's classes and where its tokens look.
 
-The app is hf_deit/space/app.py, plain transformers and gradio; only the model's name is put in. Of a local model the files
+The app is hf_deit/space/app.py, plain transformers and gradio; only the model's name and title are put in. Of a local model the files
 that `hf-deit push` would publish are copied beside it (publishing.py): weights, configuration, processor.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .run_facts import is_path, read_facts
 
 TEMPLATE = Path(__file__).with_name("space")
 MODEL_FOLDER = "model"
-_PLACEHOLDER = "__MODEL__"
+_MODEL, _TITLE = "__MODEL__", "__TITLE__"
 _FAMILIES = ("deit", "vit")
 _PROCESSOR = "preprocessor_config.json"
 
@@ -96,11 +97,12 @@ def _is_weights(file: PublishedFile) -> bool:
 
 
 def _write_template(folder: Path, name: str, title: str, license: str | None, hub_name: str | None) -> None:
-    app = (TEMPLATE / "app.py").read_text(encoding="utf-8").replace(_PLACEHOLDER, name)
+    app = (TEMPLATE / "app.py").read_text(encoding="utf-8").replace(_MODEL, name)
+    app = app.replace(f'"{_TITLE}"', json.dumps(title, ensure_ascii=False))
     _write(folder / "app.py", app.encode())
     shutil.copyfile(TEMPLATE / "requirements.txt", folder / "requirements.txt")
     card = SpaceCard((TEMPLATE / "README.md").read_text(encoding="utf-8"))
-    card.text = card.text.replace(_PLACEHOLDER, title)
+    card.text = card.text.replace(_TITLE, title)
     card.data.title = title
     if license is not None:
         card.data.license = license

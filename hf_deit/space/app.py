@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 MODEL = "__MODEL__"
+TITLE = "__TITLE__"
 
 TOP = 5
 SIDE = 384  # pixels a map is shown with
@@ -81,10 +82,11 @@ def seen_pixels(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
 
 
 def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Lays a map over the picture that the model saw; the most looked-at patch is the brightest."""
+    """Lays a map over the picture that the model saw, from its least looked-at patch (dark) to its most (bright)."""
     scale = SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
-    level = Image.fromarray((attention / max(attention.max(), 1e-12)).astype(np.float32))
+    level = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-12)
+    level = Image.fromarray(level.astype(np.float32))
     level = np.asarray(level.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
     steps = np.linspace(0, 1, len(RAMP))
     colour = np.stack([np.interp(level, steps, RAMP[:, channel]) for channel in range(3)], axis=-1)
@@ -132,7 +134,7 @@ def _named(names: dict[int, str], indices: list[int], shares: list[float]) -> di
     }
 
 
-def build_demo(model: Any, processor: Any, title: str = MODEL) -> Any:
+def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
     """Builds the page."""
     import gradio
 
@@ -154,10 +156,13 @@ def build_demo(model: Any, processor: Any, title: str = MODEL) -> Any:
                 start = gradio.Button("Classify", variant="primary")
         with gradio.Row():
             labels = [gradio.Label(label=name, num_top_classes=TOP) for name in heads]
+        pictures = []
         with gradio.Row():
-            pictures = [
-                gradio.Image(label=name, interactive=False, height=SIDE) for name in ("What the model sees", *tokens)
-            ]
+            for name in ("What the model sees", *tokens):
+                with gradio.Column(min_width=200):
+                    gradio.Markdown(f"**{name}**")  # a label would lie over the picture
+                    pictures.append(gradio.Image(label=name, show_label=False, interactive=False, height=SIDE))
+        gradio.Markdown("Each map goes from its own least (dark) to its own most looked-at patch (bright).")
         for event in (image.change, how.change, start.click):
             event(answer, [image, how], [*labels, *pictures])
     return demo
