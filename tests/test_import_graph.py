@@ -51,6 +51,7 @@ LEAVES = [
     "pixels",
     "published",
     "publishing",
+    "recipe_card",
     "run_data",
     "run_facts",
     "sampling",
