@@ -191,7 +191,7 @@ def _space(options: argparse.Namespace, fields: list[str]) -> None:
 
     files = make_space(options.model, options.out, options.license, options.title)
     print(f"Written to {options.out}: {', '.join(files)}")
-    print("Try it: pip install gradio, then python app.py there; its README.md says how to push it.")
+    print("Its README.md says how to try it here (in an environment with gradio) and how to push it.")
 
 
 def _push(options: argparse.Namespace, fields: list[str]) -> None:
