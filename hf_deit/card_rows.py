@@ -5,12 +5,13 @@ Which of them stand where is in model_card.md.jinja, what renders it in model_ca
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
+from .published import full_name
 from .run_facts import RunFacts, is_path, last_part
 
 UNKNOWN = "unknown"
@@ -63,17 +64,19 @@ class Statements:
         license: The Hub's identifier, such as "apache-2.0".
         base_model: Hub name of the weights the run began with.
         dataset: Hub name of the data.
+        data_license: Of the data, in words or as the Hub's identifier.
+        base_model_license: Of the weights the run began with, likewise.
     """
 
     license: str | None = None
     base_model: str | None = None
     dataset: str | None = None
+    data_license: str | None = None
+    base_model_license: str | None = None
 
     def or_else(self, other: "Statements") -> "Statements":
         """Gives these, and where one is missing the other's."""
-        return Statements(
-            self.license or other.license, self.base_model or other.base_model, self.dataset or other.dataset
-        )
+        return Statements(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def hub_name(text: str | None) -> str | None:
@@ -83,7 +86,7 @@ def hub_name(text: str | None) -> str | None:
     """
     if text is None or is_path(text) or Path(text).suffix in _TABLES or not _HUB_NAME.fullmatch(text):
         return None
-    return text
+    return full_name(text)
 
 
 # ---- words ----
@@ -114,7 +117,7 @@ def _source(text: str | None, missing: str) -> str:
     if text is None:
         return missing
     if hub_name(text) is not None:
-        return _code(text) + " on the Hub"
+        return _code(hub_name(text)) + " on the Hub"
     return _code(last_part(text)) + (" (Python factory)" if ":" in text else " (local, not published with this model)")
 
 
@@ -176,6 +179,11 @@ def overview(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> lis
         ("parameters", _number(facts.run.get("parameters"))),
         ("image size", _size(config.get("image_size"))),
         ("base model", base or ("none, from scratch" if "model" in recipe else UNKNOWN)),
+        *(
+            [("licence of the base model", plain(stated.base_model_license or f"{UNKNOWN}: not stated"))]
+            if base
+            else []
+        ),
         ("licence", plain(stated.license) if stated.license else f"{UNKNOWN}: the author has stated none"),
     ]
 
@@ -285,7 +293,7 @@ def data_rows(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> li
         ("validation images", _number(facts.run.get("validation_images"))),
         ("test images", "none: no figure here is of a test set"),
         ("images that could not be read", said),
-        ("licence of the data", f"{UNKNOWN}: not recorded"),
+        ("licence of the data", plain(stated.data_license or f"{UNKNOWN}: not recorded")),
     ]
 
 

@@ -198,11 +198,28 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
 
 
 def _card(options: argparse.Namespace, fields: list[str]) -> None:
+    from .errors import UserError
     from .model_card import Statements
+    from .recipe_card import is_recipe, write_recipe_card
     from .runs import render_model_card
 
-    path = render_model_card(options.model, Statements(options.license, options.base_model, options.dataset))
+    names = ("license", "base_model", "dataset", "data_license", "base_model_license")
+    statements = Statements(**{name: getattr(options, name) for name in names})
+    if is_recipe(options.model):
+        path = write_recipe_card(options.model, options.out, statements)
+    elif options.out is not None:
+        raise UserError(f"--out goes with a recipe (.yaml): the card of {options.model} is written into it.")
+    else:
+        path = render_model_card(options.model, statements)
     print(f"Written to {path}")
+
+
+def _space(options: argparse.Namespace, fields: list[str]) -> None:
+    from .space_template import make_space
+
+    files = make_space(options.model, options.out, options.license, options.title)
+    print(f"Written to {options.out}: {', '.join(files)}")
+    print("Its README.md says how to try it here (in an environment with gradio) and how to push it.")
 
 
 def _push(options: argparse.Namespace, fields: list[str]) -> None:
@@ -263,6 +280,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "export": _export,
     "card": _card,
     "push": _push,
+    "space": _space,
 }
 
 

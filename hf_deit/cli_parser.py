@@ -179,12 +179,15 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_publishing(commands: Any) -> None:
     card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
-    card.add_argument("model", help="folder of the model")
+    card.add_argument("model", help="folder of the model; or a recipe (.yaml), for the card of what nobody trained yet")
     card.add_argument(
         "--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: as it says now)"
     )
     card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
     card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
+    card.add_argument("--data_license", metavar="TEXT", help="licence of the data (default: likewise)")
+    card.add_argument("--base_model_license", metavar="TEXT", help="licence of those weights (default: likewise)")
+    card.add_argument("--out", metavar="FILE", help="of a recipe: the card to write")
 
     push = commands.add_parser(
         "push",
@@ -197,6 +200,14 @@ def _add_publishing(commands: Any) -> None:
     push.add_argument("--branch", help="to push to; made if it is not there (default: main)")
     push.add_argument("--tag", help="to set on the commit, such as v1.0")
     push.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; send nothing")
+
+    space = commands.add_parser(
+        "space", help="a folder to push as a Gradio Space: every head's classes, and where it looks"
+    )
+    space.add_argument("model", metavar="MODEL", help="folder of a model, which is copied; or a Hub name")
+    space.add_argument("out", metavar="OUT", help="new or empty folder")
+    space.add_argument("--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: unknown)")
+    space.add_argument("--title", help="of the Space (default: the model's name)")
 
 
 def build_parser() -> argparse.ArgumentParser:

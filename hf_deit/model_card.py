@@ -41,6 +41,9 @@ def render_card(facts: RunFacts, title: str, location: str = ".", statements: St
         tags=card_rows.tags(recipe),
         model_name=title,
         eval_results=card_rows.eval_results(facts, recipe, stated) or None,
+        # Not names of the Hub's: kept here so that a card rendered again still knows them.
+        data_license=stated.data_license,
+        base_model_license=stated.base_model_license,
     )
     return ModelCard.from_template(
         metadata,
@@ -100,4 +103,10 @@ def statements_of(path: Path) -> Statements:
     data = ModelCard.load(path, ignore_metadata_errors=True).data
     datasets = data.get("datasets") or [None]
     license = data.get("license")
-    return Statements(None if license == UNKNOWN else license, data.get("base_model"), datasets[0])
+    return Statements(
+        None if license == UNKNOWN else license,
+        data.get("base_model"),
+        datasets[0],
+        data.get("data_license"),
+        data.get("base_model_license"),
+    )

@@ -22,6 +22,7 @@ from .configuration_deit import as_pair
 from .errors import UserError
 from .networks import FACTORY_NORMALIZATION, build_network, load_weights, logits_of, replace_classifier
 from .pixels import normalize, resize
+from .published import published_name
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,13 @@ class Teacher:
 
         Args:
             name_or_path: A folder `hf-deit train-teacher` saved, or a folder or Hub name that
-                `AutoModelForImageClassification` loads.
+                `AutoModelForImageClassification` loads; also a short one (`regnet-y-160`, see published.py).
             **kwargs: As the constructor's, in place of what the files say.
 
         Raises:
             TeacherError: Nothing there that classifies images.
         """
+        name_or_path = published_name(name_or_path)
         path = Path(name_or_path)
         if (path / TEACHER_FILE).is_file():
             return cls._from_teacher_file(path, **kwargs)

@@ -18,6 +18,7 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in so
 # They run the Trainer, or the command line; all the others are written against tensors, files and configurations.
 TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "publishing_trainer", "trainer", "cli"}
 LEAVES = [
+    "ablation",
     "answers",
     "augmentation",
     "building",
@@ -51,11 +52,13 @@ LEAVES = [
     "pixels",
     "published",
     "publishing",
+    "recipe_card",
     "recipe_files",
     "run_data",
     "run_facts",
     "sampling",
     "sources",
+    "space_template",
     "state_dicts",
     "streams",
     "student",

@@ -16,7 +16,7 @@ from scripts import tiny
 
 from hf_deit.card_rows import Statements, hub_name
 from hf_deit.cli import main
-from hf_deit.model_card import MARKER, render_card
+from hf_deit.model_card import MARKER, render_card, statements_of
 from hf_deit.run_facts import RunFacts, facts_of_trainer, is_path, public_recipe, read_facts, without_machine
 from hf_deit.trainer import DistillationTrainer
 
@@ -170,6 +170,26 @@ def test_names_of_the_hub_are_links_and_paths_are_not():
         assert hub_name(path) is None
 
 
+def test_a_short_name_is_given_as_the_hubs():
+    recipe = {"model": "deit-tiny-distilled", "teacher": "regnet-y-160", "distillation_type": "hard"}
+    card = render_card(RunFacts({"id2label": {"0": "a"}}, recipe), "student")
+    assert card.data.base_model == "facebook/deit-tiny-distilled-patch16-224"
+    assert cell(str(card), "teacher") == "`facebook/regnet-y-160` on the Hub"
+
+
+def test_licences_of_data_and_base_model_are_shown_and_kept(run):
+    before = (run / "README.md").read_text()
+    assert cell(before, "licence of the data") == "unknown: not recorded"
+    assert "licence of the base model" not in before  # it began from scratch
+    stated = ["--data_license", "CC0 1.0", "--base_model", "some/base", "--base_model_license", "apache-2.0"]
+    assert main(["card", str(run), *stated]) == 0
+    assert main(["card", str(run)]) == 0
+    card = (run / "README.md").read_text()
+    assert cell(card, "licence of the data") == "CC0 1.0" and cell(card, "licence of the base model") == "apache-2.0"
+    assert ModelCard.load(run / "README.md").data.license == "unknown"  # of the model itself nothing was said
+    (run / "README.md").write_text(before)
+
+
 def test_names_with_marks_of_markdown_do_not_break_a_table():
     names = {"0": "a|b", "1": "<script>", "2": "x\ny"}
     run = {"classes": {name: {"train": 1, "validation": 1} for name in names.values()}}
@@ -285,8 +305,8 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
 
 @pytest.mark.parametrize("folder", sorted((CARDS / "facts").iterdir()), ids=lambda folder: folder.name)
 def test_a_committed_card_is_what_the_code_renders(folder):
-    assert (CARDS / f"{folder.name}.md").read_text(encoding="utf-8") == str(
-        render_card(read_facts(folder), folder.name)
-    )
+    card = CARDS / f"{folder.name}.md"
+    stated = statements_of(card)
+    assert card.read_text(encoding="utf-8") == str(render_card(read_facts(folder), folder.name, ".", stated))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert public_recipe(recipe) == recipe

@@ -5,7 +5,8 @@ import torch
 
 from hf_deit import building, load_checkpoint
 from hf_deit.published import published_name
-from hf_deit.recipe import ModelArguments
+from hf_deit.recipe import ModelArguments, TeacherArguments
+from hf_deit.teacher import TeacherError
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,11 @@ from hf_deit.recipe import ModelArguments
         # as the official code writes them
         ("deit_tiny_distilled_patch16_224", "facebook/deit-tiny-distilled-patch16-224"),
         ("deit_base_patch16_384", "facebook/deit-base-patch16-384"),
+        # the paper's teacher, also as the official code writes it
+        ("regnet-y-160", "facebook/regnet-y-160"),
+        ("regnety_160", "facebook/regnet-y-160"),
         # what is no short name stays
+        ("regnet-y-16", "regnet-y-16"),
         ("facebook/deit-tiny-patch16-224", "facebook/deit-tiny-patch16-224"),
         ("deit-tiny-384", "deit-tiny-384"),
         ("deit-huge", "deit-huge"),
@@ -64,6 +69,20 @@ def test_a_student_starts_from_a_short_name(cached_hub):
 def test_a_checkpoint_is_loaded_by_a_short_name(cached_hub):
     model = load_checkpoint("deit-tiny-distilled")
     assert torch.equal(model.deit.embeddings.cls_token, cached_hub.deit.embeddings.cls_token)
+
+
+def test_a_teacher_is_loaded_by_a_short_name(cached_hub):
+    teacher = building.build_teacher(TeacherArguments(teacher="deit-tiny-distilled"))
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (teacher.image_mean, teacher.image_std))
+    with torch.no_grad():
+        expected = cached_hub((pixels - mean) / std).logits
+    assert torch.allclose(teacher(pixels), expected, atol=1e-5)
+
+
+def test_a_teachers_short_name_is_asked_of_the_hub_in_full(cached_hub):
+    with pytest.raises(TeacherError, match="facebook/regnet-y-160"):
+        building.build_teacher(TeacherArguments(teacher="regnet-y-160"))
 
 
 def test_a_file_where_a_folder_is_wanted_names_the_command(tmp_path):

@@ -1,0 +1,115 @@
+"""The page of a model that nobody trained here: a recipe, and what the paper reports of it, marked as the paper's.
+
+The figures are in paper_figures.yaml, the layout is recipe_card.md.jinja, words and rows are card_rows.py's. The card of a
+run is model_card.py's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from . import card_rows
+from .card_rows import UNKNOWN, Statements
+from .checkpointing import staged_files
+from .configuration_deit import DeiTConfig, ViTConfig
+from .model_card import MARKER, statements_of
+from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .recipe import load_recipe
+from .run_facts import CardError, RunFacts
+
+FIGURES = Path(__file__).with_name("paper_figures.yaml")
+TEMPLATE = Path(__file__).with_name("recipe_card.md.jinja")
+_CLASSES = 1000
+
+
+def is_recipe(path: str | Path) -> bool:
+    """Whether a card of a recipe is meant, not one of a model's folder."""
+    return Path(path).suffix in (".yaml", ".yml")
+
+
+def paper_figures(recipe: str | Path) -> dict[str, Any]:
+    """Gives what is recorded of a recipe's paper.
+
+    Raises:
+        CardError: Nothing is.
+    """
+    known = yaml.safe_load(FIGURES.read_text(encoding="utf-8"))
+    name = Path(recipe).stem
+    if name not in known:
+        raise CardError(
+            f"No paper's figures are recorded for {name!r}: there are some for {', '.join(sorted(known))} (in {FIGURES}). "
+            "The card of a model you trained is rendered from its folder: hf-deit card FOLDER."
+        )
+    return known[name]
+
+
+def _described(fields: dict[str, Any], paper: dict[str, Any]) -> RunFacts:
+    """Configuration and number of parameters of the model that a recipe would give; no weight is made."""
+    student = paper.get("student", fields.get("student"))
+    size = fields["image_size"][0] if fields.get("image_size") else 224
+    plain = student == "plain"
+    config_class, model_class = (
+        (ViTConfig, ViTForImageClassification) if plain else (DeiTConfig, DeiTForImageClassificationWithTeacher)
+    )
+    config = config_class.from_preset(
+        paper.get("preset", fields.get("preset")), image_size=size, patch_size=fields["patch_size"], num_labels=_CLASSES
+    )
+    with torch.device("meta"):
+        model = model_class(config)
+    described = config.to_dict() | {"architectures": [model_class.__name__]}
+    return RunFacts(described, fields, {"run": {"parameters": model.num_parameters()}})
+
+
+def render_recipe_card(path: str | Path, statements: Statements | None = None) -> ModelCard:
+    """Renders the card of a recipe. Its metadata hold no result: none was measured, and no weights come with it.
+
+    Raises:
+        CardError: No paper's figures are recorded for it.
+        RecipeError: It cannot be read.
+    """
+    paper = paper_figures(path)
+    fields = load_recipe(path, ["--output_dir", "out"]).to_dict()
+    facts = _described(fields, paper)
+    stated = (statements or Statements()).or_else(Statements(base_model=paper.get("base_model")))
+    title = Path(path).stem
+    metadata = ModelCardData(
+        license=stated.license or UNKNOWN,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        base_model=stated.base_model,
+        tags=card_rows.tags(fields),
+    )
+    measured_only_of_runs = ("teacher", "optimizer steps", "parameters that learned", "time of the last launch")
+    rows = [row for row in card_rows.training_rows(facts, fields) if row[0] not in measured_only_of_runs]
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        marker=MARKER,
+        title=card_rows.plain(title),
+        recipe_file=Path(path).name,
+        overview=card_rows.overview(facts, fields, stated),
+        paper=paper["paper"],
+        figures=paper["figures"],
+        teacher=paper["teacher"],
+        training=rows,
+    )
+
+
+def write_recipe_card(path: str | Path, out: str | Path | None, statements: Statements | None = None) -> Path:
+    """Renders the card of a recipe into a file, at once; what was stated in the card that lies there is kept.
+
+    Raises:
+        CardError: No file is named, or one lies there that was not rendered.
+    """
+    if out is None:
+        raise CardError(f"{path} is a recipe: name the card to write, hf-deit card {path} --out CARD.md.")
+    target = Path(out)
+    if target.is_dir():
+        raise CardError(f"--out {out} is a folder: name a file, such as {target / (Path(path).stem + '.md')}.")
+    card = render_recipe_card(path, (statements or Statements()).or_else(statements_of(target)))
+    with staged_files(target.parent) as staging:
+        card.save(staging / target.name)
+    return target
