@@ -29,7 +29,9 @@ _ABOUT_FILES = frozenset(
 # Fields that only say how a teacher is listened to: of a run without one they do not count.
 _ABOUT_TEACHER = frozenset(
     {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}
+    | {"teacher_image_mean", "teacher_image_std", "teacher_image_size", "teacher_labels"}
 )
+_ROW_TYPES = {"title": str, "variant": str, "metric": str, "paper": int | float | None}
 
 
 class AblationError(UserError):
@@ -78,9 +80,9 @@ class Run:
         return sign(told)
 
     @property
-    def overrides(self) -> list[str]:
-        """Its fields as command-line arguments."""
-        return as_overrides(self.fields)
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"{self.variant}, seed {self.fields['seed']}"
 
 
 @dataclass(frozen=True)
@@ -108,18 +110,6 @@ def sign(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def as_overrides(fields: Mapping[str, Any]) -> list[str]:
-    """Gives fields as the command line takes them: `{"crop_scale": [0.5, 1]}` → `["--crop_scale", "0.5", "1"]`."""
-    words: list[str] = []
-    for name, value in fields.items():
-        values = value if isinstance(value, list | tuple) else [value]
-        words += [
-            f"--{name}",
-            *(json.dumps(value) if isinstance(value, dict | bool) else str(value) for value in values),
-        ]
-    return words
-
-
 def read_ablation(path: str | Path) -> Ablation:
     """Reads a definition.
 
@@ -136,29 +126,51 @@ def read_ablation(path: str | Path) -> Ablation:
         raise AblationError(f"{path} is not valid YAML: {error}") from error
     allowed = {"title", "recipe", "fields", "seeds", "variants", "rows"}
     if not isinstance(content, dict) or not allowed - {"fields"} <= set(content) <= allowed:
-        given = sorted(content) if isinstance(content, dict) else type(content).__name__
+        given = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise AblationError(
             f"{path} holds {given}; it must hold {', '.join(sorted(allowed))} (fields may be left out)."
         )
-    seeds, variants = content["seeds"], content["variants"]
+    for name in ("title", "recipe"):
+        if not isinstance(content[name], str):
+            raise AblationError(f"{path}: {name}={content[name]!r}: a text.")
+    seeds = content["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise AblationError(f"{path}: seeds={seeds!r}: a list of whole numbers, at least one.")
-    if not isinstance(variants, dict) or not all(isinstance(own or {}, dict) for own in variants.values()):
-        raise AblationError(f"{path}: variants must map names to fields (plain: {{student: plain}}).")
-    rows = [_row(path, entry, variants) for entry in content["rows"] or []]
-    if not rows or not variants:
-        raise AblationError(f"{path} has no rows or no variants: there is nothing to run or to show.")
-    if len({row.title for row in rows}) < len(rows):
-        raise AblationError(f"{path}: two rows have one title.")
+    if len(set(seeds)) < len(seeds):
+        raise AblationError(f"{path}: seeds={seeds}: each once.")
+    fields = _fields(path, "fields", content.get("fields"))
+    variants = _variants(path, content["variants"])
+    rows = _rows(path, content["rows"], variants)
     base = read_fields(recipe_path(content["recipe"]))
-    return Ablation(
-        content["title"],
-        {**base, **(content.get("fields") or {})},
-        seeds,
-        {str(name): own or {} for name, own in variants.items()},
-        rows,
-        content["recipe"],
-    )
+    return Ablation(content["title"], {**base, **fields}, seeds, variants, rows, content["recipe"])
+
+
+def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
+    if not isinstance(fields or {}, dict):
+        raise AblationError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
+    if "seed" in (fields or {}):
+        raise AblationError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
+    return fields or {}
+
+
+def _variants(path: Path, variants: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(variants, dict) or not variants:
+        raise AblationError(f"{path}: variants must map names to fields (plain: {{student: plain}}), at least one.")
+    return {str(name): _fields(path, f"variant {name!r}", own) for name, own in variants.items()}
+
+
+def _rows(path: Path, entries: Any, variants: Mapping[str, Any]) -> list[Row]:
+    if not isinstance(entries, list) or not entries:
+        raise AblationError(f"{path}: rows must list what the table shows, at least one row.")
+    rows = [_row(path, entry, variants) for entry in entries]
+    titles = [row.title for row in rows]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        raise AblationError(f"{path}: two rows are called {twice[0]!r}.")
+    unused = sorted(set(variants) - {row.variant for row in rows})
+    if unused:
+        raise AblationError(f"{path}: no row shows the variant {unused[0]!r}: its runs would be done for nothing.")
+    return rows
 
 
 def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
@@ -166,6 +178,9 @@ def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
         row = Row(**entry)
     except TypeError as error:
         raise AblationError(f"{path}: row {entry!r} takes title, variant, metric and paper ({error}).") from error
+    for name, kind in _ROW_TYPES.items():
+        if not isinstance(getattr(row, name), kind):
+            raise AblationError(f"{path}: row {entry!r}: {name}={getattr(row, name)!r} is not allowed.")
     if row.variant not in variants:
         raise AblationError(
             f"{path}: row {row.title!r} names the variant {row.variant!r}; there are {', '.join(variants)}."
@@ -182,25 +197,49 @@ def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, 
     """Reads what there is of an ablation: variant → seed → result.
 
     Raises:
-        AblationError: There are results of a run on several data sets or teachers, or one cannot be read.
+        AblationError: There are results on several data sets or of several teachers, or one cannot be read.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
+    origins: dict[bool, Path] = {}
     for run in ablation.runs():
-        files = sorted(Path(folder).glob(f"{run.key}-*.json"))
-        if len(files) > 1:
-            raise AblationError(
-                f"{folder} holds results of {run.variant!r} on {len(files)} data sets or teachers ({', '.join(file.name for file in files)}): "
-                "keep those of one in a folder."
-            )
-        for file in files:
-            try:
-                result = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise AblationError(
-                    f"{file} cannot be read ({error}): remove it, and the run is done again."
-                ) from error
-            found.setdefault(run.variant, {})[run.fields["seed"]] = result
+        for file in sorted(Path(folder).glob(f"{run.key}-*.json")):
+            other = origins.setdefault(run.distils, file)
+            if _origin(other) != _origin(file):
+                raise _several_origins(folder, other, file)
+            found.setdefault(run.variant, {})[run.fields["seed"]] = _read(file)
     return found
+
+
+def check_origin(folder: str | Path, run: Run, file: Path) -> None:
+    """Refuses to do a run, whose result would be `file`, where there is one on other data or of another teacher.
+
+    Raises:
+        AblationError: There is one.
+    """
+    for other in sorted(Path(folder).glob(f"{run.key}-*.json")):
+        if other.name != file.name:
+            raise _several_origins(folder, other, file)
+
+
+def _origin(file: Path) -> str:
+    return file.stem.partition("-")[2]
+
+
+def _several_origins(folder: str | Path, one: Path, other: Path) -> AblationError:
+    return AblationError(
+        f"{folder} would hold results on two data sets or of two teachers, {one.name} and {other.name}: no table can compare "
+        "them. Keep those of one in a folder (--results)."
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(result["metrics"], dict | None):
+            raise ValueError(f"metrics is {result['metrics']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise AblationError(f"{file} cannot be read ({error!r}): remove it, and the run is done again.") from error
+    return result
 
 
 @dataclass(frozen=True)
@@ -219,20 +258,28 @@ class Figures:
 
 
 def figures(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[Figures]:
-    """Gives the figures of each row of the table; the first row is what the others are compared with."""
+    """Gives the figures of each row of the table; the first row is what the others are compared with.
 
-    def values(row: Row) -> dict[int, float]:
-        runs = results.get(row.variant, {})
-        metric = f"eval_{row.metric}"
-        return {seed: 100 * run["metrics"][metric] for seed, run in runs.items() if metric in (run["metrics"] or {})}
-
-    first = values(ablation.rows[0])
+    Raises:
+        AblationError: A row names a metric that its runs do not have.
+    """
+    shown = [_values(row, results.get(row.variant, {})) for row in ablation.rows]
     rows = []
-    for row in ablation.rows:
-        own = values(row)
+    for row, own in zip(ablation.rows, shown, strict=True):
         diverged = sum(run["metrics"] is None for run in results.get(row.variant, {}).values())
-        rows.append(Figures(own, diverged, [own[seed] - first[seed] for seed in sorted(own) if seed in first]))
+        rows.append(Figures(own, diverged, [own[seed] - shown[0][seed] for seed in sorted(own) if seed in shown[0]]))
     return rows
+
+
+def _values(row: Row, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    finished = {seed: run["metrics"] for seed, run in runs.items() if run["metrics"] is not None}
+    for metrics in finished.values():
+        if f"eval_{row.metric}" not in metrics:
+            known = ", ".join(sorted(name.removeprefix("eval_") for name in metrics if name.endswith("accuracy")))
+            raise AblationError(
+                f"Row {row.title!r}: runs of {row.variant!r} have no metric {row.metric!r}, but {known}."
+            )
+    return {seed: 100 * metrics[f"eval_{row.metric}"] for seed, metrics in finished.items()}
 
 
 def spread(values: Iterable[float]) -> str:

@@ -117,10 +117,15 @@ def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> N
         args.greater_is_better = not name.endswith("loss")
 
 
+def metric_names(problem_type: str) -> list[str]:
+    """Gives the names of the metrics of an evaluation, losses included; a student with one head has fewer."""
+    return [*_METRICS[problem_type], *(f"{head}loss" for head in _HEADS)]
+
+
 def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -> Iterator[str]:
     """Gives what is wrong with the name of the metric for the best model, where no `compute_metrics` adds others."""
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = [*_METRICS[student.problem_type], *(f"{head}loss" for head in _HEADS)]
+    known = metric_names(student.problem_type)
     known += [f"ema_{metric}" for metric in known] if args.ema_epochs else []
     if name not in known:
         yield (

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,24 +235,27 @@ def recipe_parser() -> HfArgumentParser:
     return _Parser(GROUPS, prog="hf-deit train", add_help=False, allow_abbrev=False, argument_default=None)
 
 
-def load_recipe(config: str | Path | None, overrides: list[str]) -> Recipe:
+def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: list[str]) -> Recipe:
     """Reads a recipe.
 
     Args:
-        config: A YAML file of fields, which may name a `base` (recipe_files.py); None: defaults.
+        config: A YAML file of fields, which may name a `base` (recipe_files.py); or the fields; None: defaults.
         overrides: Command-line fields (`["--learning_rate", "1e-3"]`), which win over the file.
 
     Raises:
         RecipeError: The file is unreadable, a field is unknown, or a value is not allowed.
     """
     parser = recipe_parser()
-    fields = {} if config is None else read_fields(Path(config))
+    given_fields = config is None or isinstance(config, Mapping)
+    fields = dict(config or {}) if given_fields else read_fields(Path(config))
     known: dict[str, argparse.Action] = {}
     for action in parser._actions:
         known.setdefault(action.dest, action)  # a flag that is true by default has a second action, --no_…
     unknown = sorted(str(name) for name in fields if name not in known)
     if unknown:
-        raise RecipeError(f"{config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}")
+        raise RecipeError(
+            f"{'The recipe' if given_fields else config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}"
+        )
     hints = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
     parser.set_defaults(**{name: _to_type(known[name], hints[name], value) for name, value in fields.items()})
     given = {*fields, *(text.removeprefix("--").split("=")[0] for text in overrides if text.startswith("--"))}

@@ -5,19 +5,20 @@ python training/run_ablation.py training/ablations/table3.yaml --report      # t
 """
 
 import argparse
+import importlib.util
 import logging
 import statistics
 import sys
 from pathlib import Path
 
-from hf_deit.ablation import Ablation, figures, markdown, read_ablation, read_results
+from hf_deit.ablation import Ablation, AblationError, figures, markdown, read_ablation, read_results
 from hf_deit.ablation_runs import Place, do_ablation, plan_ablation
 from hf_deit.checkpointing import staged_files
 from hf_deit.errors import UserError, own_message
 
 
 def plot(ablation: Ablation, results: dict, path: Path) -> None:
-    """One bar a row with a dot a seed."""
+    """One bar a row with a dot a seed; rows without a figure are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,12 +43,18 @@ def plot(ablation: Ablation, results: dict, path: Path) -> None:
 def report(ablation: Ablation, results_folder: Path, name: str) -> None:
     """Writes table and plot beside the results, and prints the table."""
     results = read_results(results_folder, ablation)
+    if not results:
+        raise AblationError(
+            f"{results_folder} holds no result of {ablation.title!r}: run it first (--data, --teacher)."
+        )
     table = markdown(ablation, results)
+    files = [f"{name}.md"]
     with staged_files(results_folder) as folder:
-        (folder / f"{name}.md").write_text(table, encoding="utf-8")
-        if results:
-            plot(ablation, results, folder / f"{name}.png")
-    print(f"\n{ablation.title}\n\n{table}\nWritten to {results_folder}: {name}.md, {name}.png")
+        (folder / files[0]).write_text(table, encoding="utf-8")
+        if importlib.util.find_spec("matplotlib") is not None and any(row.values for row in figures(ablation, results)):
+            files.append(f"{name}.png")
+            plot(ablation, results, folder / files[1])
+    print(f"\n{ablation.title}\n\n{table}\nWritten to {results_folder}: {', '.join(files)}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of the results, a small JSON a run (default: results/ beside the definition)",
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("ablation_work"), help="caches and unfinished runs (default: %(default)s)"
+        "--work", type=Path, default=Path("ablation_work"), help="caches, unfinished runs, logs (default: %(default)s)"
     )
     parser.add_argument("--report", action="store_true", help="run nothing: table and plot of what is there")
     options = parser.parse_args(arguments)
@@ -76,9 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
             place = Place(options.data, options.teacher, results, options.work, options.jobs)
             plan = plan_ablation(ablation, place)
             print(
-                f"{len(plan.runs)} runs and {len(plan.caches)} caches to do, {plan.finished} runs finished.", flush=True
+                f"{len(plan.runs)} runs to do, {plan.finished} finished, {len(plan.caches)} caches to look after; "
+                f"what they print: {options.work / 'logs'}",
+                flush=True,
             )
-            do_ablation(plan, place, lambda line: print(line, flush=True))
+            if plan.runs:
+                do_ablation(plan, place, lambda line: print(line, flush=True))
         report(ablation, results, options.definition.stem)
     except UserError as error:
         print(f"run_ablation: {own_message(error)}", file=sys.stderr)
