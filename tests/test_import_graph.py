@@ -36,6 +36,7 @@ LEAVES = [
     "data_checks",
     "ema",
     "errors",
+    "exporting",
     "fine_tuning",
     "image_ops",
     "image_processing_deit",
@@ -91,7 +92,7 @@ HEAVY = [
     "numpy",
     "PIL",
 ]
-OPTIONAL = ["torchvision", "timm", "sklearn"]
+OPTIONAL = ["torchvision", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "peft"]
 
 
 def imports(tree):
