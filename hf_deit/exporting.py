@@ -113,7 +113,8 @@ def export_onnx(source: str | Path, out: str | Path, quantize: str | None = None
         path = folder / out.name
         program.save(path, external_data=beside)
         if quantize is not None:
-            _quantize(path, quantize, beside)
+            with _quietly():
+                _quantize(path, quantize, beside)
         result = _compared(heads, _onnx_runner(path), pixels, TOLERANCES[quantize], source)
         files = sorted(file.name for file in folder.iterdir())
     return Exported(*result, [out.parent / name for name in files])
@@ -170,16 +171,15 @@ def _require_onnx() -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Torch's exporters warn of packages that are not needed and of their own old names."""
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)
+    """The exporters tell of every node, of packages that are not needed, and of their own old names."""
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        registry.setLevel(level)
+        logging.disable(level)
 
 
 # ---- what is exported ----
