@@ -1,15 +1,16 @@
 """Teacher caches measured: time of an epoch, building, files, and what they do to accuracy; every comparison in one run.
 
-Four parts, each with a table; figures go to benchmarks/results/bench_teacher_cache.json, the plot beside it.
+Five parts, each with a table; figures go to benchmarks/results/bench_teacher_cache.json, the plot beside it.
 
 - time: seconds an epoch without a teacher, with the live one, by a hard cache and by one of K logits; the arms take turns
   epoch by epoch, with the same images, mixing and loader. Teachers: efficientnet_lite0, and a RegNetY-16GF-sized network with
-  random weights. Also views a second while building, against the bare teacher on ready batches.
+  random weights.
+- building: views a second while building a cache, against the bare teacher on batches that are ready.
 - rounding: the share of records that differ when the teacher is asked in batches of another size.
 - files: a hard cache of ImageNet for 300 epochs (0.77 GB, random records): opening, random reads, memory.
 - accuracy: the recipe clothing10_64 by the live teacher, exact caches, top-K and fewer views than epochs.
 
-python benchmarks/bench_teacher_cache.py time rounding files --data ../shared/data/clothing10
+python benchmarks/bench_teacher_cache.py time building rounding files --data ../shared/data/clothing10 --images 128
 python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 20 --fields --patch_size 16
 """
 
@@ -132,22 +133,43 @@ def epoch_seconds(trainer: DistillationTrainer) -> float:
     return time.perf_counter() - start
 
 
-def building_rates(views: Views, teacher: Teacher, folder: Path, layout: Layout, epochs: int) -> tuple[float, float]:
-    """Views a second while building (median epoch), and of the teacher on batches that are ready; one after the other."""
-    ready = list(views.loader(0, views.batches(0)))
-    building, bare = [], []
-    for epoch in range(epochs + 1):
-        start = time.perf_counter()
-        build_teacher_cache(folder, teacher, views, layout, range(epoch + 1))
-        building.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        for _ in view_answers(teacher, ready):
-            pass
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        bare.append(time.perf_counter() - start)
-    # the first of each warms up libraries and memory
-    return views.records / statistics.median(building[1:]), views.records / statistics.median(bare[1:])
+def ready_teacher(title: str, views: Views, device: torch.device | str = "cpu") -> Teacher:
+    torch.manual_seed(1)
+    names = views.dataset.class_names
+    teacher = TEACHERS[title](names)
+    teacher.to(device)
+    teacher.align(list(names), len(names), views.dataset.view_size)
+    return teacher
+
+
+def measure_building(options: argparse.Namespace) -> dict[str, Any]:
+    """Views a second while building, and of the teacher on batches that are ready; epoch by epoch, in turns."""
+    views = views_of(options, options.size, options.batch)
+    device = DistillationTrainingArguments(str(options.work / "unused"), report_to="none").device
+    rows = [["building", "views/s", "bare teacher, views/s", "share, median", "min – max"]]
+    found = {}
+    for title in TEACHERS:
+        teacher = ready_teacher(title, views, device)
+        ready = list(views.loader(0, views.batches(0)))
+        seconds: list[tuple[float, float]] = []
+        for epoch in range(options.repeats + 1):
+            start = time.perf_counter()
+            layout = Layout("hard", len(views.dataset.class_names))
+            build_teacher_cache(options.work / f"building-{title}", teacher, views, layout, range(epoch + 1))
+            middle = time.perf_counter()
+            for _ in view_answers(teacher, ready):
+                pass
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append((middle - start, time.perf_counter() - middle))
+        seconds = seconds[1:]  # the first of each warms up libraries and memory
+        building, bare = (views.records / statistics.median(times) for times in zip(*seconds, strict=True))
+        shares = [asked / built for built, asked in seconds]
+        rows.append([title, f"{building:.1f}", f"{bare:.1f}", f"{statistics.median(shares):.2f}"])
+        rows[-1].append(f"{min(shares):.2f} – {max(shares):.2f}")
+        found[title] = {"seconds_building_and_bare": seconds, "views": views.records}
+    print_table(rows)
+    return found
 
 
 def measure_time(options: argparse.Namespace) -> dict[str, Any]:
@@ -155,17 +177,12 @@ def measure_time(options: argparse.Namespace) -> dict[str, Any]:
     names = views.dataset.class_names
     top_k = min(10, len(names) - 1)
     arms = {"no teacher": trainer_of(options, views, "none")}
-    building = {}
-    for title, make in TEACHERS.items():
-        torch.manual_seed(1)
-        teacher = make(names)
-        teacher.to(arms["no teacher"].args.device)
-        teacher.align(list(names), len(names), views.dataset.view_size)
+    for title in TEACHERS:
+        teacher = ready_teacher(title, views, arms["no teacher"].args.device)
         folders = {kind: options.work / f"{kind}-{title}" for kind in ("hard", "soft")}
-        building[title] = building_rates(views, teacher, folders["hard"], Layout("hard", len(names)), options.repeats)
-        build_teacher_cache(
-            folders["soft"], teacher, views, Layout("top_k", len(names), "float16", top_k, 3.0), range(1)
-        )
+        layouts = {"hard": Layout("hard", len(names)), "soft": Layout("top_k", len(names), "float16", top_k, 3.0)}
+        for kind, folder in folders.items():
+            build_teacher_cache(folder, teacher, views, layouts[kind], range(1))
         arms[f"live, {title}"] = trainer_of(options, views, "hard", teacher=teacher)
         arms[f"hard cache, {title}"] = trainer_of(options, views, "hard", teacher_cache=folders["hard"])
         arms[f"top-{top_k} cache, {title}"] = trainer_of(options, views, "soft", teacher_cache=folders["soft"])
@@ -182,12 +199,8 @@ def measure_time(options: argparse.Namespace) -> dict[str, Any]:
         ratio = medians[name] / medians["no teacher"]
         rows.append([name, f"{medians[name]:.2f}", f"{min(values):.2f} – {max(values):.2f}", f"{ratio:.3f}"])
     print_table(rows)
-    print_table(
-        [["building", "views/s", "bare teacher", "share"]]
-        + [[title, f"{rate:.1f}", f"{bare:.1f}", f"{rate / bare:.2f}"] for title, (rate, bare) in building.items()]
-    )
     plot(medians, RESULTS.with_name("bench_teacher_cache.png"))
-    return {"seconds": seconds, "building": building, "student": options.preset, "size": options.size}
+    return {"seconds": seconds, "student": options.preset, "size": options.size}
 
 
 def plot(medians: dict[str, float], path: Path) -> None:
@@ -376,7 +389,13 @@ def accuracy_table(found: dict[str, list[dict[str, Any]]]) -> dict[str, bool]:
     return equal
 
 
-PARTS = {"time": measure_time, "rounding": measure_rounding, "files": measure_files, "accuracy": measure_accuracy}
+PARTS = {
+    "time": measure_time,
+    "building": measure_building,
+    "rounding": measure_rounding,
+    "files": measure_files,
+    "accuracy": measure_accuracy,
+}
 
 
 def main() -> None:

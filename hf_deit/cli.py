@@ -260,10 +260,27 @@ def _convert(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _export(options: argparse.Namespace, fields: list[str]) -> None:
-    from .checkpoint_loading import export_timm
+    if options.quantize is not None and options.format != "onnx":
+        from .errors import UserError
 
-    difference = export_timm(options.model, options.out, official=options.format == "official")
-    print(f"Written to {options.out}; read back, its largest difference of a logit is {difference:.3g}.")
+        raise UserError(f"--quantize {options.quantize} is of --format onnx, not of {options.format}: leave it out.")
+    if options.format in ("timm", "official"):
+        from .checkpoint_loading import export_timm
+
+        difference = export_timm(options.model, options.out, official=options.format == "official")
+        print(f"Written to {options.out}; read back, its largest difference of a logit is {difference:.3g}.")
+        return
+    from .exporting import export_onnx, export_program
+
+    if options.format == "onnx":
+        written = export_onnx(options.model, options.out, options.quantize)
+    else:
+        written = export_program(options.model, options.out)
+    size = sum(file.stat().st_size for file in written.files) / 1e6
+    print(
+        f"Written to {' and '.join(map(str, written.files))} ({size:.1f} MB); run with batches of 1, 2 and 5, its largest "
+        f"difference of a logit is {written.difference:.3g} (largest logit {written.largest_logit:.3g})."
+    )
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {

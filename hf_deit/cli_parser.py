@@ -169,11 +169,24 @@ def _add_conversions(commands: Any) -> None:
     add("--keep_layer_scale", action="store_true", help="to train on here; plain transformers then loads it wrongly")
     add("--partial", action="store_true", help="take what fits; the rest starts anew or is left out")
 
-    export = commands.add_parser("export", help="a model → a file for other programs")
+    export = commands.add_parser(
+        "export",
+        help="a model → a file for other programs: ONNX, torch.export, timm's or the official names",
+        epilog="The largest difference of a logit is measured and printed; a file that is too far off is not written.",
+    )
     export.add_argument("model", metavar="MODEL", help="folder, Hub name or file")
-    export.add_argument("out", metavar="OUT", help="new file: .safetensors or .pth")
+    export.add_argument("out", metavar="OUT", help="new file: .onnx, .pt2, or for names .safetensors or .pth")
     export.add_argument(
-        "--format", required=True, choices=("timm", "official"), help="names of parameters; they differ in LayerScale's"
+        "--format",
+        required=True,
+        choices=("onnx", "torch", "timm", "official"),
+        help="onnx: for onnxruntime and others; torch: a program of torch.export; timm, official: names of parameters, which "
+        "differ in LayerScale's",
+    )
+    export.add_argument(
+        "--quantize",
+        choices=("int8", "int8-dynamic"),
+        help="of onnx, for onnxruntime. int8: weights in 8 bits; int8-dynamic: activations too, faster and less exact",
     )
 
 

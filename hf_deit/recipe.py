@@ -186,7 +186,8 @@ class RunArguments:
     )
 
 
-_SECRETS = ("hub_token",)
+# Not in a saved recipe: a secret, and what is set by the machine (a recipe of a CPU run must not bind a GPU).
+_NOT_SAVED = ("hub_token", "use_cpu")
 GROUPS = (
     ModelArguments,
     DataArguments,
@@ -219,7 +220,7 @@ class Recipe:
                 fields[name] = str(path.resolve())  # the recipe is read again from another folder
         names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments) if entry.init}
         training = self.training.to_dict()
-        fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _SECRETS}
+        fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _NOT_SAVED}
         return fields
 
 

@@ -139,8 +139,10 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is not None and self.counted_weights == "ema":
             name = self.metric_for_best_model.removeprefix("eval_")
             self.metric_for_best_model = name if name.startswith("ema_") else f"ema_{name}"
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # the Trainer allows bf16 on a CPU, where it is fast too, only if the CPU is asked for
+        if not torch.accelerator.is_available():
+            # The Trainer allows bf16 on a CPU only if the CPU is asked for; and unasked, accelerate takes each of several CPU
+            # processes for the only one: they would all train alone, into one folder.
+            self.use_cpu = True
         metric, greater = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
         if metric is None:  # the Trainer's default is the loss; ours depends on the student, see checks.set_best_metric

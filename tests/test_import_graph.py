@@ -37,6 +37,7 @@ LEAVES = [
     "data_checks",
     "ema",
     "errors",
+    "exporting",
     "fine_tuning",
     "image_ops",
     "image_processing_deit",
@@ -95,7 +96,7 @@ HEAVY = [
     "numpy",
     "PIL",
 ]
-OPTIONAL = ["torchvision", "timm", "sklearn"]
+OPTIONAL = ["torchvision", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "peft"]
 
 
 def imports(tree):
