@@ -126,7 +126,9 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     from .run_data import columns_of
     from .sources import load_splits
 
-    runs = {run.key: run for run in ablation.runs()}
+    runs: dict[str, Run] = {}
+    for run in ablation.runs():
+        runs.setdefault(run.key, run)
     distilling = [run for run in runs.values() if run.distils]
     if distilling and place.teacher is None:
         raise AblationError(f"The variant {distilling[0].variant!r} learns from a teacher: give --teacher.")
