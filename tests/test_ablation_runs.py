@@ -23,10 +23,23 @@ from hf_deit.worker_processes import alone_in
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "training" / "run_ablation.py"
 FIELDS = {
-    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
-    **{"view_size": 16, "per_device_train_batch_size": 8, "num_train_epochs": 2, "num_views": 1, "bf16": False},
-    **{"eval_strategy": "no", "save_strategy": "steps", "save_steps": 4},
-    **{"warmup_steps": 0, "logging_steps": 1, "use_cpu": True, "teacher_labels": list(TEACHER_LABELS)},
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "view_size": 16,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 2,
+    "num_views": 1,
+    "bf16": False,
+    "eval_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "teacher_labels": list(TEACHER_LABELS),
 }
 WITHOUT = {"student": "plain", "distillation_type": "none"}
 VARIANTS = {
