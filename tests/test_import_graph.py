@@ -58,6 +58,7 @@ LEAVES = [
     "run_data",
     "run_facts",
     "sampling",
+    "shared_caches",
     "sources",
     "space_template",
     "state_dicts",
@@ -69,6 +70,7 @@ LEAVES = [
     "terms",
     "training_args",
     "weights_files",
+    "worker_processes",
 ]
 PUBLIC = [
     "DeiTConfig",
