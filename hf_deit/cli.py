@@ -190,6 +190,23 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
         print(f"\nUse it, without the teacher, with: hf-deit train --teacher_cache {options.out} …")
 
 
+def _sweep(options: argparse.Namespace, fields: list[str]) -> None:
+    from .recipe_files import read_fields
+    from .sweep_runs import plan_sweep, run_sweep
+
+    file = _recipe_file(options)
+    given = {"data": options.data, "teacher": options.teacher, "num_train_epochs": options.epochs}
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    sizes = (options.trials, options.jobs, options.seed)
+    sweep = plan_sweep(
+        {} if file is None else read_fields(Path(file)), [*fields, *words], options.out, options.space, *sizes
+    )
+    report = run_sweep(sweep, lambda line: print(line, flush=True))
+    print("\n" + (Path(options.out) / "report.md").read_text(encoding="utf-8"))
+    if report["best"] is not None:
+        print(f"Train by it: hf-deit train --config {Path(options.out) / 'best.yaml'} --data {options.data} …")
+
+
 def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> None:
     from .cache_writing import merge_caches
 
@@ -291,6 +308,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "evaluate": _evaluate,
     "cache-teacher": _cache_teacher,
     "merge-teacher-caches": _merge_teacher_caches,
+    "sweep": _sweep,
     "show-augmentations": _show_augmentations,
     "predict": _predict,
     "convert": _convert,
@@ -310,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options, fields = parser.parse_known_args(arguments)
     options.given = list(sys.argv[1:] if arguments is None else arguments)
-    if fields and options.command not in ("train", "show-augmentations", "cache-teacher"):
+    if fields and options.command not in ("train", "show-augmentations", "cache-teacher", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     from .errors import UserError, own_message
 

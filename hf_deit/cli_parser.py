@@ -147,6 +147,31 @@ def _add_cache_commands(commands: Any) -> None:
     merge.add_argument("parts", nargs="+", metavar="PART", help="folders that cache-teacher made")
 
 
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="search fields of a recipe by validation accuracy (extra: sweep)",
+        description="Search fields of a recipe with optuna: the learning rate, augmentation and, with a teacher, how it is listened "
+        "to; or those of --space. The same command again goes on after a kill; with more --trials it adds some.",
+        epilog="Every field of a recipe can be given too, as for train, and is then not searched. The teacher is asked once for each "
+        "distinct set of views (crop_scale × auto_augment × mixup_alpha: 12 by default), epochs × images times: a small --num_views, "
+        "and few choices of augmentation, make that cheap.",
+        allow_abbrev=False,
+    )
+    _add_recipe_options(sweep)
+    add = sweep.add_argument
+    add("--data", required=True, help="as for train; its validation images decide")
+    add("--teacher", help="as for train (default: none, and nothing of one is searched)")
+    add("--out", required=True, metavar="DIR", help="report, best.yaml and all else; new, or of this sweep")
+    add(
+        "--space", metavar="FILE", help="YAML in place of the default space: field: [choices] or {low, high, log: true}"
+    )
+    add("--trials", type=int, default=20, help="finished or cut short (default: %(default)s)")
+    add("--epochs", type=int, help="of a trial (default: the recipe's)")
+    add("--jobs", type=int, default=1, help="trials at a time, which share the cores (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the search; trainings keep the recipe's (default: %(default)s)")
+
+
 def _add_conversions(commands: Any) -> None:
     convert = commands.add_parser(
         "convert", help="official, timm or older weights → a folder that plain transformers loads"
@@ -258,6 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_evaluate(commands)
     _add_cache_commands(commands)
+    _add_sweep(commands)
 
     _add_show(commands)
     predict = commands.add_parser(

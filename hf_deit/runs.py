@@ -5,7 +5,7 @@ Functions return plain dictionaries and write files; printing is the command lin
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,12 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
         raise RecipeError(str(error)) from error
 
 
-def train(recipe: Recipe) -> dict[str, Any] | None:
+def train(recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None = None) -> dict[str, Any] | None:
     """Trains a student and saves it, its processor, the recipe and the results in `output_dir`.
+
+    Args:
+        recipe: Of the run.
+        prepare: Gets the trainer before its first step, to add callbacks.
 
     Returns:
         The validation metrics of the saved weights, and `broken_images`, how many there were by what was done; None in
@@ -92,6 +96,8 @@ def train(recipe: Recipe) -> dict[str, Any] | None:
         )
     data = load_run_data(recipe)
     trainer = build_trainer(recipe, data)
+    if prepare is not None:
+        prepare(trainer)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))
     if recipe.run.resume:
         check_same_run(newest_checkpoint(output_dir), trainer.run_description())

@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,20 @@ class Task:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of a folder; a process that was killed keeps nobody out.
 
+    Args:
+        folder: It; made if it is not there.
+        wait: Whether to wait for another process to leave it.
+
     Raises:
-        WorkError: Another process is in it.
+        WorkError: Another process is in it, and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         raise WorkError(f"Another process works in {folder}: wait for it, or give another folder.") from error
     try:
@@ -123,7 +128,7 @@ def _run_all(
             running[pool.submit(_call, task)] = task
         if not running:
             break
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        for future in wait_for(running, return_when=FIRST_COMPLETED).done:
             task = running.pop(future)
             try:
                 result = future.result()

@@ -1,0 +1,163 @@
+"""`hf-deit sweep` end to end: real trials, one of them cut short, one diverged; killed in the middle and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from scripts import tiny
+from test_runs import FACTORY, TEACHER_LABELS, hf_deit, refused, write_images
+
+from hf_deit.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = {
+    "student": "distilled",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "learning_rate": 3e-3,
+    "distillation_type": "hard",
+    "teacher_labels": list(TEACHER_LABELS),
+    "num_views": 1,
+    "use_cpu": True,
+}
+# The recipe's own learning rate comes first, so what learns nothing is behind it.
+SPACE = {"learning_rate": [3e-3, 1e-9, 1e30], "distillation_type": ["none", "hard"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_images(folder / "train", tiny.NAMES, per_class=12)
+    write_images(folder / "validation", tiny.NAMES, per_class=10, seed=7)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    return tmp_path
+
+
+def command(files, data, *more):
+    words = ("sweep", "--config", files / "recipe.yaml", "--data", data, "--out", files / "out", *more)
+    return [str(word) for word in words]
+
+
+def trials_of(out):
+    storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))
+    return optuna.load_study(study_name="sweep", storage=storage).get_trials()
+
+
+def is_under_way(out):
+    return (out / "study.journal").exists() and {TrialState.COMPLETE, TrialState.RUNNING} <= {
+        trial.state for trial in trials_of(out)
+    }
+
+
+def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data, capfd):
+    words = command(files, data, "--space", files / "space.yaml", "--teacher", FACTORY)
+    words += ["--trials", "5", "--epochs", "3", "--seed", "10"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_deit.cli", *words],
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        start_new_session=True,
+    )
+    out, end = files / "out", time.monotonic() + 150
+    while process.poll() is None and time.monotonic() < end and not is_under_way(out):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = trials_of(out)
+    (broken,) = [trial for trial in before if trial.state == TrialState.RUNNING]
+    capfd.readouterr()
+
+    assert hf_deit(*words) == 0
+    printed = capfd.readouterr().out
+    done = [trial for trial in before if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert f"{5 - len(done)} trials to do, {len(done)} done" in printed
+    after = trials_of(out)
+    assert [after[trial.number].value for trial in done] == [trial.value for trial in done]
+    assert after[broken.number].state == TrialState.FAIL
+    again = after[len(before)]  # its fields, anew
+    assert again.params == broken.params and again.state != TrialState.FAIL
+
+    report = json.loads((out / "report.json").read_text())
+    trials = {trial["number"]: trial for trial in report["trials"]}
+    assert len(trials) == 5 and broken.number not in trials
+    assert trials[0]["fields"] == {"learning_rate": 3e-3, "distillation_type": "hard"}  # the recipe's own
+    outcomes = {trial["outcome"] for trial in trials.values()}
+    assert outcomes == {"finished", "pruned", "diverged"}
+    for trial in trials.values():
+        rate, epochs = trial["fields"]["learning_rate"], trial["epochs"]
+        assert (trial["outcome"] == "diverged") == (rate == 1e30)
+        if trial["outcome"] == "pruned":
+            assert rate == 1e-9 and 1 <= epochs < 3
+        if trial["outcome"] == "finished":
+            assert epochs == 3 and (trial["accuracy"] * 40) == pytest.approx(round(trial["accuracy"] * 40))
+    best = report["best"]
+    assert best["accuracy"] == max(t["accuracy"] for t in trials.values() if t["outcome"] == "finished")
+    assert best["standard_error"] == pytest.approx((best["accuracy"] * (1 - best["accuracy"]) / 40) ** 0.5)
+    text = (out / "report.md").read_text()
+    assert "too high by selection" in text and text in printed
+
+    fields = yaml.safe_load((out / "best.yaml").read_text())
+    assert {name: fields[name] for name in best["fields"]} == best["fields"]
+    assert fields["num_train_epochs"] == 3 and not {"data", "teacher", "output_dir"} & set(fields)
+    assert load_recipe(out / "best.yaml", []).training.learning_rate == best["fields"]["learning_rate"]
+    work = out / "work"
+    assert not any((work / "runs").glob("*"))
+    assert len([path for path in (work / "caches").iterdir() if (path / "manifest.json").exists()]) == 1
+
+    # The same command has nothing to do; another recipe is another sweep.
+    assert hf_deit(*words) == 0
+    assert "0 trials to do, 5 done" in capfd.readouterr().out
+    (files / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "num_hidden_layers": 3}))
+    assert "holds another sweep" in refused(capfd, *words)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--trials", 0], ["--trials 0"]),
+        (["--jobs", 0], ["--jobs 0"]),
+        (["--space", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--distillation_type", "hard"], ["give --teacher"]),
+        (["--teacher", "no.such:thing"], ["no.such:thing"]),
+        (["--teacher_cache", "x"], ["teacher_cache"]),
+        (["--streaming", "true", "--max_steps", 3], ["streaming"]),
+        (["--learning_rat", 3], ["learning_rat"]),
+        (["--recipe", "finetune_96"], ["--recipe finetune_96 and --config"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_searched_is_refused_first(files, data, capfd, more, named):
+    message = refused(capfd, *command(files, data, *more))
+    assert [text for text in named if text not in message] == []
+    assert not (files / "out").exists()
+
+
+def test_data_that_are_not_there_are_refused_first(files, capfd):
+    assert "nowhere" in refused(capfd, *command(files, "nowhere"))
+
+
+def test_without_optuna_the_extra_is_named(files, data, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "pip install 'hf-deit[sweep]'" in refused(capfd, *command(files, data))
