@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from .checkpointing import staged_files, write_json
 from .recipe import Recipe, load_recipe
@@ -198,15 +199,31 @@ def _check_same(sweep: Sweep) -> None:
     write_json(file, present)
 
 
+class _JournalLock:
+    """A lock as optuna wants it, the system's own: a kill releases it, where optuna's would be waited for half a minute."""
+
+    def __init__(self, path: Path):
+        self.lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self.lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
 def _study(sweep: Sweep, seed: int) -> Any:
     optuna = _require_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
+    journal = str(sweep.out / STUDY_FILE)
+    backend = JournalFileBackend(journal, lock_obj=_JournalLock(sweep.out / ".journal.lock"))
     epochs = int(sweep.recipe().training.num_train_epochs)
     return optuna.create_study(
         study_name=_STUDY,
-        storage=JournalStorage(JournalFileBackend(str(sweep.out / STUDY_FILE))),
+        storage=JournalStorage(backend),
         sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=sweep.jobs > 1),
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=max(1, min(5, sweep.trials // 4)), n_warmup_steps=max(1, epochs // 5)
@@ -268,9 +285,11 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
         trial.set_user_attr("diverged", True)
         study.tell(trial, state=TrialState.PRUNED)
         told = "diverged"
-    except UserError as error:
+    except Exception as error:  # told, or the next sweep would take it for one that a kill broke off
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
+        if not isinstance(error, UserError):
+            raise
         raise SweepError(f"trial {trial.number} with {fields}: {error}") from error
     finally:
         shutil.rmtree(out, ignore_errors=True)
@@ -287,7 +306,7 @@ def _trial_recipe(sweep: Sweep, fields: Mapping[str, Any], out: Path) -> Recipe:
         return recipe
     folder = cache_folder(sweep.out / "work" / "caches", recipe, sweep.teacher)
     with alone_in(folder.with_name(f"{folder.name}.building"), wait=True):
-        build_shared_cache(sweep.recipe(**fields, **quiet | {"distillation_type": "soft"}), folder)
+        build_shared_cache(sweep.recipe(**{**fields, **quiet, "distillation_type": "soft"}), folder)
     recipe.teacher.teacher, recipe.teacher.teacher_cache = None, str(folder)
     return recipe
 
@@ -376,5 +395,5 @@ def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     """The recipe's own fields, those of the command line and those found; nothing that says where files lie."""
     given = {word.removeprefix("--").partition("=")[0] for word in sweep.overrides if word.startswith("--")}
     names = {*sweep.fields, *given, *best.fields, "distillation_type"} - {"data", "teacher", "output_dir"}
-    values = sweep.recipe(**best.fields).to_dict()
-    return {name: values[name] for name in sorted(names & set(values))}
+    values = {**sweep.fields, **sweep.recipe(**best.fields).to_dict()}
+    return {name: values[name] for name in sorted(names)}

@@ -64,6 +64,7 @@ LEAVES = [
     "state_dicts",
     "streams",
     "student",
+    "sweep",
     "tables",
     "teacher",
     "teacher_cache",
@@ -97,6 +98,7 @@ HEAVY = [
     "evaluate",
     "numpy",
     "PIL",
+    "optuna",
 ]
 OPTIONAL = ["torchvision", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "peft"]
 
