@@ -175,9 +175,11 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(whole, data, tmp
     command = [sys.executable, SCRIPT, *arguments(definition, data)]
     process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
     results, end = tmp_path / "results", time.monotonic() + 120
-    while not files(results) and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        while not files(results) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = files(results)
     assert 1 <= len(before) < 6

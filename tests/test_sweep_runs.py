@@ -66,9 +66,12 @@ def trials_of(out):
 
 
 def is_under_way(out):
-    return (out / "study.journal").exists() and {TrialState.COMPLETE, TrialState.RUNNING} <= {
-        trial.state for trial in trials_of(out)
-    }
+    """Whether a trial has ended and the next has begun."""
+    try:
+        states = {trial.state for trial in trials_of(out)}
+    except (KeyError, OSError):  # its file is being made
+        return False
+    return {TrialState.COMPLETE, TrialState.RUNNING} <= states
 
 
 def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data, capfd):
@@ -81,9 +84,11 @@ def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data,
         start_new_session=True,
     )
     out, end = files / "out", time.monotonic() + 150
-    while process.poll() is None and time.monotonic() < end and not is_under_way(out):
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        while process.poll() is None and time.monotonic() < end and not (out.exists() and is_under_way(out)):
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = trials_of(out)
     (broken,) = [trial for trial in before if trial.state == TrialState.RUNNING]
