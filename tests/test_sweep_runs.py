@@ -18,6 +18,7 @@ from scripts import tiny
 from test_runs import FACTORY, TEACHER_LABELS, hf_deit, refused, write_images
 
 from hf_deit.recipe import load_recipe
+from hf_deit.sweep_runs import _importance, records_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = {
@@ -167,3 +168,27 @@ def test_data_that_are_not_there_are_refused_first(files, capfd):
 def test_without_optuna_the_extra_is_named(files, data, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install 'hf-deit[sweep]'" in refused(capfd, *command(files, data))
+
+
+def finished_study(count):
+    """Trials whose accuracy is that of one of their two fields, and one that has a field of its own."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    for number in range(count):
+        trial = study.ask()
+        good, noise = trial.suggest_float("good", 0, 1), trial.suggest_float("noise", 0, 1)
+        if number % 2:
+            trial.suggest_float("sometimes", 0, 1)
+        trial.set_user_attr("fields", {"good": good, "noise": noise})
+        study.tell(trial, good)
+    return study
+
+
+def test_what_mattered_is_told_of_fields_that_all_trials_have():
+    study = finished_study(20)
+    importance = _importance(study, records_of(study))
+    assert set(importance) == {"good", "noise"} and importance["good"] > 0.8
+    study = finished_study(3)
+    assert _importance(study, records_of(study)) == {}  # too few to say
+    assert [(record.outcome, record.accuracy) for record in records_of(study)] == [
+        ("finished", trial.params["good"]) for trial in study.trials
+    ]
