@@ -253,7 +253,7 @@ def render_report(
         cells = [_shown(trial.fields[name]) if name in trial.fields else "" for name in names]
         lines.append(f"| {trial.number} | {accuracy} | {trial.epochs} | {' | '.join(cells)} |")
     if importance:
-        lines += ["", "What mattered (PED-ANOVA, of the fields that all finished trials have):", ""]
+        lines += ["", "What mattered (optuna's PED-ANOVA, over the finished trials):", ""]
         lines += [f"- {name}: {100 * share:.0f} %" for name, share in importance.items()]
     return "\n".join(lines) + "\n"
 
