@@ -6,7 +6,7 @@ sets that are made here to its loaders; what is done with an answer is in answer
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -63,7 +63,7 @@ class CachedAnswers:
     Args:
         cache: A `TeacherCache`, or its folder.
         train_dataset: Of the training; None: an evaluation.
-        eval_dataset: Of the training; an `EvaluationDataset` must be the cache's.
+        eval_dataset: Of the training; an `EvaluationDataset` must be the cache's, of several by name one.
         args: Of the training.
 
     Raises:
@@ -85,12 +85,32 @@ class CachedAnswers:
             self.cache.check("views", describe_views(train_dataset, args.mixing))
             self._views = Views.of_training(train_dataset, args)
             self._check_length(args)
-        if isinstance(eval_dataset, EvaluationDataset):
-            if self.cache.manifest["validation"] is None:
-                raise TeacherCacheError(
-                    f"{self.cache.folder} was built without validation images: leave eval_dataset out, or build it with them."
-                )
-            self.cache.check("validation", describe_validation(eval_dataset))
+        self._check_validation(eval_dataset)
+
+    def _check_validation(self, eval_dataset: Any) -> None:
+        """Refuses validation images that are not the cache's; of several sets by name one must be, the others are said."""
+        named = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
+        named = {name: dataset for name, dataset in named.items() if isinstance(dataset, EvaluationDataset)}
+        if not named:
+            return
+        if self.cache.manifest["validation"] is None:
+            raise TeacherCacheError(
+                f"{self.cache.folder} was built without validation images: leave eval_dataset out, or build it with them."
+            )
+        refused = {}
+        for name, dataset in named.items():
+            try:
+                self.cache.check("validation", describe_validation(dataset))
+            except TeacherCacheError as error:
+                refused[name] = error
+        if len(refused) == len(named):
+            raise next(iter(refused.values()))
+        if refused:
+            logger.warning(
+                "%s has no answers to the images of %s: their evaluation says nothing of the teacher, and its loss is that of "
+                "their labels alone.",
+                *(self.cache.folder, ", ".join(map(repr, refused))),
+            )
 
     def _check_length(self, args: DistillationTrainingArguments) -> None:
         """Compares the numbers of views, and has the stored ones come again where there are too few."""
