@@ -191,10 +191,17 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> None:
-    from .cache_writing import merge_caches
+    from .cache_merging import merge_caches
+    from .teacher_cache import missing_epochs
 
     epochs = merge_caches(options.out, options.parts)
     print(f"{options.out} holds {len(epochs)} epoch(s) of views: {', '.join(map(str, epochs))}.")
+    missing = missing_epochs(epochs)
+    if missing:
+        print(
+            f"Epoch(s) {', '.join(map(str, missing))} are missing: a training by it sees the first {missing[0]} only. Build "
+            "them with cache-teacher --first_view, and merge again."
+        )
 
 
 def _card(options: argparse.Namespace, fields: list[str]) -> None:

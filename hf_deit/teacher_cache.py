@@ -11,6 +11,7 @@ answers to replayed views: FKD (Shen & Xing, arXiv:2112.01528), TinyViT (Wu et a
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from .checkpointing import changed_fields
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 VALIDATION = "validation"
@@ -188,6 +191,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise TeacherCacheError(
             f"No teacher cache at {path.parent}: {path.name} is missing. `hf-deit cache-teacher --out` makes one."
         ) from error
+    except NotADirectoryError as error:
+        raise TeacherCacheError(
+            f"No teacher cache at {path.parent}: that is no folder. Name the folder of a cache."
+        ) from error
     except (ValueError, OSError) as error:
         raise TeacherCacheError(f"{path} is damaged ({error}): build the cache again.") from error
     checksum = content.pop("checksum", None) if isinstance(content, dict) else None
@@ -217,6 +224,40 @@ def is_finished(folder: Path, name: str) -> bool:
     return (folder / f"{name}.npy").is_file() and (folder / f"{name}.json").is_file()
 
 
+def finished_epochs(folder: Path) -> list[int]:
+    """Gives the numbers of the epochs of views that are finished in a folder."""
+    numbers = (path.stem.removeprefix("epoch-") for path in sorted(folder.glob("epoch-*.json")))
+    return [int(number) for number in numbers if number.isdigit() and is_finished(folder, epoch_name(int(number)))]
+
+
+def missing_epochs(finished: Sequence[int]) -> list[int]:
+    """Gives the numbers before the last finished epoch of views that are not among them."""
+    return sorted(set(range(max(finished, default=-1))) - set(finished))
+
+
+def checked_sidecar(folder: Path, name: str, identity: str) -> dict[str, Any]:
+    """Gives what stands beside a file of records.
+
+    Raises:
+        TeacherCacheError: It is another cache's than `identity`, or the file has not its size.
+    """
+    path = folder / f"{name}.npy"
+    if not is_finished(folder, name):
+        raise TeacherCacheError(f"{path} is missing: run hf-deit cache-teacher again.")
+    sidecar = read_json(folder / f"{name}.json")
+    if (sidecar["cache"], sidecar["name"]) != (identity, name):
+        raise TeacherCacheError(
+            f"{path} belongs to another cache than {folder / MANIFEST_FILE} describes, or to another epoch of views: "
+            "files were brought together by hand. Build the cache again."
+        )
+    if path.stat().st_size != sidecar["bytes"]:
+        raise TeacherCacheError(
+            f"{path} has {path.stat().st_size} bytes and was written with {sidecar['bytes']}: it is cut off or was changed. "
+            "Remove it and run hf-deit cache-teacher again."
+        )
+    return sidecar
+
+
 class TeacherCache:
     """The stored answers of a folder, to be read.
 
@@ -234,13 +275,19 @@ class TeacherCache:
         self._id = cache_id(self.manifest)
         self._maps: dict[str, np.ndarray] = {}
         self._checked: set[str] = set()
-        self.epochs = 0
-        while is_finished(self.folder, epoch_name(self.epochs)):
-            self.epochs += 1
+        finished = finished_epochs(self.folder)
+        missing = missing_epochs(finished)
+        self.epochs = missing[0] if missing else len(finished)
         if not self.epochs:
             raise TeacherCacheError(
                 f"{self.folder} holds no finished epoch of views from 0 on: run hf-deit cache-teacher again, it goes on where "
                 "it stopped; parts made elsewhere are brought together by hf-deit merge-teacher-caches."
+            )
+        if missing:
+            logger.warning(
+                "%s lacks epoch(s) of views %s: of the %d that are there the first %d count. Build them (hf-deit cache-teacher "
+                "--first_view), or merge the part that has them.",
+                *(self.folder, ", ".join(map(str, missing)), len(finished), self.epochs),
             )
         names = [epoch_name(epoch) for epoch in range(self.epochs)]
         if self.manifest["validation"] is not None:
@@ -258,31 +305,13 @@ class TeacherCache:
     def _check_files(self, names: Sequence[str]) -> None:
         total = sum((self.folder / f"{name}.npy").stat().st_size for name in names if is_finished(self.folder, name))
         for name in names:
-            self._sidecar(name)
+            checked_sidecar(self.folder, name, self._id)
             if total <= CHECKED_AT_ONCE:
                 self._check_digest(name)
 
-    def _sidecar(self, name: str) -> dict[str, Any]:
-        """Gives what stands beside a file, if that is of this cache and the file has its size."""
-        path = self.folder / f"{name}.npy"
-        if not is_finished(self.folder, name):
-            raise TeacherCacheError(f"{path} is missing: run hf-deit cache-teacher again.")
-        sidecar = read_json(self.folder / f"{name}.json")
-        if (sidecar["cache"], sidecar["name"]) != (self._id, name):
-            raise TeacherCacheError(
-                f"{path} belongs to another cache than {self.folder / MANIFEST_FILE} describes, or to another epoch of views: "
-                "files were brought together by hand. Build the cache again."
-            )
-        if path.stat().st_size != sidecar["bytes"]:
-            raise TeacherCacheError(
-                f"{path} has {path.stat().st_size} bytes and was written with {sidecar['bytes']}: it is cut off or was changed. "
-                "Remove it and run hf-deit cache-teacher again."
-            )
-        return sidecar
-
     def _check_digest(self, name: str) -> None:
         path = self.folder / f"{name}.npy"
-        if file_digest(path) != self._sidecar(name)["sha256"]:
+        if file_digest(path) != checked_sidecar(self.folder, name, self._id)["sha256"]:
             raise TeacherCacheError(
                 f"{path} is damaged: its SHA-256 differs from the one written down. Remove it and run hf-deit cache-teacher again."
             )
@@ -348,6 +377,6 @@ class TeacherCache:
         }
 
 
-def differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """The lines that name what differs between a cache and the present run."""
-    return "\n".join(f"  {field}: {was!r} in the cache, {now!r} now" for field, (was, now) in changed.items())
+def differences(changed: Mapping[str, tuple[Any, Any]], one: str = "in the cache", other: str = "now") -> str:
+    """The lines that name what differs between a cache and the present run, or another cache."""
+    return "\n".join(f"  {field}: {was!r} {one}, {now!r} {other}" for field, (was, now) in changed.items())

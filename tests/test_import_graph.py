@@ -31,6 +31,8 @@ LEAVES = [
     "augmentation",
     "building",
     "cache_building",
+    "cache_locks",
+    "cache_merging",
     "cache_writing",
     "cached_answers",
     "card_rows",

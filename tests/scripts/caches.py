@@ -59,3 +59,10 @@ def trainer_of(
         teacher_cache=cache,
         verify_teacher_cache=verified,
     )
+
+
+def flip(path, place):
+    """Turns one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
