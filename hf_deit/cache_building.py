@@ -29,7 +29,16 @@ from .mixing import Mixing, mix_pixels
 from .pixels import to_unit_range
 from .sampling import ViewKey, ViewSampler, keys_at
 from .teacher import Teacher
-from .teacher_cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, TeacherCacheError, epoch_name
+from .teacher_cache import (
+    FORMAT,
+    FORMAT_VERSION,
+    TEACHER_FACTS,
+    VALIDATION,
+    Layout,
+    TeacherCache,
+    TeacherCacheError,
+    epoch_name,
+)
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -166,6 +175,7 @@ def build_teacher_cache(
     validation: EvaluationDataset | None = None,
     part_records: int = PART_RECORDS,
     share: tuple[int, int] = (0, 1),
+    teacher_name: str | None = None,
 ) -> CacheWriter:
     """Builds a cache, goes on with one, or adds epochs of views to it.
 
@@ -178,6 +188,7 @@ def build_teacher_cache(
         validation: Images whose answers are kept too, for accuracy and agreement; their teacher view counts.
         part_records: Records a killed build asks for again, at most about.
         share: Rank of this process and number of processes: each builds epochs of its own.
+        teacher_name: As others may read it; kept to be told, as the class and the size of a model are.
 
     Raises:
         TeacherCacheError: The folder holds another cache, the disk is full, or an answer is not finite.
@@ -194,6 +205,7 @@ def build_teacher_cache(
         "layout": asdict(layout),
         "views": {**describe_views(views.dataset, views.mixing), "records": views.records},
         "validation": None if validation is None else describe_validation(validation),
+        TEACHER_FACTS: _teacher_facts(teacher, teacher_name),
     }
     rank, processes = share
     # The first process makes the folder, the others find it.
@@ -214,6 +226,13 @@ def build_teacher_cache(
         progress.total -= views.records - asked
     progress.say_total()
     return writer
+
+
+def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
+    """What describes a teacher and does not identify it."""
+    weights = teacher.model.parameters() if isinstance(teacher.model, torch.nn.Module) else ()
+    count = sum(weight.numel() for weight in weights)
+    return {"name": name, "class": type(teacher.model).__name__, "parameters": count or None}
 
 
 def _store_validation(writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: Views) -> None:

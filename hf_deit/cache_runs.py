@@ -14,6 +14,7 @@ from .cache_building import Views, build_teacher_cache, describe_views
 from .data import EvaluationDataset
 from .recipe import Recipe, RecipeError, build_augmentation
 from .run_data import load_run_data, view_size_of
+from .run_facts import without_machine
 from .teacher_cache import Layout, TeacherCache, TeacherCacheError
 from .training_args import DistillationTrainingArguments
 
@@ -62,7 +63,9 @@ def cache_teacher(
     count = epochs if epochs is not None else views.epochs_shown(args)
     validation = EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio)
     wanted = range(first, first + count)
-    build_teacher_cache(out, teacher, views, layout, wanted, validation, share=(args.process_index, args.world_size))
+    share = (args.process_index, args.world_size)
+    name = without_machine(recipe.teacher.teacher)
+    build_teacher_cache(out, teacher, views, layout, wanted, validation, share=share, teacher_name=name)
     if args.world_size > 1:
         PartialState().wait_for_everyone()
     if args.process_index:

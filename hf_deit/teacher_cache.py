@@ -37,6 +37,8 @@ DTYPES = ("float16", "float32")
 CHECKED_AT_ONCE = 4 * 2**30
 _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
+# What is told of the teacher; it is not in the description, and older caches have none.
+TEACHER_FACTS = "teacher_facts"
 
 
 class TeacherCacheError(UserError):
@@ -365,6 +367,13 @@ class TeacherCache:
                 f"{fingerprint!r} now\nIts weights, mean, std, size, class names or dtype differ. Give the teacher the cache "
                 "was made of, none at all, or build a cache for this one."
             )
+
+    def told(self) -> dict[str, Any]:
+        """Gives the teacher's `name`, `class` and `parameters` as far as they were kept, and what its answers hold."""
+        teacher = {"name": None, "parameters": None, "class": self.manifest["teacher"].get("class")}
+        teacher |= self.manifest.get(TEACHER_FACTS, {})
+        layout = {name: value for name, value in asdict(self.layout).items() if name != "num_labels"}
+        return {"teacher": teacher, "answers": {**layout, "view_epochs": self.epochs}}
 
     def summary(self) -> dict[str, Any]:
         """Gives layout, epochs of views, bytes a view and the teacher, to be shown."""

@@ -1,5 +1,6 @@
 """`hf-deit cache-teacher` and trainings from what it makes, on the command line."""
 
+import hashlib
 import json
 
 import pytest
@@ -68,6 +69,52 @@ def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, cap
     assert "8 stored answers asked again: 100.00 %" in caplog.text
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *verified)
     assert "give the teacher too" in message
+
+
+def test_a_run_by_a_cache_tells_of_its_teacher_as_a_run_by_the_teacher_does(data, tmp_path):
+    top = ("--kind", "soft", "--top_k", 2, "--distillation_tau", 2)
+    assert cache(data, tmp_path / "cache", *top, "--distillation_type", "soft") == 0
+    fields = ("--distillation_type", "soft", "--distillation_tau", 2)
+    assert train(data, tmp_path / "cached", "--teacher_cache", tmp_path / "cache", *fields) == 0
+    assert train(data, tmp_path / "live", *TEACHER, *fields) == 0
+    ours, theirs = (results(tmp_path / name)["run"] for name in ("cached", "live"))
+    assert {**ours["teacher"], "name": None} == {**theirs["teacher"], "name": None}
+    assert ours["teacher"]["name"] == FACTORY
+    assert ours["stored_answers"] == {"kind": "top_k", "top_k": 2, "tau": 2.0, "dtype": "float32", "view_epochs": 2}
+    assert theirs["stored_answers"] is None
+    pages = [(tmp_path / name / "README.md").read_text().splitlines() for name in ("cached", "live")]
+    ours, theirs = ([row for row in page if row.startswith("| teacher |")] for page in pages)
+    assert ours == theirs
+    told = "stored before the training: the 2 largest logits (float32) and the rest at τ = 2.0, 2 epoch(s) of views"
+    assert f"| its answers | {told} |" in pages[0]
+    assert not any(row.startswith("| its answers |") for row in pages[1])
+
+
+def test_a_cache_built_before_teachers_were_told_of_is_read_and_gone_on_with(data, tmp_path):
+    assert cache(data, tmp_path / "cache", "--views", 1) == 0
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    del manifest["teacher_facts"], manifest["checksum"]
+    manifest["checksum"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    assert cache(data, tmp_path / "cache", "--views", 2) == 0
+    assert train(data, tmp_path / "out", "--teacher_cache", tmp_path / "cache") == 0
+    told = results(tmp_path / "out")["run"]["teacher"]
+    assert told == {"name": None, "class": "ConvTeacher", "parameters": None}
+
+
+@pytest.mark.parametrize("teacher", ["folder", "empty"])
+def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_answers(data, tmp_path, capsys, caplog, teacher):
+    assert cache(data, tmp_path / "cache") == 0
+    given = ("--teacher", tmp_path / "gone" if teacher == "folder" else "", "--teacher_cache", tmp_path / "cache")
+    assert train(data, tmp_path / "out", *given) == 0
+    said = "its fingerprint is not compared" in caplog.text
+    assert said == (teacher == "folder")
+    assert len(weights(tmp_path / "out")) > 0
+    verified = ("train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *given, "--verify_teacher_cache", 4)
+    assert {"folder": "gone", "empty": "give the teacher too"}[teacher] in refused(capsys, *verified)
+    assert "distillation_type='hard' needs" in refused(
+        capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, "--teacher", "", "--teacher_cache", ""
+    )
 
 
 @pytest.mark.parametrize(
