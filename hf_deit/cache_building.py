@@ -38,6 +38,7 @@ from .teacher_cache import (
     TeacherCache,
     TeacherCacheError,
     epoch_name,
+    is_finished,
 )
 from .training_args import DistillationTrainingArguments
 
@@ -148,16 +149,21 @@ def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iter
 class _Progress:
     """Logs how many views a second there are, and how long the rest will take."""
 
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
+    def __init__(self) -> None:
+        self.total = self.done = 0
         self._start = self._reported = time.monotonic()
 
+    def expect(self, count: int) -> None:
+        """Takes views on that will be asked for; below 0: that will not be, after all."""
+        self.total += count
+
     def add(self, count: int) -> None:
+        """Counts views that were asked for."""
         self.done += count
         now = time.monotonic()
         if now - self._reported >= _SECONDS_BETWEEN_REPORTS:
             self._reported = now
-            rate = self.done / (now - self._start)
+            rate = self.done / max(now - self._start, 1e-9)
             left = (self.total - self.done) / rate / 60
             logger.info("%d of %d views, %.0f a second, %.1f minutes left.", self.done, self.total, rate, left)
 
@@ -211,19 +217,20 @@ def build_teacher_cache(
     # The first process makes the folder, the others find it.
     with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
         writer = CacheWriter(folder, manifest, part_records)
-    if validation is not None and rank == 0:
-        _store_validation(writer, teacher, validation, views)
     own = list(epochs)[rank::processes]
-    progress = _Progress(len(own) * views.records)
+    progress = _Progress()
+    progress.expect(views.records * sum(not is_finished(writer.folder, epoch_name(epoch)) for epoch in own))
+    if validation is not None and rank == 0:
+        _store_validation(writer, teacher, validation, views, progress)
     for epoch in own:
 
         def ask(batches: Sequence[Sequence[int]], epoch: int = epoch) -> Iterator[np.ndarray]:
+            progress.expect(sum(map(len, batches)) - views.records)  # an earlier build's parts are not asked again
             for logits in view_answers(teacher, views.loader(epoch, batches)):
-                yield layout.encode(logits)
                 progress.add(len(logits))
+                yield layout.encode(logits)
 
-        asked = writer.fill(epoch_name(epoch), views.batches(epoch), ask)
-        progress.total -= views.records - asked
+        writer.fill(epoch_name(epoch), views.batches(epoch), ask)
     progress.say_total()
     return writer
 
@@ -235,13 +242,18 @@ def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
     return {"name": name, "class": type(teacher.model).__name__, "parameters": count or None}
 
 
-def _store_validation(writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: Views) -> None:
+def _store_validation(
+    writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: Views, progress: _Progress
+) -> None:
     indices = range(len(dataset))
     batches = [list(indices[start : start + views.batch_size]) for start in indices[:: views.batch_size]]
 
     def ask(wanted: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
         loader = DataLoader(dataset, batch_sampler=list(wanted), collate_fn=collate, num_workers=views.workers)
-        yield from (writer.layout.encode(logits) for logits in view_answers(teacher, loader))
+        progress.expect(sum(map(len, wanted)))
+        for logits in view_answers(teacher, loader):
+            progress.add(len(logits))
+            yield writer.layout.encode(logits)
 
     writer.fill(VALIDATION, batches, ask)
     if "teacher_accuracy" not in writer.manifest:

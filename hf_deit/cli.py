@@ -174,8 +174,14 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from .cache_runs import cache_teacher
-    from .recipe import load_recipe
+    from .recipe import RecipeError, load_recipe
 
+    given = {text.removeprefix("--").split("=")[0] for text in fields}
+    wrong = sorted(given & {"teacher_cache", "verify_teacher_cache"})
+    if wrong:
+        raise RecipeError(
+            f"--{wrong[0]} is a training's: cache-teacher asks the teacher itself, and stores under --out. Leave it out."
+        )
     recipe = load_recipe(_recipe_file(options), fields)
     names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
     summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})

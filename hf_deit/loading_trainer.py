@@ -5,12 +5,13 @@ batch is in trainer.py.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .cached_answers import CachedAnswers
+from .cached_answers import CachedAnswers, CachedSampler
 from .data import MixingCollator
 from .mixing import Mixing
 from .optimizing_trainer import OptimizingTrainer
@@ -41,7 +42,9 @@ class LoadingTrainer(OptimizingTrainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if not getattr(dataset, "takes_view_keys", False):
             return super()._get_train_sampler(dataset)
-        return ViewSampler(
+        learns = self.cached is not None and self.distillation_target is not None
+        sampler = ViewSampler if not learns else functools.partial(CachedSampler, self.cached.cache)
+        return sampler(
             size=len(dataset),
             global_batch_size=self.args.global_batch_size,
             seed=dataset.seed,

@@ -5,15 +5,16 @@ A folder holds `manifest.json` (what the answers are answers to, by whom, in whi
 place is (epoch of the view, position), which does not depend on batch size, workers or processes, so one cache serves them
 all. `validation.npy` holds the answers to the validation images by index. NumPy files, memory-mapped.
 
-Writing is in cache_writing.py, running the teacher in cache_building.py, use in a training in cached_answers.py. Stored
-answers to replayed views: FKD (Shen & Xing, arXiv:2112.01528), TinyViT (Wu et al., arXiv:2207.10666).
+What a record holds is in cache_layout.py, writing in cache_writing.py, running the teacher in cache_building.py, use in a
+training in cached_answers.py. Stored answers to replayed views: FKD (Shen & Xing, arXiv:2112.01528), TinyViT (Wu et al.,
+arXiv:2207.10666).
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cache_layout import Layout, TeacherCacheError
 from .checkpointing import changed_fields
-from .errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,125 +32,12 @@ VALIDATION = "validation"
 FORMAT = "hf_deit teacher cache"
 # Of the files and of what a view, a position and a mix are: a cache of another version answers other questions.
 FORMAT_VERSION = 1
-KINDS = ("hard", "dense", "top_k")
-DTYPES = ("float16", "float32")
 # Above this many bytes files are checked when a process first reads them, and not all before the first step.
 CHECKED_AT_ONCE = 4 * 2**30
 _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
 # What is told of the teacher; it is not in the description, and older caches have none.
 TEACHER_FACTS = "teacher_facts"
-
-
-class TeacherCacheError(UserError):
-    """A cache that is damaged, unfinished or made for something else; the message names what differs."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a record holds.
-
-    Args:
-        kind: "hard": the class index, 2 bytes (4 above 65,536 classes). "dense": all logits. "top_k": the `top_k` largest
-            logits, their indices, and the log-sum-exp of the rest, each divided by `tau`.
-        num_labels: Number of classes.
-        dtype: Of stored logits, "float32" (exact) or "float16".
-        top_k: K, for "top_k" only.
-        tau: The temperature that the rest was made for, for "top_k" only.
-
-    Raises:
-        TeacherCacheError: A field is not within its limits.
-    """
-
-    kind: str
-    num_labels: int
-    dtype: str = "float32"
-    top_k: int | None = None
-    tau: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.dtype not in DTYPES:
-            raise TeacherCacheError(
-                f"Answers of kind {self.kind!r} in {self.dtype!r}: choose of {', '.join(KINDS)} and of {', '.join(DTYPES)}."
-            )
-        if self.kind != "top_k":
-            if self.top_k is not None or self.tau is not None:
-                raise TeacherCacheError(f"top_k={self.top_k}, tau={self.tau} with answers of kind {self.kind!r}.")
-        elif self.top_k is None or not 1 <= self.top_k < self.num_labels:
-            raise TeacherCacheError(
-                f"top_k={self.top_k} of {self.num_labels} classes: it must be at least 1 and below their number; leave it out "
-                "to store all logits."
-            )
-        elif self.tau is None or not self.tau > 0:
-            raise TeacherCacheError(f"tau={self.tau}: top_k needs the temperature of the training, above 0.")
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether a training with these answers is the training with the live teacher."""
-        return self.kind == "hard" or (self.kind == "dense" and self.dtype == "float32")
-
-    @property
-    def record(self) -> np.dtype:
-        """The type of a record, little-endian."""
-        index = "<u2" if self.num_labels <= 2**16 else "<u4"
-        logit = np.dtype(self.dtype).newbyteorder("<")
-        if self.kind == "hard":
-            return np.dtype(index)
-        if self.kind == "dense":
-            return np.dtype((logit, (self.num_labels,)))
-        return np.dtype([("logits", logit, (self.top_k,)), ("indices", index, (self.top_k,)), ("rest", "<f4")])
-
-    def empty(self, count: int) -> np.ndarray:
-        """Gives `count` records to be filled, `(count,)` or for dense `(count, num_labels)`."""
-        return np.zeros(count, dtype=self.record)
-
-    def encode(self, logits: Tensor) -> np.ndarray:
-        """Makes records of the teacher's logits `(batch, num_labels)` float32.
-
-        Raises:
-            TeacherCacheError: A logit is not finite, or not in the layout's type.
-        """
-        records = self.empty(len(logits))
-        finite = logits.float().isfinite().all()
-        if self.kind == "hard":
-            records[:] = logits.argmax(dim=-1).cpu().numpy()
-        elif self.kind == "dense":
-            records[:] = _as_type(logits, self.dtype)
-        else:
-            # Sorted stably, so that the first index is the arg max also among equals.
-            ordered, indices = logits.float().sort(dim=-1, descending=True, stable=True)
-            rest = (ordered[:, self.top_k :] / self.tau).logsumexp(dim=-1)
-            records["logits"] = _as_type(ordered[:, : self.top_k], self.dtype)
-            records["indices"] = indices[:, : self.top_k].cpu().numpy()
-            records["rest"] = rest.cpu().numpy()
-        stored = records["logits"] if self.kind == "top_k" else records
-        if not finite or (self.kind != "hard" and not np.isfinite(stored).all()):
-            largest = logits.float().abs().max().item()
-            raise TeacherCacheError(
-                f"The teacher's logits (largest: {largest:g}) are not finite in {self.dtype}: store float32, or mend the teacher."
-            )
-        return records
-
-    def decode(self, records: np.ndarray) -> dict[str, Tensor]:
-        """Makes of records what a batch holds (`cached_answers.py` says what is done with it).
-
-        Returns:
-            `teacher_labels` `(batch,)` int64; or `teacher_logits` `(batch, num_labels)` float32; or `teacher_top_logits`
-            `(batch, K)` float32 with `teacher_top_indices` `(batch, K)` int64 and `teacher_rest` `(batch,)` float32.
-        """
-        if self.kind == "hard":
-            return {"teacher_labels": torch.from_numpy(records.astype(np.int64))}
-        if self.kind == "dense":
-            return {"teacher_logits": torch.from_numpy(records.astype(np.float32))}
-        return {
-            "teacher_top_logits": torch.from_numpy(records["logits"].astype(np.float32)),
-            "teacher_top_indices": torch.from_numpy(records["indices"].astype(np.int64)),
-            "teacher_rest": torch.from_numpy(records["rest"].astype(np.float32)),
-        }
-
-
-def _as_type(logits: Tensor, dtype: str) -> np.ndarray:
-    return logits.to(getattr(torch, dtype)).cpu().numpy()
 
 
 def epoch_name(epoch: int) -> str:
@@ -276,7 +164,6 @@ class TeacherCache:
         self.layout = Layout(**self.manifest["layout"])
         self._id = cache_id(self.manifest)
         self._maps: dict[str, np.ndarray] = {}
-        self._checked: set[str] = set()
         finished = finished_epochs(self.folder)
         missing = missing_epochs(finished)
         self.epochs = missing[0] if missing else len(finished)
@@ -291,6 +178,8 @@ class TeacherCache:
                 "--first_view), or merge the part that has them.",
                 *(self.folder, ", ".join(map(str, missing)), len(finished), self.epochs),
             )
+        # Of each epoch of views, and last of the validation, whether the file was checked; shared with data workers.
+        self._checked = torch.zeros(self.epochs + 1, dtype=torch.uint8).share_memory_()
         names = [epoch_name(epoch) for epoch in range(self.epochs)]
         if self.manifest["validation"] is not None:
             names.append(VALIDATION)
@@ -311,18 +200,31 @@ class TeacherCache:
             if total <= CHECKED_AT_ONCE:
                 self._check_digest(name)
 
+    def check_epoch_file(self, epoch: int) -> None:
+        """Checks an epoch's file, unless this or a worker process has; called before workers start, they need not."""
+        if epoch >= self.epochs:
+            raise TeacherCacheError(
+                f"{self.folder} has {self.epochs} epoch(s) of views, and epoch {epoch} is asked for: extend it (hf-deit cache-teacher "
+                f"--views {epoch + 1})."
+            )
+        if not self._checked[epoch]:
+            self._check_digest(epoch_name(epoch))
+
+    def check_validation_file(self) -> None:
+        """Likewise of the validation's file."""
+        if not self._checked[-1]:
+            self._check_digest(VALIDATION)
+
     def _check_digest(self, name: str) -> None:
         path = self.folder / f"{name}.npy"
         if file_digest(path) != checked_sidecar(self.folder, name, self._id)["sha256"]:
             raise TeacherCacheError(
                 f"{path} is damaged: its SHA-256 differs from the one written down. Remove it and run hf-deit cache-teacher again."
             )
-        self._checked.add(name)
+        self._checked[-1 if name == VALIDATION else int(name.removeprefix("epoch-"))] = 1
 
     def _records(self, name: str) -> np.ndarray:
         if name not in self._maps:
-            if name not in self._checked:
-                self._check_digest(name)
             while len(self._maps) >= _MAPS_KEPT:  # a training goes from epoch to epoch: it does not come back soon
                 del self._maps[next(iter(self._maps))]
             self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -330,10 +232,12 @@ class TeacherCache:
 
     def answers(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
         """Gives the teacher's answers to views of one epoch of views, as `Layout.decode`."""
+        self.check_epoch_file(epoch)
         return self.layout.decode(self._records(epoch_name(epoch))[list(positions)])
 
     def validation_answers(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Gives the teacher's answers to validation images, as `Layout.decode`."""
+        self.check_validation_file()
         return self.layout.decode(self._records(VALIDATION)[list(indices)])
 
     def check(self, part: str, present: Mapping[str, Any]) -> None:

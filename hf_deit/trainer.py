@@ -35,12 +35,7 @@ from .configuration_deit import as_pair
 from .data import collate
 from .image_processing_deit import DeiTImageProcessor
 from .loading_trainer import LoadingTrainer
-from .losses import (
-    balanced_weights,
-    base_loss,
-    distillation_terms,
-    supervised_loss,
-)
+from .losses import balanced_weights, base_loss, distillation_terms, supervised_loss
 from .mixing import mix_labels, mix_pixels
 from .pixels import normalize, resize, to_unit_range
 from .student import StudentError, StudentInfo, distillation_target, inspect_student
@@ -179,7 +174,8 @@ class DistillationTrainer(LoadingTrainer):
             if verified:
                 raise StudentError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
             return None
-        cached = CachedAnswers(cache, self.train_dataset, self.eval_dataset, self.args)
+        learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
+        cached = CachedAnswers(cache, self.train_dataset if learns else None, self.eval_dataset, self.args)
         if self.teacher is not None:
             cached.check_teacher(self.teacher, verified)
             self.teacher = None  # the answers are there: no memory for it, and no time
@@ -257,12 +253,9 @@ class DistillationTrainer(LoadingTrainer):
             if learns is None:  # an evaluation of images to which no answer is stored
                 heads = {"logits": heads.get("cls_logits", heads["logits"])}
         if self.student.problem_type == "single_label_classification":
+            smoothing, weight = args.label_smoothing_factor, self._class_weights
             label_loss = functools.partial(
-                base_loss,
-                labels=labels,
-                kind=args.base_loss,
-                label_smoothing=args.label_smoothing_factor,
-                weight=self._class_weights,
+                base_loss, labels=labels, kind=args.base_loss, label_smoothing=smoothing, weight=weight
             )
         else:
             label_loss = functools.partial(supervised_loss, labels=labels, problem_type=self.student.problem_type)

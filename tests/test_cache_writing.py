@@ -78,6 +78,12 @@ def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
     assert files_of(tmp_path / "three") == one
 
 
+def test_a_file_that_cannot_be_written_is_told_with_its_cause(tmp_path):
+    (tmp_path / "cache" / "_incomplete-manifest.json").mkdir(parents=True)
+    with pytest.raises(TeacherCacheError, match=r"--out .*cache cannot be written \(Is a directory\)"):
+        build(tmp_path / "cache")
+
+
 def test_a_cache_is_extended_without_touching_what_is_there(tmp_path):
     build(tmp_path / "cache", epochs=1)
     before = files_of(tmp_path / "cache")

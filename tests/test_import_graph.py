@@ -31,6 +31,7 @@ LEAVES = [
     "augmentation",
     "building",
     "cache_building",
+    "cache_layout",
     "cache_locks",
     "cache_merging",
     "cache_writing",
