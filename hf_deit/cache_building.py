@@ -199,20 +199,8 @@ def build_teacher_cache(
     Raises:
         TeacherCacheError: The folder holds another cache, the disk is full, or an answer is not finite.
     """
-    if views.dataset.source.problem_type != "single_label_classification":
-        raise TeacherCacheError(
-            f"The images of {views.dataset.source.name} have several classes each, and a teacher's answers are learned from with "
-            "one class an image only: train with distillation_type='none'."
-        )
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "teacher": {"fingerprint": teacher.fingerprint(), "class": type(teacher.model).__name__},
-        "layout": asdict(layout),
-        "views": {**describe_views(views.dataset, views.mixing), "records": views.records},
-        "validation": None if validation is None else describe_validation(validation),
-        TEACHER_FACTS: _teacher_facts(teacher, teacher_name),
-    }
+    _check_classes(views.dataset)
+    manifest = _manifest(teacher, views, layout, validation, teacher_name)
     rank, processes = share
     # The first process makes the folder, the others find it.
     with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
@@ -233,6 +221,28 @@ def build_teacher_cache(
         writer.fill(epoch_name(epoch), views.batches(epoch), ask)
     progress.say_total()
     return writer
+
+
+def _check_classes(dataset: ViewDataset) -> None:
+    if dataset.source.problem_type != "single_label_classification":
+        raise TeacherCacheError(
+            f"The images of {dataset.source.name} have several classes each, and a teacher's answers are learned from with "
+            "one class an image only: train with distillation_type='none'."
+        )
+
+
+def _manifest(
+    teacher: Teacher, views: Views, layout: Layout, validation: EvaluationDataset | None, teacher_name: str | None
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "teacher": {"fingerprint": teacher.fingerprint(), "class": type(teacher.model).__name__},
+        "layout": asdict(layout),
+        "views": {**describe_views(views.dataset, views.mixing), "records": views.records},
+        "validation": None if validation is None else describe_validation(validation),
+        TEACHER_FACTS: _teacher_facts(teacher, teacher_name),
+    }
 
 
 def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache_writing import CacheWriter, check_folder
-from .checkpointing import changed_fields
+from .checkpointing import changed_fields, differences
 from .teacher_cache import (
     MANIFEST_FILE,
     VALIDATION,
@@ -16,7 +16,6 @@ from .teacher_cache import (
     cache_id,
     checked_sidecar,
     description_of,
-    differences,
     epoch_name,
     finished_epochs,
     is_finished,

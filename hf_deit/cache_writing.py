@@ -21,14 +21,14 @@ from typing import IO, Any
 import numpy as np
 
 from .cache_locks import held, turn
-from .checkpointing import STAGING_PREFIX, changed_fields
+from .checkpointing import STAGING_PREFIX, changed_fields, differences
 from .teacher_cache import (
+    CACHE_AND_NOW,
     MANIFEST_FILE,
     Layout,
     TeacherCacheError,
     cache_id,
     description_of,
-    differences,
     digest_of,
     file_digest,
     is_finished,
@@ -107,7 +107,7 @@ class CacheWriter:
         changed = changed_fields(description_of(stored), description_of(self.manifest))
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} is another cache:\n{differences(changed)}\nSet them back to go on with it, or choose another "
+                f"{self.folder} is another cache:\n{differences(changed, *CACHE_AND_NOW)}\nSet them back to go on with it, or choose another "
                 "--out."
             )
         return stored

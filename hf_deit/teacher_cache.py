@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .cache_layout import Layout, TeacherCacheError
-from .checkpointing import changed_fields
+from .checkpointing import changed_fields, differences
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
 # What is told of the teacher; it is not in the description, and older caches have none.
 TEACHER_FACTS = "teacher_facts"
+# Where the two values of a field that differs are from, for `differences`.
+CACHE_AND_NOW = ("in the cache", "now")
 
 
 def epoch_name(epoch: int) -> str:
@@ -254,7 +256,7 @@ class TeacherCache:
         changed = changed_fields({part: stored}, {part: present})
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} holds answers to other {part}:\n{differences(changed)}\nSet them back, or build a cache for "
+                f"{self.folder} holds answers to other {part}:\n{differences(changed, *CACHE_AND_NOW)}\nSet them back, or build a cache for "
                 "this recipe (hf-deit cache-teacher)."
             )
 
@@ -288,8 +290,3 @@ class TeacherCache:
             "bytes_per_view": self.layout.record.itemsize,
             "teacher_accuracy": self.manifest.get("teacher_accuracy"),
         }
-
-
-def differences(changed: Mapping[str, tuple[Any, Any]], one: str = "in the cache", other: str = "now") -> str:
-    """The lines that name what differs between a cache and the present run, or another cache."""
-    return "\n".join(f"  {field}: {was!r} {one}, {now!r} {other}" for field, (was, now) in changed.items())

@@ -141,6 +141,11 @@ def test_a_live_run_is_resumed_with_a_cache_of_the_same_teacher_and_not_with_ano
     same, other = build(tmp_path / "same"), build(tmp_path / "other", teacher=tiny_teacher(seed=2))
     with pytest.raises(ValueError, match="teacher.fingerprint"):
         trainer_of(tmp_path / "run", cache=other, **saves).train(resume_from_checkpoint=middle)
+    top = build(tmp_path / "top", "top_k")
+    with pytest.raises(
+        ValueError, match=r"teacher.stored.top_k: nothing in the checkpoint, 2 now\n(.|\n)*another teacher than"
+    ):
+        trainer_of(tmp_path / "run", cache=top, **saves).train(resume_from_checkpoint=middle)
     resumed = trainer_of(tmp_path / "run", cache=same, **saves)
     resumed.train(resume_from_checkpoint=middle)
     assert resumed.state.global_step == 10
