@@ -29,7 +29,17 @@ from .mixing import Mixing, mix_pixels
 from .pixels import to_unit_range
 from .sampling import ViewKey, ViewSampler, keys_at
 from .teacher import Teacher
-from .teacher_cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, TeacherCacheError, epoch_name
+from .teacher_cache import (
+    FORMAT,
+    FORMAT_VERSION,
+    TEACHER_FACTS,
+    VALIDATION,
+    Layout,
+    TeacherCache,
+    TeacherCacheError,
+    epoch_name,
+    is_finished,
+)
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -139,16 +149,21 @@ def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iter
 class _Progress:
     """Logs how many views a second there are, and how long the rest will take."""
 
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
+    def __init__(self) -> None:
+        self.total = self.done = 0
         self._start = self._reported = time.monotonic()
 
+    def expect(self, count: int) -> None:
+        """Takes views on that will be asked for; below 0: that will not be, after all."""
+        self.total += count
+
     def add(self, count: int) -> None:
+        """Counts views that were asked for."""
         self.done += count
         now = time.monotonic()
         if now - self._reported >= _SECONDS_BETWEEN_REPORTS:
             self._reported = now
-            rate = self.done / (now - self._start)
+            rate = self.done / max(now - self._start, 1e-9)
             left = (self.total - self.done) / rate / 60
             logger.info("%d of %d views, %.0f a second, %.1f minutes left.", self.done, self.total, rate, left)
 
@@ -166,6 +181,7 @@ def build_teacher_cache(
     validation: EvaluationDataset | None = None,
     part_records: int = PART_RECORDS,
     share: tuple[int, int] = (0, 1),
+    teacher_name: str | None = None,
 ) -> CacheWriter:
     """Builds a cache, goes on with one, or adds epochs of views to it.
 
@@ -178,51 +194,76 @@ def build_teacher_cache(
         validation: Images whose answers are kept too, for accuracy and agreement; their teacher view counts.
         part_records: Records a killed build asks for again, at most about.
         share: Rank of this process and number of processes: each builds epochs of its own.
+        teacher_name: As others may read it; kept to be told, as the class and the size of a model are.
 
     Raises:
         TeacherCacheError: The folder holds another cache, the disk is full, or an answer is not finite.
     """
-    if views.dataset.source.problem_type != "single_label_classification":
+    _check_classes(views.dataset)
+    manifest = _manifest(teacher, views, layout, validation, teacher_name)
+    rank, processes = share
+    # The first process makes the folder, the others find it.
+    with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
+        writer = CacheWriter(folder, manifest, part_records)
+    own = list(epochs)[rank::processes]
+    progress = _Progress()
+    progress.expect(views.records * sum(not is_finished(writer.folder, epoch_name(epoch)) for epoch in own))
+    if validation is not None and rank == 0:
+        _store_validation(writer, teacher, validation, views, progress)
+    for epoch in own:
+
+        def ask(batches: Sequence[Sequence[int]], epoch: int = epoch) -> Iterator[np.ndarray]:
+            progress.expect(sum(map(len, batches)) - views.records)  # an earlier build's parts are not asked again
+            for logits in view_answers(teacher, views.loader(epoch, batches)):
+                progress.add(len(logits))
+                yield layout.encode(logits)
+
+        writer.fill(epoch_name(epoch), views.batches(epoch), ask)
+    progress.say_total()
+    return writer
+
+
+def _check_classes(dataset: ViewDataset) -> None:
+    if dataset.source.problem_type != "single_label_classification":
         raise TeacherCacheError(
-            f"The images of {views.dataset.source.name} have several classes each, and a teacher's answers are learned from with "
+            f"The images of {dataset.source.name} have several classes each, and a teacher's answers are learned from with "
             "one class an image only: train with distillation_type='none'."
         )
-    manifest: dict[str, Any] = {
+
+
+def _manifest(
+    teacher: Teacher, views: Views, layout: Layout, validation: EvaluationDataset | None, teacher_name: str | None
+) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "teacher": {"fingerprint": teacher.fingerprint(), "class": type(teacher.model).__name__},
         "layout": asdict(layout),
         "views": {**describe_views(views.dataset, views.mixing), "records": views.records},
         "validation": None if validation is None else describe_validation(validation),
+        TEACHER_FACTS: _teacher_facts(teacher, teacher_name),
     }
-    rank, processes = share
-    # The first process makes the folder, the others find it.
-    with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
-        writer = CacheWriter(folder, manifest, part_records)
-    if validation is not None and rank == 0:
-        _store_validation(writer, teacher, validation, views)
-    own = list(epochs)[rank::processes]
-    progress = _Progress(len(own) * views.records)
-    for epoch in own:
-
-        def ask(batches: Sequence[Sequence[int]], epoch: int = epoch) -> Iterator[np.ndarray]:
-            for logits in view_answers(teacher, views.loader(epoch, batches)):
-                yield layout.encode(logits)
-                progress.add(len(logits))
-
-        asked = writer.fill(epoch_name(epoch), views.batches(epoch), ask)
-        progress.total -= views.records - asked
-    progress.say_total()
-    return writer
 
 
-def _store_validation(writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: Views) -> None:
+def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
+    """What describes a teacher and does not identify it."""
+    weights = teacher.model.parameters() if isinstance(teacher.model, torch.nn.Module) else ()
+    count = sum(weight.numel() for weight in weights)
+    return {"name": name, "class": type(teacher.model).__name__, "parameters": count or None}
+
+
+def _store_validation(
+    writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: Views, progress: _Progress
+) -> None:
     indices = range(len(dataset))
     batches = [list(indices[start : start + views.batch_size]) for start in indices[:: views.batch_size]]
 
     def ask(wanted: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
         loader = DataLoader(dataset, batch_sampler=list(wanted), collate_fn=collate, num_workers=views.workers)
-        yield from (writer.layout.encode(logits) for logits in view_answers(teacher, loader))
+        progress.expect(sum(map(len, wanted)))
+        for logits in view_answers(teacher, loader):
+            progress.add(len(logits))
+            yield writer.layout.encode(logits)
 
     writer.fill(VALIDATION, batches, ask)
     if "teacher_accuracy" not in writer.manifest:

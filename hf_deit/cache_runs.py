@@ -11,10 +11,12 @@ from accelerate import PartialState
 
 from .building import build_teacher
 from .cache_building import Views, build_teacher_cache, describe_views
+from .cache_writing import check_folder
 from .data import EvaluationDataset
 from .recipe import Recipe, RecipeError, build_augmentation
 from .run_data import load_run_data, view_size_of
-from .teacher_cache import Layout, TeacherCache, TeacherCacheError
+from .run_facts import without_machine
+from .teacher_cache import Layout, TeacherCache, TeacherCacheError, finished_epochs
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -34,43 +36,60 @@ def cache_teacher(
     Args:
         recipe: Of the training: data, augmentation, mixing, seed, batch size, teacher, temperature.
         out: The folder.
-        epochs: Epochs of views. Default: as many as the training shows.
+        epochs: Number of epochs of views. Default: to the last one that the training shows.
         first: The first of them; above 0 for a part that is merged later.
         kind: "hard" or "soft". Default: the recipe's distillation_type.
         top_k: Of soft answers keep the K largest logits and the log-sum-exp of the rest at distillation_tau. Default: all.
         dtype: Of stored logits, "float32" or "float16".
 
     Returns:
-        `TeacherCache.summary`, or for a part that does not begin at 0 `{"first": …, "view_epochs": …}`; None in processes
-        other than the first.
+        `TeacherCache.summary`, or for a part whose folder lacks the epochs before `first` `{"first": …, "view_epochs": …}`;
+        None in processes other than the first.
 
     Raises:
         UserError: Something given is not allowed, or the folder holds another cache.
     """
     args = recipe.training
-    _check_numbers(epochs, first)
+    _check_numbers(args, epochs, first)
+    check_folder(out)
     data, view_size = load_run_data(recipe), view_size_of(recipe)
     dataset = data.training_set(build_augmentation(recipe.augmentation, view_size), args.seed, args.global_batch_size)
     describe_views(dataset, args.mixing)  # refuses a stream before a teacher is loaded
+    views = Views.of_training(dataset, args, args.dataloader_num_workers)
+    wanted = _wanted(views.epochs_shown(args), epochs, first)
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
         raise RecipeError("The recipe names no teacher whose answers could be stored: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
     teacher.to(args.device).align(names, len(names), view_size)
-    views = Views.of_training(dataset, args, args.dataloader_num_workers)
     layout = _layout(args, len(names), kind, top_k, dtype)
-    count = epochs if epochs is not None else views.epochs_shown(args)
     validation = EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio)
-    wanted = range(first, first + count)
-    build_teacher_cache(out, teacher, views, layout, wanted, validation, share=(args.process_index, args.world_size))
+    share = (args.process_index, args.world_size)
+    name = without_machine(recipe.teacher.teacher)
+    build_teacher_cache(out, teacher, views, layout, wanted, validation, share=share, teacher_name=name)
     if args.world_size > 1:
         PartialState().wait_for_everyone()
     if args.process_index:
         return None
-    return TeacherCache(out).summary() if first == 0 else {"first": first, "view_epochs": count}
+    is_part = first > 0 and not set(range(first)) <= set(finished_epochs(Path(out)))
+    return {"first": first, "view_epochs": len(wanted)} if is_part else TeacherCache(out).summary()
 
 
-def _check_numbers(epochs: int | None, first: int) -> None:
+def _wanted(shown: int, epochs: int | None, first: int) -> range:
+    """The epochs of views that are asked for, of those that the training shows."""
+    if epochs is None and first >= shown:
+        raise RecipeError(
+            f"first_view={first}: the training shows epochs of views 0 to {shown - 1}. Choose one of them, or say with --views "
+            "how many more are wanted."
+        )
+    return range(first, shown if epochs is None else first + epochs)
+
+
+def _check_numbers(args: DistillationTrainingArguments, epochs: int | None, first: int) -> None:
+    if args.train_batch_size % 2:
+        raise RecipeError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+        )
     if (epochs is not None and epochs < 1) or first < 0:
         raise RecipeError(f"views={epochs}, first_view={first}: at least 1 epoch of views, the first at least 0.")
 

@@ -1,9 +1,10 @@
-"""Writes a teacher cache so that a kill or a full disk at any moment leaves only whole files, and merges caches.
+"""Writes a teacher cache so that a kill or a full disk at any moment leaves only whole files.
 
 What is written appears under its name complete and synced, or not at all. The records of an epoch of views come in the
 order in which a training asks for them; they are kept in parts (`incomplete/`), of which a killed build loses the last,
 and laid in the order of their positions when all are there. So the finished file does not depend on batches or kills.
-What the files are is in teacher_cache.py, where the answers come from in cache_building.py.
+What the files are is in teacher_cache.py, where the answers come from in cache_building.py, who may write in cache_locks.py;
+caches are merged in cache_merging.py.
 """
 
 import contextlib
@@ -19,17 +20,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from .checkpointing import STAGING_PREFIX, changed_fields
+from .cache_locks import held, turn
+from .checkpointing import STAGING_PREFIX, changed_fields, differences
 from .teacher_cache import (
+    CACHE_AND_NOW,
     MANIFEST_FILE,
-    VALIDATION,
     Layout,
     TeacherCacheError,
     cache_id,
     description_of,
-    differences,
     digest_of,
-    epoch_name,
     file_digest,
     is_finished,
     read_json,
@@ -93,24 +93,21 @@ class CacheWriter:
         self.layout = Layout(**manifest["layout"])
         self.part_records = part_records
         self._id = cache_id(manifest)
-        if (self.folder / MANIFEST_FILE).exists():
-            self.manifest = self._same_manifest()
-            return
-        # A build that was killed as it began leaves an unfinished manifest.
-        if self.folder.exists() and (not self.folder.is_dir() or _foreign_files(self.folder)):
-            raise TeacherCacheError(
-                f"{self.folder} exists and is no teacher cache: choose a new or empty folder for --out."
-            )
+        check_folder(folder)
         with self._room():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_json(self.folder / MANIFEST_FILE, self.manifest)
+            with turn(self.folder):  # of two that begin at once the second finds the first one's
+                if (self.folder / MANIFEST_FILE).exists():
+                    self.manifest = self._same_manifest()
+                else:
+                    _write_json(self.folder / MANIFEST_FILE, self.manifest)
 
     def _same_manifest(self) -> dict[str, Any]:
         stored = read_manifest(self.folder)
         changed = changed_fields(description_of(stored), description_of(self.manifest))
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} is another cache:\n{differences(changed)}\nSet them back to go on with it, or choose another "
+                f"{self.folder} is another cache:\n{differences(changed, *CACHE_AND_NOW)}\nSet them back to go on with it, or choose another "
                 "--out."
             )
         return stored
@@ -121,7 +118,7 @@ class CacheWriter:
             yield
         except OSError as error:
             if error.errno not in _NO_ROOM:
-                raise
+                raise _not_writable(self.folder, error) from error
             finished = len(list(self.folder.glob("epoch-*.json")))
             raise TeacherCacheError(
                 f"No room left for {self.folder} ({error.strerror}). Its {finished} finished epoch(s) of views are whole and can "
@@ -130,8 +127,8 @@ class CacheWriter:
 
     def note(self, **facts: Any) -> None:
         """Adds to the manifest what describes the cache and does not identify it, such as the teacher's accuracy."""
-        self.manifest |= facts
-        with self._room():
+        with self._room(), turn(self.folder):
+            self.manifest = read_manifest(self.folder) | facts
             _write_json(self.folder / MANIFEST_FILE, self.manifest)
 
     def fill(
@@ -153,32 +150,57 @@ class CacheWriter:
         Raises:
             TeacherCacheError: The disk is full.
         """
-        if is_finished(self.folder, name):
-            self._remove_parts(name)  # of a build that was killed just before
+        lock = self._lock(name)
+        if is_finished(self.folder, name) and not lock.exists() and not self._parts_of(name):
             return 0
+        with contextlib.ExitStack() as stack:
+            with self._room():
+                stack.enter_context(held(lock, name))
+            stack.callback(self._remove_empty_parts, name)
+            asked = 0 if is_finished(self.folder, name) else self._fill(name, batches, ask)
+            self._remove_parts(name)  # perhaps of a build that was killed just before
+        return asked
+
+    def _fill(
+        self,
+        name: str,
+        batches: Sequence[Sequence[int]],
+        ask: Callable[[Sequence[Sequence[int]]], Iterable[np.ndarray]],
+    ) -> int:
         step = max(1, self.part_records // max(len(batches[0]), 1))
         groups = [batches[start : start + step] for start in range(0, len(batches), step)]
         lengths = [step, *map(len, batches)]
         plan = hashlib.sha256(np.concatenate([np.asarray(lengths), *batches], dtype=np.int64).tobytes()).hexdigest()
         parts = self.folder / PARTS_FOLDER / f"{name}-{plan[:12]}"  # other batches have other parts
         with self._room():
-            parts.mkdir(parents=True, exist_ok=True)
-            missing = [number for number in range(len(groups)) if self._part(parts, number, groups[number]) is None]
-            answers = iter(ask([batch for number in missing for batch in groups[number]]))
-            for number in missing:
-                records = np.concatenate([next(answers) for _ in groups[number]])
-                with _published(parts / f"{number:06}.npy") as file:
-                    _write_header(file, records, len(records))
-                    file.write(records.tobytes())
+            _make_folder(parts)
+        missing = [number for number in range(len(groups)) if self._part(parts, number, groups[number]) is None]
+        answers = iter(ask([batch for number in missing for batch in groups[number]]))
+        for number in missing:
+            records = np.concatenate([next(answers) for _ in groups[number]])
+            with self._room(), _published(parts / f"{number:06}.npy") as file:
+                _write_header(file, records, len(records))
+                file.write(records.tobytes())
+        with self._room():
             self._assemble(name, parts, groups)
-        self._remove_parts(name)
         return sum(len(batch) for number in missing for batch in groups[number])
 
+    def _lock(self, name: str) -> Path:
+        return self.folder / f"{STAGING_PREFIX}{name}.lock"
+
+    def _parts_of(self, name: str) -> list[Path]:
+        with contextlib.suppress(FileNotFoundError):  # another process has removed the last of them
+            return list((self.folder / PARTS_FOLDER).glob(f"{name}-*"))
+        return []
+
     def _remove_parts(self, name: str) -> None:
-        for old in (self.folder / PARTS_FOLDER).glob(f"{name}-*"):
+        for old in self._parts_of(name):
             shutil.rmtree(old)
-        with contextlib.suppress(OSError):  # there are others
-            (self.folder / PARTS_FOLDER).rmdir()
+
+    def _remove_empty_parts(self, name: str) -> None:
+        for path in (*self._parts_of(name), self.folder / PARTS_FOLDER):
+            with contextlib.suppress(OSError):  # it holds parts, to go on from or of others
+                path.rmdir()
 
     def _part(self, parts: Path, number: int, group: Sequence[Sequence[int]]) -> np.ndarray | None:
         """Reads a part that an earlier build finished; None if it has to be asked for."""
@@ -216,60 +238,80 @@ class CacheWriter:
             {"cache": self._id, "name": name, "bytes": path.stat().st_size, "sha256": file_digest(path)},
         )
 
-    def take(self, part: Path, name: str) -> None:
+    def take(self, parts: Sequence[Path], name: str) -> None:
         """Copies a finished file of another folder of the same cache, checking it on the way.
 
+        Args:
+            parts: Folders that have it; the first whose file is whole gives it.
+            name: Without ending.
+
         Raises:
-            TeacherCacheError: It is damaged, or the disk is full.
+            TeacherCacheError: It is damaged in all of them, another process writes it, or the disk is full.
         """
-        sidecar = read_json(part / f"{name}.json")
-        with self._room():
+        with self._room(), held(self._lock(name), name):
+            damaged = []
+            for part in parts:
+                if is_finished(self.folder, name) or self._took(part, name):
+                    return
+                damaged.append(f"{part / name}.npy")
+        raise TeacherCacheError(
+            f"{' and '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: build that epoch again."
+        )
+
+    def _took(self, part: Path, name: str) -> bool:
+        sidecar, digest = read_json(part / f"{name}.json"), hashlib.sha256()
+        with contextlib.suppress(_DamagedError):
             with _published(self.folder / f"{name}.npy") as file, (part / f"{name}.npy").open("rb") as source:
-                shutil.copyfileobj(source, file, 2**22)
-            if (sidecar["cache"], sidecar["name"]) != (self._id, name) or file_digest(
-                self.folder / f"{name}.npy"
-            ) != sidecar["sha256"]:
-                (self.folder / f"{name}.npy").unlink()
-                raise TeacherCacheError(f"{part / name}.npy is damaged or of another cache: build it again.")
+                while block := source.read(2**22):
+                    digest.update(block)
+                    file.write(block)
+                if digest.hexdigest() != sidecar["sha256"]:
+                    raise _DamagedError
             _write_json(self.folder / f"{name}.json", sidecar)
+            return True
+        logger.warning("%s is damaged.", part / f"{name}.npy")
+        return False
+
+
+class _DamagedError(Exception):
+    """A file that is not to be published."""
+
+
+def _make_folder(path: Path) -> None:
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed the empty folder around it
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _foreign_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(STAGING_PREFIX)]
 
 
-def finished_epochs(folder: Path) -> list[int]:
-    """Gives the numbers of the epochs of views that are finished in a folder."""
-    numbers = (path.stem.removeprefix("epoch-") for path in sorted(folder.glob("epoch-*.json")))
-    return [int(number) for number in numbers if number.isdigit() and is_finished(folder, epoch_name(int(number)))]
+def _not_writable(folder: Path, error: OSError) -> TeacherCacheError:
+    return TeacherCacheError(f"--out {folder} cannot be written ({error.strerror or error}): choose another folder.")
 
 
-def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
-    """Brings together epochs of views that were built in several folders, perhaps on several machines.
-
-    Args:
-        folder: New, or a cache to be added to.
-        parts: Folders of the same cache; what `folder` has already is not copied.
-
-    Returns:
-        The epochs of views that `folder` now holds.
+def check_folder(folder: str | Path) -> None:
+    """Refuses a folder that no cache can be written into; of a cache that is there already nothing is looked at.
 
     Raises:
-        TeacherCacheError: The parts differ in teacher, layout or views, or a file is damaged.
+        TeacherCacheError: It is none, holds other things, or cannot be made.
     """
-    writer = None
-    for part in map(Path, parts):
-        manifest = read_manifest(part)
-        writer = writer or CacheWriter(folder, manifest)
-        changed = changed_fields(description_of(writer.manifest), description_of(manifest))
-        if changed:
-            raise TeacherCacheError(f"{part} is no part of {folder}:\n{differences(changed)}")
-        names = [epoch_name(epoch) for epoch in finished_epochs(part)]
-        for name in [*names, *([VALIDATION] if is_finished(part, VALIDATION) else [])]:
-            if not is_finished(writer.folder, name):
-                writer.take(part, name)
-        if "teacher_accuracy" in manifest and "teacher_accuracy" not in writer.manifest:
-            writer.note(teacher_accuracy=manifest["teacher_accuracy"])
-    if writer is None:
-        raise TeacherCacheError("No caches to merge were given: name their folders.")
-    return finished_epochs(writer.folder)
+    path = Path(folder)
+    if not str(folder):
+        raise TeacherCacheError("--out is empty: name a new folder, or the cache to go on with.")
+    try:
+        if (path / MANIFEST_FILE).exists():
+            return
+        above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+        if not above.is_dir():
+            raise TeacherCacheError(f"--out {path}: {above} is a file. Choose a new or empty folder.")
+        # A build that was killed as it began leaves an unfinished manifest.
+        if path.exists() and _foreign_files(path):
+            raise TeacherCacheError(f"{path} exists and is no teacher cache: choose a new or empty folder for --out.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise TeacherCacheError(f"--out {path}: nothing can be written in {above}. Choose another folder.")
+    except OSError as error:
+        raise _not_writable(path, error) from error

@@ -5,22 +5,26 @@ sets that are made here to its loaders; what is done with an answer is in answer
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from .cache_building import Agreement, Views, describe_validation, describe_views, verify_teacher_cache
 from .data import EvaluationDataset, ViewDataset
+from .sampling import ViewSampler
 from .teacher import Teacher
 from .teacher_cache import TeacherCache, TeacherCacheError
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Of the records looked at again, what share must have the teacher's decision of now; other batches and devices round otherwise.
-_SAME_DECISION = 0.98
+# Of the records looked at again, what share may have another decision than the teacher's of now: other batches and devices
+# round otherwise. Refused is what such a share does not explain.
+_ROUNDED = 0.02
+_IMPROBABLE = 0.001
 
 
 class CachedCollator:
@@ -44,6 +48,26 @@ class CachedCollator:
         return batch | self.cache.answers(keys[0].epoch, [key.position for key in keys])
 
 
+class CachedSampler(ViewSampler):
+    """Has an epoch's file checked once, before the data workers that read it are started.
+
+    Args:
+        cache: Has the answers.
+        **fields: As `ViewSampler`.
+    """
+
+    def __init__(self, cache: TeacherCache, **fields: Any):
+        super().__init__(**fields)
+        self.cache = cache
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of every epoch, before it makes an iterator."""
+        super().set_epoch(epoch)
+        shown = epoch if self.num_views is None else epoch % self.num_views
+        if shown < self.cache.epochs:  # behind the last epoch no row is asked for
+            self.cache.check_epoch_file(shown)
+
+
 class _Indexed(Dataset):
     """Rows of a data set that know their index."""
 
@@ -62,8 +86,8 @@ class CachedAnswers:
 
     Args:
         cache: A `TeacherCache`, or its folder.
-        train_dataset: Of the training; None: an evaluation.
-        eval_dataset: Of the training; an `EvaluationDataset` must be the cache's.
+        train_dataset: Of the training; None: an evaluation, or a training that learns from no answer.
+        eval_dataset: Of the training; an `EvaluationDataset` must be the cache's, of several by name one.
         args: Of the training.
 
     Raises:
@@ -79,18 +103,39 @@ class CachedAnswers:
     ):
         self.cache = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
         self.num_views = args.num_views
+        self._verifies = args.process_index == 0
         self._views = None
         _check_layout(self.cache, args)
         if train_dataset is not None:
             self.cache.check("views", describe_views(train_dataset, args.mixing))
             self._views = Views.of_training(train_dataset, args)
             self._check_length(args)
-        if isinstance(eval_dataset, EvaluationDataset):
-            if self.cache.manifest["validation"] is None:
-                raise TeacherCacheError(
-                    f"{self.cache.folder} was built without validation images: leave eval_dataset out, or build it with them."
-                )
-            self.cache.check("validation", describe_validation(eval_dataset))
+        self._check_validation(eval_dataset)
+
+    def _check_validation(self, eval_dataset: Any) -> None:
+        """Refuses validation images that are not the cache's; of several sets by name one must be, the others are said."""
+        named = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
+        named = {name: dataset for name, dataset in named.items() if isinstance(dataset, EvaluationDataset)}
+        if not named:
+            return
+        if self.cache.manifest["validation"] is None:
+            raise TeacherCacheError(
+                f"{self.cache.folder} was built without validation images: leave eval_dataset out, or build it with them."
+            )
+        refused = {}
+        for name, dataset in named.items():
+            try:
+                self.cache.check("validation", describe_validation(dataset))
+            except TeacherCacheError as error:
+                refused[name] = error
+        if len(refused) == len(named):
+            raise next(iter(refused.values()))
+        if refused:
+            logger.warning(
+                "%s has no answers to the images of %s: their evaluation says nothing of the teacher, and its loss is that of "
+                "their labels alone.",
+                *(self.cache.folder, ", ".join(map(repr, refused))),
+            )
 
     def _check_length(self, args: DistillationTrainingArguments) -> None:
         """Compares the numbers of views, and has the stored ones come again where there are too few."""
@@ -130,24 +175,36 @@ class CachedAnswers:
             TeacherCacheError: It is another one, or its answers are others.
         """
         self.cache.check_teacher(teacher.fingerprint())
-        if not count or self._views is None:
+        if count and self._views is None:
+            raise TeacherCacheError(
+                f"verify_teacher_cache={count} asks the teacher again for views of the training, and this one learns from no stored "
+                "answer (an evaluation, or distillation_type='none'): leave it out."
+            )
+        if not count or not self._verifies:
             return None
         found = verify_teacher_cache(self.cache, teacher, self._views, count)
         logger.info(
             "%d stored answers asked again: %.2f %% have the teacher's decision of now, %.2f %% are equal to the last bit.",
             *(found.records, 100 * found.same_decision, 100 * found.equal),
         )
-        if found.same_decision < _SAME_DECISION:
+        differing = round(found.records * (1 - found.same_decision))
+        if _chance(differing, found.records) < _IMPROBABLE:
             raise TeacherCacheError(
                 f"verify_teacher_cache: of {found.records} stored answers in {self.cache.folder} only "
-                f"{100 * found.same_decision:.1f} % have the teacher's decision of now (at least {100 * _SAME_DECISION:.0f} % are "
-                "asked for): the images have changed behind their names and sizes, or the device computes otherwise. Build "
-                "the cache again."
+                f"{100 * found.same_decision:.1f} % have the teacher's decision of now (rounding may change "
+                f"{100 * _ROUNDED:.0f} %): the images have changed behind their names and sizes, or the device computes otherwise. "
+                "Build the cache again."
+            )
+        if differing > _ROUNDED * found.records:
+            logger.warning(
+                "verify_teacher_cache: of %d stored answers %d are not the teacher's decision of now. So few tell little: ask for "
+                "more (verify_teacher_cache=1000).",
+                *(found.records, differing),
             )
         return found
 
     def training_collator(self, collator: Callable) -> CachedCollator:
-        """Gives a collator of training rows that adds the stored answers."""
+        """Gives a collator of training rows that adds the stored answers; workers that it is copied to check no file again."""
         return CachedCollator(collator, self.cache)
 
     def evaluation(self, dataset: Any, collator: Callable) -> tuple[Any, Callable]:
@@ -160,7 +217,18 @@ class CachedAnswers:
         except TeacherCacheError:
             logger.warning("%s has no answers to these images: nothing is said of the teacher.", self.cache.folder)
             return dataset, collator
+        self.cache.check_validation_file()
         return _Indexed(dataset), CachedCollator(collator, self.cache)
+
+
+def _chance(differing: int, records: int) -> float:
+    """The probability of at least as many differing records, if each differs with probability `_ROUNDED`."""
+
+    def log_of(count: int) -> float:
+        ways = math.lgamma(records + 1) - math.lgamma(count + 1) - math.lgamma(records - count + 1)
+        return ways + count * math.log(_ROUNDED) + (records - count) * math.log(1 - _ROUNDED)
+
+    return 1 - math.fsum(math.exp(log_of(count)) for count in range(differing))
 
 
 def _check_layout(cache: TeacherCache, args: DistillationTrainingArguments) -> None:

@@ -311,8 +311,10 @@ def training_rows(facts: RunFacts, recipe: dict[str, Any]) -> list[tuple[str, st
     """How it was trained: rows of name and value."""
     seconds, teacher = facts.results.get("train_runtime"), facts.run.get("teacher")
     what = "" if not teacher else f", {plain(teacher['class'])} of {_number(teacher.get('parameters'))} parameters"
+    named = recipe.get("teacher") or (teacher or {}).get("name")
     none = "none" if recipe.get("distillation_type") == "none" and not teacher else f"{UNKNOWN} by name"
-    rows = [("teacher", _source(recipe.get("teacher"), none) + what)] if recipe or teacher else []
+    rows = [("teacher", _source(named, none) + what)] if recipe or teacher else []
+    rows += [("its answers", _stored(facts.run["stored_answers"]))] if facts.run.get("stored_answers") else []
     unused = {"none": ("distillation_alpha", "distillation_tau"), "hard": ("distillation_tau",)}
     left_out = unused.get(recipe.get("distillation_type"), ())
     rows += [
@@ -326,6 +328,16 @@ def training_rows(facts: RunFacts, recipe: dict[str, Any]) -> list[tuple[str, st
         ("parameters that learned", _number(facts.run.get("learning_parameters"))),
         ("time of the last launch", UNKNOWN if seconds is None else f"{seconds:,.0f} s"),
     ]
+
+
+def _stored(answers: dict[str, Any]) -> str:
+    """What a teacher cache held, in words."""
+    what = {
+        "hard": "decisions",
+        "dense": f"all logits ({answers.get('dtype')})",
+        "top_k": f"the {answers.get('top_k')} largest logits ({answers.get('dtype')}) and the rest at τ = {answers.get('tau')}",
+    }
+    return f"stored before the training: {what.get(answers['kind'], UNKNOWN)}, {_number(answers['view_epochs'])} epoch(s) of views"
 
 
 def environment_rows(facts: RunFacts) -> list[tuple[str, str]]:

@@ -136,6 +136,12 @@ def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict
     }
 
 
+def differences(changed: Mapping[str, tuple[Any, Any]], one: str, other: str) -> str:
+    """The lines that name what differs; `one` and `other` say where the two values are from."""
+    told = {field: ["nothing" if value is None else repr(value) for value in pair] for field, pair in changed.items()}
+    return "\n".join(f"  {field}: {was} {one}, {now} {other}" for field, (was, now) in told.items())
+
+
 def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
     """Refuses to go on from a checkpoint of a run with other data, recipe, teacher or model.
 
@@ -151,7 +157,9 @@ def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
         return
     changed = changed_fields(json.loads(file.read_text()), present)
     if changed:
-        rows = "\n".join(f"  {field}: {was!r} in the checkpoint, {now!r} now" for field, (was, now) in changed.items())
+        rows = differences(changed, "in the checkpoint", "now")
+        if any(field.startswith("teacher.stored") for field in changed):
+            rows += "\n(Stored answers in top-K or float16 are another teacher than the exact ones; these have no teacher.stored.)"
         raise ResumeError(
             f"{checkpoint} belongs to another run:\n{rows}\nSet them back to resume, or train into a new output_dir "
             "(to start from these weights, give the checkpoint as the model)."

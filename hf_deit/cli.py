@@ -174,8 +174,14 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from .cache_runs import cache_teacher
-    from .recipe import load_recipe
+    from .recipe import RecipeError, load_recipe
 
+    given = {text.removeprefix("--").split("=")[0] for text in fields}
+    wrong = sorted(given & {"teacher_cache", "verify_teacher_cache"})
+    if wrong:
+        raise RecipeError(
+            f"--{wrong[0]} is a training's: cache-teacher asks the teacher itself, and stores under --out. Leave it out."
+        )
     recipe = load_recipe(_recipe_file(options), fields)
     names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
     summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})
@@ -208,10 +214,17 @@ def _sweep(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> None:
-    from .cache_writing import merge_caches
+    from .cache_merging import merge_caches
+    from .teacher_cache import missing_epochs
 
     epochs = merge_caches(options.out, options.parts)
     print(f"{options.out} holds {len(epochs)} epoch(s) of views: {', '.join(map(str, epochs))}.")
+    missing = missing_epochs(epochs)
+    if missing:
+        print(
+            f"Epoch(s) {', '.join(map(str, missing))} are missing: a training by it sees the first {missing[0]} only. Build "
+            "them with cache-teacher --first_view, and merge again."
+        )
 
 
 def _card(options: argparse.Namespace, fields: list[str]) -> None:

@@ -176,6 +176,11 @@ class TeacherArguments:
         default=0, metadata={"help": "Number of stored answers that the teacher, given too, is asked again."}
     )
 
+    def __post_init__(self) -> None:
+        for name in ("teacher", "teacher_weights", "teacher_cache"):
+            if getattr(self, name) == "":  # of a shell's unset variable: not given
+                setattr(self, name, None)
+
 
 @dataclass
 class RunArguments:

@@ -90,24 +90,31 @@ def describe_run(trainer: Any) -> dict[str, Any]:
 
     Returns:
         `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, where each image
-        has one class), `parameters`, `learning_parameters`, `teacher`, `device`, `processes`, `versions`. Each that is not
-        known is None.
+        has one class), `parameters`, `learning_parameters`, `teacher`, `stored_answers` (of a teacher, if they were used),
+        `device`, `processes`, `versions`. Each that is not known is None.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    teacher = getattr(getattr(trainer, "teacher", None), "model", None)
     sets = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
     return {
         **{f"{name}_images": None if isinstance(data, dict) else _length(data) for name, data in sets.items()},
         "classes": _class_counts(sets),
         "parameters": _count(model),
         "learning_parameters": _count(model, learning=True),
-        "teacher": None
-        if teacher is None
-        else {"class": type(teacher).__name__, "parameters": _count(teacher) or None},
+        **_describe_teacher(trainer),
         "device": _device_name(trainer.args.device),
         "processes": trainer.args.world_size,
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _describe_teacher(trainer: Any) -> dict[str, Any]:
+    cached = getattr(trainer, "cached", None)
+    if cached is not None:
+        told = cached.cache.told()
+        return {"teacher": told["teacher"], "stored_answers": told["answers"]}
+    teacher = getattr(getattr(trainer, "teacher", None), "model", None)
+    known = None if teacher is None else {"class": type(teacher).__name__, "parameters": _count(teacher) or None}
+    return {"teacher": known, "stored_answers": None}
 
 
 def _length(data: Any) -> int | None:

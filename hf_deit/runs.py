@@ -27,6 +27,7 @@ from .run_data import ProcessedDataset, RunData, columns_of, load_run_data, rela
 from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, CardError, describe_run, read_facts
 from .sources import Source, is_image_folder, load_validation, without_unreadable
 from .tables import Columns
+from .teacher import Teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
 
@@ -45,7 +46,7 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
         count = set_trainable(student, recipe.model.trainable)
         logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
     with problems.gathered():
-        teacher = build_teacher(recipe.teacher)
+        teacher = _teacher_of(recipe.teacher)
     image_size = as_pair(
         getattr(getattr(student, "config", None), "image_size", None)
         or as_size("image_size", recipe.model.image_size)
@@ -72,6 +73,22 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
         raise
     except ValueError as error:  # the Trainer's own word on an argument
         raise RecipeError(str(error)) from error
+
+
+def _teacher_of(arguments: TeacherArguments) -> Teacher | None:
+    """Builds the teacher; where its stored answers are used and it is only to be compared, it may be gone."""
+    try:
+        return build_teacher(arguments)
+    except RecipeError:
+        raise
+    except UserError as error:
+        if arguments.teacher_cache is None or arguments.verify_teacher_cache:
+            raise
+        logger.warning(
+            "%s\nIts stored answers in %s are used, and its fingerprint is not compared with theirs.",
+            *(error, arguments.teacher_cache),
+        )
+        return None
 
 
 def train(recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None = None) -> dict[str, Any] | None:

@@ -101,7 +101,8 @@ class Source:
     def _parted(self, validation: Sequence[int]) -> tuple["Source", "Source"]:
         held_out = set(validation)
         train = [index for index in range(len(self)) if index not in held_out]
-        return self.subset(train, f"{self.name} (train)"), self.subset(sorted(validation), f"{self.name} (validation)")
+        name = self.name.removesuffix(" (train)")
+        return self.subset(train, f"{name} (train)"), self.subset(sorted(validation), f"{name} (validation)")
 
 
 def load_splits(

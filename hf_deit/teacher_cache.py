@@ -5,14 +5,16 @@ A folder holds `manifest.json` (what the answers are answers to, by whom, in whi
 place is (epoch of the view, position), which does not depend on batch size, workers or processes, so one cache serves them
 all. `validation.npy` holds the answers to the validation images by index. NumPy files, memory-mapped.
 
-Writing is in cache_writing.py, running the teacher in cache_building.py, use in a training in cached_answers.py. Stored
-answers to replayed views: FKD (Shen & Xing, arXiv:2112.01528), TinyViT (Wu et al., arXiv:2207.10666).
+What a record holds is in cache_layout.py, writing in cache_writing.py, running the teacher in cache_building.py, use in a
+training in cached_answers.py. Stored answers to replayed views: FKD (Shen & Xing, arXiv:2112.01528), TinyViT (Wu et al.,
+arXiv:2207.10666).
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,131 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpointing import changed_fields
-from .errors import UserError
+from .cache_layout import Layout, TeacherCacheError
+from .checkpointing import changed_fields, differences
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
 VALIDATION = "validation"
 FORMAT = "hf_deit teacher cache"
 # Of the files and of what a view, a position and a mix are: a cache of another version answers other questions.
 FORMAT_VERSION = 1
-KINDS = ("hard", "dense", "top_k")
-DTYPES = ("float16", "float32")
 # Above this many bytes files are checked when a process first reads them, and not all before the first step.
 CHECKED_AT_ONCE = 4 * 2**30
 _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
-
-
-class TeacherCacheError(UserError):
-    """A cache that is damaged, unfinished or made for something else; the message names what differs."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a record holds.
-
-    Args:
-        kind: "hard": the class index, 2 bytes (4 above 65,536 classes). "dense": all logits. "top_k": the `top_k` largest
-            logits, their indices, and the log-sum-exp of the rest, each divided by `tau`.
-        num_labels: Number of classes.
-        dtype: Of stored logits, "float32" (exact) or "float16".
-        top_k: K, for "top_k" only.
-        tau: The temperature that the rest was made for, for "top_k" only.
-
-    Raises:
-        TeacherCacheError: A field is not within its limits.
-    """
-
-    kind: str
-    num_labels: int
-    dtype: str = "float32"
-    top_k: int | None = None
-    tau: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.dtype not in DTYPES:
-            raise TeacherCacheError(
-                f"Answers of kind {self.kind!r} in {self.dtype!r}: choose of {', '.join(KINDS)} and of {', '.join(DTYPES)}."
-            )
-        if self.kind != "top_k":
-            if self.top_k is not None or self.tau is not None:
-                raise TeacherCacheError(f"top_k={self.top_k}, tau={self.tau} with answers of kind {self.kind!r}.")
-        elif self.top_k is None or not 1 <= self.top_k < self.num_labels:
-            raise TeacherCacheError(
-                f"top_k={self.top_k} of {self.num_labels} classes: it must be at least 1 and below their number; leave it out "
-                "to store all logits."
-            )
-        elif self.tau is None or not self.tau > 0:
-            raise TeacherCacheError(f"tau={self.tau}: top_k needs the temperature of the training, above 0.")
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether a training with these answers is the training with the live teacher."""
-        return self.kind == "hard" or (self.kind == "dense" and self.dtype == "float32")
-
-    @property
-    def record(self) -> np.dtype:
-        """The type of a record, little-endian."""
-        index = "<u2" if self.num_labels <= 2**16 else "<u4"
-        logit = np.dtype(self.dtype).newbyteorder("<")
-        if self.kind == "hard":
-            return np.dtype(index)
-        if self.kind == "dense":
-            return np.dtype((logit, (self.num_labels,)))
-        return np.dtype([("logits", logit, (self.top_k,)), ("indices", index, (self.top_k,)), ("rest", "<f4")])
-
-    def empty(self, count: int) -> np.ndarray:
-        """Gives `count` records to be filled, `(count,)` or for dense `(count, num_labels)`."""
-        return np.zeros(count, dtype=self.record)
-
-    def encode(self, logits: Tensor) -> np.ndarray:
-        """Makes records of the teacher's logits `(batch, num_labels)` float32.
-
-        Raises:
-            TeacherCacheError: A logit is not finite, or not in the layout's type.
-        """
-        records = self.empty(len(logits))
-        finite = logits.float().isfinite().all()
-        if self.kind == "hard":
-            records[:] = logits.argmax(dim=-1).cpu().numpy()
-        elif self.kind == "dense":
-            records[:] = _as_type(logits, self.dtype)
-        else:
-            # Sorted stably, so that the first index is the arg max also among equals.
-            ordered, indices = logits.float().sort(dim=-1, descending=True, stable=True)
-            rest = (ordered[:, self.top_k :] / self.tau).logsumexp(dim=-1)
-            records["logits"] = _as_type(ordered[:, : self.top_k], self.dtype)
-            records["indices"] = indices[:, : self.top_k].cpu().numpy()
-            records["rest"] = rest.cpu().numpy()
-        stored = records["logits"] if self.kind == "top_k" else records
-        if not finite or (self.kind != "hard" and not np.isfinite(stored).all()):
-            largest = logits.float().abs().max().item()
-            raise TeacherCacheError(
-                f"The teacher's logits (largest: {largest:g}) are not finite in {self.dtype}: store float32, or mend the teacher."
-            )
-        return records
-
-    def decode(self, records: np.ndarray) -> dict[str, Tensor]:
-        """Makes of records what a batch holds (`cached_answers.py` says what is done with it).
-
-        Returns:
-            `teacher_labels` `(batch,)` int64; or `teacher_logits` `(batch, num_labels)` float32; or `teacher_top_logits`
-            `(batch, K)` float32 with `teacher_top_indices` `(batch, K)` int64 and `teacher_rest` `(batch,)` float32.
-        """
-        if self.kind == "hard":
-            return {"teacher_labels": torch.from_numpy(records.astype(np.int64))}
-        if self.kind == "dense":
-            return {"teacher_logits": torch.from_numpy(records.astype(np.float32))}
-        return {
-            "teacher_top_logits": torch.from_numpy(records["logits"].astype(np.float32)),
-            "teacher_top_indices": torch.from_numpy(records["indices"].astype(np.int64)),
-            "teacher_rest": torch.from_numpy(records["rest"].astype(np.float32)),
-        }
-
-
-def _as_type(logits: Tensor, dtype: str) -> np.ndarray:
-    return logits.to(getattr(torch, dtype)).cpu().numpy()
+# What is told of the teacher; it is not in the description, and older caches have none.
+TEACHER_FACTS = "teacher_facts"
+# Where the two values of a field that differs are from, for `differences`.
+CACHE_AND_NOW = ("in the cache", "now")
 
 
 def epoch_name(epoch: int) -> str:
@@ -188,6 +83,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise TeacherCacheError(
             f"No teacher cache at {path.parent}: {path.name} is missing. `hf-deit cache-teacher --out` makes one."
         ) from error
+    except NotADirectoryError as error:
+        raise TeacherCacheError(
+            f"No teacher cache at {path.parent}: that is no folder. Name the folder of a cache."
+        ) from error
     except (ValueError, OSError) as error:
         raise TeacherCacheError(f"{path} is damaged ({error}): build the cache again.") from error
     checksum = content.pop("checksum", None) if isinstance(content, dict) else None
@@ -217,6 +116,40 @@ def is_finished(folder: Path, name: str) -> bool:
     return (folder / f"{name}.npy").is_file() and (folder / f"{name}.json").is_file()
 
 
+def finished_epochs(folder: Path) -> list[int]:
+    """Gives the numbers of the epochs of views that are finished in a folder."""
+    numbers = (path.stem.removeprefix("epoch-") for path in sorted(folder.glob("epoch-*.json")))
+    return [int(number) for number in numbers if number.isdigit() and is_finished(folder, epoch_name(int(number)))]
+
+
+def missing_epochs(finished: Sequence[int]) -> list[int]:
+    """Gives the numbers before the last finished epoch of views that are not among them."""
+    return sorted(set(range(max(finished, default=-1))) - set(finished))
+
+
+def checked_sidecar(folder: Path, name: str, identity: str) -> dict[str, Any]:
+    """Gives what stands beside a file of records.
+
+    Raises:
+        TeacherCacheError: It is another cache's than `identity`, or the file has not its size.
+    """
+    path = folder / f"{name}.npy"
+    if not is_finished(folder, name):
+        raise TeacherCacheError(f"{path} is missing: run hf-deit cache-teacher again.")
+    sidecar = read_json(folder / f"{name}.json")
+    if (sidecar["cache"], sidecar["name"]) != (identity, name):
+        raise TeacherCacheError(
+            f"{path} belongs to another cache than {folder / MANIFEST_FILE} describes, or to another epoch of views: "
+            "files were brought together by hand. Build the cache again."
+        )
+    if path.stat().st_size != sidecar["bytes"]:
+        raise TeacherCacheError(
+            f"{path} has {path.stat().st_size} bytes and was written with {sidecar['bytes']}: it is cut off or was changed. "
+            "Remove it and run hf-deit cache-teacher again."
+        )
+    return sidecar
+
+
 class TeacherCache:
     """The stored answers of a folder, to be read.
 
@@ -233,15 +166,22 @@ class TeacherCache:
         self.layout = Layout(**self.manifest["layout"])
         self._id = cache_id(self.manifest)
         self._maps: dict[str, np.ndarray] = {}
-        self._checked: set[str] = set()
-        self.epochs = 0
-        while is_finished(self.folder, epoch_name(self.epochs)):
-            self.epochs += 1
+        finished = finished_epochs(self.folder)
+        missing = missing_epochs(finished)
+        self.epochs = missing[0] if missing else len(finished)
         if not self.epochs:
             raise TeacherCacheError(
                 f"{self.folder} holds no finished epoch of views from 0 on: run hf-deit cache-teacher again, it goes on where "
                 "it stopped; parts made elsewhere are brought together by hf-deit merge-teacher-caches."
             )
+        if missing:
+            logger.warning(
+                "%s lacks epoch(s) of views %s: of the %d that are there the first %d count. Build them (hf-deit cache-teacher "
+                "--first_view), or merge the part that has them.",
+                *(self.folder, ", ".join(map(str, missing)), len(finished), self.epochs),
+            )
+        # Of each epoch of views, and last of the validation, whether the file was checked; shared with data workers.
+        self._checked = torch.zeros(self.epochs + 1, dtype=torch.uint8).share_memory_()
         names = [epoch_name(epoch) for epoch in range(self.epochs)]
         if self.manifest["validation"] is not None:
             names.append(VALIDATION)
@@ -258,40 +198,35 @@ class TeacherCache:
     def _check_files(self, names: Sequence[str]) -> None:
         total = sum((self.folder / f"{name}.npy").stat().st_size for name in names if is_finished(self.folder, name))
         for name in names:
-            self._sidecar(name)
+            checked_sidecar(self.folder, name, self._id)
             if total <= CHECKED_AT_ONCE:
                 self._check_digest(name)
 
-    def _sidecar(self, name: str) -> dict[str, Any]:
-        """Gives what stands beside a file, if that is of this cache and the file has its size."""
-        path = self.folder / f"{name}.npy"
-        if not is_finished(self.folder, name):
-            raise TeacherCacheError(f"{path} is missing: run hf-deit cache-teacher again.")
-        sidecar = read_json(self.folder / f"{name}.json")
-        if (sidecar["cache"], sidecar["name"]) != (self._id, name):
+    def check_epoch_file(self, epoch: int) -> None:
+        """Checks an epoch's file, unless this or a worker process has; called before workers start, they need not."""
+        if epoch >= self.epochs:
             raise TeacherCacheError(
-                f"{path} belongs to another cache than {self.folder / MANIFEST_FILE} describes, or to another epoch of views: "
-                "files were brought together by hand. Build the cache again."
+                f"{self.folder} has {self.epochs} epoch(s) of views, and epoch {epoch} is asked for: extend it (hf-deit cache-teacher "
+                f"--views {epoch + 1})."
             )
-        if path.stat().st_size != sidecar["bytes"]:
-            raise TeacherCacheError(
-                f"{path} has {path.stat().st_size} bytes and was written with {sidecar['bytes']}: it is cut off or was changed. "
-                "Remove it and run hf-deit cache-teacher again."
-            )
-        return sidecar
+        if not self._checked[epoch]:
+            self._check_digest(epoch_name(epoch))
+
+    def check_validation_file(self) -> None:
+        """Likewise of the validation's file."""
+        if not self._checked[-1]:
+            self._check_digest(VALIDATION)
 
     def _check_digest(self, name: str) -> None:
         path = self.folder / f"{name}.npy"
-        if file_digest(path) != self._sidecar(name)["sha256"]:
+        if file_digest(path) != checked_sidecar(self.folder, name, self._id)["sha256"]:
             raise TeacherCacheError(
                 f"{path} is damaged: its SHA-256 differs from the one written down. Remove it and run hf-deit cache-teacher again."
             )
-        self._checked.add(name)
+        self._checked[-1 if name == VALIDATION else int(name.removeprefix("epoch-"))] = 1
 
     def _records(self, name: str) -> np.ndarray:
         if name not in self._maps:
-            if name not in self._checked:
-                self._check_digest(name)
             while len(self._maps) >= _MAPS_KEPT:  # a training goes from epoch to epoch: it does not come back soon
                 del self._maps[next(iter(self._maps))]
             self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -299,10 +234,12 @@ class TeacherCache:
 
     def answers(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
         """Gives the teacher's answers to views of one epoch of views, as `Layout.decode`."""
+        self.check_epoch_file(epoch)
         return self.layout.decode(self._records(epoch_name(epoch))[list(positions)])
 
     def validation_answers(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Gives the teacher's answers to validation images, as `Layout.decode`."""
+        self.check_validation_file()
         return self.layout.decode(self._records(VALIDATION)[list(indices)])
 
     def check(self, part: str, present: Mapping[str, Any]) -> None:
@@ -319,7 +256,7 @@ class TeacherCache:
         changed = changed_fields({part: stored}, {part: present})
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} holds answers to other {part}:\n{differences(changed)}\nSet them back, or build a cache for "
+                f"{self.folder} holds answers to other {part}:\n{differences(changed, *CACHE_AND_NOW)}\nSet them back, or build a cache for "
                 "this recipe (hf-deit cache-teacher)."
             )
 
@@ -337,6 +274,13 @@ class TeacherCache:
                 "was made of, none at all, or build a cache for this one."
             )
 
+    def told(self) -> dict[str, Any]:
+        """Gives the teacher's `name`, `class` and `parameters` as far as they were kept, and what its answers hold."""
+        teacher = {"name": None, "parameters": None, "class": self.manifest["teacher"].get("class")}
+        teacher |= self.manifest.get(TEACHER_FACTS, {})
+        layout = {name: value for name, value in asdict(self.layout).items() if name != "num_labels"}
+        return {"teacher": teacher, "answers": {**layout, "view_epochs": self.epochs}}
+
     def summary(self) -> dict[str, Any]:
         """Gives layout, epochs of views, bytes a view and the teacher, to be shown."""
         return {
@@ -346,8 +290,3 @@ class TeacherCache:
             "bytes_per_view": self.layout.record.itemsize,
             "teacher_accuracy": self.manifest.get("teacher_accuracy"),
         }
-
-
-def differences(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """The lines that name what differs between a cache and the present run."""
-    return "\n".join(f"  {field}: {was!r} in the cache, {now!r} now" for field, (was, now) in changed.items())

@@ -2,22 +2,21 @@
 
 The trainer computes every loss itself and depends on the output contract only: a student returns `logits` and, where it
 has two heads, `cls_logits` and `distillation_logits`. It never passes labels to a student. The losses are in losses.py, the
-teacher in teacher.py, the order of the views in sampling.py; here is what happens in a step, an evaluation and a save.
+teacher in teacher.py, what the loaders give in loading_trainer.py; here is what happens in a step, an evaluation and a save.
 
 Paper: Touvron et al., arXiv:2012.12877.
 """
 
-import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -33,18 +32,12 @@ from .checks import (
     training_problems,
 )
 from .configuration_deit import as_pair
-from .data import MixingCollator, collate
+from .data import collate
 from .image_processing_deit import DeiTImageProcessor
-from .losses import (
-    balanced_weights,
-    base_loss,
-    distillation_terms,
-    supervised_loss,
-)
+from .loading_trainer import LoadingTrainer
+from .losses import balanced_weights, base_loss, distillation_terms, supervised_loss
 from .mixing import mix_labels, mix_pixels
-from .optimizing_trainer import OptimizingTrainer
 from .pixels import normalize, resize, to_unit_range
-from .sampling import ViewSampler
 from .student import StudentError, StudentInfo, distillation_target, inspect_student
 from .teacher import Teacher
 from .teacher_cache import TeacherCache
@@ -77,7 +70,7 @@ def _check_types(model: Any, args: Any) -> None:
         raise StudentError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
 
 
-class DistillationTrainer(OptimizingTrainer):
+class DistillationTrainer(LoadingTrainer):
     """Trains a student on labels and on a teacher's answers.
 
     Args:
@@ -158,8 +151,6 @@ class DistillationTrainer(OptimizingTrainer):
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
         problems.raise_all()
         self._say_if_not_keyed(train_dataset)
-        if not getattr(train_dataset, "takes_view_keys", False):
-            self.args.dataloader_drop_last |= self.mixing.is_on  # a last, odd batch could not be paired
 
     # ---- before the first step ----
 
@@ -183,23 +174,14 @@ class DistillationTrainer(OptimizingTrainer):
             if verified:
                 raise StudentError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
             return None
-        cached = CachedAnswers(cache, self.train_dataset, self.eval_dataset, self.args)
+        learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
+        cached = CachedAnswers(cache, self.train_dataset if learns else None, self.eval_dataset, self.args)
         if self.teacher is not None:
             cached.check_teacher(self.teacher, verified)
             self.teacher = None  # the answers are there: no memory for it, and no time
         elif verified:
             raise StudentError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
         return cached
-
-    def _say_if_not_keyed(self, dataset: Dataset | None) -> None:
-        # A stream makes keys itself, and says what it does not promise.
-        keyed = getattr(dataset, "takes_view_keys", False) or getattr(dataset, "makes_view_keys", False)
-        if dataset is not None and not keyed:
-            logger.warning(
-                "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
-                "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
-                type(dataset).__name__,
-            )
 
     @functools.cached_property
     def _class_weights(self) -> Tensor | None:
@@ -208,59 +190,6 @@ class DistillationTrainer(OptimizingTrainer):
         if self.args.class_weights == "none" or labels is None:  # without training data: an evaluation
             return None
         return balanced_weights(labels, self.student.num_labels).to(self.args.device)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if not getattr(dataset, "takes_view_keys", False):
-            return super()._get_train_sampler(dataset)
-        return ViewSampler(
-            size=len(dataset),
-            global_batch_size=self.args.global_batch_size,
-            seed=dataset.seed,
-            num_views=self.args.num_views if self.cached is None else self.cached.num_views,
-            repeats=self.args.repeated_augmentation,
-        )
-
-    def _log_epoch(self) -> None:
-        if getattr(self.train_dataset, "takes_view_keys", False):
-            sampler = self._get_train_sampler()
-            views = (
-                f"{self.args.repeated_augmentation} views of an image, " if self.args.repeated_augmentation > 1 else ""
-            )
-            logger.info(
-                "An epoch is %d optimizer steps of %d images (%s%d images in the data).",
-                sampler.num_batches,
-                sampler.global_batch_size,
-                views,
-                len(self.train_dataset),
-            )
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As the Trainer's; partners' mixes are drawn, and stored answers looked up, with the training batches only."""
-        collator = self.data_collator
-        if self.mixing.is_on:
-            collator = MixingCollator(collator, self.mixing, getattr(self.train_dataset, "seed", self.args.seed))
-        if self.cached is not None and self.distillation_target is not None:
-            collator = self.cached.training_collator(collator)
-        with self._collating(collator):
-            return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """As the Trainer's; stored answers to the validation images are looked up with them."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.cached is None or dataset is None or isinstance(dataset, str):
-            return super().get_eval_dataloader(eval_dataset)
-        dataset, collator = self.cached.evaluation(dataset, self.data_collator)
-        with self._collating(collator):
-            return super().get_eval_dataloader(dataset)
-
-    @contextlib.contextmanager
-    def _collating(self, collator: Callable) -> Iterator[None]:
-        plain, self.data_collator = self.data_collator, collator
-        try:
-            yield
-        finally:
-            self.data_collator = plain
 
     # ---- a step ----
 
@@ -324,12 +253,9 @@ class DistillationTrainer(OptimizingTrainer):
             if learns is None:  # an evaluation of images to which no answer is stored
                 heads = {"logits": heads.get("cls_logits", heads["logits"])}
         if self.student.problem_type == "single_label_classification":
+            smoothing, weight = args.label_smoothing_factor, self._class_weights
             label_loss = functools.partial(
-                base_loss,
-                labels=labels,
-                kind=args.base_loss,
-                label_smoothing=args.label_smoothing_factor,
-                weight=self._class_weights,
+                base_loss, labels=labels, kind=args.base_loss, label_smoothing=smoothing, weight=weight
             )
         else:
             label_loss = functools.partial(supervised_loss, labels=labels, problem_type=self.student.problem_type)

@@ -1,5 +1,7 @@
 """Built records against the teacher asked about one view after the other, and layouts against NumPy."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -140,12 +142,63 @@ def test_logits_that_a_layout_cannot_hold_are_refused(value):
         {"kind": "top_k", "top_k": 4, "tau": 1.0},
         {"kind": "top_k", "top_k": 2, "tau": 0.0},
         {"kind": "dense", "top_k": 2},
+        {"kind": "top_k", "top_k": 2.5, "tau": 1.0},
+        {"kind": "top_k", "top_k": 2, "tau": float("inf")},
+        {"kind": "top_k", "top_k": 2, "tau": float("nan")},
+        {"num_labels": 0},
+        {"num_labels": 2**32},
+        {"num_labels": 3.0},
     ],
     ids=str,
 )
 def test_impossible_layouts_are_refused(fields):
     with pytest.raises(TeacherCacheError):
         Layout(**{"kind": "hard", "num_labels": 4, **fields})
+
+
+def test_a_rest_that_a_small_temperature_makes_infinite_is_refused():
+    layout = Layout("top_k", 4, top_k=2, tau=1e-38)
+    with pytest.raises(TeacherCacheError, match="tau=1e-38 is not finite"):
+        layout.encode(torch.tensor([[400.0, 300.0, 200.0, 100.0]]))
+
+
+def reports(caplog):
+    """Of every report the numbers of views that are done and that there are in all."""
+    found = (re.match(r"(\d+) of (\d+) views, ", record.getMessage()) for record in caplog.records)
+    return [tuple(map(int, match.groups())) for match in found if match]
+
+
+def test_progress_counts_every_view_that_is_asked_for_and_no_other(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hf_deit.cache_building._SECONDS_BETWEEN_REPORTS", 0.0)
+    caplog.set_level("INFO")
+    network = Failing(1 + 3 + 3)  # to try it on, the validation, and within the first epoch of views
+    teacher = tiny_teacher(network=network)
+    with pytest.raises(RuntimeError, match="enough"):
+        build(tmp_path / "cache", teacher=teacher, part_records=16)
+    caplog.clear()
+    network.left = 10**6
+    build(tmp_path / "cache", teacher=teacher, part_records=16)
+    told, asked = reports(caplog), 26 + 42  # the validation's 22 and a part of 16 are there
+    assert told[-1] == (asked, asked)
+    assert f"{asked} views asked in" in caplog.text
+    assert [total for _, total in told] == [asked] * len(told)
+    caplog.clear()
+    build(tmp_path / "whole", teacher=teacher)
+    assert reports(caplog)[-1] == (22 + 84, 22 + 84)
+
+
+class Failing(nn.Module):
+    """A teacher that breaks down after a number of batches."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.network, self.left = tiny.conv_teacher(), left
+
+    def forward(self, pixels):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("enough")
+        return self.network(pixels)
 
 
 def top_k_by_hand(student, teacher, k, tau):

@@ -1,10 +1,13 @@
 """`hf-deit cache-teacher` and trainings from what it makes, on the command line."""
 
+import hashlib
 import json
 
 import pytest
 from safetensors.torch import load_file
 from test_runs import FACTORY, QUIET, STUDENT, TEACHER_LABELS, hf_deit, refused, results, write_splits
+
+from hf_deit.teacher_cache import finished_epochs
 
 TEACHER = ("--teacher", FACTORY, "--teacher_labels", *TEACHER_LABELS)
 # 24 images in batches of 10: 2 steps an epoch and a tail.
@@ -70,6 +73,52 @@ def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, cap
     assert "give the teacher too" in message
 
 
+def test_a_run_by_a_cache_tells_of_its_teacher_as_a_run_by_the_teacher_does(data, tmp_path):
+    top = ("--kind", "soft", "--top_k", 2, "--distillation_tau", 2)
+    assert cache(data, tmp_path / "cache", *top, "--distillation_type", "soft") == 0
+    fields = ("--distillation_type", "soft", "--distillation_tau", 2)
+    assert train(data, tmp_path / "cached", "--teacher_cache", tmp_path / "cache", *fields) == 0
+    assert train(data, tmp_path / "live", *TEACHER, *fields) == 0
+    ours, theirs = (results(tmp_path / name)["run"] for name in ("cached", "live"))
+    assert {**ours["teacher"], "name": None} == {**theirs["teacher"], "name": None}
+    assert ours["teacher"]["name"] == FACTORY
+    assert ours["stored_answers"] == {"kind": "top_k", "top_k": 2, "tau": 2.0, "dtype": "float32", "view_epochs": 2}
+    assert theirs["stored_answers"] is None
+    pages = [(tmp_path / name / "README.md").read_text().splitlines() for name in ("cached", "live")]
+    ours, theirs = ([row for row in page if row.startswith("| teacher |")] for page in pages)
+    assert ours == theirs
+    told = "stored before the training: the 2 largest logits (float32) and the rest at τ = 2.0, 2 epoch(s) of views"
+    assert f"| its answers | {told} |" in pages[0]
+    assert not any(row.startswith("| its answers |") for row in pages[1])
+
+
+def test_a_cache_built_before_teachers_were_told_of_is_read_and_gone_on_with(data, tmp_path):
+    assert cache(data, tmp_path / "cache", "--views", 1) == 0
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    del manifest["teacher_facts"], manifest["checksum"]
+    manifest["checksum"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
+    assert cache(data, tmp_path / "cache", "--views", 2) == 0
+    assert train(data, tmp_path / "out", "--teacher_cache", tmp_path / "cache") == 0
+    told = results(tmp_path / "out")["run"]["teacher"]
+    assert told == {"name": None, "class": "ConvTeacher", "parameters": None}
+
+
+@pytest.mark.parametrize("teacher", ["folder", "empty"])
+def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_answers(data, tmp_path, capsys, caplog, teacher):
+    assert cache(data, tmp_path / "cache") == 0
+    given = ("--teacher", tmp_path / "gone" if teacher == "folder" else "", "--teacher_cache", tmp_path / "cache")
+    assert train(data, tmp_path / "out", *given) == 0
+    said = "its fingerprint is not compared" in caplog.text
+    assert said == (teacher == "folder")
+    assert len(weights(tmp_path / "out")) > 0
+    verified = ("train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *given, "--verify_teacher_cache", 4)
+    assert {"folder": "gone", "empty": "give the teacher too"}[teacher] in refused(capsys, *verified)
+    assert "distillation_type='hard' needs" in refused(
+        capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, "--teacher", "", "--teacher_cache", ""
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -123,6 +172,75 @@ def test_what_cannot_be_cached_is_refused_by_name(data, tmp_path, capsys, fields
     message = refused(capsys, *command, *fields)
     assert [text for text in named if text not in message] == []
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "named"),
+    [
+        ("a_file", "a_file is a file"),
+        ("a_file/below/it", "a_file is a file"),
+        ("x" * 300, "File name too long"),
+        ("", "--out is empty"),
+    ],
+    ids=["file", "below a file", "long", "empty"],
+)
+def test_an_out_that_cannot_be_written_is_refused_before_teacher_and_images(tmp_path, capsys, out, named):
+    (tmp_path / "a_file").write_text("mine")
+    out = tmp_path / out if out else out
+    gone = ("--data", tmp_path / "no_images", "--teacher", "no.where:at_all")
+    message = refused(capsys, "cache-teacher", *gone, "--out", out, *RUN)
+    assert named in message
+    assert "--out" in message
+    assert (tmp_path / "a_file").read_text() == "mine"
+
+
+def test_an_odd_batch_is_refused_before_the_teacher(data, tmp_path, capsys):
+    odd = ("--teacher", "no.where:at_all", "--per_device_train_batch_size", 5)
+    message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *RUN, *odd)
+    assert "per_device_train_batch_size=5 is odd" in message
+
+
+def test_a_trainings_cache_fields_are_refused_where_a_cache_is_built(data, tmp_path, capsys):
+    for field in ("--teacher_cache=x", "--verify_teacher_cache=3"):
+        message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *TEACHER, *RUN, field)
+        assert f"{field.split('=')[0]} is a training's" in message
+
+
+def test_a_first_view_alone_goes_to_the_last_one_that_the_training_shows(data, tmp_path, capsys):
+    assert cache(data, tmp_path / "cache", "--first_view", 1) == 0
+    assert finished_epochs(tmp_path / "cache") == [1]  # of 0 and 1
+    assert "A part" in capsys.readouterr().out
+    past = ("cache-teacher", "--data", data, "--out", tmp_path / "no", *TEACHER, *RUN, "--first_view", 2)
+    assert "shows epochs of views 0 to 1" in refused(capsys, *past)
+    assert not (tmp_path / "no").exists()
+    assert cache(data, tmp_path / "cache", "--views", 1) == 0
+    capsys.readouterr()
+    assert cache(data, tmp_path / "cache", "--first_view", 1, "--views", 2) == 0
+    assert finished_epochs(tmp_path / "cache") == [0, 1, 2]
+    assert "hf-deit train --teacher_cache" in capsys.readouterr().out  # the whole, no part
+
+
+def test_a_baseline_with_another_seed_is_told_of_the_teacher_by_its_cache(data, tmp_path):
+    assert cache(data, tmp_path / "cache", "--views", 1) == 0
+    baseline = ("--distillation_type", "none", "--seed", 5)
+    assert train(data, tmp_path / "told", "--teacher_cache", tmp_path / "cache", *baseline) == 0
+    assert train(data, tmp_path / "plain", *baseline) == 0
+    assert weights(tmp_path / "told") == weights(tmp_path / "plain")
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert results(tmp_path / "told")["eval_teacher_accuracy"] == manifest["teacher_accuracy"]
+
+
+def test_a_broken_image_that_stops_a_build_leaves_no_empty_folder(tmp_path, capsys):
+    data = write_splits(tmp_path / "data")
+    image = sorted((data / "train" / "cat").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:60])  # its beginning is an image's
+    command = ("cache-teacher", "--data", data, "--out", tmp_path / "cache", *TEACHER, *RUN, "--broken_images", "raise")
+    assert "cannot be read" in refused(capsys, *command)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "manifest.json",
+        "validation.json",
+        "validation.npy",
+    ]
 
 
 def test_a_recipe_without_a_teacher_has_nothing_to_store(data, tmp_path, capsys):

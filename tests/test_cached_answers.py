@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from scripts import cached_processes, tiny
 from scripts.caches import build, tiny_teacher, tiny_views, trainer_of
 from torch import nn
 
+from hf_deit import teacher_cache
+from hf_deit.cached_answers import CachedAnswers, _chance
 from hf_deit.mixing import Mixing
 from hf_deit.sources import Source
 from hf_deit.streams import ViewStream
@@ -137,6 +141,11 @@ def test_a_live_run_is_resumed_with_a_cache_of_the_same_teacher_and_not_with_ano
     same, other = build(tmp_path / "same"), build(tmp_path / "other", teacher=tiny_teacher(seed=2))
     with pytest.raises(ValueError, match="teacher.fingerprint"):
         trainer_of(tmp_path / "run", cache=other, **saves).train(resume_from_checkpoint=middle)
+    top = build(tmp_path / "top", "top_k")
+    with pytest.raises(
+        ValueError, match=r"teacher.stored.top_k: nothing in the checkpoint, 2 now\n(.|\n)*another teacher than"
+    ):
+        trainer_of(tmp_path / "run", cache=top, **saves).train(resume_from_checkpoint=middle)
     resumed = trainer_of(tmp_path / "run", cache=same, **saves)
     resumed.train(resume_from_checkpoint=middle)
     assert resumed.state.global_step == 10
@@ -172,6 +181,88 @@ def test_verifying_finds_images_that_changed_behind_the_fingerprint(tmp_path):
     changed = tiny.ViewDataset(tiny.source(43, seed=5, fingerprint="43-0"), tiny.training_data(43).augmentation, seed=0)
     with pytest.raises(TeacherCacheError, match=r"verify_teacher_cache: of 40 .* Build the cache again"):
         trainer_of(tmp_path / "run", tiny_teacher(), tmp_path / "cache", data=changed, verified=40)
+
+
+class Drifting(nn.Module):
+    """A teacher that has turned round its answers to the first images of each batch, and has the weights it had."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.turned = tiny.conv_teacher(), 0
+
+    def forward(self, pixels):
+        turned = torch.arange(len(pixels)) < self.turned
+        logits = self.network(pixels)
+        return torch.where(turned[:, None], -logits, logits)
+
+
+@pytest.fixture
+def drifting(tmp_path):
+    """A teacher that now says something else of one in eight images, and the answers it gave before."""
+    teacher = tiny_teacher(network=Drifting())
+    views = tiny_views(tiny.training_data(64))
+    cache = build(tmp_path / "cache", teacher=teacher, views=views, epochs=1)
+    teacher.model.turned = 1
+    args = tiny.arguments(tmp_path / "run", distillation_type="hard")
+    return teacher, CachedAnswers(cache, views.dataset, None, args)
+
+
+def test_verifying_refuses_what_chance_does_not_explain_and_warns_of_the_rest(drifting, caplog):
+    teacher, cached = drifting
+    assert cached.check_teacher(teacher, 8).same_decision == 7 / 8  # one of eight: about every seventh time
+    assert "of 8 stored answers 1 are not the teacher's decision of now" in caplog.text
+    with pytest.raises(TeacherCacheError, match=r"of 64 .* only 87.5 %"):
+        cached.check_teacher(teacher, 64)
+
+
+def test_the_chance_of_a_verification_is_the_binomial_one():
+    for records, differing in ((2, 1), (8, 1), (20, 3), (64, 8), (1000, 35)):
+        share = Fraction(2, 100)
+        chances = [
+            math.comb(records, count) * share**count * (1 - share) ** (records - count)
+            for count in range(differing, records + 1)
+        ]
+        assert _chance(differing, records) == pytest.approx(float(sum(chances)), rel=1e-6)
+    assert _chance(0, 10) == 1
+    assert _chance(50_000, 100_000) == pytest.approx(0, abs=1e-9)
+
+
+def test_only_the_first_process_asks_the_teacher_again(drifting, tmp_path, monkeypatch):
+    teacher, cached = drifting
+    args = tiny.arguments(tmp_path / "run", distillation_type="hard")
+    monkeypatch.setattr(type(args), "process_index", property(lambda self: 1))
+    second = CachedAnswers(cached.cache, tiny.training_data(64), None, args)
+    assert second.check_teacher(teacher, 64) is None
+
+
+def test_verifying_without_views_to_ask_about_is_refused(drifting, tmp_path):
+    teacher, cached = drifting
+    without = CachedAnswers(cached.cache, None, None, tiny.arguments(tmp_path / "run", distillation_type="hard"))
+    with pytest.raises(TeacherCacheError, match="verify_teacher_cache=5 .*leave it out"):
+        without.check_teacher(teacher, 5)
+    assert without.check_teacher(teacher, 0) is None
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_file_of_a_large_cache_is_read_for_its_digest_once_a_run(tmp_path, monkeypatch, persistent):
+    monkeypatch.setattr("hf_deit.teacher_cache.CHECKED_AT_ONCE", 100)
+    digest, record = teacher_cache.file_digest, tmp_path / "read"
+
+    def counted(path):  # in whatever process
+        with record.open("a") as file:
+            file.write(f"{path.name}\n")
+        return digest(path)
+
+    cache = build(tmp_path / "cache")
+    monkeypatch.setattr("hf_deit.teacher_cache.file_digest", counted)
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent}
+    trainer = trainer_of(tmp_path / "run", cache=tmp_path / "cache", max_steps=20, **workers)  # 4 epochs of 2 of views
+    assert not record.exists()
+    trainer.train()
+    trainer.evaluate()
+    trainer.evaluate()
+    assert sorted(record.read_text().split()) == ["epoch-00000.npy", "epoch-00001.npy", "validation.npy"]
+    assert cache.epochs == 2
 
 
 def fields_of(**changes):

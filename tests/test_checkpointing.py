@@ -328,7 +328,7 @@ def test_another_run_is_refused_with_each_field_and_both_values(tmp_path):
     message = str(error.value)
     assert str(tmp_path) in message
     assert "recipe.learning_rate: 0.0005 in the checkpoint, 0.25 now" in message
-    assert "teacher.fingerprint: None in the checkpoint, 'xyz' now" in message
+    assert "teacher.fingerprint: nothing in the checkpoint, 'xyz' now" in message
     assert "hidden_size" not in message
     for remedy in ("Set them back", "new output_dir"):
         assert remedy in message

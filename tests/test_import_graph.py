@@ -16,13 +16,24 @@ PACKAGE = Path(hf_deit.__file__).parent
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
 
 # They run the Trainer, or the command line; all the others are written against tensors, files and configurations.
-TOP = {"atomic_trainer", "averaging_trainer", "optimizing_trainer", "publishing_trainer", "trainer", "cli"}
+TOP = {
+    "atomic_trainer",
+    "averaging_trainer",
+    "loading_trainer",
+    "optimizing_trainer",
+    "publishing_trainer",
+    "trainer",
+    "cli",
+}
 LEAVES = [
     "ablation",
     "answers",
     "augmentation",
     "building",
     "cache_building",
+    "cache_layout",
+    "cache_locks",
+    "cache_merging",
     "cache_writing",
     "cached_answers",
     "card_rows",

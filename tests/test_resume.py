@@ -574,7 +574,7 @@ CHANGED = {
     "length": ({}, {"max_steps": 6}, "recipe.max_steps: 4 in the checkpoint, 6 now"),
     "mode": ({}, {"distillation_type": "soft"}, "recipe.distillation_type: 'hard' in the checkpoint, 'soft' now"),
     "alpha": ({}, {"distillation_alpha": 0.3}, "recipe.distillation_alpha: 0.5 in the checkpoint, 0.3 now"),
-    "views": ({}, {"num_views": 2}, "recipe.num_views: None in the checkpoint, 2 now"),
+    "views": ({}, {"num_views": 2}, "recipe.num_views: nothing in the checkpoint, 2 now"),
     "smoothing": ({}, {"label_smoothing_factor": 0.1}, "recipe.label_smoothing_factor"),
     "base-loss": ({}, {"base_loss": "binary_cross_entropy"}, "recipe.base_loss"),
     "precision": ({}, {"bf16": True}, "recipe.bf16: False in the checkpoint, True now"),

@@ -566,3 +566,8 @@ def test_of_more_images_than_are_looked_at_an_even_sample_is(monkeypatch):
         assert len(looked_at) == min(count, 10)
         assert looked_at[0] == 0
         assert set(np.diff(looked_at)) <= {count // 10, -(-count // 10)} or count < 10
+
+
+def test_what_is_split_off_training_images_is_named_once():
+    whole = Source(["a", "b", "c", "d"], [0, 0, 1, 1], ("x", "y"), "f", "m.csv (train)")
+    assert [part.name for part in whole.split(0.5, seed=0)] == ["m.csv (train)", "m.csv (validation)"]

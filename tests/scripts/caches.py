@@ -37,7 +37,16 @@ def build(folder, kind="hard", epochs=2, teacher=None, validation="tiny", views=
 
 
 def trainer_of(
-    folder, teacher=None, cache=None, two_heads=True, count=43, data=None, model=None, verified=0, **changes
+    folder,
+    teacher=None,
+    cache=None,
+    two_heads=True,
+    count=43,
+    data=None,
+    model=None,
+    verified=0,
+    evaluation=None,
+    **changes,
 ):
     """A training of two epochs of 5 steps, by a live teacher or by a cache."""
     fields = {"max_steps": 10, "learning_rate": 2e-3, "distillation_type": "hard", **changes}
@@ -46,7 +55,14 @@ def trainer_of(
         teacher,
         arguments(folder, **fields),
         train_dataset=training_data(count) if data is None else data,
-        eval_dataset=evaluation_data(),
+        eval_dataset=evaluation_data() if evaluation is None else evaluation,
         teacher_cache=cache,
         verify_teacher_cache=verified,
     )
+
+
+def flip(path, place):
+    """Turns one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
