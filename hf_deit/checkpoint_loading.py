@@ -34,6 +34,7 @@ from .convert_checkpoint import (
 from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor
 from .label_names import label_fields, read_label_names
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .pretrained import WHOLE_FILES, no_safetensors, refuse_adapters
 from .published import published_name
 from .teacher import class_names
 from .weights_files import FOLDER_FILES, WeightsFileError, read_weights
@@ -44,7 +45,7 @@ Student = DeiTForImageClassificationWithTeacher | ViTForImageClassification
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 # From the Hub: no pickle and no code.
-_DOWNLOADED = ("config.json", _PROCESSOR_FILE, "model.safetensors", "model*.safetensors", "*.index.json")
+_DOWNLOADED = ("config.json", _PROCESSOR_FILE, "model*.safetensors", "model.safetensors.index.json")
 
 
 def load_checkpoint(
@@ -77,6 +78,7 @@ def load_checkpoint(
         LabelNamesError: The file of class names is none or of another length.
     """
     path = _local_path(source)
+    refuse_adapters(path)
     found = read_weights(path, weights)
     timm = "cls_token" in found
     own = with_class_position(own_names(found), image_size)
@@ -109,11 +111,15 @@ def _local_path(source: str | Path) -> Path:
     if Path(name).suffix in (".pth", ".pt", ".bin", ".safetensors", ".json"):
         return Path(name)
     try:
-        return Path(snapshot_download(published_name(name), allow_patterns=list(_DOWNLOADED)))
+        folder = Path(snapshot_download(published_name(name), allow_patterns=list(_DOWNLOADED)))
     except (OSError, ValueError) as error:
         raise WeightsFileError(
             f"{name!r} is no file or folder here, and {published_name(name)!r} cannot be had from the Hub: {error}"
         ) from error
+    # Another program may have put a pickle into the same snapshot.
+    if not any((folder / file).is_file() for file in WHOLE_FILES):
+        raise no_safetensors(published_name(name))
+    return folder
 
 
 def _json_beside(path: Path, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from .building import load_model
 from .errors import UserError
 from .model_card import CARD_FILE, is_rendered, render_card, statements_of
 from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
@@ -206,9 +207,11 @@ def push(
     Raises:
         PublishError: The model or a name is not allowed, or the Hub did not take it.
         CardError: As `published_files`.
+        RecipeError: The weights are not whole, such as a backbone's without classifier.
     """
     check_names(repo, branch, tag)
     files = published_files(folder, repo)
+    load_model(str(folder))  # whole, or refused
     if dry_run:
         return files, None
     api = api if api is not None else HfApi()

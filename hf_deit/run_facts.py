@@ -18,6 +18,7 @@ import yaml
 
 from .checks import known_labels
 from .errors import UserError
+from .pretrained import refuse_adapters
 
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
@@ -182,6 +183,7 @@ def read_facts(folder: str | Path) -> RunFacts:
         CardError: There is no model, or a file of it cannot be read.
     """
     folder = Path(folder)
+    refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise CardError(
             f"No model in {folder}: a card is rendered from a folder with config.json (and recipe.yaml, results.json), such as "

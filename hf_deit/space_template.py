@@ -12,8 +12,10 @@ from huggingface_hub import SpaceCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .building import load_model
 from .checkpointing import STAGING_PREFIX, publish_folder
 from .errors import UserError
+from .pretrained import refuse_adapters
 from .published import published_name
 from .publishing import PublishedFile, published_files
 from .run_facts import is_path, read_facts
@@ -81,6 +83,7 @@ def _model_files(folder: Path) -> list[PublishedFile]:
     """What of a saved model the app loads: no card, recipe, log, optimizer or pickle."""
     if not folder.is_dir():
         raise SpaceError(f"{folder} is a file, and a folder is wanted: make one with hf-deit convert {folder} FOLDER.")
+    refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise SpaceError(f"{folder} holds no config.json: give the folder of a saved model (--output_dir of a run).")
     family = read_facts(folder).config.get("model_type")
@@ -89,7 +92,9 @@ def _model_files(folder: Path) -> list[PublishedFile]:
     if not (folder / _PROCESSOR).is_file():
         raise SpaceError(f"{folder} holds no {_PROCESSOR}: save the image processor beside the weights.")
     kept = ("config.json", _PROCESSOR)
-    return [file for file in published_files(folder, f"local/{MODEL_FOLDER}") if _is_weights(file) or file.name in kept]
+    files = published_files(folder, f"local/{MODEL_FOLDER}")
+    load_model(str(folder))  # whole, or refused
+    return [file for file in files if _is_weights(file) or file.name in kept]
 
 
 def _is_weights(file: PublishedFile) -> bool:

@@ -51,6 +51,7 @@ LEAVES = [
     "networks",
     "optim",
     "pixels",
+    "pretrained",
     "published",
     "publishing",
     "recipe_card",
