@@ -10,9 +10,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from . import card_rows
-from .card_rows import UNKNOWN, Statements, hub_name
+from .card_rows import hub_name
 from .checkpointing import staged_files
 from .run_facts import CardError, RunFacts, without_machine
+from .statements import UNKNOWN, Statements
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -31,19 +32,14 @@ def render_card(facts: RunFacts, title: str, location: str = ".", statements: St
     """
     recipe = without_machine(facts.recipe)
     known = Statements(base_model=hub_name(recipe.get("model")), dataset=hub_name(recipe.get("data")))
-    stated = (statements or Statements()).or_else(known)
+    stated = (statements or Statements()).or_else(known).without_withdrawn()
     metadata = ModelCardData(
-        license=stated.license or UNKNOWN,
+        **stated.metadata(),
         library_name="transformers",
         pipeline_tag="image-classification",
-        base_model=stated.base_model,
-        datasets=None if stated.dataset is None else [stated.dataset],
         tags=card_rows.tags(recipe),
         model_name=title,
         eval_results=card_rows.eval_results(facts, recipe, stated) or None,
-        # Not names of the Hub's: kept here so that a card rendered again still knows them.
-        data_license=stated.data_license,
-        base_model_license=stated.base_model_license,
     )
     return ModelCard.from_template(
         metadata,

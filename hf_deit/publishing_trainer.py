@@ -14,12 +14,12 @@ from huggingface_hub import HfApi
 from transformers.utils import PushInProgress
 
 from .atomic_trainer import AtomicTrainer
-from .card_rows import Statements
 from .checkpointing import write_json
 from .errors import UserError
 from .model_card import write_card
 from .publishing import commit, explained, published_files
 from .run_facts import LOG_FILE, RESULTS_FILE, CardError, facts_of_trainer
+from .statements import Statements
 
 logger = logging.getLogger(__name__)
 

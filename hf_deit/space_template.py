@@ -19,6 +19,7 @@ from .pretrained import refuse_adapters
 from .published import published_name
 from .publishing import PublishedFile, published_files
 from .run_facts import is_path, read_facts
+from .statements import check_license, check_line
 
 TEMPLATE = Path(__file__).with_name("space")
 MODEL_FOLDER = "model"
@@ -45,8 +46,12 @@ def make_space(model: str, out: str | Path, license: str | None = None, title: s
 
     Raises:
         SpaceError: There is no such model, or `out` is in use.
-        UserError: The model's files cannot be published.
+        UserError: The model's files cannot be published, or license or title are not allowed.
     """
+    if license is not None:
+        check_license(license)
+    if title is not None:
+        check_line(title, "title")
     target = Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SpaceError(f"{out} is {'not empty' if target.is_dir() else 'a file'}: give a new or an empty folder.")

@@ -62,6 +62,7 @@ LEAVES = [
     "sources",
     "space_template",
     "state_dicts",
+    "statements",
     "streams",
     "student",
     "tables",
