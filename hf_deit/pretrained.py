@@ -99,6 +99,12 @@ def load_pretrained(model_class: Any, name_or_path: str, needs_head: bool = True
             f"{name_or_path} is not whole: it holds no {', '.join(missing[:4])}{more} for {type(model).__name__}, which would "
             "answer at random. Train it first (hf-deit train --model), or give the folder of a trained classifier."
         )
+    names, count = getattr(model.config, "id2label", None), model.config.num_labels
+    if needs_head and (not names or set(names) != set(range(count))):
+        raise LoadingError(
+            f"{name_or_path}: id2label in its config.json must name the classes 0 to {count - 1}, and it is "
+            f"{str(names)[:200]}: mend it."
+        )
     return model
 
 
@@ -109,6 +115,11 @@ def _explained(name_or_path: str, error: Exception) -> LoadingError:
         return LoadingError(
             f"{name_or_path} wants code of its own to be run (auto_map in its config.json), which is never done here: give a "
             "model whose class is transformers' own."
+        )
+    if "ignore_mismatched_sizes" in str(error):
+        return LoadingError(
+            f"{name_or_path}: its weights are of other shapes than its config.json says (number of classes, sizes; the table "
+            "above names them): mend config.json."
         )
     kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
     return LoadingError(f"No model at {str(name_or_path)!r}: {kind}{error}")

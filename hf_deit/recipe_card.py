@@ -16,6 +16,7 @@ from .checkpointing import staged_files
 from .configuration_deit import DeiTConfig, ViTConfig
 from .model_card import MARKER, statements_of
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .places import check_place
 from .recipe import load_recipe
 from .recipe_files import recipe_names, recipe_path
 from .run_facts import CardError, RunFacts
@@ -136,6 +137,7 @@ def write_recipe_card(path: str | Path, out: str | Path | None, statements: Stat
     target = Path(out)
     if target.is_dir():
         raise CardError(f"--out {out} is a folder: name a file, such as {target / (Path(path).stem + '.md')}.")
+    check_place(target, CardError)
     card = render_recipe_card(path, (statements or Statements()).or_else(statements_of(target)))
     with staged_files(target.parent) as staging:
         card.save(staging / target.name)

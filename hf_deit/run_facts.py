@@ -190,7 +190,11 @@ def read_facts(folder: str | Path) -> RunFacts:
             "the output_dir of hf-deit train."
         )
     recipe = _read(folder / RECIPE_FILE) or _read(folder / "training_args.json")
-    return RunFacts(_read(folder / "config.json"), recipe, _read(folder / RESULTS_FILE))
+    config = _read(folder / "config.json")
+    names = config.get("id2label") or {}
+    if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
+        raise CardError(f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it.")
+    return RunFacts(config, recipe, _read(folder / RESULTS_FILE))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .building import load_model
-from .checkpointing import STAGING_PREFIX, publish_folder
+from .checkpointing import staged_folder
 from .errors import UserError
+from .places import new_folder
 from .pretrained import refuse_adapters
 from .published import published_name
 from .publishing import PublishedFile, published_files
@@ -52,24 +53,15 @@ def make_space(model: str, out: str | Path, license: str | None = None, title: s
         check_license(license)
     if title is not None:
         check_line(title, "title")
-    target = Path(out).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise SpaceError(f"{out} is {'not empty' if target.is_dir() else 'a file'}: give a new or an empty folder.")
+    target = new_folder(out, SpaceError)
     local = Path(model).expanduser()
     files = _model_files(local) if local.exists() else []
     name = MODEL_FOLDER if files else _hub_name(model)
     title = title or (local.resolve().name if files else name.split("/")[-1])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f"{STAGING_PREFIX}{target.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
+    with staged_folder(target) as staging:
         _write_template(staging, name, title, license, hub_name=None if files else name)
         for file in files:
             _write(staging / MODEL_FOLDER / file.name, file.content)
-        publish_folder(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
@@ -94,6 +86,9 @@ def _model_files(folder: Path) -> list[PublishedFile]:
     family = read_facts(folder).config.get("model_type")
     if family not in _FAMILIES:
         raise SpaceError(f"{folder} is a {family!r}: the app shows the tokens of {' and '.join(_FAMILIES)} only.")
+    channels = read_facts(folder).config.get("num_channels", 3)
+    if channels != 3:
+        raise SpaceError(f"{folder} takes images of {channels} channel(s): the app shows pictures in colour, of 3.")
     if not (folder / _PROCESSOR).is_file():
         raise SpaceError(f"{folder} holds no {_PROCESSOR}: save the image processor beside the weights.")
     kept = ("config.json", _PROCESSOR)

@@ -150,11 +150,18 @@ class Teacher:
 
     @classmethod
     def _from_teacher_file(cls, path: Path, **kwargs: Any) -> "Teacher":
-        saved = json.loads((path / TEACHER_FILE).read_text())
-        network = build_network(saved["factory"])
-        replace_classifier(network, len(saved["class_names"]))
+        try:
+            saved = json.loads((path / TEACHER_FILE).read_text(encoding="utf-8"))
+            factory, classes = saved["factory"], len(saved["class_names"])
+            settings = {name: saved[name] for name in ("image_mean", "image_std", "image_size")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TeacherError(
+                f"{path / TEACHER_FILE} is broken ({type(error).__name__}: {error}): make the teacher again by "
+                "hf-deit train-teacher."
+            ) from error
+        network = build_network(factory)
+        replace_classifier(network, classes)
         load_weights(network, path / WEIGHTS_FILE)
-        settings = {name: saved[name] for name in ("image_mean", "image_std", "image_size")}
         settings["id2label"] = dict(enumerate(saved["class_names"]))
         return cls(network, **{**settings, **kwargs})
 

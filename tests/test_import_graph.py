@@ -51,6 +51,7 @@ LEAVES = [
     "networks",
     "optim",
     "pixels",
+    "places",
     "pretrained",
     "published",
     "publishing",

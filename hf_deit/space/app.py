@@ -124,10 +124,11 @@ def predict(
         # By number as well where two classes have one name (ImageNet's "crane").
         answers.append(_named(model.config.id2label, best.indices.tolist(), best.values.tolist()))
     patch = model.config.patch_size
+    high, wide = (patch, patch) if isinstance(patch, int) else patch
     height, width = pixel_values.shape[-2:]
     prefix = 2 if model.config.model_type == "deit" else 1
     maps = patch_attention(
-        output.attentions, len(token_names(model)), prefix, (height // patch, width // patch), how=how
+        output.attentions, len(token_names(model)), prefix, (height // high, width // wide), how=how
     )
     return answers, list(maps), seen_pixels(pixel_values, processor)
 
