@@ -7,6 +7,7 @@ of teachers. Folders and comparisons are in checkpointing.py.
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class AtomicTrainer(Trainer):
             self.state.save_to_json(str(staging / "trainer_state.json"))
             write_json(staging / RUN_FILE, self.run_description())
             publish_folder(staging, run_dir / name)
-            remove_staging(run_dir)
+            shutil.rmtree(staging.parent)  # and nothing else: somebody may be writing a card beside it
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and self.args.hub_strategy == "every_save":

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .fine_tuning import distilled_from_plain, with_image_size
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .pretrained import NO_CODE, LoadingError, load_config, load_pretrained
 from .published import published_name
 from .recipe import ModelArguments, RecipeError, TeacherArguments, as_size
 from .teacher import Teacher, class_names
@@ -28,15 +29,16 @@ _OWN_CLASSES = {
 }
 
 
-def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> PreTrainedModel:
     """Loads an image classifier: this package's trainable class where it has one, else the stock class.
 
     Args:
         name_or_path: Folder or Hub name, also a short one of a published DeiT (`deit-tiny-distilled`).
+        needs_head: Refuse weights that are not all there; False: what is missing starts anew.
         **kwargs: Of `from_pretrained`.
 
     Raises:
-        RecipeError: There is no such model.
+        RecipeError: There is no such model, or none that is whole.
     """
     if Path(name_or_path).is_file():
         raise RecipeError(
@@ -44,11 +46,12 @@ def load_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         )
     name_or_path = published_name(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = load_config(name_or_path)
         key = (config.model_type, (config.architectures or [""])[0])
-        return _OWN_CLASSES.get(key, AutoModelForImageClassification).from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"No model at {name_or_path!r}: {error}") from error
+        model_class = _OWN_CLASSES.get(key, AutoModelForImageClassification)
+        return load_pretrained(model_class, name_or_path, needs_head, **kwargs)
+    except LoadingError as error:
+        raise RecipeError(str(error)) from error
 
 
 def build_student(
@@ -111,13 +114,13 @@ _HEADS = ("cls_classifier", "distillation_classifier", "classifier")
 
 def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], distils: bool) -> PreTrainedModel:
     """Loads weights and makes them what the recipe asks for: classes, kind of student, image size, drop path."""
-    model = load_model(arguments.model, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
+    model = load_model(arguments.model, needs_head=False, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
     given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(ModelArguments(), name)]
     if given:
         raise RecipeError(
             f"{', '.join(given)} shape a student from scratch, and model={arguments.model!r} brings its own."
         )
-    before = class_names(AutoConfig.from_pretrained(published_name(arguments.model)).id2label)
+    before = class_names(load_config(published_name(arguments.model)).id2label)
     names = list(labels["id2label"].values())
     if before is not None and sorted(before) == sorted(names) and before != names:
         logger.info("The classes of %s come in another order: its heads are permuted.", arguments.model)
@@ -255,6 +258,6 @@ def load_processor(name_or_path: str) -> Any:
             return DeiTImageProcessor.from_pretrained(name_or_path)
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(name_or_path)
+        return AutoImageProcessor.from_pretrained(name_or_path, **NO_CODE)
     except (OSError, ValueError, ImportError, ModuleNotFoundError) as error:
         raise RecipeError(f"No usable image processor at {name_or_path!r}: {error}") from error

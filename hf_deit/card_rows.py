@@ -5,7 +5,6 @@ Which of them stand where is in model_card.md.jinja, what renders it in model_ca
 
 import math
 import re
-from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from huggingface_hub import EvalResult
 
 from .published import full_name
 from .run_facts import RunFacts, is_path, last_part
+from .statements import UNKNOWN, Statements, is_repo_name
 
-UNKNOWN = "unknown"
 _HEADS = {"": "prediction", "cls_": "class head", "distillation_": "distillation head"}
 # Name in results.json: words, the Hub's metric type (None: not for model-index), whether it is a share of the images.
 _MEASURES = {
@@ -56,29 +55,6 @@ _TRAINING_ROWS = {
 }
 
 
-@dataclass(frozen=True)
-class Statements:
-    """What only the author can say; None: not said.
-
-    Args:
-        license: The Hub's identifier, such as "apache-2.0".
-        base_model: Hub name of the weights the run began with.
-        dataset: Hub name of the data.
-        data_license: Of the data, in words or as the Hub's identifier.
-        base_model_license: Of the weights the run began with, likewise.
-    """
-
-    license: str | None = None
-    base_model: str | None = None
-    dataset: str | None = None
-    data_license: str | None = None
-    base_model_license: str | None = None
-
-    def or_else(self, other: "Statements") -> "Statements":
-        """Gives these, and where one is missing the other's."""
-        return Statements(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
-
-
 def hub_name(text: str | None) -> str | None:
     """Gives a field of a recipe if it is a name on the Hub; a path, a factory or nothing gives None.
 
@@ -86,7 +62,7 @@ def hub_name(text: str | None) -> str | None:
     """
     if text is None or is_path(text) or Path(text).suffix in _TABLES or not _HUB_NAME.fullmatch(text):
         return None
-    return full_name(text)
+    return full_name(text) if is_repo_name(full_name(text)) else None
 
 
 # ---- words ----

@@ -9,8 +9,8 @@ Paper: Touvron et al., arXiv:2012.12877 (the released files and the protocol tha
 import copy
 import json
 import logging
-import os
-import shutil
+import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
-from .checkpointing import STAGING_PREFIX, publish_folder, write_json
+from .checkpointing import staged_files, staged_folder, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .convert_checkpoint import (
     ConversionError,
@@ -34,6 +34,8 @@ from .convert_checkpoint import (
 from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor
 from .label_names import label_fields, read_label_names
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .places import check_place, new_folder
+from .pretrained import WHOLE_FILES, no_safetensors, refuse_adapters
 from .published import published_name
 from .teacher import class_names
 from .weights_files import FOLDER_FILES, WeightsFileError, read_weights
@@ -43,8 +45,10 @@ logger = logging.getLogger(__name__)
 Student = DeiTForImageClassificationWithTeacher | ViTForImageClassification
 
 _PROCESSOR_FILE = "preprocessor_config.json"
+# As torch.hub and the official release name files.
+_HASHED_NAME = re.compile(r"-[0-9a-f]{8}\.pth$")
 # From the Hub: no pickle and no code.
-_DOWNLOADED = ("config.json", _PROCESSOR_FILE, "model.safetensors", "model*.safetensors", "*.index.json")
+_DOWNLOADED = ("config.json", _PROCESSOR_FILE, "model*.safetensors", "model.safetensors.index.json")
 
 
 def load_checkpoint(
@@ -77,9 +81,16 @@ def load_checkpoint(
         LabelNamesError: The file of class names is none or of another length.
     """
     path = _local_path(source)
+    refuse_adapters(path)
     found = read_weights(path, weights)
     timm = "cls_token" in found
     own = with_class_position(own_names(found), image_size)
+    if "deit.embeddings.distillation_token" in own and "classifier.weight" in own and not partial:
+        raise ConversionError(
+            f"{source} is a DeiTForImageClassification: a distillation token, and one head on the class token alone. No student "
+            "here and no model of timm or of the official code is of that kind; transformers loads it, and so do predict "
+            "and export to onnx or torch."
+        )
     config = _config(path, own, image_size, num_attention_heads, labels, partial)
     model_class = DeiTForImageClassificationWithTeacher if isinstance(config, DeiTConfig) else ViTForImageClassification
     with torch.device("meta"):
@@ -87,7 +98,7 @@ def load_checkpoint(
     wrong = describe_problems(problems)
     if wrong and not partial:
         raise ConversionError(
-            f"{source} does not fit {_described(config)}: {wrong}. Mend the file, or load what fits: partial (--partial)."
+            f"{source} does not fit {_described(config)}: {wrong}. Mend the file, or convert what fits: partial (hf-deit convert --partial)."
         )
     model = model_class(config).to(dtype or next(iter(own.values())).dtype).eval()
     if wrong:
@@ -109,27 +120,43 @@ def _local_path(source: str | Path) -> Path:
     if Path(name).suffix in (".pth", ".pt", ".bin", ".safetensors", ".json"):
         return Path(name)
     try:
-        return Path(snapshot_download(published_name(name), allow_patterns=list(_DOWNLOADED)))
+        folder = Path(snapshot_download(published_name(name), allow_patterns=list(_DOWNLOADED)))
     except (OSError, ValueError) as error:
         raise WeightsFileError(
             f"{name!r} is no file or folder here, and {published_name(name)!r} cannot be had from the Hub: {error}"
         ) from error
+    # Another program may have put a pickle into the same snapshot.
+    if not any((folder / file).is_file() for file in WHOLE_FILES):
+        raise no_safetensors(published_name(name))
+    return folder
 
 
-def _json_beside(path: Path, name: str) -> dict[str, Any]:
-    """The content of a JSON file in the folder that `path` is or whose weights it is; empty if there is none."""
-    if path.is_file() and path.name not in FOLDER_FILES:
+def folder_of(path: Path) -> Path | None:
+    """The folder that `path` is or whose weights it is; None for a file by itself."""
+    if path.is_file():
+        return path.parent if path.name in FOLDER_FILES else None
+    return path
+
+
+def json_beside(path: Path, name: str) -> dict[str, Any]:
+    """Gives the content of a JSON file in the folder that `path` is or whose weights it is; empty if there is none.
+
+    Raises:
+        ConversionError: It cannot be read.
+    """
+    folder = folder_of(path)
+    if folder is None or not (folder / name).is_file():
         return {}
-    file = (path if path.is_dir() else path.parent) / name
-    if not file.is_file():
-        return {}
+    file = folder / name
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{file} is no readable JSON ({error}): mend it, or give the weights without it."
         ) from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file} must hold fields and values, and holds a {type(content).__name__}: mend it.")
+    return content
 
 
 def _config(
@@ -146,7 +173,7 @@ def _config(
     given = {"image_size": image_size, "num_attention_heads": num_attention_heads}
     if isinstance(image_size, Sequence):
         given["image_size"] = tuple(image_size) if image_size[0] != image_size[1] else image_size[0]
-    stored = _json_beside(path, "config.json")
+    stored = json_beside(path, "config.json")
     # timm's config.json has no model_type; its weights tell the same.
     if "model_type" not in stored:
         fields = infer_architecture(weights, **given) | _classes(weights, distilled, labels, partial)
@@ -166,7 +193,7 @@ def _config(
 def _built(build: Callable[..., Any], fields: dict[str, Any], path: Path) -> DeiTConfig | ViTConfig:
     try:
         return build(**fields) if isinstance(build, type) else build(fields)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a broken config.json fails in as many ways as there are fields
         raise ConversionError(f"{path}: its configuration describes no model: {error}") from error
 
 
@@ -234,35 +261,16 @@ def convert(
     Raises:
         ConversionError: As `load_checkpoint`, or `out` is there already, or mean, std or crop ratio are impossible.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConversionError(f"{out} is there already and not empty: give a new folder, or remove it first.")
+    target = new_folder(out, ConversionError)
     path = _local_path(source)
     model = load_checkpoint(path, **loading)
     write_processor = _processor_writer(path, model, image_mean, image_std, crop_ratio)
     if model.has_layer_scale and not keep_layer_scale:
         logger.info("LayerScale is folded into the weights, so that plain transformers computes the same logits.")
-    _write_whole(
-        out,
-        lambda staging: (
-            model.save_pretrained(staging, fold_layer_scale=not keep_layer_scale),
-            write_processor(staging),
-        ),
-    )
+    with staged_folder(target) as staging:
+        model.save_pretrained(staging, fold_layer_scale=not keep_layer_scale)
+        write_processor(staging)
     return model
-
-
-def _write_whole(out: Path, write: Callable[[Path], Any]) -> None:
-    """Has a folder written under another name, and gives it its own when it is whole."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    staging = out.absolute().with_name(f"{STAGING_PREFIX}{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        write(staging)
-        publish_folder(staging, out.absolute())
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _processor_writer(
@@ -271,16 +279,17 @@ def _processor_writer(
     """What writes the image processor into a folder: the source's own file, else the evaluation protocol."""
     given = {name: list(value) for name, value in (("image_mean", mean), ("image_std", std)) if value is not None}
     for name, values in given.items():
-        if len(values) != model.config.num_channels or (name == "image_std" and min(values) <= 0):
+        right = len(values) == model.config.num_channels and all(map(math.isfinite, values))
+        if not right or (name == "image_std" and min(values) <= 0):
             raise ConversionError(
-                f"{name}={values}: give {model.config.num_channels} numbers, one a channel"
+                f"{name}={values}: give {model.config.num_channels} finite numbers, one a channel"
                 f"{', above 0' if name == 'image_std' else ''}."
             )
-    stored = _json_beside(path, _PROCESSOR_FILE)
+    stored = json_beside(path, _PROCESSOR_FILE)
     if stored and crop_ratio is None:
         # The file as it is: another class's protocol must stay its own, and that class may not be loadable here.
         return lambda folder: write_json(folder / _PROCESSOR_FILE, stored | given)
-    timm = _json_beside(path, "config.json").get("pretrained_cfg") or {}
+    timm = json_beside(path, "config.json").get("pretrained_cfg") or {}
     told = {
         "image_mean": stored.get("image_mean", timm.get("mean")),
         "image_std": stored.get("image_std", timm.get("std")),
@@ -310,29 +319,36 @@ def export_timm(source: str | Path, out: str | Path, official: bool = False) -> 
         The largest difference of a logit between the model and the file read back, on a drawn image; 0 is expected.
 
     Raises:
-        ConversionError: As `load_checkpoint`, or `out` is there already or of another suffix.
+        ConversionError: As `load_checkpoint`, or `out` is there already, of another suffix, or named by a hash.
     """
     out = Path(out)
     if out.suffix not in (".safetensors", ".pth"):
         raise ConversionError(f"{out}: write a .safetensors or a .pth.")
+    if _HASHED_NAME.search(out.name):
+        raise ConversionError(
+            f"{out}: eight digits after the last dash say how a file's SHA-256 begins, and are checked where it is read. "
+            "Give a name without them."
+        )
     if out.exists():
         raise ConversionError(f"{out} is there already: give a new name, or remove it first.")
+    check_place(out, ConversionError)
     model = load_checkpoint(source, dtype=None)
+    if not model.has_layer_scale:
+        logger.info(
+            "%s has no LayerScale, so the file has none: what convert folded into the weights is not taken out again "
+            "(convert with --keep_layer_scale for the very bits of such a file).",
+            source,
+        )
     weights = to_timm_names(model, official)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f"{STAGING_PREFIX}{out.name}")
-    try:
+    with staged_files(out.absolute().parent) as folder:
+        file = folder / out.name
         if out.suffix == ".pth":
-            torch.save({"model": weights}, staging)
+            torch.save({"model": weights}, file)
         else:
-            save_file(weights, staging, metadata={"format": "pt"})
+            save_file(weights, file, metadata={"format": "pt"})
         back = copy.deepcopy(model)
-        back.load_state_dict(with_class_position(own_names(read_weights(staging)), model.config.image_size))
-        difference = _largest_difference(model, back)
-        os.replace(staging, out)
-    finally:
-        staging.unlink(missing_ok=True)
-    return difference
+        back.load_state_dict(with_class_position(own_names(read_weights(file)), model.config.image_size))
+        return _largest_difference(model, back)
 
 
 @torch.no_grad()

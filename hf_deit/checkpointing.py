@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ class ResumeError(UserError):
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
-    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
+    temporary = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")  # its own: two may write
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
     os.replace(temporary, path)
 
@@ -57,11 +59,13 @@ def publish_folder(staging: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def staged_files(target: Path) -> Iterator[Path]:
-    """Gives an empty folder; at the end its files replace their namesakes in `target`, each in one step."""
+    """Gives an empty folder; at the end its files replace their namesakes in `target`, each in one step.
+
+    The folder is the caller's own: others may write into `target` at the same time, and what a killed one left is removed by
+    `remove_staging`, by a run whose folder it is.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    staging = target / f"{STAGING_PREFIX}save"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}save-", dir=target))
     try:
         yield staging
         _sync(staging)
@@ -69,6 +73,20 @@ def staged_files(target: Path) -> Iterator[Path]:
             os.replace(path, target / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Gives an empty folder that takes the place of `target`, which is new or empty, at the end, in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{target.name}-", dir=target.parent))
+    staging = aside / target.name
+    staging.mkdir()  # with the usual permissions, which a folder of tempfile's has not
+    try:
+        yield staging
+        publish_folder(staging, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_staging(output_dir: Path) -> None:

@@ -239,6 +239,21 @@ def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, up
             yield str(error)
 
 
+def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str]:
+    """Gives what stands against publishing a model at the end, `push_to_hub`: told before there is a repository."""
+    if hasattr(model, "peft_config"):
+        yield (
+            "push_to_hub=True with adapters (LoRA), which are no model by themselves: train with push_to_hub=False, then "
+            'student.merge_and_unload().save_pretrained("merged"), processor.save_pretrained("merged"), and hf-deit push merged '
+            "OWNER/NAME."
+        )
+    if processing_class is None:
+        yield (
+            "push_to_hub=True without an image processor, without which others cannot give the model an image: pass "
+            "processing_class=DeiTImageProcessor.for_image_size(…)."
+        )
+
+
 def trainer_problems(
     args: DistillationTrainingArguments, brings_optimizer: bool, shards_parameters: bool
 ) -> Iterator[str]:

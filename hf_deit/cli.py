@@ -306,6 +306,8 @@ def _export(options: argparse.Namespace, fields: list[str]) -> None:
         written = export_onnx(options.model, options.out, options.quantize)
     else:
         written = export_program(options.model, options.out)
+    if written.eight_bits is not None:
+        print(f"{100 * written.eight_bits:.1f} % of the weights are in 8 bits, the others in float32.")
     size = sum(file.stat().st_size for file in written.files) / 1e6
     print(
         f"Written to {' and '.join(map(str, written.files))} ({size:.1f} MB); run with batches of 1, 2 and 5, its largest "
@@ -357,6 +359,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         print(f"hf-deit {options.command}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # no room, no permission, a place that is none: nothing of ours to trace
+        logging.debug("Where it happened:", exc_info=True)
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        what = f"{' → '.join(places)}: {error.strerror}" if places else str(error) or type(error).__name__
+        print(f"hf-deit {options.command}: {what}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

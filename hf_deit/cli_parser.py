@@ -217,9 +217,11 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_publishing(commands: Any) -> None:
     card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
-    card.add_argument("model", help="folder of the model; or a recipe (.yaml), for the card of what nobody trained yet")
+    card.add_argument("model", help="folder of the model; or a recipe (its name or a .yaml), for the card of what nobody trained yet")
     card.add_argument(
-        "--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: as it says now)"
+        "--license",
+        metavar="ID",
+        help="the Hub's identifier, such as apache-2.0 (default: as it says now; unknown takes it back)",
     )
     card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
     card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")

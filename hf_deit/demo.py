@@ -276,10 +276,10 @@ def _story(kind: str, folder: Path, test: Source) -> Iterator[str]:
         from transformers import AutoModelForImageClassification
         folder, *paths = sys.argv[1:]
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(folder)
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except ImportError:  # transformers 5.17 without torchvision
             processor = transformers.DeiTImageProcessorPil.from_pretrained(folder)
-        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
         for path in paths:
             with torch.no_grad():
                 logits = model(**processor(Image.open(path), return_tensors="pt")).logits

@@ -9,6 +9,7 @@ programs' names are the business of checkpoint_loading.py.
 import contextlib
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from .building import load_model, load_processor
-from .checkpoint_loading import load_checkpoint
+from .checkpoint_loading import folder_of, json_beside, load_checkpoint
 from .checkpointing import staged_files
 from .configuration_deit import as_pair
 from .errors import UserError
+from .places import check_place
 from .recipe import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ _CHECKED_BATCHES = (1, 2, 5)
 # A protobuf, which an .onnx file is, ends at 2 GiB; some room is left for the graph.
 _LARGEST_FILE = 2**31 - 2**24
 _BLOCK = 64
+_FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
 class ExportError(UserError):
@@ -52,11 +55,13 @@ class Exported:
         difference: Largest difference of a logit, of all heads, over all checked images.
         largest_logit: Of the model on those images, for comparison.
         files: The file, and for ONNX above 2 GB the file of its weights.
+        eight_bits: Share of the weights that a quantised file holds in 8 bits, 0 to 1; None: it is not quantised.
     """
 
     difference: float
     largest_logit: float
     files: list[Path]
+    eight_bits: float | None = None
 
 
 class _Heads(nn.Module):
@@ -96,28 +101,46 @@ def export_onnx(source: str | Path, out: str | Path, quantize: str | None = None
         logger.info(
             "%.1f GB of weights do not fit an .onnx file: they are beside it, in %s.data.", size / 1e9, out.name
         )
-    names = list(heads(pixels(1)))
-    with _quietly():
-        program = torch.onnx.export(
-            heads,
-            (pixels(_EXPORTED_BATCH),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=names,
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
+    program = _onnx_program(heads, pixels, source)
     program.model.metadata_props.update(metadata)
+    share = None
     with staged_files(out.absolute().parent) as folder:
         path = folder / out.name
         program.save(path, external_data=beside)
         if quantize is not None:
             with _quietly():
-                _quantize(path, quantize, beside)
+                share = _quantize(path, quantize, beside)
+            if not share:
+                raise ExportError(
+                    f"--quantize {quantize}: {source} has no products of matrices with weights, which are what is "
+                    "quantised (a network of convolutions?), so it would be the float32 file. Leave it out."
+                )
         result = _compared(heads, _onnx_runner(path), pixels, TOLERANCES[quantize], source)
         files = sorted(file.name for file in folder.iterdir())
-    return Exported(*result, [out.parent / name for name in files])
+    return Exported(*result, [out.parent / name for name in files], share)
+
+
+def _onnx_program(heads: "_Heads", pixels: Callable[[int], Tensor], source: Any) -> Any:
+    names = list(heads(pixels(1)))
+    try:
+        with _quietly():
+            return torch.onnx.export(
+                heads,
+                (pixels(_EXPORTED_BATCH),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=names,
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
+                verbose=False,
+            )
+    except Exception as error:  # what the exporter cannot trace or translate it says in many classes of its own
+        raise ExportError(f"torch.onnx cannot export {source} for any batch: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def export_program(source: str | Path, out: str | Path) -> Exported:
@@ -155,6 +178,7 @@ def _new_file(out: str | Path, suffix: str) -> Path:
         raise ExportError(f"{out}: write a {suffix}.")
     if out.exists() or out.with_name(f"{out.name}.data").exists():
         raise ExportError(f"{out} (or {out.name}.data) is there already: give a new name, or remove it first.")
+    check_place(out, ExportError)
     return out
 
 
@@ -188,17 +212,17 @@ def _quietly() -> Iterator[None]:
 def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[str, str]]:
     """The model in float32, what makes images for it, and the metadata of its file."""
     path = Path(source)
-    stored = path / "config.json"
     # Bare weights, or timm's folder, whose config.json has no model_type.
-    foreign = path.is_file() or (
-        stored.is_file() and "model_type" not in json.loads(stored.read_text(encoding="utf-8"))
-    )
+    stored = json_beside(path, "config.json") if path.is_dir() else {}
+    foreign = path.is_file() or (bool(stored) and "model_type" not in stored)
     model = load_checkpoint(source) if foreign else load_model(str(source), dtype=torch.float32)
     try:
-        processor = load_processor(str(source))
+        folder = folder_of(path)
+        processor = None if folder is None else load_processor(str(source if folder == path else folder))
     except RecipeError:
-        logger.warning("%s has no image processor: the file names no mean and std. ImageNet's are usual.", source)
         processor = None
+    if processor is None:
+        logger.warning("%s has no image processor: the file names no mean and std. ImageNet's are usual.", source)
     config, channels = model.config, getattr(model.config, "num_channels", 3)
     size = getattr(config, "image_size", None) or _processed_size(processor) or 224
     metadata = {
@@ -211,12 +235,26 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
         metadata |= {name: getattr(processor, name) for name in names if getattr(processor, name, None)}
         metadata["preprocessor"] = json.loads(processor.to_json_string())
     mean, std = (torch.tensor(metadata.get(name, 0.5)).reshape(-1, 1, 1) for name in ("image_mean", "image_std"))
+    if any(len(values) not in (1, channels) for values in (mean, std)):
+        raise ExportError(
+            f"{source} takes images of {channels} channel(s), and its image processor has a mean of {len(mean)} and a std of "
+            f"{len(std)} numbers: give image_mean and image_std in preprocessor_config.json one a channel."
+        )
 
     def pixels(batch: int) -> Tensor:
         return (_images(batch, channels, as_pair(size)) - mean) / std
 
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    return _Heads(model.eval()).requires_grad_(False), pixels, text
+    heads = _Heads(model.eval()).requires_grad_(False)
+    try:
+        answers = heads(pixels(1))
+    except Exception as error:  # any family may stand here
+        raise ExportError(
+            f"{source} ({type(model).__name__}) cannot be run on images of {as_pair(size)}: {_first_line(error)}"
+        ) from error
+    if "logits" not in answers:
+        raise ExportError(f"{source} ({type(model).__name__}) gives no logits: it is no image classifier.")
+    return heads, pixels, text
 
 
 def _processed_size(processor: Any) -> Any:
@@ -244,8 +282,8 @@ def _images(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
 # ---- quantised, run, compared ----
 
 
-def _quantize(path: Path, kind: str, beside: bool) -> None:
-    """Replaces a float32 file by one with weights in 8 bits."""
+def _quantize(path: Path, kind: str, beside: bool) -> float:
+    """Replaces a float32 file by one with weights in 8 bits, and gives their share of all weights."""
     import onnx
 
     whole = path.with_name(f"float-{path.name}")
@@ -270,12 +308,24 @@ def _quantize(path: Path, kind: str, beside: bool) -> None:
             use_external_data_format=beside,
         )
         model = onnx.load(whole.with_name(f"quantized-{path.name}"))
-    properties = {entry.key: entry.value for entry in onnx.load(whole, load_external_data=False).metadata_props}
+    before = onnx.load(whole, load_external_data=False)
+    properties = {entry.key: entry.value for entry in before.metadata_props}
+    weights = sum(math.prod(weight.dims) for weight in before.graph.initializer if weight.data_type == _FLOAT)
     for file in path.parent.iterdir():
         file.unlink()
     onnx.helper.set_model_props(model, properties | {"quantization": kind})
     data = {"save_as_external_data": True, "location": f"{path.name}.data"} if beside else {}
     onnx.save(model, path, **data)
+    return _in_eight_bits(model.graph) / weights
+
+
+def _in_eight_bits(graph: Any) -> int:
+    """How many weights stand in 8 bits at the products of matrices."""
+    sizes = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
+    blocks = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    shapes = [{entry.name: entry.i for entry in node.attribute} for node in blocks]
+    whole = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger"}
+    return sum(shape["K"] * shape["N"] for shape in shapes) + sum(sizes.get(name, 0) for name in whole)
 
 
 def _onnx_runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from . import card_rows
-from .card_rows import UNKNOWN, Statements, hub_name
+from .card_rows import hub_name
 from .checkpointing import staged_files
+from .places import check_place
 from .run_facts import CardError, RunFacts, without_machine
+from .statements import UNKNOWN, Statements
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+_MORE = "[More Information Needed]"
 # By this line a card is known as rendered, and may be rendered again over itself.
 MARKER = "Rendered by hf_deit from the files beside it. Delete this line to keep what you change."
 
@@ -31,19 +34,14 @@ def render_card(facts: RunFacts, title: str, location: str = ".", statements: St
     """
     recipe = without_machine(facts.recipe)
     known = Statements(base_model=hub_name(recipe.get("model")), dataset=hub_name(recipe.get("data")))
-    stated = (statements or Statements()).or_else(known)
+    stated = (statements or Statements()).or_else(known).without_withdrawn()
     metadata = ModelCardData(
-        license=stated.license or UNKNOWN,
+        **stated.metadata(),
         library_name="transformers",
         pipeline_tag="image-classification",
-        base_model=stated.base_model,
-        datasets=None if stated.dataset is None else [stated.dataset],
         tags=card_rows.tags(recipe),
         model_name=title,
         eval_results=card_rows.eval_results(facts, recipe, stated) or None,
-        # Not names of the Hub's: kept here so that a card rendered again still knows them.
-        data_license=stated.data_license,
-        base_model_license=stated.base_model_license,
     )
     return ModelCard.from_template(
         metadata,
@@ -76,6 +74,7 @@ def write_card(
         CardError: A README.md of somebody else lies there; it is left as it is.
     """
     path = Path(folder) / CARD_FILE
+    check_place(path, CardError)
     stated = (statements or Statements()).or_else(statements_of(path))
     card = render_card(facts, title, location, stated)
     with staged_files(Path(folder)) as staging:
@@ -88,13 +87,19 @@ def is_rendered(path: Path) -> bool:
     return path.is_file() and MARKER in path.read_text(encoding="utf-8", errors="replace")
 
 
+def _is_placeholder(path: Path) -> bool:
+    """Whether it is what peft writes beside adapters, with nothing filled in."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return "library_name: peft" in text and "# Model Card for Model ID" in text and _MORE in text
+
+
 def statements_of(path: Path) -> Statements:
     """Reads what the author stated in a rendered card; nothing where there is none.
 
     Raises:
         CardError: It was not rendered, or was changed by hand.
     """
-    if not path.is_file():
+    if not path.is_file() or _is_placeholder(path):
         return Statements()
     if not is_rendered(path):
         raise CardError(

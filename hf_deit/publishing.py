@@ -18,11 +18,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from .building import load_model
 from .errors import UserError
 from .model_card import CARD_FILE, is_rendered, render_card, statements_of
+from .pretrained import refuse_adapters
 from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
 
 T = TypeVar("T")
+_PROCESSOR = "preprocessor_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _REVISION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w-])?(?:/[A-Za-z0-9](?:[\w.-]*[\w-])?)*", re.ASCII)
 
@@ -70,7 +73,7 @@ def published_files(folder: str | Path, repo: str) -> list[PublishedFile]:
     """Lists what of a model's folder goes up, with its content for others.
 
     Args:
-        folder: With config.json and safetensors weights, such as the output_dir of `hf-deit train`.
+        folder: With config.json, image processor and safetensors weights, such as the output_dir of `hf-deit train`.
         repo: The card's code block loads the model by this name. A card written by hand goes up as it is.
 
     Raises:
@@ -78,6 +81,7 @@ def published_files(folder: str | Path, repo: str) -> list[PublishedFile]:
         CardError: config.json, recipe.yaml or results.json cannot be read.
     """
     folder = Path(folder)
+    _check_folder(folder)
     facts = read_facts(folder)
     config = {name: value for name, value in facts.config.items() if name != "_name_or_path"}
     files = [PublishedFile("config.json", _json(config))]
@@ -88,8 +92,7 @@ def published_files(folder: str | Path, repo: str) -> list[PublishedFile]:
     else:
         content = str(render_card(facts, repo.split("/")[-1], repo, statements_of(card))).encode()
     files.append(PublishedFile(CARD_FILE, content))
-    if (folder / "preprocessor_config.json").is_file():
-        files.append(PublishedFile("preprocessor_config.json", folder / "preprocessor_config.json"))
+    files.append(PublishedFile(_PROCESSOR, folder / _PROCESSOR))
     if facts.recipe:
         recipe = yaml.safe_dump(public_recipe(facts.recipe), sort_keys=True, allow_unicode=True)
         files.append(PublishedFile(RECIPE_FILE, recipe.encode()))
@@ -100,6 +103,23 @@ def published_files(folder: str | Path, repo: str) -> list[PublishedFile]:
     for file in files:
         _refuse_token(file)
     return files
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise PublishError(
+            f"{folder} is a file, and a folder is published: make one with hf-deit convert {folder} FOLDER."
+        )
+    refuse_adapters(folder)
+    if not (folder / "config.json").is_file():
+        raise PublishError(
+            f"No model in {folder}: give a folder with config.json and weights, such as the output_dir of hf-deit train."
+        )
+    if not (folder / _PROCESSOR).is_file():
+        raise PublishError(
+            f"{folder} holds no {_PROCESSOR}, without which others cannot give the model an image: save the image processor "
+            f'beside the weights, processor.save_pretrained("{folder}").'
+        )
 
 
 def _json(content: Any) -> bytes:
@@ -206,9 +226,11 @@ def push(
     Raises:
         PublishError: The model or a name is not allowed, or the Hub did not take it.
         CardError: As `published_files`.
+        RecipeError: The weights are not whole, such as a backbone's without classifier.
     """
     check_names(repo, branch, tag)
     files = published_files(folder, repo)
+    load_model(str(folder))  # whole, or refused
     if dry_run:
         return files, None
     api = api if api is not None else HfApi()
@@ -219,6 +241,8 @@ def push(
             raise PublishError(
                 f"{made} is there already and public: make it private on the Hub first, or leave --private out."
             )
+        if tag is not None and tag in [known.name for known in api.list_repo_refs(made).tags]:
+            raise PublishError(f"{made} has a tag {tag!r} already, so nothing was sent: choose another name.")
         if branch is not None:
             api.create_branch(made, branch=branch, exist_ok=True)
         done = commit(api, made, files, "Push by hf_deit", revision=branch)

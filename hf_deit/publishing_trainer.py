@@ -14,12 +14,13 @@ from huggingface_hub import HfApi
 from transformers.utils import PushInProgress
 
 from .atomic_trainer import AtomicTrainer
-from .card_rows import Statements
 from .checkpointing import write_json
+from .checks import Problems, publishing_problems
 from .errors import UserError
 from .model_card import write_card
 from .publishing import commit, explained, published_files
 from .run_facts import LOG_FILE, RESULTS_FILE, CardError, facts_of_trainer
+from .statements import Statements
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,11 @@ class PublishingTrainer(AtomicTrainer):
 
         Raises:
             PublishError: The Hub does not know the token, or was not reached.
+            StudentError: The model could not be published in the end.
         """
+        problems = Problems()
+        problems.add(publishing_problems(self.model, self.processing_class))
+        problems.raise_all()
         init = functools.partial(super().init_hf_repo, *args, **kwargs)
         folder = Path(self.args.output_dir)
         explained(init, self.args.hub_model_id or folder.resolve().name, folder)

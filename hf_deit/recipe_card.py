@@ -12,13 +12,15 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from . import card_rows
-from .card_rows import UNKNOWN, Statements
 from .checkpointing import staged_files
 from .configuration_deit import DeiTConfig, ViTConfig
 from .model_card import MARKER, statements_of
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from .places import check_place
 from .recipe import load_recipe
+from .recipe_files import recipe_names, recipe_path
 from .run_facts import CardError, RunFacts
+from .statements import Statements
 
 FIGURES = Path(__file__).with_name("paper_figures.yaml")
 TEMPLATE = Path(__file__).with_name("recipe_card.md.jinja")
@@ -26,22 +28,42 @@ _CLASSES = 1000
 
 
 def is_recipe(path: str | Path) -> bool:
-    """Whether a card of a recipe is meant, not one of a model's folder."""
-    return Path(path).suffix in (".yaml", ".yml")
+    """Whether a card of a recipe is meant, by its file or its name, not one of a model's folder."""
+    return Path(path).suffix in (".yaml", ".yml") or _is_name(path)
 
 
-def paper_figures(recipe: str | Path) -> dict[str, Any]:
+def _is_name(path: str | Path) -> bool:
+    return str(path) in recipe_names() and not Path(path).exists()
+
+
+def _fields(path: str | Path) -> dict[str, Any]:
+    return load_recipe(path, ["--output_dir", "out"]).to_dict()
+
+
+def paper_figures(recipe: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Gives what is recorded of a recipe's paper.
 
+    Args:
+        recipe: Its file.
+        fields: What that file says, defaults included.
+
     Raises:
-        CardError: Nothing is.
+        CardError: Nothing is recorded, or it says something else than the package's recipe of that name.
     """
     known = yaml.safe_load(FIGURES.read_text(encoding="utf-8"))
     name = Path(recipe).stem
     if name not in known:
         raise CardError(
-            f"No paper's figures are recorded for {name!r}: there are some for {', '.join(sorted(known))} (in {FIGURES}). "
+            f"No paper's figures are recorded for {name!r}: there are some for {', '.join(sorted(known))}. "
             "The card of a model you trained is rendered from its folder: hf-deit card FOLDER."
+        )
+    own = _fields(recipe_path(name))
+    other = [f"  {field}: {fields[field]!r}, and {own[field]!r} there" for field in own if fields[field] != own[field]]
+    if other:
+        rows = "\n".join(other)
+        raise CardError(
+            f"{recipe} is not the recipe {name} of the package, so the paper's figures are not of it:\n{rows}\nTrain by it and "
+            f"render the card of the model (hf-deit card FOLDER), or give the recipe by its name: hf-deit card {name}."
         )
     return known[name]
 
@@ -67,19 +89,19 @@ def render_recipe_card(path: str | Path, statements: Statements | None = None) -
     """Renders the card of a recipe. Its metadata hold no result: none was measured, and no weights come with it.
 
     Raises:
-        CardError: No paper's figures are recorded for it.
+        CardError: No paper's figures are recorded for it, or it is another recipe of that name.
         RecipeError: It cannot be read.
     """
-    paper = paper_figures(path)
-    fields = load_recipe(path, ["--output_dir", "out"]).to_dict()
+    path = recipe_path(str(path)) if _is_name(path) else Path(path)
+    fields = _fields(path)
+    paper = paper_figures(path, fields)
     facts = _described(fields, paper)
     stated = (statements or Statements()).or_else(Statements(base_model=paper.get("base_model")))
-    title = Path(path).stem
+    stated = stated.without_withdrawn()
     metadata = ModelCardData(
-        license=stated.license or UNKNOWN,
+        **stated.metadata(),
         library_name="transformers",
         pipeline_tag="image-classification",
-        base_model=stated.base_model,
         tags=card_rows.tags(fields),
     )
     measured_only_of_runs = ("teacher", "optimizer steps", "parameters that learned", "time of the last launch")
@@ -88,14 +110,20 @@ def render_recipe_card(path: str | Path, statements: Statements | None = None) -
         metadata,
         template_path=str(TEMPLATE),
         marker=MARKER,
-        title=card_rows.plain(title),
-        recipe_file=Path(path).name,
-        overview=card_rows.overview(facts, fields, stated),
+        title=card_rows.plain(path.stem),
+        recipe_file=path.name,
+        overview=[*card_rows.overview(facts, fields, stated), *_stated_of_data(stated)],
         paper=paper["paper"],
+        reporter=paper.get("reporter", "the paper"),
         figures=paper["figures"],
         teacher=paper["teacher"],
         training=rows,
     )
+
+
+def _stated_of_data(stated: Statements) -> list[tuple[str, str]]:
+    rows = {"data": stated.dataset, "licence of the data": stated.data_license}
+    return [(name, card_rows.plain(text)) for name, text in rows.items() if text is not None]
 
 
 def write_recipe_card(path: str | Path, out: str | Path | None, statements: Statements | None = None) -> Path:
@@ -109,6 +137,7 @@ def write_recipe_card(path: str | Path, out: str | Path | None, statements: Stat
     target = Path(out)
     if target.is_dir():
         raise CardError(f"--out {out} is a folder: name a file, such as {target / (Path(path).stem + '.md')}.")
+    check_place(target, CardError)
     card = render_recipe_card(path, (statements or Statements()).or_else(statements_of(target)))
     with staged_files(target.parent) as staging:
         card.save(staging / target.name)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from .augmentation import Augmentation
 from .configuration_deit import as_pair
 from .data import EvaluationDataset, ViewDataset
 from .errors import DataError
+from .pretrained import LoadingError, load_config
 from .published import published_name
 from .recipe import DataArguments, Recipe, RecipeError, as_size
 from .sources import Source, is_image_folder, load_splits, load_stream, without_unreadable
@@ -143,9 +143,9 @@ def view_size_of(recipe: Recipe) -> tuple[int, int]:
     if given is not None or recipe.model.model is None:
         return given or (224, 224)
     try:
-        config = AutoConfig.from_pretrained(published_name(recipe.model.model))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"No model at {recipe.model.model!r}: {error}") from error
+        config = load_config(published_name(recipe.model.model))
+    except LoadingError as error:
+        raise RecipeError(str(error)) from error
     return as_pair(getattr(config, "image_size", None) or 224)
 
 

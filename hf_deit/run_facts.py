@@ -18,6 +18,7 @@ import yaml
 
 from .checks import known_labels
 from .errors import UserError
+from .pretrained import refuse_adapters
 
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
@@ -189,13 +190,18 @@ def read_facts(folder: str | Path) -> RunFacts:
         CardError: There is no model, or a file of it cannot be read.
     """
     folder = Path(folder)
+    refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise CardError(
             f"No model in {folder}: a card is rendered from a folder with config.json (and recipe.yaml, results.json), such as "
             "the output_dir of hf-deit train."
         )
     recipe = _read(folder / RECIPE_FILE) or _read(folder / "training_args.json")
-    return RunFacts(_read(folder / "config.json"), recipe, _read(folder / RESULTS_FILE))
+    config = _read(folder / "config.json")
+    names = config.get("id2label") or {}
+    if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
+        raise CardError(f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it.")
+    return RunFacts(config, recipe, _read(folder / RESULTS_FILE))
 
 
 def _read(path: Path) -> dict[str, Any]:

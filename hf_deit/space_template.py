@@ -12,11 +12,15 @@ from huggingface_hub import SpaceCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .checkpointing import STAGING_PREFIX, publish_folder
+from .building import load_model
+from .checkpointing import staged_folder
 from .errors import UserError
+from .places import new_folder
+from .pretrained import refuse_adapters
 from .published import published_name
 from .publishing import PublishedFile, published_files
 from .run_facts import is_path, read_facts
+from .statements import check_license, check_line
 
 TEMPLATE = Path(__file__).with_name("space")
 MODEL_FOLDER = "model"
@@ -43,26 +47,21 @@ def make_space(model: str, out: str | Path, license: str | None = None, title: s
 
     Raises:
         SpaceError: There is no such model, or `out` is in use.
-        UserError: The model's files cannot be published.
+        UserError: The model's files cannot be published, or license or title are not allowed.
     """
-    target = Path(out).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise SpaceError(f"{out} is {'not empty' if target.is_dir() else 'a file'}: give a new or an empty folder.")
+    if license is not None:
+        check_license(license)
+    if title is not None:
+        check_line(title, "title")
+    target = new_folder(out, SpaceError)
     local = Path(model).expanduser()
     files = _model_files(local) if local.exists() else []
     name = MODEL_FOLDER if files else _hub_name(model)
     title = title or (local.resolve().name if files else name.split("/")[-1])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f"{STAGING_PREFIX}{target.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
+    with staged_folder(target) as staging:
         _write_template(staging, name, title, license, hub_name=None if files else name)
         for file in files:
             _write(staging / MODEL_FOLDER / file.name, file.content)
-        publish_folder(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
@@ -81,15 +80,21 @@ def _model_files(folder: Path) -> list[PublishedFile]:
     """What of a saved model the app loads: no card, recipe, log, optimizer or pickle."""
     if not folder.is_dir():
         raise SpaceError(f"{folder} is a file, and a folder is wanted: make one with hf-deit convert {folder} FOLDER.")
+    refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise SpaceError(f"{folder} holds no config.json: give the folder of a saved model (--output_dir of a run).")
     family = read_facts(folder).config.get("model_type")
     if family not in _FAMILIES:
         raise SpaceError(f"{folder} is a {family!r}: the app shows the tokens of {' and '.join(_FAMILIES)} only.")
+    channels = read_facts(folder).config.get("num_channels", 3)
+    if channels != 3:
+        raise SpaceError(f"{folder} takes images of {channels} channel(s): the app shows pictures in colour, of 3.")
     if not (folder / _PROCESSOR).is_file():
         raise SpaceError(f"{folder} holds no {_PROCESSOR}: save the image processor beside the weights.")
     kept = ("config.json", _PROCESSOR)
-    return [file for file in published_files(folder, f"local/{MODEL_FOLDER}") if _is_weights(file) or file.name in kept]
+    files = published_files(folder, f"local/{MODEL_FOLDER}")
+    load_model(str(folder))  # whole, or refused
+    return [file for file in files if _is_weights(file) or file.name in kept]
 
 
 def _is_weights(file: PublishedFile) -> bool:

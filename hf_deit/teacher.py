@@ -22,6 +22,7 @@ from .configuration_deit import as_pair
 from .errors import UserError
 from .networks import FACTORY_NORMALIZATION, build_network, load_weights, logits_of, replace_classifier
 from .pixels import normalize, resize
+from .pretrained import LoadingError, load_pretrained, refuse_adapters
 from .published import published_name
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,13 @@ class Teacher:
             model.to(memory_format=torch.channels_last)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "Teacher":
+    def from_pretrained(cls, name_or_path: str | Path, needs_head: bool = True, **kwargs: Any) -> "Teacher":
         """Loads a teacher with its own mean, standard deviation, size and class names.
 
         Args:
             name_or_path: A folder `hf-deit train-teacher` saved, or a folder or Hub name that
                 `AutoModelForImageClassification` loads; also a short one (`regnet-y-160`, see published.py).
+            needs_head: Refuse weights without a classifier; False for a network that gets one (teacher_training.py).
             **kwargs: As the constructor's, in place of what the files say.
 
         Raises:
@@ -96,6 +98,7 @@ class Teacher:
         """
         name_or_path = published_name(name_or_path)
         path = Path(name_or_path)
+        refuse_adapters(path)
         if (path / TEACHER_FILE).is_file():
             return cls._from_teacher_file(path, **kwargs)
         if path.is_dir() and not (path / "config.json").is_file():
@@ -104,8 +107,10 @@ class Teacher:
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32)
-        except (OSError, ValueError) as error:
+            model = load_pretrained(
+                AutoModelForImageClassification, str(name_or_path), needs_head, dtype=torch.float32
+            )
+        except LoadingError as error:
             raise TeacherError(
                 f"No teacher at {str(name_or_path)!r}: {error}\nGive the folder of a model, a Hub name, or "
                 "package.module:factory."
@@ -145,11 +150,18 @@ class Teacher:
 
     @classmethod
     def _from_teacher_file(cls, path: Path, **kwargs: Any) -> "Teacher":
-        saved = json.loads((path / TEACHER_FILE).read_text())
-        network = build_network(saved["factory"])
-        replace_classifier(network, len(saved["class_names"]))
+        try:
+            saved = json.loads((path / TEACHER_FILE).read_text(encoding="utf-8"))
+            factory, classes = saved["factory"], len(saved["class_names"])
+            settings = {name: saved[name] for name in ("image_mean", "image_std", "image_size")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TeacherError(
+                f"{path / TEACHER_FILE} is broken ({type(error).__name__}: {error}): make the teacher again by "
+                "hf-deit train-teacher."
+            ) from error
+        network = build_network(factory)
+        replace_classifier(network, classes)
         load_weights(network, path / WEIGHTS_FILE)
-        settings = {name: saved[name] for name in ("image_mean", "image_std", "image_size")}
         settings["id2label"] = dict(enumerate(saved["class_names"]))
         return cls(network, **{**settings, **kwargs})
 

@@ -123,7 +123,7 @@ def _check(arguments: TeacherTrainingArguments) -> None:
 def _base_network(name: str) -> Teacher:
     if ":" in name and not Path(name).exists():
         return Teacher.from_factory(name)
-    base = Teacher.from_pretrained(name)
+    base = Teacher.from_pretrained(name, needs_head=False)
     if hasattr(base.model, "distillation_classifier"):
         raise UserError(
             f"{name} has two heads and a teacher here gets one: fine-tune it with hf-deit train --model instead."

@@ -337,8 +337,10 @@ def test_the_command_refuses_bad_files_and_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--image_mean", 0.5], "image_mean=[0.5]: give 3 numbers"),
+        (["--image_mean", 0.5], "image_mean=[0.5]: give 3 finite numbers"),
         (["--image_std", 0.5, 0.5, 0], "above 0"),
+        (["--image_std", 0.5, "nan", 0.5], "finite"),
+        (["--image_mean", "inf", 0.5, 0.5], "finite"),
         (["--crop_ratio", 2], "crop_ratio=2"),
         (["--image_size", 32, 32, 32], "height and width"),
         (["--image_size", 64], "positions of 16"),
@@ -364,6 +366,58 @@ def test_what_is_there_already_is_not_overwritten(tmp_path, tiny_student):
     with pytest.raises(UserError, match=r"write a .safetensors or a .pth"):
         export_timm(tmp_path / "model", tmp_path / "w.bin")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
+    torch.save(timm_weights(), tmp_path / "w.pth")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2)
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out", "w.pth"]
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"id2label": [1]}, "half", [1]])
+def test_a_broken_configuration_is_told(tmp_path, tiny_student, capsys, change):
+    tiny_student("plain").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    text = "{" if change == "half" else change
+    file.write_text(
+        text if isinstance(text, str) else json.dumps(json.loads(file.read_text()) | text if isinstance(text, dict) else text)
+    )
+    for command in (["convert", tmp_path / "model", tmp_path / "out"], ["card", tmp_path / "model"]):
+        if command[0] == "convert" or change != {"hidden_size": "wide"}:  # a card shows what is there
+            assert str(tmp_path / "model") in refused(capsys, *command)
+    for kind, name in (("timm", "o.pth"), ("onnx", "o.onnx")):
+        assert str(tmp_path / "model") in refused(capsys, "export", tmp_path / "model", tmp_path / name, "--format", kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_name_that_says_a_hash_is_refused_and_one_that_does_not_is_not(tmp_path, tiny_student):
+    tiny_student("plain").save_pretrained(tmp_path / "model")
+    with pytest.raises(ConversionError, match="eight digits"):
+        export_timm(tmp_path / "model", tmp_path / "deit_tiny_patch16_224-a1b2c3d4.pth", official=True)
+    assert export_timm(tmp_path / "model", tmp_path / "mine-224.pth", official=True) == 0
+
+
+def test_an_export_says_that_folded_layer_scale_is_not_taken_out_again(tmp_path, caplog, tiny_student):
+    tiny_student("plain", layer_scale_init_value=0.1).save_pretrained(tmp_path / "kept")
+    tiny_student("plain").save_pretrained(tmp_path / "without")
+    with caplog.at_level("INFO"):
+        export_timm(tmp_path / "kept", tmp_path / "kept.pth")
+        assert "not taken out again" not in caplog.text
+        export_timm(tmp_path / "without", tmp_path / "without.pth")
+    assert "not taken out again (convert with --keep_layer_scale" in caplog.text
+
+
+def test_a_distillation_token_with_one_head_is_named_and_no_partial_loading_is_offered(tmp_path, tiny_config, capsys):
+    model = transformers.DeiTForImageClassification(tiny_config(transformers.DeiTConfig))
+    model.save_pretrained(tmp_path / "model")
+    for command in (["convert", "OUT"], ["export", "OUT.pth", "--format", "timm"]):
+        given = [str(part).replace("OUT", str(tmp_path / "out")) for part in command[1:]]
+        told = refused(capsys, command[0], tmp_path / "model", *given)
+        assert "DeiTForImageClassification" in told and "one head" in told and "partial" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_commands_convert_and_export(tmp_path, capsys):

@@ -19,6 +19,7 @@ from hf_deit.checkpointing import (
     publish_folder,
     remove_staging,
     staged_files,
+    staged_folder,
     write_json,
 )
 
@@ -162,10 +163,33 @@ def test_an_exception_while_writing_leaves_the_old_files_as_they_were(tmp_path, 
 
 
 def test_what_a_killed_run_staged_is_not_published_by_the_next(tmp_path):
-    target = write(tmp_path / "model", {f"{STAGING_PREFIX}save/config.json": "half", "config.json": "old"})
+    target = write(tmp_path / "model", {f"{STAGING_PREFIX}save-x/config.json": "half", "config.json": "old"})
     with staged_files(target) as staging:
         write(staging, {"model.safetensors": "new"})
+    assert read(target)["config.json"] == "old"
+    remove_staging(target)
     assert read(target) == {"config.json": "old", "model.safetensors": "new"}
+
+
+def test_two_who_write_into_one_folder_do_not_take_each_others_files(tmp_path):
+    with staged_files(tmp_path) as one, staged_files(tmp_path) as other:
+        write(one, {"a": "one"})
+        write(other, {"b": "other"})
+        assert one != other
+    assert read(tmp_path) == {"a": "one", "b": "other"}
+
+
+def test_a_staged_folder_appears_whole_with_the_usual_permissions_and_others_may_stage_the_same(tmp_path):
+    (tmp_path / "plain").mkdir()
+    with staged_folder(tmp_path / "new") as one:
+        with pytest.raises(RuntimeError), staged_folder(tmp_path / "new") as other:
+            write(other, {"half": "x"})
+            raise RuntimeError
+        write(one, {"a": "1"})
+        assert not (tmp_path / "new").exists()
+    assert read(tmp_path / "new") == {"a": "1"}
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(os.listdir(tmp_path)) == ["new", "plain"]
 
 
 def test_json_is_written_whole_and_readable(tmp_path, monkeypatch):

@@ -133,6 +133,29 @@ def test_eight_bits_are_smaller_and_near(stock, exported, tmp_path, kind, allowe
     assert_same_logits(run(tmp_path / "q.onnx", images(5)), expected, allowed * expected.logits.abs().max().item())
 
 
+def test_nothing_that_can_be_quantised_is_refused_and_nothing_is_written(tmp_path, capsys):
+    folder = tmp_path / "m"
+    config = resnet()
+    config.num_labels = 3
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    assert cli.main(["export", str(folder), str(tmp_path / "q.onnx"), "--format", "onnx", "--quantize", "int8"]) == 2
+    assert "no products of matrices" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic"])
+def test_the_share_of_weights_in_eight_bits_is_told(stock, tmp_path, capsys, kind):
+    model, folder = stock
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" not in name)
+    heads = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" in name)
+    eight = matrices + (heads if kind == "int8-dynamic" else 0)
+    written = export_onnx(folder, tmp_path / "q.onnx", kind)
+    assert written.eight_bits == pytest.approx(eight / model.num_parameters(), abs=0.01)
+    arguments = ["export", str(folder), str(tmp_path / "p.onnx"), "--format", "onnx", "--quantize", kind]
+    assert cli.main(arguments) == 0
+    assert f"{100 * written.eight_bits:.1f} % of the weights are in 8 bits" in capsys.readouterr().out
+
+
 def resnet():
     return transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **NAMES)
 
@@ -201,6 +224,36 @@ def test_names_that_are_taken_or_of_another_suffix_are_refused(plain, tmp_path):
     with pytest.raises(ExportError, match=r"write a \.pt2"):
         export_program(plain[1], tmp_path / "m.bin")
     assert (tmp_path / "m.onnx").read_text() == "mine"
+
+
+def test_one_channel_with_a_mean_of_three_is_told(tiny_student, tmp_path):
+    tiny_student("plain", num_channels=1).save_pretrained(tmp_path / "m")
+    DeiTImageProcessor.for_image_size((32, 32)).save_pretrained(tmp_path / "m")
+    with pytest.raises(ExportError, match=r"1 channel\(s\).*mean of 3"):
+        export_program(tmp_path / "m", tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("broken", ["probe", "export"])
+def test_a_family_that_cannot_be_run_or_traced_is_told(plain, tmp_path, monkeypatch, broken):
+    def fails(*arguments, **options):
+        raise RuntimeError("no such operator")
+
+    if broken == "probe":
+        monkeypatch.setattr(exporting._Heads, "forward", fails)
+    else:
+        monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(ExportError, match="RuntimeError: no such operator"):
+        export_onnx(plain[1], tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_weights_brings_the_image_processor_beside_it(stock, tmp_path):
+    _, folder = stock
+    for given in (folder, folder / "model.safetensors"):
+        export_program(given, tmp_path / f"{given.name}.pt2")
+        said = {"metadata.json": ""}
+        torch.export.load(tmp_path / f"{given.name}.pt2", extra_files=said)
+        assert json.loads(json.loads(said["metadata.json"])["image_mean"]) == [0.1, 0.2, 0.3]
 
 
 def test_the_command_prints_the_difference_and_refuses_what_does_not_go_together(plain, tmp_path, capsys):

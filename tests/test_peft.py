@@ -9,6 +9,10 @@ import transformers
 from scripts.tiny import arguments, conv_teacher, evaluation_data, logged, pixels_of, student, training_data
 
 from hf_deit.checkpointing import newest_checkpoint
+from hf_deit.cli import main
+from hf_deit.errors import UserError
+from hf_deit.model_card import MARKER
+from hf_deit.teacher import Teacher
 from hf_deit.trainer import DistillationTrainer
 
 HEADS = ("logits", "cls_logits", "distillation_logits")
@@ -100,6 +104,50 @@ def test_a_resumed_training_of_adapters_ends_in_the_same_weights(trained, tmp_pa
     assert resumed.state.global_step == 6
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_a_push_of_adapters_is_refused_before_the_first_step_and_before_there_is_a_repository(tmp_path, monkeypatch):
+    def asked():
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("transformers.trainer.hf_api", asked)
+    with pytest.raises(UserError, match="merge_and_unload"):
+        trainer_of(with_adapters(), tmp_path, push_to_hub=True, hub_model_id="me/x")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["card", "FOLDER"],
+        ["push", "FOLDER", "me/x", "--dry-run"],
+        ["space", "FOLDER", "OUT"],
+        ["predict", "FOLDER", "photo.jpg"],
+        ["export", "FOLDER", "OUT.onnx", "--format", "onnx"],
+        ["export", "FOLDER", "OUT.pth", "--format", "timm"],
+        ["convert", "FOLDER", "OUT"],
+    ],
+    ids=lambda command: "-".join(command[:1] + command[3:]),
+)
+def test_a_folder_of_adapters_is_refused_with_the_way_to_merge_them(trained, tmp_path, capsys, command):
+    folder = trained[2]
+    command = [word.replace("FOLDER", str(folder)).replace("OUT", str(tmp_path / "out")) for word in command]
+    assert main(command) == 2
+    assert "merge_and_unload" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_adapters_is_refused(trained):
+    with pytest.raises(UserError, match="merge_and_unload"):
+        Teacher.from_pretrained(trained[2])
+
+
+def test_the_placeholder_that_peft_writes_does_not_stand_in_the_way_of_a_card(trained):
+    trainer, _, folder = trained
+    trainer.save_model()
+    assert "Model Card for Model ID" in (folder / "README.md").read_text()
+    trainer.create_model_card(license="mit")
+    card = (folder / "README.md").read_text()
+    assert MARKER in card and "Model ID" not in card and "license: mit" in card
 
 
 class _StopAfter(transformers.TrainerCallback):

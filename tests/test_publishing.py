@@ -205,10 +205,15 @@ def test_a_wrong_token_is_told_without_the_token(hub, saved):
     assert wrong not in str(raised.value) and hub.repos == {}
 
 
-def test_a_tag_that_is_taken_is_told(hub, saved):
+def test_a_tag_that_is_taken_is_told_before_anything_goes_up(hub, saved):
     push(saved, "me/student", tag="v1", api=api(hub))
-    with pytest.raises(PublishError, match="another name"):
-        push(saved, "me/student", tag="v1", api=api(hub))
+    sent = len([path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path])
+    with pytest.raises(PublishError, match="has a tag 'v1' already, so nothing was sent"):
+        push(saved, "me/student", tag="v1", branch="other", api=api(hub))
+    assert sent == len([path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path])
+    assert set(hub.repos["me/student"]["branches"]) == {"main"}
+    push(saved, "me/student", tag="v2", api=api(hub))
+    assert set(hub.repos["me/student"]["tags"]) == {"v1", "v2"}
 
 
 @pytest.mark.parametrize("repo", ["a/b/c", "../up", "me/na me", "me/x--y", "-me/x", "me/x.git", "me/", "", "é/x"])
@@ -238,12 +243,15 @@ def copied(saved, tmp_path):
 
 def test_unfolded_layer_scale_is_refused_and_a_folded_model_is_not(tmp_path):
     model = tiny.student(layer_scale_init_value=0.1)
+    processor = DeiTImageProcessor.for_image_size((tiny.SIZE, tiny.SIZE))
+    processor.save_pretrained(tmp_path / "raw")
+    processor.save_pretrained(tmp_path / "folded")
     model.save_pretrained(tmp_path / "raw")
     with pytest.raises(PublishError, match="fold_layer_scale=True"):
         published_files(tmp_path / "raw", "me/x")
     model.save_pretrained(tmp_path / "folded", fold_layer_scale=True)
     assert {file.name for file in published_files(tmp_path / "folded", "me/x")} == {
-        *("README.md", "config.json", "model.safetensors")
+        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
     }
 
 
@@ -260,16 +268,35 @@ def test_pickled_or_broken_weights_are_refused(saved, tmp_path):
 
 def test_shards_go_up_together_and_an_index_cannot_reach_out_of_the_folder(tmp_path):
     tiny.student().save_pretrained(tmp_path, max_shard_size="20KB")
+    DeiTImageProcessor.for_image_size((tiny.SIZE, tiny.SIZE)).save_pretrained(tmp_path)
     shards = {path.name for path in tmp_path.glob("*.safetensors")}
     assert len(shards) > 1
     assert {file.name for file in published_files(tmp_path, "me/x")} == {
-        *("README.md", "config.json", "model.safetensors.index.json"),
+        *("README.md", "config.json", "model.safetensors.index.json", "preprocessor_config.json"),
         *shards,
     }
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(sorted(shards)[0], "../../secret.safetensors"))
     with pytest.raises(PublishError, match="no safetensors of this folder"):
         published_files(tmp_path, "me/x")
+
+
+def test_a_folder_without_image_processor_and_a_file_are_refused_with_the_way_to_mend_it(saved, tmp_path, capsys):
+    copy = copied(saved, tmp_path)
+    (copy / "preprocessor_config.json").unlink()
+    assert main(["push", str(copy), "me/x", "--dry-run"]) == 2
+    assert "processor.save_pretrained(" in capsys.readouterr().err
+    assert main(["push", str(copy / "model.safetensors"), "me/x", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "is a file" in said and "hf-deit convert" in said and "card" not in said
+
+
+def test_a_push_without_image_processor_is_refused_before_there_is_a_repository(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi(endpoint=hub.endpoint))
+    arguments = tiny.arguments(tmp_path, distillation_type="none", push_to_hub=True, hub_token=TOKEN)
+    with pytest.raises(ValueError, match="without an image processor"):
+        DistillationTrainer(tiny.student(), None, arguments, train_dataset=tiny.training_data(16))
+    assert hub.received == []
 
 
 def test_a_token_in_a_card_by_hand_is_refused(saved, tmp_path):

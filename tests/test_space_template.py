@@ -158,6 +158,15 @@ def test_an_oblong_model_has_oblong_maps_and_other_pictures_are_made_rgb(tmp_pat
     assert len(answers) == 3
 
 
+def test_an_oblong_patch_has_a_map_of_its_own_rows_and_columns(tmp_path):
+    folder = save_model(tmp_path / "patches", False, image_size=(16, 32), patch_size=(8, 16))
+    make_space(str(folder), tmp_path / "space")
+    app = imported(tmp_path / "space" / "app.py")
+    model, processor = app.load()
+    _, maps, _ = app.predict(model, processor, photo())
+    assert [attention.shape for attention in maps] == [(2, 2)]
+
+
 def test_two_classes_of_one_name_are_both_shown(app):
     assert app._named({0: "crane", 1: "crane", 2: "dog"}, [1, 2, 0], [0.5, 0.3, 0.2]) == {
         "crane (1)": 0.5,
@@ -191,6 +200,10 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path, capsys):
         (lambda folder: (folder / "model.safetensors").unlink(), "No weights"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
         (lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "swin"})), "'swin'"),
+        (
+            lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "vit", "num_channels": 1})),
+            "1 channel",
+        ),
     ],
 )
 def test_a_folder_that_is_no_such_model_is_refused_and_nothing_is_written(tmp_path, spoil, word):

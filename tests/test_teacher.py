@@ -358,6 +358,11 @@ def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
     with pytest.raises(TeacherError, match=r"neither config\.json nor teacher\.json"):
         Teacher.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "broken").mkdir()
+    for text in ("{", "[]", '{"factory": "a:b"}'):
+        (tmp_path / "broken" / "teacher.json").write_text(text)
+        with pytest.raises(TeacherError, match=r"teacher\.json is broken"):
+            Teacher.from_pretrained(tmp_path / "broken")
     with pytest.raises(TeacherError, match="No teacher at"):
         Teacher.from_pretrained(tmp_path)
 

@@ -15,6 +15,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 MODEL = "__MODEL__"
 TITLE = "__TITLE__"
+# No code that the model brings, and no pickle.
+SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 TOP = 5
 SIDE = 384  # pixels a map is shown with
@@ -28,12 +30,16 @@ def load(name: str = MODEL) -> tuple[Any, Any]:
     folder = Path(__file__).parent / name
     where = str(folder) if folder.is_dir() else name
     # Only this implementation gives its attention away.
-    model = AutoModelForImageClassification.from_pretrained(where, attn_implementation="eager", dtype=torch.float32)
+    model, info = AutoModelForImageClassification.from_pretrained(
+        where, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **SAFE
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{name} is no trained classifier: it holds no {', '.join(sorted(info['missing_keys']))}.")
     if model.config.model_type not in ("deit", "vit"):
         raise ValueError(
             f"{name} is a {model.config.model_type}: the maps are those of the tokens of a DeiT or ViT (deit, vit)."
         )
-    return model.eval(), AutoImageProcessor.from_pretrained(where)
+    return model.eval(), AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
 
 
 def head_names(model: Any) -> list[str]:
@@ -118,10 +124,11 @@ def predict(
         # By number as well where two classes have one name (ImageNet's "crane").
         answers.append(_named(model.config.id2label, best.indices.tolist(), best.values.tolist()))
     patch = model.config.patch_size
+    high, wide = (patch, patch) if isinstance(patch, int) else patch
     height, width = pixel_values.shape[-2:]
     prefix = 2 if model.config.model_type == "deit" else 1
     maps = patch_attention(
-        output.attentions, len(token_names(model)), prefix, (height // patch, width // patch), how=how
+        output.attentions, len(token_names(model)), prefix, (height // high, width // wide), how=how
     )
     return answers, list(maps), seen_pixels(pixel_values, processor)
 

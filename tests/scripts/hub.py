@@ -146,7 +146,18 @@ class _Handler(BaseHTTPRequestHandler):
         repo["tags"][tag] = revision
         return self.answer(content={})
 
+    def refs(self, repo):
+        branches = [{"name": name, "ref": f"refs/heads/{name}"} for name in repo["branches"]]
+        tags = [{"name": name, "ref": f"refs/tags/{name}"} for name in repo["tags"]]
+        commits = {"targetCommit": "0" * 40}
+        self.answer(
+            content={"branches": [b | commits for b in branches], "tags": [t | commits for t in tags], "converts": []}
+        )
+
     def get(self, path):
+        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path)
+        if asked and asked[1] in self.hub.repos:
+            return self.refs(self.hub.repos[asked[1]])
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.*))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.*)", path)
         name = (found or file or [None, None])[1]

@@ -84,7 +84,7 @@ def kill_in_save(step, moment):
         rotate(folder, *args, **kwargs)
 
     def torn_replacing(source, target):
-        if moment == "final" and saved and Path(source).parent.name == f"{checkpointing.STAGING_PREFIX}save":
+        if moment == "final" and saved and Path(source).parent.name.startswith(f"{checkpointing.STAGING_PREFIX}save-"):
             die()
         replace(source, target)
 
