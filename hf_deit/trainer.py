@@ -8,7 +8,6 @@ Paper: Touvron et al., arXiv:2012.12877.
 """
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,8 +42,6 @@ from .teacher import Teacher
 from .teacher_cache import TeacherCache
 from .terms import RunningTerms
 from .training_args import DistillationTrainingArguments
-
-logger = logging.getLogger(__name__)
 
 
 def _view_size(dataset: Any) -> tuple[int, int] | None:

@@ -374,7 +374,7 @@ def trainer_warnings(caplog):
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "hf_deit.trainer" and record.levelno >= logging.WARNING
+        if record.name in ("hf_deit.trainer", "hf_deit.loading_trainer") and record.levelno >= logging.WARNING
     ]
 
 
