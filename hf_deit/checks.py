@@ -244,10 +244,10 @@ def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str
     if hasattr(model, "peft_config"):
         yield (
             "push_to_hub=True with adapters (LoRA), which are no model by themselves: train with push_to_hub=False, then "
-            'student.merge_and_unload().save_pretrained("merged"), processor.save_pretrained("merged"), and hf-deit push merged '
-            "OWNER/NAME."
+            'student.merge_and_unload().save_pretrained("merged"), trainer.processing_class.save_pretrained("merged"), and '
+            "hf-deit push merged OWNER/NAME."
         )
-    if processing_class is None:
+    if processing_class is None:  # of a student without image_size; the others have one made
         yield (
             "push_to_hub=True without an image processor, without which others cannot give the model an image: pass "
             "processing_class=DeiTImageProcessor.for_image_size(…)."

@@ -1,6 +1,6 @@
 """`hf-deit …`: parse (cli_parser.py), call, print. What the commands do is in runs.py, teacher_training.py, cache_runs.py and others.
 
-Exit codes: 0 done; 1 training failed (the loss diverged); 2 something given is not allowed; 130 interrupted.
+Exit codes: 0 done; 1 training failed (the loss diverged); 2 something given is not allowed, or a file cannot be read or written; 130 interrupted.
 """
 
 import argparse

@@ -217,7 +217,9 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_publishing(commands: Any) -> None:
     card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
-    card.add_argument("model", help="folder of the model; or a recipe (its name or a .yaml), for the card of what nobody trained yet")
+    card.add_argument(
+        "model", help="folder of the model; or a recipe (its name or a .yaml), for the card of what nobody trained yet"
+    )
     card.add_argument(
         "--license",
         metavar="ID",

@@ -22,9 +22,13 @@ def check_place(path: str | Path, error: type[UserError] = UserError) -> None:
     absolute = Path(path).absolute()
     there = next(parent for parent in absolute.parents if os.path.lexists(parent))
     if not there.is_dir():
-        raise error(f"{path} cannot be made: {there} is {'a file' if there.is_file() else 'no folder'}. Give another place.")
+        raise error(
+            f"{path} cannot be made: {there} is {'a file' if there.is_file() else 'no folder'}. Give another place."
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise error(f"{path} cannot be made: {there} may not be written to. Give another place, or mend its permissions.")
+        raise error(
+            f"{path} cannot be made: {there} may not be written to. Give another place, or mend its permissions."
+        )
 
 
 def new_folder(path: str | Path, error: type[UserError] = UserError) -> Path:

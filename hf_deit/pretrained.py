@@ -99,10 +99,10 @@ def load_pretrained(model_class: Any, name_or_path: str, needs_head: bool = True
             f"{name_or_path} is not whole: it holds no {', '.join(missing[:4])}{more} for {type(model).__name__}, which would "
             "answer at random. Train it first (hf-deit train --model), or give the folder of a trained classifier."
         )
-    names, count = getattr(model.config, "id2label", None), model.config.num_labels
-    if needs_head and (not names or set(names) != set(range(count))):
+    names = getattr(model.config, "id2label", None)
+    if needs_head and names and set(names) != set(range(len(names))):
         raise LoadingError(
-            f"{name_or_path}: id2label in its config.json must name the classes 0 to {count - 1}, and it is "
+            f"{name_or_path}: id2label in its config.json must name the classes 0 to {len(names) - 1}, and is "
             f"{str(names)[:200]}: mend it."
         )
     return model

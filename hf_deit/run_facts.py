@@ -200,7 +200,9 @@ def read_facts(folder: str | Path) -> RunFacts:
     config = _read(folder / "config.json")
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
-        raise CardError(f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it.")
+        raise CardError(
+            f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it."
+        )
     return RunFacts(config, recipe, _read(folder / RESULTS_FILE))
 
 

@@ -88,7 +88,9 @@ class Statements:
                 continue
             check_line(text, name)
             if name in _NAMES and not is_repo_name(text):
-                raise CardError(f"{name}={text!r} is no name on the Hub: give owner/name; a path is nothing for others.")
+                raise CardError(
+                    f"{name}={text!r} is no name on the Hub: give owner/name; a path is nothing for others."
+                )
             if name in _LICENCES and _names_a_path(text):
                 raise CardError(f"{name}={text!r} holds a path, which is nothing for others: name the licence.")
         if self.license is not None:

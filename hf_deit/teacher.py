@@ -107,9 +107,7 @@ class Teacher:
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            model = load_pretrained(
-                AutoModelForImageClassification, str(name_or_path), needs_head, dtype=torch.float32
-            )
+            model = load_pretrained(AutoModelForImageClassification, str(name_or_path), needs_head, dtype=torch.float32)
         except LoadingError as error:
             raise TeacherError(
                 f"No teacher at {str(name_or_path)!r}: {error}\nGive the folder of a model, a Hub name, or "

@@ -383,13 +383,17 @@ def test_a_broken_configuration_is_told(tmp_path, tiny_student, capsys, change):
     file = tmp_path / "model" / "config.json"
     text = "{" if change == "half" else change
     file.write_text(
-        text if isinstance(text, str) else json.dumps(json.loads(file.read_text()) | text if isinstance(text, dict) else text)
+        text
+        if isinstance(text, str)
+        else json.dumps(json.loads(file.read_text()) | text if isinstance(text, dict) else text)
     )
     for command in (["convert", tmp_path / "model", tmp_path / "out"], ["card", tmp_path / "model"]):
         if command[0] == "convert" or change != {"hidden_size": "wide"}:  # a card shows what is there
             assert str(tmp_path / "model") in refused(capsys, *command)
     for kind, name in (("timm", "o.pth"), ("onnx", "o.onnx")):
-        assert str(tmp_path / "model") in refused(capsys, "export", tmp_path / "model", tmp_path / name, "--format", kind)
+        assert str(tmp_path / "model") in refused(
+            capsys, "export", tmp_path / "model", tmp_path / name, "--format", kind
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
+from PIL import Image
 from scripts.tiny import arguments, conv_teacher, evaluation_data, logged, pixels_of, student, training_data
 
 from hf_deit.checkpointing import newest_checkpoint
@@ -88,6 +89,9 @@ def test_the_merged_model_is_loaded_by_stock_transformers(trained, tmp_path):
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(logits_of(merged), expected, rtol=0, atol=1e-5)
     merged.save_pretrained(tmp_path / "merged")
+    trained[0].processing_class.save_pretrained(tmp_path / "merged")  # as README.md says
+    picture = Image.fromarray(pixels_of(1)[0])
+    assert len(transformers.pipeline("image-classification", model=str(tmp_path / "merged"))(picture)) == 4
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
     assert type(stock) is transformers.DeiTForImageClassificationWithTeacher
     torch.testing.assert_close(logits_of(stock), expected, rtol=0, atol=1e-5)

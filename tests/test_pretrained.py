@@ -173,6 +173,26 @@ def test_a_command_with_a_backbone_names_what_is_missing(backbone, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({"1": "ant", "2": "bee", "3": "cat", "4": "dog"}, "must name the classes 0 to 3"),
+        (None, "other shapes than its config.json says"),
+        (["ant", "bee"], "No model at"),
+    ],
+)
+def test_class_names_that_do_not_fit_the_weights_are_told(tmp_path, capsys, names, told):
+    folder = tmp_path / "model"
+    tiny.student().save_pretrained(folder)
+    DeiTImageProcessor.for_image_size((16, 16)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": names, "label2id": None}))
+    assert main(["predict", str(folder), "photo.jpg"]) == 2
+    assert told in capsys.readouterr().err
+    assert main(["export", str(folder), str(tmp_path / "m.pt2"), "--format", "torch"]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_training_may_start_from_a_backbone(backbone):
     student = build_student(ModelArguments(model=str(backbone)), ["ant", "bee", "cat"])
     assert student.config.num_labels == 3

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from scripts import tiny
 from scripts.hub import Hub
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ResNetConfig
 
 from hf_deit import publishing, publishing_trainer
 from hf_deit.cli import main
@@ -210,7 +210,9 @@ def test_a_tag_that_is_taken_is_told_before_anything_goes_up(hub, saved):
     sent = len([path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path])
     with pytest.raises(PublishError, match="has a tag 'v1' already, so nothing was sent"):
         push(saved, "me/student", tag="v1", branch="other", api=api(hub))
-    assert sent == len([path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path])
+    assert sent == len(
+        [path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path]
+    )
     assert set(hub.repos["me/student"]["branches"]) == {"main"}
     push(saved, "me/student", tag="v2", api=api(hub))
     assert set(hub.repos["me/student"]["tags"]) == {"v1", "v2"}
@@ -291,11 +293,13 @@ def test_a_folder_without_image_processor_and_a_file_are_refused_with_the_way_to
     assert "is a file" in said and "hf-deit convert" in said and "card" not in said
 
 
-def test_a_push_without_image_processor_is_refused_before_there_is_a_repository(hub, tmp_path, monkeypatch):
+def test_a_student_without_image_processor_is_refused_before_there_is_a_repository(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi(endpoint=hub.endpoint))
     arguments = tiny.arguments(tmp_path, distillation_type="none", push_to_hub=True, hub_token=TOKEN)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=4)
+    data = {"train_dataset": tiny.training_data(16)}
     with pytest.raises(ValueError, match="without an image processor"):
-        DistillationTrainer(tiny.student(), None, arguments, train_dataset=tiny.training_data(16))
+        DistillationTrainer(AutoModelForImageClassification.from_config(config), None, arguments, **data)
     assert hub.received == []
 
 

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from scripts import tiny
 from test_runs import NAMES, QUIET, STUDENT, by_hand, hf_deit, refused, results, train, write_images, write_splits
@@ -276,11 +277,11 @@ def test_a_teacher_learns_from_a_table_with_a_row_without_an_image(tmp_path, dat
 def test_views_take_the_size_of_weights_under_their_short_name(monkeypatch):
     asked = []
 
-    def from_pretrained(name):
+    def from_pretrained(name, **options):
         asked.append(name)
         return DeiTConfig(image_size=48, patch_size=8)
 
-    monkeypatch.setattr(run_data.AutoConfig, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
     recipe = load_recipe(None, ["--output_dir", "out", "--model", "deit-tiny-distilled"])
     assert run_data.view_size_of(recipe) == (48, 48)
     assert asked == ["facebook/deit-tiny-distilled-patch16-224"]

@@ -17,7 +17,9 @@ def test_identifiers_of_the_hub_are_licences(text):
     assert Statements(license=text).license == text
 
 
-@pytest.mark.parametrize("text", ["Apache 2.0", "MIT", "", "mit\nmodel-index: x", "/home/me/LICENSE", "-mit", "mit-", TOKEN])
+@pytest.mark.parametrize(
+    "text", ["Apache 2.0", "MIT", "", "mit\nmodel-index: x", "/home/me/LICENSE", "-mit", "mit-", TOKEN]
+)
 def test_what_is_no_identifier_is_no_licence(text):
     with pytest.raises(CardError, match="license") as raised:
         Statements(license=text)
@@ -25,7 +27,9 @@ def test_what_is_no_identifier_is_no_licence(text):
 
 
 @pytest.mark.parametrize("field", ["base_model", "dataset"])
-@pytest.mark.parametrize("text", ["/home/me/photos", "./photos", "a/b/c", "C:\\me\\x", "~/x", "two words", "a\nb", f"me/{TOKEN}"])
+@pytest.mark.parametrize(
+    "text", ["/home/me/photos", "./photos", "a/b/c", "C:\\me\\x", "~/x", "two words", "a\nb", f"me/{TOKEN}"]
+)
 def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
     with pytest.raises(CardError, match=field) as raised:
         Statements(**{field: text})
@@ -34,7 +38,9 @@ def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
 
 
 @pytest.mark.parametrize("field", ["data_license", "base_model_license"])
-@pytest.mark.parametrize("text", ["see /home/me/LICENSE", "C:\\me\\LICENSE", "../LICENSE", f"CC0 {TOKEN}", "CC0\n1.0", " "])
+@pytest.mark.parametrize(
+    "text", ["see /home/me/LICENSE", "C:\\me\\LICENSE", "../LICENSE", f"CC0 {TOKEN}", "CC0\n1.0", " "]
+)
 def test_words_on_a_licence_are_one_line_without_path_and_token(field, text):
     with pytest.raises(CardError, match=field):
         Statements(**{field: text})

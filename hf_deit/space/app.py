@@ -127,9 +127,7 @@ def predict(
     high, wide = (patch, patch) if isinstance(patch, int) else patch
     height, width = pixel_values.shape[-2:]
     prefix = 2 if model.config.model_type == "deit" else 1
-    maps = patch_attention(
-        output.attentions, len(token_names(model)), prefix, (height // high, width // wide), how=how
-    )
+    maps = patch_attention(output.attentions, len(token_names(model)), prefix, (height // high, width // wide), how=how)
     return answers, list(maps), seen_pixels(pixel_values, processor)
 
 
