@@ -560,7 +560,11 @@ CHANGED = {
         {},
         "model.class: 'DeiTForImageClassificationWithTeacher' in the checkpoint, 'ViTForImageClassification' now",
     ),
-    "layer-scale": ({"model": lambda: student(layer_scale_init_value=0.1)}, {}, "model.layer_scale_init_value: None"),
+    "layer-scale": (
+        {"model": lambda: student(layer_scale_init_value=0.1)},
+        {},
+        "model.layer_scale_init_value: nothing",
+    ),
     "teacher-weight": ({"teacher": other_teacher}, {}, "teacher.fingerprint"),
     "teacher-pixels": ({"teacher": lambda: Teacher(conv_teacher(), image_size=24)}, {}, "teacher.fingerprint"),
     "learning-rate": ({}, {"learning_rate": 1e-3}, "recipe.learning_rate: 0.0005 in the checkpoint, 0.001 now"),

@@ -103,7 +103,8 @@ def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data,
     assert [after[trial.number].value for trial in done] == [trial.value for trial in done]
     assert after[broken.number].state == TrialState.FAIL
     again = after[len(before)]  # its fields, anew
-    assert again.params == broken.params and again.state != TrialState.FAIL
+    # the kill may have come before the last of its fields was chosen
+    assert broken.params.items() <= again.params.items() and again.state != TrialState.FAIL
 
     report = json.loads((out / "report.json").read_text())
     trials = {trial["number"]: trial for trial in report["trials"]}

@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HOLDER = "import sys, time, pathlib, hf_deit.worker_processes as w\nwith w.alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)\n"
 # Has a worker write its process id and sleep for a minute.
 PARENT = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down that it is ignored
 import sys, pathlib, test_worker_processes as here, hf_deit.worker_processes as w
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
