@@ -70,6 +70,7 @@ def test_the_readme_names_recipes_and_fields_that_there_are():
     fields = {name for row in rows for name in re.findall(r"`([a-z]\w+)`", row)}
     assert len(fields) > 30
     known = {action.dest for action in recipe_parser()._actions}
+    known |= {"activation_checkpointing"}  # from transformers 5.23; the row says what it is called before
     assert fields - known == set()
 
 

@@ -158,6 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path)
         if asked and asked[1] in self.hub.repos:
             return self.refs(self.hub.repos[asked[1]])
+        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+).*", path)
+        if tree and tree[1] in self.hub.repos:  # huggingface_hub 1 asks for it before a snapshot
+            branches = self.hub.repos[tree[1]]["branches"]
+            files = branches.get(tree[2]) or next(f for f in branches.values() if commit_of(f) == tree[2])
+            rows = [{"type": "file", "path": one, "size": len(held), "oid": "0" * 40} for one, held in files.items()]
+            return self.answer(content=rows)
         found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.*))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.*)", path)
         name = (found or file or [None, None])[1]
