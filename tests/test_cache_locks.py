@@ -120,6 +120,9 @@ def test_a_folder_is_made_while_another_process_removes_the_empty_one_around_it(
         while not stop.is_set():
             with contextlib.suppress(OSError):
                 around.rmdir()
+            stop.wait(
+                0.0002
+            )  # else it takes the interpreter from the other thread just when there is a folder to remove
 
     thread = threading.Thread(target=remove)
     thread.start()
