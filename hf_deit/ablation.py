@@ -6,7 +6,6 @@ definition it stands in: definitions share runs, and a run that has its result i
 ablation_runs.py's business, searching for fields sweep.py's.
 """
 
-import hashlib
 import json
 import math
 import statistics
@@ -15,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .checkpointing import digest_of
 from .errors import UserError
-from .recipe_files import read_fields, recipe_path
+from .recipe_files import parsed_yaml, read_fields, recipe_path
 
 # Fields that say where and how often things are written, and nothing about what is trained.
 _ABOUT_FILES = frozenset(
@@ -107,7 +105,7 @@ class Ablation:
 
 def sign(content: Any) -> str:
     """A short name for plain values: 12 hexadecimal digits of the SHA-256 of their JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return digest_of(content)[:12]
 
 
 def read_ablation(path: str | Path) -> Ablation:
@@ -120,10 +118,7 @@ def read_ablation(path: str | Path) -> Ablation:
     path = Path(path)
     if not path.is_file():
         raise AblationError(f"No definition at {path}; training/ablations/ holds some.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AblationError(f"{path} is not valid YAML: {error}") from error
+    content = parsed_yaml(path, AblationError)
     allowed = {"title", "recipe", "fields", "seeds", "variants", "rows"}
     if not isinstance(content, dict) or not allowed - {"fields"} <= set(content) <= allowed:
         given = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

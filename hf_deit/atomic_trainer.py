@@ -94,9 +94,7 @@ class AtomicTrainer(Trainer):
             for name, value in json.loads(self.args.to_json_string()).items()
             if not any(name == free or (free.endswith("_") and name.startswith(free)) for free in _FREE_ARGUMENTS)
         }
-        recipe["global_batch_size"] = (
-            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        )
+        recipe["global_batch_size"] = self.args.global_batch_size
         frozen = sum(not parameter.requires_grad for parameter in self.model.parameters())
         model = {"class": type(self.model).__name__, "frozen_parameters": frozen}
         if hasattr(self.model, "config"):

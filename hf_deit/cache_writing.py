@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from .cache_locks import held, turn
-from .checkpointing import STAGING_PREFIX, changed_fields, differences
+from .checkpointing import STAGING_PREFIX, changed_fields, differences, digest_of
 from .teacher_cache import (
     CACHE_AND_NOW,
     MANIFEST_FILE,
@@ -29,7 +29,6 @@ from .teacher_cache import (
     TeacherCacheError,
     cache_id,
     description_of,
-    digest_of,
     file_digest,
     is_finished,
     read_json,

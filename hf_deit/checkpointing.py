@@ -4,6 +4,7 @@ What is in a checkpoint is the Trainer's business; this module moves folders, an
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -27,6 +28,11 @@ _STATE = "trainer_state.json"
 
 class ResumeError(UserError):
     """A checkpoint that the present run cannot go on from; the message names the field that differs."""
+
+
+def digest_of(content: Any) -> str:
+    """The SHA-256 of what JSON makes of `content`."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

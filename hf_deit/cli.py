@@ -174,10 +174,9 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from .cache_runs import cache_teacher
-    from .recipe import RecipeError, load_recipe
+    from .recipe import RecipeError, given_names, load_recipe
 
-    given = {text.removeprefix("--").split("=")[0] for text in fields}
-    wrong = sorted(given & {"teacher_cache", "verify_teacher_cache"})
+    wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
     if wrong:
         raise RecipeError(
             f"--{wrong[0]} is a training's: cache-teacher asks the teacher itself, and stores under --out. Leave it out."

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from .building import load_model
 from .errors import UserError
 from .model_card import CARD_FILE, is_rendered, render_card, statements_of
-from .pretrained import refuse_adapters
+from .pretrained import WHOLE_FILES, refuse_adapters
 from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
 
 T = TypeVar("T")
 _PROCESSOR = "preprocessor_config.json"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS, _INDEX = WHOLE_FILES
 _REVISION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w-])?(?:/[A-Za-z0-9](?:[\w.-]*[\w-])?)*", re.ASCII)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,6 +241,11 @@ def recipe_parser() -> HfArgumentParser:
     return _Parser(GROUPS, prog="hf-deit train", add_help=False, allow_abbrev=False, argument_default=None)
 
 
+def given_names(overrides: Sequence[str]) -> list[str]:
+    """The names of the fields among command-line words: `["--seed", "1", "--bf16=true"]` → `["seed", "bf16"]`."""
+    return [word.removeprefix("--").partition("=")[0] for word in overrides if word.startswith("--")]
+
+
 def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: list[str]) -> Recipe:
     """Reads a recipe.
 
@@ -264,7 +269,7 @@ def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: list[s
         )
     hints = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
     parser.set_defaults(**{name: _to_type(known[name], hints[name], value) for name, value in fields.items()})
-    given = {*fields, *(text.removeprefix("--").split("=")[0] for text in overrides if text.startswith("--"))}
+    given = {*fields, *given_names(overrides)}
     if not given & {"distillation_type", "teacher", "teacher_cache"}:
         logger.warning("Neither a teacher nor a distillation_type is given: the student learns from the labels alone.")
         parser.set_defaults(distillation_type="none")

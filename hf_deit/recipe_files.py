@@ -68,13 +68,26 @@ def _base_fields(path: Path, base: Any) -> dict[str, Any]:
     return fields
 
 
+def parsed_yaml(path: Path, error: type[UserError]) -> Any:
+    """Gives what a YAML file that is there holds.
+
+    Args:
+        path: Of the file.
+        error: What to raise.
+
+    Raises:
+        UserError: It is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+        raise error(f"{path} is not valid YAML: {reason}") from reason
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"No recipe at {path}. Those of the package go by name: --recipe NAME (`hf-deit recipes`).")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    content = parsed_yaml(path, RecipeError)
     if content is None:
         return {}
     if not isinstance(content, dict):

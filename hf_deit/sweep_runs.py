@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock
 
 from .checkpointing import staged_files, write_json
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, given_names, load_recipe
 from .shared_caches import build_shared_cache, cache_folder
 from .sweep import (
     Parameter,
@@ -118,7 +118,7 @@ def plan_sweep(
     _require_optuna()
     if trials < 1 or jobs < 1:
         raise SweepError(f"--trials {trials}, --jobs {jobs}: both at least 1.")
-    given = [word.removeprefix("--").partition("=")[0] for word in overrides if word.startswith("--")]
+    given = given_names(overrides)
     recipe = load_recipe(fields, list(overrides))
     has_teacher = recipe.teacher.teacher is not None
     if recipe.data.streaming:
@@ -393,7 +393,10 @@ def _type(sweep: Sweep, trial: TrialRecord) -> str:
 
 def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     """The recipe's own fields, those of the command line and those found; nothing that says where files lie."""
-    given = {word.removeprefix("--").partition("=")[0] for word in sweep.overrides if word.startswith("--")}
-    names = {*sweep.fields, *given, *best.fields, "distillation_type"} - {"data", "teacher", "output_dir"}
+    names = {*sweep.fields, *given_names(sweep.overrides), *best.fields, "distillation_type"} - {
+        "data",
+        "teacher",
+        "output_dir",
+    }
     values = {**sweep.fields, **sweep.recipe(**best.fields).to_dict()}
     return {name: values[name] for name in sorted(names)}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .cache_layout import Layout, TeacherCacheError
-from .checkpointing import changed_fields, differences
+from .checkpointing import changed_fields, differences, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,6 @@ CACHE_AND_NOW = ("in the cache", "now")
 def epoch_name(epoch: int) -> str:
     """The name, without ending, of the files of an epoch of views."""
     return f"epoch-{epoch:05}"
-
-
-def digest_of(content: Any) -> str:
-    """The SHA-256 of what JSON makes of `content`."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

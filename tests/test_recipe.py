@@ -16,6 +16,7 @@ from hf_deit.recipe import (
     RunArguments,
     TeacherArguments,
     as_size,
+    given_names,
     load_recipe,
 )
 from hf_deit.recipe_files import read_fields, recipe_path
@@ -172,6 +173,11 @@ def test_every_field_arrives_from_the_command_line():
 def test_the_command_line_wins_over_the_file(tmp_path, name, arguments, value):
     recipe = load_recipe(written(tmp_path / "r.yaml", VALUES), [f"--{name}", *arguments])
     assert given(recipe) == {**VALUES, name: value}
+
+
+def test_a_value_is_not_taken_for_the_name_of_a_field():
+    words = ["--output_dir", "teacher_cache", "--bf16=true", "--crop_scale", "0.1", "-1"]
+    assert given_names(words) == ["output_dir", "bf16", "crop_scale"]
 
 
 def test_flags_need_no_value():
