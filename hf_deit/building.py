@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel, TrainingArguments
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
@@ -102,6 +102,28 @@ def build_student(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     return (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)(config)
+
+
+# Above this many tokens the matrices of attention weights cost more than they save (benchmarks/bench_attention.py).
+_FEW_TOKENS = 256
+
+
+def choose_attention(student: PreTrainedModel, args: TrainingArguments) -> None:
+    """Sets the kind of attention that trains fastest, where that is not the model's own choice.
+
+    In bf16 on a CPU the backward pass of PyTorch's fused attention (sdpa) is several times slower than the plain one for an
+    image's few tokens (measured: README, by benchmarks/bench_attention.py). What is saved does not know of it.
+
+    Args:
+        student: Any model.
+        args: Of the training.
+    """
+    if not (args.bf16 and args.device.type == "cpu") or student.config._attn_implementation != "sdpa":
+        return
+    height, width = as_pair(getattr(student.config, "image_size", None) or 0)
+    tall, wide = as_pair(getattr(student.config, "patch_size", None) or 1)
+    if 0 < (height // tall) * (width // wide) <= _FEW_TOKENS:
+        student.set_attn_implementation("eager")
 
 
 # Fields that describe a student from scratch; weights bring their own.

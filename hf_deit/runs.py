@@ -14,7 +14,7 @@ import yaml
 from transformers import set_seed
 
 from .averaging_trainer import EMA_FOLDER
-from .building import build_processor, build_student, build_teacher, load_model, load_processor
+from .building import build_processor, build_student, build_teacher, choose_attention, load_model, load_processor
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
 from .checks import Problems
 from .configuration_deit import as_pair
@@ -43,6 +43,7 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     problems, student, teacher = Problems(), None, None
     with problems.gathered():
         student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
+        choose_attention(student, args)
         count = set_trainable(student, recipe.model.trainable)
         logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
     with problems.gathered():
