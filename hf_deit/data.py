@@ -22,6 +22,7 @@ from .augmentation import Augmentation
 from .errors import DataError
 from .image_processing_deit import evaluation_view
 from .images import check_policy
+from .kept_views import KeptViews, memory_for_views
 from .mixing import Mixing, draw_mixes
 from .sampling import ViewKey, pair_generator, view_generator
 from .sources import Source
@@ -66,6 +67,7 @@ class ViewDataset(torch.utils.data.Dataset):
         self.broken_images = broken_images
         # Which images were found broken, 1 each; shared, so that of several workers one reports and all are counted.
         self.broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+        self._kept: KeptViews | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -79,6 +81,16 @@ class ViewDataset(torch.utils.data.Dataset):
     def view_size(self) -> tuple[int, int]:
         """`(height, width)` of a view, in pixels."""
         return self.augmentation.view_size
+
+    def keep_views(self, num_views: int, repeats: int) -> None:
+        """Keeps views in memory from now on, if all of them fit there: for trainings in which they come again.
+
+        Args:
+            num_views: Epochs with distinct views.
+            repeats: Views of an image in an epoch.
+        """
+        if self._kept is None or self._kept.shape != (num_views, len(self), repeats):
+            self._kept = memory_for_views(num_views, len(self), repeats, self.view_size)
 
     def describe(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before it."""
@@ -104,11 +116,17 @@ class ViewDataset(torch.utils.data.Dataset):
                 f"ViewDataset takes keys of hf_deit.sampling.ViewSampler and got {key!r}. DistillationTrainer brings the "
                 "sampler; to look at one view use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
             )
+        kept = None if self._kept is None else self._kept.get(key)
+        if kept is not None:
+            return {"pixel_values": kept, "labels": self.source.labels[key.index], "view_key": key}
         if self.broken_images == "raise":
             image, index = self.source.image(key.index), key.index
         else:
             image, index = self._readable(key.index)
-        return view_row(image, self.source.labels[index], self.augmentation, self.seed, key)
+        row = view_row(image, self.source.labels[index], self.augmentation, self.seed, key)
+        if self._kept is not None and index == key.index:  # a substitute brings its own label
+            self._kept.keep(key, row["pixel_values"])
+        return row
 
     def _readable(self, index: int) -> tuple[Image.Image, int]:
         """Reads the image, or its substitute; which one that is depends on the files alone, so a resumed run has it too."""

@@ -68,6 +68,7 @@ class LoadingTrainer(OptimizingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As the Trainer's; partners' mixes are drawn, and stored answers looked up, with the training batches only."""
+        self._keep_views()
         collator = self.data_collator
         if self.mixing.is_on:
             collator = MixingCollator(collator, self.mixing, getattr(self.train_dataset, "seed", self.args.seed))
@@ -75,6 +76,13 @@ class LoadingTrainer(OptimizingTrainer):
             collator = self.cached.training_collator(collator)
         with self._collating(collator), self._pairing():
             return super().get_train_dataloader()
+
+    def _keep_views(self) -> None:
+        """Where views come again, and the data set can keep them."""
+        args = self.args
+        comes_again = args.num_views is not None and (args.max_steps > 0 or args.num_views < args.num_train_epochs)
+        if comes_again and hasattr(self.train_dataset, "keep_views"):
+            self.train_dataset.keep_views(args.num_views, args.repeated_augmentation)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As the Trainer's; stored answers to the validation images are looked up with them."""

@@ -23,7 +23,7 @@ def to_unit_range(pixel_values: Tensor, mean: float | Sequence[float], std: floa
         std: Likewise.
     """
     if pixel_values.dtype == torch.uint8:
-        return pixel_values.float() / 255
+        return pixel_values.float().div_(255)  # in place: the copy is ours
     pixel_values = pixel_values.float()
     return pixel_values * _channels(std, pixel_values) + _channels(mean, pixel_values)
 

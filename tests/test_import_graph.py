@@ -53,6 +53,7 @@ LEAVES = [
     "image_ops",
     "image_processing_deit",
     "images",
+    "kept_views",
     "label_names",
     "losses",
     "metrics",
