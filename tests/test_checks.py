@@ -81,7 +81,7 @@ def test_arguments_that_do_not_go_with_student_and_data_are_refused_with_a_remed
         {"layer_decay": 0.75, "scale_learning_rate": True},
         {"optimizer_class": "torch.optim:SGD", "optim_args": "momentum=0.9"},
     ],
-    ids=str,
+    ids=lambda changes: " ".join(changes),
 )
 def test_edges_of_what_works_pass(tmp_path, changes):
     trainer_of(tmp_path, **changes)
