@@ -7,6 +7,7 @@ are kept as they are, 8-bit, in memory that data workers forked later share; so 
 import logging
 import math
 import mmap
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psutil
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Of the memory that is free when a training starts.
 _SHARE_OF_MEMORY = 1 / 8
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 class KeptViews:
@@ -59,6 +62,22 @@ def _nothing() -> None:
     return None
 
 
+def free_memory() -> int:
+    """The bytes that are free for this process: of the machine, or of the container or batch job if that has a limit (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    try:
+        own = next(line for line in _OWN_CGROUP.read_text().splitlines() if line.startswith("0::")).removeprefix("0::/")
+    except (OSError, StopIteration):
+        return free
+    for folder in (PurePosixPath(own), *PurePosixPath(own).parents):
+        try:
+            limit, used = (int((_CGROUPS / folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+        except (OSError, ValueError):  # not there, or "max": no limit
+            continue
+        free = min(free, max(limit - used, 0))
+    return free
+
+
 def memory_for_views(num_views: int, images: int, repeats: int, view_size: tuple[int, int]) -> KeptViews | None:
     """Gives memory for all views of a training; None, with a word on it, if they would take more than an eighth of what is free.
 
@@ -66,7 +85,7 @@ def memory_for_views(num_views: int, images: int, repeats: int, view_size: tuple
         num_views: As `KeptViews`, and so are the others.
     """
     size = num_views * images * repeats * (1 + 3 * math.prod(view_size))
-    allowed = int(_SHARE_OF_MEMORY * psutil.virtual_memory().available)
+    allowed = int(_SHARE_OF_MEMORY * free_memory())
     if size > allowed:
         logger.info(
             "%d views of each image would take %.1f GB, and an eighth of the free memory is %.1f GB: they are made anew each time.",

@@ -2,10 +2,12 @@
 
 import pickle
 
+import psutil
 import pytest
 import torch
 from scripts import tiny
 
+from hf_deit import kept_views
 from hf_deit.data import ViewDataset, collate
 from hf_deit.kept_views import memory_for_views
 from hf_deit.sampling import ViewKey, ViewSampler
@@ -85,6 +87,24 @@ def test_views_that_do_not_fit_into_memory_are_not_kept(caplog):
     with caplog.at_level("INFO"):
         assert memory_for_views(1000, 10_000_000, 1, (224, 224)) is None
     assert "1000 views of each image would take 1505290.0 GB" in caplog.text
+
+
+def test_the_limit_of_a_container_or_batch_job_counts(monkeypatch, tmp_path):
+    plain = psutil.virtual_memory().available
+    monkeypatch.setattr(kept_views, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(kept_views, "_OWN_CGROUP", tmp_path / "own")
+    assert kept_views.free_memory() > plain / 2  # no cgroups here
+    (tmp_path / "own").write_text("1:name=systemd:/other\n0::/batch/job\n")
+    assert kept_views.free_memory() > plain / 2
+    (tmp_path / "batch" / "job").mkdir(parents=True)
+    for folder, limit, used in (("", "max", "7"), ("batch", "900000", "100000"), ("batch/job", "max", "50")):
+        (tmp_path / folder / "memory.max").write_text(limit + "\n")
+        (tmp_path / folder / "memory.current").write_text(used + "\n")
+    assert kept_views.free_memory() == 800_000
+    assert memory_for_views(1, 10, 1, (58, 57)) is not None  # 99,190 of 100,000 bytes
+    assert memory_for_views(1, 10, 1, (58, 58)) is None
+    (tmp_path / "batch" / "memory.current").write_text("900001")
+    assert kept_views.free_memory() == 0
 
 
 @pytest.mark.parametrize(
