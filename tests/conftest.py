@@ -7,10 +7,10 @@ from pathlib import Path
 # processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-import hf_deit  # noqa: E402
+import hf_deit
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
