@@ -158,12 +158,13 @@ def _raise_failures(failed: dict[Task, Exception]) -> None:
 
 
 def _begin_worker(threads: int) -> None:
-    """Ends with the parent, leaves Ctrl-C to it, takes its share of the cores."""
+    """Ends with the parent, leaves Ctrl-C to it, takes its share of the cores unless OMP_NUM_THREADS says how many."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(threads)
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

@@ -1,11 +1,18 @@
 """What several test modules share: tiny configurations and students, and the shared data."""
 
+import os
 from pathlib import Path
+
+# One thread a process, before torch is loaded: the models are tiny, the suite runs in two processes at once, and the
+# processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 import hf_deit
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 TINY = {
     "hidden_size": 32,

@@ -18,6 +18,7 @@ from test_runs import FACTORY, TEACHER_LABELS, write_images
 
 from hf_deit.ablation import read_ablation
 from hf_deit.ablation_runs import Place, plan_ablation
+from hf_deit.checkpointing import STAGING_PREFIX
 from hf_deit.recipe import load_recipe
 from hf_deit.shared_caches import cache_folder
 from hf_deit.worker_processes import alone_in
@@ -109,14 +110,19 @@ def whole(finished, data):
     return definition.parent
 
 
+def results_in(folder):
+    """The results that are there; what a killed run was writing has a name of its own (`write_json`)."""
+    return [path for path in folder.glob("*.json") if not path.name.startswith(STAGING_PREFIX)]
+
+
 def files(folder):
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*.json")}
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in results_in(folder)}
 
 
 def metrics_of(folder):
     """What was measured, without how long it took."""
     found = {}
-    for path in folder.glob("*.json"):
+    for path in results_in(folder):
         metrics = json.loads(path.read_text())["metrics"] or {}
         found[path.name] = {
             name: value for name, value in metrics.items() if "second" not in name and "time" not in name
