@@ -158,13 +158,12 @@ def _raise_failures(failed: dict[Task, Exception]) -> None:
 
 
 def _begin_worker(threads: int) -> None:
-    """Ends with the parent, leaves Ctrl-C to it, takes its share of the cores unless OMP_NUM_THREADS says how many."""
+    """Ends with the parent, leaves Ctrl-C to it, takes its share of the cores, or fewer by OMP_NUM_THREADS."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
