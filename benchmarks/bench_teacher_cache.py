@@ -11,7 +11,7 @@ Five parts, each with a table; figures go to benchmarks/results/bench_teacher_ca
 - accuracy: the recipe clothing10_64 by the live teacher, exact caches, top-K and fewer views than epochs.
 
 python benchmarks/bench_teacher_cache.py time building rounding files --data ../shared/data/clothing10 --images 128
-python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 20 --fields --patch_size 16
+python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 20 --fields --learning_rate 1e-3 --distillation_alpha 0.5
 """
 
 import argparse

@@ -53,7 +53,7 @@ def test_all_that_the_default_space_suggests_is_a_recipe_and_only_fields_that_co
         kind = loaded.training.distillation_type
         assert ("distillation_tau" in fields) == (kind == "soft")
         assert ("distillation_alpha" in fields) == (kind != "none")
-        assert 2.5e-4 <= loaded.training.learning_rate <= 4e-3  # a quarter of the recipe's to four times
+        assert 1.25e-4 <= loaded.training.learning_rate <= 2e-3  # a quarter of the recipe's to four times
         assert loaded.augmentation.crop_scale in ([0.25, 1.0], [0.08, 1.0])
         kinds.add((kind, loaded.augmentation.auto_augment, loaded.training.mixup_alpha))
     assert {kind[0] for kind in kinds} == {"none", "soft", "hard"}
@@ -76,8 +76,8 @@ def test_the_recipes_own_values_are_tried_where_the_space_has_them():
     assert fields == {
         "distillation_type": "soft",
         "distillation_tau": 1.0,
-        "distillation_alpha": 0.5,
-        "learning_rate": 1e-3,
+        "distillation_alpha": 0.9,
+        "learning_rate": 5e-4,
         "crop_scale": [0.25, 1.0],
         "auto_augment": "none",
         "mixup_alpha": 0.0,
