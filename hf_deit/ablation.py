@@ -24,6 +24,8 @@ _ABOUT_FILES = frozenset(
     | {"report_to", "disable_tqdm", "logging_steps", "logging_strategy", "dataloader_num_workers"}
     | {"eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"}
 )
+# Fields that the command line says, or run_ablation.py itself.
+_NOT_HERE = ("data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume")
 # Fields that only say how a teacher is listened to: of a run without one they do not count.
 _ABOUT_TEACHER = frozenset(
     {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}
@@ -129,8 +131,8 @@ def read_ablation(path: str | Path) -> Ablation:
         if not isinstance(content[name], str):
             raise AblationError(f"{path}: {name}={content[name]!r}: a text.")
     seeds = content["seeds"]
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise AblationError(f"{path}: seeds={seeds!r}: a list of whole numbers, at least one.")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise AblationError(f"{path}: seeds={seeds!r}: a list of whole numbers from 0 to 2**32 - 1, at least one.")
     if len(set(seeds)) < len(seeds):
         raise AblationError(f"{path}: seeds={seeds}: each once.")
     fields = _fields(path, "fields", content.get("fields"))
@@ -145,6 +147,12 @@ def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
         raise AblationError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
     if "seed" in (fields or {}):
         raise AblationError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
+    elsewhere = [name for name in _NOT_HERE if name in (fields or {})]
+    if elsewhere:
+        raise AblationError(
+            f"{path}: {where} gives {elsewhere[0]}: data and teacher are those of the command line (--data, --teacher), the same "
+            "for every variant; caches and folders are made."
+        )
     return fields or {}
 
 
@@ -304,7 +312,12 @@ def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str,
     base = ablation.rows[0].paper
     for row, shown in zip(ablation.rows, rows, strict=True):
         seeds = str(len(shown.values)) + (f", {shown.diverged} diverged" if shown.diverged else "")
-        cells = [row.title, spread(shown.values.values()), seeds, "" if row is ablation.rows[0] else gain(shown.gains)]
+        cells = [
+            " ".join(row.title.split()).replace("|", "\\|"),
+            spread(shown.values.values()),
+            seeds,
+            "" if row is ablation.rows[0] else gain(shown.gains),
+        ]
         if paper:
             told = row.paper is not None and base is not None and row is not ablation.rows[0]
             cells += ["" if row.paper is None else f"{row.paper:.1f}", f"{row.paper - base:+.1f}" if told else ""]

@@ -20,6 +20,9 @@ from .worker_processes import Task, alone_in, run_tasks, time_left
 
 logger = logging.getLogger(__name__)
 
+# Metrics that a student with one head has not.
+_OF_TWO_HEADS = ("cls_accuracy", "distillation_accuracy")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -163,6 +166,17 @@ def _check_metrics(ablation: Ablation) -> None:
         if row.metric.removeprefix("ema_") not in known or row.metric.endswith("loss"):
             shares = ", ".join(name for name in known if not name.endswith("loss"))
             raise AblationError(f"Row {row.title!r}: metric {row.metric!r} is not one of {shares}.")
+        fields = {**ablation.fields, **ablation.variants[row.variant]}
+        averaged = row.metric.startswith("ema_")
+        if averaged and not fields.get("ema_epochs"):
+            raise AblationError(
+                f"Row {row.title!r}: {row.metric} is of averaged weights, and its variant keeps none (ema_epochs)."
+            )
+        of_a_head = row.metric.removeprefix("ema_") in _OF_TWO_HEADS
+        if of_a_head and fields.get("student") == "plain":
+            raise AblationError(
+                f"Row {row.title!r}: {row.metric} is of a student with two heads, and its variant's has one."
+            )
 
 
 def do_ablation(plan: Plan, place: Place, say: Callable[[str], None]) -> None:

@@ -104,8 +104,8 @@ def build_student(
     return (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)(config)
 
 
-# Above this many tokens the matrices of attention weights cost more than they save (benchmarks/bench_attention.py).
-_FEW_TOKENS = 256
+# Plain attention is faster still at 578 tokens (benchmarks/bench_attention.py), but its weights take memory by their square.
+_FEW_PATCHES = 256
 
 
 def choose_attention(student: PreTrainedModel, args: TrainingArguments) -> None:
@@ -122,7 +122,7 @@ def choose_attention(student: PreTrainedModel, args: TrainingArguments) -> None:
         return
     height, width = as_pair(getattr(student.config, "image_size", None) or 0)
     tall, wide = as_pair(getattr(student.config, "patch_size", None) or 1)
-    if 0 < (height // tall) * (width // wide) <= _FEW_TOKENS:
+    if 0 < (height // tall) * (width // wide) <= _FEW_PATCHES:
         student.set_attn_implementation("eager")
 
 

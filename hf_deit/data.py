@@ -82,15 +82,16 @@ class ViewDataset(torch.utils.data.Dataset):
         """`(height, width)` of a view, in pixels."""
         return self.augmentation.view_size
 
-    def keep_views(self, num_views: int, repeats: int) -> None:
+    def keep_views(self, num_views: int, repeats: int, processes: int = 1) -> None:
         """Keeps views in memory from now on, if all of them fit there: for trainings in which they come again.
 
         Args:
             num_views: Epochs with distinct views.
-            repeats: Views of an image in an epoch.
+            repeats: The most views of an image in an epoch.
+            processes: Of the training on this machine, each of which keeps its own.
         """
         if self._kept is None or self._kept.shape != (num_views, len(self), repeats):
-            self._kept = memory_for_views(num_views, len(self), repeats, self.view_size)
+            self._kept = memory_for_views(num_views, len(self), repeats, self.view_size, processes)
 
     def describe(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before it."""

@@ -78,17 +78,20 @@ def free_memory() -> int:
     return free
 
 
-def memory_for_views(num_views: int, images: int, repeats: int, view_size: tuple[int, int]) -> KeptViews | None:
+def memory_for_views(
+    num_views: int, images: int, repeats: int, view_size: tuple[int, int], processes: int = 1
+) -> KeptViews | None:
     """Gives memory for all views of a training; None, with a word on it, if they would take more than an eighth of what is free.
 
     Args:
-        num_views: As `KeptViews`, and so are the others.
+        num_views: As `KeptViews`, and so are the next three.
+        processes: That keep as much each.
     """
     size = num_views * images * repeats * (1 + 3 * math.prod(view_size))
-    allowed = int(_SHARE_OF_MEMORY * free_memory())
+    allowed = int(_SHARE_OF_MEMORY * free_memory() / processes)
     if size > allowed:
         logger.info(
-            "%d views of each image would take %.1f GB, and an eighth of the free memory is %.1f GB: they are made anew each time.",
+            "%d views of each image would take %.1f GB, and an eighth of the free memory, shared by the processes, is %.1f GB: they are made anew each time.",
             *(num_views, size / 1e9, allowed / 1e9),
         )
         return None

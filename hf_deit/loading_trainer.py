@@ -7,6 +7,7 @@ batch is in trainer.py.
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -79,10 +80,13 @@ class LoadingTrainer(OptimizingTrainer):
 
     def _keep_views(self) -> None:
         """Where views come again, and the data set can keep them."""
-        args = self.args
-        comes_again = args.num_views is not None and (args.max_steps > 0 or args.num_views < args.num_train_epochs)
-        if comes_again and hasattr(self.train_dataset, "keep_views"):
-            self.train_dataset.keep_views(args.num_views, args.repeated_augmentation)
+        if self.args.num_views is None or not hasattr(self.train_dataset, "keep_views"):
+            return
+        sampler = self._get_train_sampler()
+        steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * sampler.num_batches
+        if steps > self.args.num_views * sampler.num_batches:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, set by every launcher
+            self.train_dataset.keep_views(self.args.num_views, sampler.views_per_image, processes)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As the Trainer's; stored answers to the validation images are looked up with them."""

@@ -201,6 +201,8 @@ class DistillationTrainingArguments(TrainingArguments):
                 yield f"{name}={getattr(self, name)}: it must be finite and not negative (paper: {usual})."
         if not 0 < self.layer_decay <= 1:
             yield f"layer_decay={self.layer_decay}: a factor in (0, 1]; 1 leaves all layers alike."
+        if not 0 <= self.seed < 2**32:
+            yield f"seed={self.seed}: a whole number from 0 to 2**32 - 1."
         if self.num_views is not None and self.num_views < 1:
             yield f"num_views={self.num_views}: it must be at least 1, or left out for distinct views always."
         if self.repeated_augmentation < 1:

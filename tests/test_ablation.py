@@ -301,3 +301,21 @@ def test_a_definition_that_is_no_yaml_or_is_not_there_is_refused(tmp_path):
 def test_an_unknown_recipe_is_refused_with_the_nearest(written):
     with pytest.raises(RecipeError, match="clothing10_64"):
         read_ablation(written(recipe="clothing_64"))
+
+
+@pytest.mark.parametrize("name", ["data", "teacher", "teacher_cache", "output_dir", "resume"])
+def test_what_the_command_line_says_is_not_taken_from_a_definition(written, name):
+    own = {"student": "plain", "distillation_type": "none", name: "x"}
+    for changes in ({"fields": {name: "x"}}, {"variants": {**DEFINITION["variants"], "plain": own}}):
+        with pytest.raises(AblationError, match=f"gives {name}: data and teacher are those of the command line"):
+            read_ablation(written(**changes))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_torch_would_not_take_is_refused(written, seed):
+    with pytest.raises(AblationError, match="from 0 to"):
+        read_ablation(written(seeds=[0, seed]))
+
+
+def test_a_title_does_not_tear_the_table():
+    assert "| a \\| b c |" in markdown(ablation(Row("a | b\nc", "plain")), {})

@@ -221,6 +221,10 @@ def test_what_cannot_be_run_is_refused_first(data, tmp_path, capfd):
     assert "weight_dekay" in refused(capfd, *arguments(unknown, data))
     metric = write(tmp_path / "metric.yaml", rows=[*ROWS[:3], {"title": "x", "variant": "hard", "metric": "acuracy"}])
     assert "'acuracy'" in refused(capfd, *arguments(metric, data))
+    for variant, name, word in (("plain", "cls_accuracy", "two heads"), ("hard", "ema_accuracy", "ema_epochs")):
+        row = {"title": "x", "variant": variant, "metric": name}
+        other = write(tmp_path / f"{name}.yaml", rows=[*ROWS[:3], row])
+        assert word in refused(capfd, *arguments(other, data))
     with alone_in(tmp_path / "work"):
         assert "Another process works in" in refused(capfd, *arguments(definition, data))
     assert not list((tmp_path / "results").glob("*.json")) and not (tmp_path / "work" / "runs").exists()

@@ -132,3 +132,19 @@ def test_a_training_makes_each_of_its_views_once_and_learns_the_same(tmp_path, m
     assert len(made) > images
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_set_smaller_than_the_batch_has_all_its_views_kept(tmp_path, made, repeats):
+    fields = {"num_views": 1, "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 64}
+    args = tiny.arguments(tmp_path, distillation_type="none", repeated_augmentation=repeats, **fields)
+    DistillationTrainer(tiny.student(), None, args, train_dataset=tiny.training_data(12)).train()
+    assert (
+        64 <= len(made) <= 72
+    )  # of 12 images 5 or 6 views each, in three epochs of 64; which have 6 depends on the epoch
+
+
+def test_processes_share_the_memory(monkeypatch):
+    monkeypatch.setattr(kept_views, "free_memory", lambda: 8 * 100_000)
+    assert memory_for_views(1, 10, 1, (57, 58)) is not None
+    assert memory_for_views(1, 10, 1, (57, 58), processes=2) is None
