@@ -11,8 +11,10 @@ import statistics
 from pathlib import Path
 
 
-def accuracy(file: Path) -> float:
-    return 100 * json.loads(file.read_text())["metrics"]["eval_accuracy"]
+def accuracy(file: Path) -> float | None:
+    """In percent; None of a run that diverged."""
+    metrics = json.loads(file.read_text())["metrics"]
+    return None if metrics is None else 100 * metrics["eval_accuracy"]
 
 
 def main() -> None:
@@ -20,10 +22,15 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs=2)
     one, other = parser.parse_args().folders
     names = sorted({file.name for file in one.glob("*.json")} & {file.name for file in other.glob("*.json")})
-    differences = [accuracy(other / name) - accuracy(one / name) for name in names]
+    pairs = [(accuracy(one / name), accuracy(other / name)) for name in names]
+    differences = [second - first for first, second in pairs if first is not None and second is not None]
+    if len(differences) < 2:
+        raise SystemExit(
+            f"{one} and {other} have {len(differences)} result(s) of one name that ended well: at least 2 are needed."
+        )
     spread = statistics.stdev(differences)
     print(
-        f"{len(names)} runs, done twice: {min(differences):+.1f} to {max(differences):+.1f} points, mean {statistics.mean(differences):+.2f}"
+        f"{len(differences)} runs, done twice: {min(differences):+.1f} to {max(differences):+.1f} points, mean {statistics.mean(differences):+.2f}"
     )
     print(f"standard deviation of the differences {spread:.2f}, so of a run {spread / 2**0.5:.2f}")
 
