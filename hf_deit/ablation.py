@@ -18,14 +18,13 @@ from .checkpointing import digest_of
 from .errors import UserError
 from .recipe_files import parsed_yaml, read_fields, recipe_path
 
-# Fields that say where and how often things are written, and nothing about what is trained.
-_ABOUT_FILES = frozenset(
-    {"data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume", "run_name"}
-    | {"report_to", "disable_tqdm", "logging_steps", "logging_strategy", "dataloader_num_workers"}
-    | {"eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"}
-)
 # Fields that the command line says, or run_ablation.py itself.
 _NOT_HERE = ("data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume")
+# Fields that say where and how often things are written, and nothing about what is trained.
+_ABOUT_FILES = frozenset(
+    {*_NOT_HERE, "run_name", "report_to", "disable_tqdm", "logging_steps", "logging_strategy", "dataloader_num_workers"}
+    | {"eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"}
+)
 # Fields that only say how a teacher is listened to: of a run without one they do not count.
 _ABOUT_TEACHER = frozenset(
     {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}

@@ -37,7 +37,7 @@ class KeptViews:
         self.shape = (num_views, images, repeats)
         count = math.prod(self.shape)
         # Not share_memory_(): /dev/shm is small in containers, and what does not fit there ends the process.
-        memory = mmap.mmap(-1, count * (1 + 3 * math.prod(view_size)))
+        memory = mmap.mmap(-1, _size(self.shape, view_size))
         self._known = torch.frombuffer(memory, dtype=torch.uint8, count=count).view(self.shape)
         pixels = torch.frombuffer(memory, dtype=torch.uint8, offset=count)
         self._pixels = pixels.view(*self.shape, 3, *view_size)
@@ -55,11 +55,12 @@ class KeptViews:
 
     def __reduce__(self) -> Any:
         # Workers that are not forked have no part in it, and memory of their own would be too much.
-        return _nothing, ()
+        return type(None), ()
 
 
-def _nothing() -> None:
-    return None
+def _size(shape: tuple[int, int, int], view_size: tuple[int, int]) -> int:
+    """Bytes of so many views with their marks."""
+    return math.prod(shape) * (1 + 3 * math.prod(view_size))
 
 
 def free_memory() -> int:
@@ -87,7 +88,7 @@ def memory_for_views(
         num_views: As `KeptViews`, and so are the next three.
         processes: That keep as much each.
     """
-    size = num_views * images * repeats * (1 + 3 * math.prod(view_size))
+    size = _size((num_views, images, repeats), view_size)
     allowed = int(_SHARE_OF_MEMORY * free_memory() / processes)
     if size > allowed:
         logger.info(

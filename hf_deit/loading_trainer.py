@@ -85,7 +85,7 @@ class LoadingTrainer(OptimizingTrainer):
         sampler = self._get_train_sampler()
         steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * sampler.num_batches
         if steps > self.args.num_views * sampler.num_batches:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, set by every launcher
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, by torchrun
             self.train_dataset.keep_views(self.args.num_views, sampler.views_per_image, processes)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:

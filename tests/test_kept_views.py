@@ -139,9 +139,8 @@ def test_a_set_smaller_than_the_batch_has_all_its_views_kept(tmp_path, made, rep
     fields = {"num_views": 1, "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 64}
     args = tiny.arguments(tmp_path, distillation_type="none", repeated_augmentation=repeats, **fields)
     DistillationTrainer(tiny.student(), None, args, train_dataset=tiny.training_data(12)).train()
-    assert (
-        64 <= len(made) <= 72
-    )  # of 12 images 5 or 6 views each, in three epochs of 64; which have 6 depends on the epoch
+    # Of 12 images 5 or 6 views each, in three epochs of 64; which have 6 depends on the epoch.
+    assert 64 <= len(made) <= 72
 
 
 def test_processes_share_the_memory(monkeypatch):
