@@ -1,6 +1,6 @@
 """An ablation: named variants of one recipe × seeds, which runs that makes, what is done of them, and the table of it all.
 
-A definition is a YAML: `title`, `recipe` (a name of the package's), `fields` (for all), `seeds`, `variants` (name → fields) and
+A definition is a YAML: `title`, `recipe` (a name of the package's, or a YAML beside it), `fields` (for all), `seeds`, `variants` (name → fields) and
 `rows` of the table (`title`, `variant`, `metric`, `paper`). A run is known by its fields, its data and its teacher, not by the
 definition it stands in: definitions share runs, and a run that has its result is not done again. Doing runs is
 ablation_runs.py's business, searching for fields sweep.py's.
@@ -137,12 +137,13 @@ def read_ablation(path: str | Path) -> Ablation:
     fields = _fields(path, "fields", content.get("fields"))
     variants = _variants(path, content["variants"])
     rows = _rows(path, content["rows"], variants)
-    base = read_fields(recipe_path(content["recipe"]))
+    own_recipe = path.parent / content["recipe"]
+    base = read_fields(own_recipe if own_recipe.suffix == ".yaml" else recipe_path(content["recipe"]))
     return Ablation(content["title"], {**base, **fields}, seeds, variants, rows, content["recipe"])
 
 
 def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields or {}, dict):
+    if not isinstance(fields, dict | None):
         raise AblationError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
     if "seed" in (fields or {}):
         raise AblationError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
@@ -181,8 +182,10 @@ def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
     except TypeError as error:
         raise AblationError(f"{path}: row {entry!r} takes title, variant, metric and paper ({error}).") from error
     for name, kind in _ROW_TYPES.items():
-        if not isinstance(getattr(row, name), kind):
-            raise AblationError(f"{path}: row {entry!r}: {name}={getattr(row, name)!r} is not allowed.")
+        value = getattr(row, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wanted = "a number" if name == "paper" else "a text"
+            raise AblationError(f"{path}: row {entry!r}: {name}={value!r}: {wanted} is wanted.")
     if row.variant not in variants:
         raise AblationError(
             f"{path}: row {row.title!r} names the variant {row.variant!r}; there are {', '.join(variants)}."
@@ -208,7 +211,7 @@ def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, 
             other = origins.setdefault(run.distils, file)
             if _origin(other) != _origin(file):
                 raise _several_origins(folder, other, file)
-            found.setdefault(run.variant, {})[run.fields["seed"]] = _read(file)
+            found.setdefault(run.variant, {})[run.fields["seed"]] = read_result(file)
     return found
 
 
@@ -234,12 +237,21 @@ def _several_origins(folder: str | Path, one: Path, other: Path) -> AblationErro
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_result(file: Path) -> dict[str, Any]:
+    """Reads a result.
+
+    Raises:
+        AblationError: It cannot be read, or its metrics are no numbers.
+    """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(result["metrics"], dict | None):
-            raise ValueError(f"metrics is {result['metrics']!r}")
-    except (ValueError, KeyError, TypeError) as error:
+        metrics = result["metrics"]
+        if not isinstance(metrics, dict | None):
+            raise ValueError(f"metrics is {metrics!r}")
+        wrong = [name for name, value in (metrics or {}).items() if type(value) not in (int, float)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {metrics[wrong[0]]!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise AblationError(f"{file} cannot be read ({error!r}): remove it, and the run is done again.") from error
     return result
 

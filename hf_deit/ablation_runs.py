@@ -7,15 +7,18 @@ too. Which runs there are, and the table, is the business of ablation.py; proces
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .ablation import Ablation, AblationError, Run, check_origin, result_file
+from .ablation import Ablation, AblationError, Run, check_origin, read_result, result_file, sign
 from .checkpointing import checkpoints, write_json
+from .errors import UserError
+from .places import check_place
 from .recipe import Recipe, load_recipe
 from .shared_caches import build_shared_cache, cache_folder, length_of
+from .sources import Source, load_splits
 from .worker_processes import Task, alone_in, run_tasks, time_left
 
 logger = logging.getLogger(__name__)
@@ -122,13 +125,15 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     """Says what is to be done; recipes, data, teacher and earlier results are read and checked before the first run.
 
     Raises:
-        AblationError: A variant distils and there is no teacher, a row names no metric, or there are results on other data.
+        AblationError: A variant distils and there is no teacher, a row names no metric, there are results on other data, or
+            one that cannot be read.
         UserError: A field, the data or the teacher are not allowed.
     """
     from .building import build_teacher
     from .run_data import columns_of
-    from .sources import load_splits
 
+    for folder in (place.results, place.work):
+        check_place(folder / "file", AblationError)
     runs: dict[str, Run] = {}
     for run in ablation.runs():
         runs.setdefault(run.key, run)
@@ -139,13 +144,16 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     _check_metrics(ablation)
     first = next(iter(recipes.values())).data
     # Split off by the same seed always: the data are the same whatever the seeds of the runs.
-    data = load_splits(place.data, columns=columns_of(first), broken_images=first.broken_images)[0].fingerprint
+    splits = load_splits(place.data, columns=columns_of(first), broken_images=first.broken_images)
+    data = sign([split.fingerprint for split in splits])
+    _check_variants(ablation, recipes, splits[0])
     teacher = build_teacher(recipes[distilling[0].key].teacher).fingerprint() if distilling else None
     todo, finished = [], 0
     for key, run in runs.items():
         file = result_file(place.results, run, data, teacher)
         check_origin(place.results, run, file)
-        if file.is_file():
+        if file.exists():
+            read_result(file)
             finished += 1
             continue
         cache = cache_folder(place.work / "caches", recipes[key], teacher) if run.distils else None
@@ -156,6 +164,17 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
             caches[planned.cache] = planned.run  # in the end the longest run's
     order = dict.fromkeys(planned.cache for planned in todo if planned.cache is not None)
     return Plan(todo, {cache: caches[cache] for cache in order}, finished)
+
+
+def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], train: Source) -> None:
+    """Has each variant's student and views built once."""
+    from .runs import check_recipe
+
+    for run in ablation.runs()[: len(ablation.variants)]:  # of the first seed
+        try:
+            check_recipe(recipes[run.key], train)
+        except UserError as error:
+            raise AblationError(f"Variant {run.variant!r}: {error}") from error
 
 
 def _check_metrics(ablation: Ablation) -> None:

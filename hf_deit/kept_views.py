@@ -18,9 +18,21 @@ from .sampling import ViewKey
 logger = logging.getLogger(__name__)
 
 # Of the memory that is free when a training starts.
-_SHARE_OF_MEMORY = 1 / 8
+_SHARE_OF_MEMORY = 1 / 2
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
+
+_trainings = 1
+
+
+def share_memory(trainings: int) -> None:
+    """Says that this process trains beside others: the views of each get their part of the memory.
+
+    Args:
+        trainings: At a time, this one among them.
+    """
+    global _trainings
+    _trainings = trainings
 
 
 class KeptViews:
@@ -75,24 +87,33 @@ def free_memory() -> int:
             limit, used = (int((_CGROUPS / folder / f"memory.{name}").read_text()) for name in ("max", "current"))
         except (OSError, ValueError):  # not there, or "max": no limit
             continue
-        free = min(free, max(limit - used, 0))
+        free = min(free, max(limit - used + _reclaimable(_CGROUPS / folder / "memory.stat"), 0))
     return free
+
+
+def _reclaimable(file: Path) -> int:
+    """Bytes of a cgroup's `memory.current` that hold files read before, and are given back when something needs them."""
+    try:
+        counts = dict(line.split() for line in file.read_text().splitlines())
+        return int(counts["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def memory_for_views(
     num_views: int, images: int, repeats: int, view_size: tuple[int, int], processes: int = 1
 ) -> KeptViews | None:
-    """Gives memory for all views of a training; None, with a word on it, if they would take more than an eighth of what is free.
+    """Gives memory for all views of a training; None, with a word on it, if they would take more than half of what is free.
 
     Args:
         num_views: As `KeptViews`, and so are the next three.
         processes: That keep as much each.
     """
     size = _size((num_views, images, repeats), view_size)
-    allowed = int(_SHARE_OF_MEMORY * free_memory() / processes)
+    allowed = int(_SHARE_OF_MEMORY * free_memory() / (processes * _trainings))
     if size > allowed:
         logger.info(
-            "%d views of each image would take %.1f GB, and an eighth of the free memory, shared by the processes, is %.1f GB: they are made anew each time.",
+            "%d views of each image would take %.1f GB, and half of the free memory, shared by the processes, is %.1f GB: they are made anew each time.",
             *(num_views, size / 1e9, allowed / 1e9),
         )
         return None

@@ -68,18 +68,31 @@ def _base_fields(path: Path, base: Any) -> dict[str, Any]:
     return fields
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which takes the last of several values of one key, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def parsed_yaml(path: Path, error: type[UserError]) -> Any:
-    """Gives what a YAML file that is there holds.
+    """Gives what a YAML file holds.
 
     Args:
         path: Of the file.
         error: What to raise.
 
     Raises:
-        UserError: It is not valid YAML.
+        UserError: It cannot be read, is not valid YAML, or gives one key twice.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}.") from reason
     except (yaml.YAMLError, UnicodeDecodeError) as reason:
         raise error(f"{path} is not valid YAML: {reason}") from reason
 

@@ -1,20 +1,19 @@
-"""A search space over the fields of a recipe, and the report of what a search found.
+"""A search over the fields of a recipe: what is tried, and what a search is made of.
 
 A space maps the name of a field to a list of choices, or to `{low, high}`, with `log: true` on a logarithmic scale. The search
-itself is optuna's; trials, storage and processes are sweep_runs.py's business.
+itself is optuna's; trials, storage and processes are sweep_runs.py's business, the report is sweep_report.py's.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .errors import UserError
 from .recipe import Recipe, load_recipe, recipe_parser
+from .recipe_files import parsed_yaml
 
 # Searched only where a teacher is listened to in one of these ways.
 _NEEDS = {
@@ -82,6 +81,48 @@ class Parameter:
 Space = Sequence[Parameter]
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A search, checked.
+
+    Args:
+        fields: Of the recipe.
+        overrides: Recipe fields of the command line; data, teacher and number of epochs among them.
+        space: What is tried.
+        own_type: The recipe's distillation_type, where the space has none.
+        out: Folder of everything.
+        trials: Number to be finished or cut short.
+        jobs: At a time.
+        seed: Of the search.
+        teacher: Fingerprint of the teacher; None: none is asked.
+        images: Number of validation images.
+        data: Sign of the training and the validation images.
+    """
+
+    fields: Mapping[str, Any] = field(hash=False)
+    overrides: tuple[str, ...]
+    space: tuple[Parameter, ...] = field(hash=False)
+    own_type: str
+    out: Path
+    trials: int
+    jobs: int
+    seed: int
+    teacher: str | None
+    images: int
+    data: str
+
+    def recipe(self, **fields: Any) -> Recipe:
+        """The recipe with these fields."""
+        return load_recipe({**self.fields, "distillation_type": self.own_type, **fields}, list(self.overrides))
+
+    def describe(self) -> dict[str, Any]:
+        """What a sweep that goes on must have in common with the one before."""
+        told = {name: getattr(self, name) for name in ("fields", "own_type", "teacher", "images", "data")}
+        told["space"] = {parameter.name: parameter.describe() for parameter in self.space}
+        told["overrides"] = list(self.overrides)
+        return json.loads(json.dumps(told, default=str))
+
+
 def default_space(recipe: Recipe, has_teacher: bool, fixed: Sequence[str]) -> Space:
     """The space that is searched where none is given: the learning rate, the views, and how the teacher is listened to.
 
@@ -120,10 +161,7 @@ def read_space(path: str | Path, fields: Mapping[str, Any], fixed: Sequence[str]
         RecipeError: A field or a value is not allowed.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(f"--space {path} cannot be read: {error}") from error
+    content = parsed_yaml(path, SweepError)
     if not isinstance(content, dict) or not content:
         raise SweepError(f"--space {path} must map fields to [choices] or {{low, high, log}}, and holds {content!r}.")
     kinds = {action.dest: action.type for action in recipe_parser()._actions}
@@ -133,16 +171,20 @@ def read_space(path: str | Path, fields: Mapping[str, Any], fixed: Sequence[str]
             raise SweepError(f"--space {path}: {name} cannot be searched: {_REFUSED[name]}.")
         if name in fixed:
             raise SweepError(f"--space {path} searches {name}, and --{name} is given too: leave out one of them.")
-        parameter = _parameter(f"--space {path}: {name}", str(name), entry, kinds.get(name) is int)
+        parameter = _parameter(f"--space {path}: {name}", str(name), entry, kinds.get(name))
         for value in parameter.choices or (parameter.low, parameter.high):
             load_recipe({"distillation_type": "none", **fields, name: value}, [])
         space.append(parameter)
     return sorted(space, key=lambda parameter: parameter.name != "distillation_type")  # others depend on it
 
 
-def _parameter(where: str, name: str, entry: Any, whole: bool) -> Parameter:
+def _parameter(where: str, name: str, entry: Any, kind: Any) -> Parameter:
     if isinstance(entry, list) and entry:
-        if any(isinstance(value, dict) for value in entry) or len({json.dumps(value) for value in entry}) < len(entry):
+        try:
+            texts = {json.dumps(value) for value in entry}
+        except TypeError as error:  # YAML has dates
+            raise SweepError(f"{where}: {entry!r}: texts, numbers, true and false, and lists of them.") from error
+        if any(isinstance(value, dict) for value in entry) or len(texts) < len(entry):
             raise SweepError(f"{where}: {entry!r}: each choice once, and plain.")
         return Parameter(name, tuple(entry))
     if not isinstance(entry, dict) or not {"low", "high"} <= set(entry) <= {"low", "high", "log"}:
@@ -151,7 +193,9 @@ def _parameter(where: str, name: str, entry: Any, whole: bool) -> Parameter:
         low, high = (float(entry[end]) for end in ("low", "high"))  # 1e-4 is a text in YAML
     except (TypeError, ValueError) as error:
         raise SweepError(f"{where}: low={entry['low']!r}, high={entry['high']!r}: two numbers.") from error
-    log = entry.get("log", False)
+    if kind is not None and kind not in (int, float):
+        raise SweepError(f"{where} is no number: give its values as a list, and not {entry!r}.")
+    log, whole = entry.get("log", False), kind is int
     if not isinstance(log, bool) or not -math.inf < low < high < math.inf or (log and low <= 0):
         raise SweepError(f"{where}: {entry!r}: low must be below high, and above 0 with log: true.")
     if whole and not (low.is_integer() and high.is_integer()):
@@ -159,10 +203,39 @@ def _parameter(where: str, name: str, entry: Any, whole: bool) -> Parameter:
     return Parameter(name, None, int(low) if whole else low, int(high) if whole else high, log, whole)
 
 
+def _types(space: Space, own_type: str) -> tuple[Any, ...]:
+    """The distillation types that trials may have."""
+    searched = [parameter.choices for parameter in space if parameter.name == "distillation_type"]
+    return (searched[0] or ()) if searched else (own_type,)
+
+
 def asks_teacher(space: Space, own_type: str) -> bool:
     """Whether any trial may listen to a teacher; `own_type` is the recipe's distillation_type."""
-    types = [parameter.choices for parameter in space if parameter.name == "distillation_type"]
-    return any(kind != "none" for kind in (types[0] if types else (own_type,)))
+    return any(kind != "none" for kind in _types(space, own_type))
+
+
+def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
+    """Checks a space against the teacher there is, or is not.
+
+    Args:
+        space: To be searched.
+        own_type: The distillation_type of trials where the space has none.
+        has_teacher: Whether there is one.
+
+    Raises:
+        SweepError: Trials would listen to a teacher and there is none, or a field is searched that no trial would use.
+    """
+    types = _types(space, own_type)
+    if asks_teacher(space, own_type) and not has_teacher:
+        told = " or ".join(map(str, types))
+        raise SweepError(f"distillation_type is {told} here: give --teacher, or only none.")
+    for parameter in space:
+        needed = _NEEDS.get(parameter.name)
+        if needed and not set(needed) & set(types):
+            raise SweepError(
+                f"{parameter.name} is searched and counts only where distillation_type is {' or '.join(needed)}, and here it is "
+                f"{' or '.join(map(str, types))}: {'set that' if has_teacher else 'give --teacher'}, or leave {parameter.name} out."
+            )
 
 
 def suggest_fields(trial: Any, space: Space, own_type: str) -> dict[str, Any]:
@@ -178,84 +251,3 @@ def own_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's own values as optuna holds them, of the fields where the space has them."""
     stored = {parameter.name: parameter.stored(values.get(parameter.name)) for parameter in space}
     return {name: value for name, value in stored.items() if value is not None}
-
-
-# ---- the report ----
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial that has ended.
-
-    Args:
-        number: Its number.
-        outcome: "finished", "pruned", "diverged" or "failed".
-        accuracy: Of the validation images after its last epoch, in [0, 1]; None: there was none.
-        epochs: That it trained.
-        fields: That were searched.
-    """
-
-    number: int
-    outcome: str
-    accuracy: float | None
-    epochs: int
-    fields: Mapping[str, Any]
-
-
-def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The finished trial with the highest accuracy, the first of equals."""
-    finished = [trial for trial in trials if trial.outcome == "finished"]
-    return max(finished, key=lambda trial: (trial.accuracy, -trial.number), default=None)
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Of an accuracy measured on so many images, both as shares: √(p (1 − p) / n)."""
-    return math.sqrt(accuracy * (1 - accuracy) / images)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')
-
-
-def render_report(
-    title: str, trials: Sequence[TrialRecord], names: Sequence[str], importance: Mapping[str, float], images: int
-) -> str:
-    """Gives the report in Markdown: what was found, how much to believe of it, every trial, and what mattered.
-
-    Args:
-        title: Its first line.
-        trials: That have ended.
-        names: Of the fields that were searched.
-        importance: Of fields, adding up to 1; empty: not known.
-        images: Number of validation images.
-    """
-    counts = {outcome: sum(trial.outcome == outcome for trial in trials) for outcome in _OUTCOMES}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    lines = [f"# {title}", "", f"{len(trials)} trials: {told}."]
-    best = best_of(trials)
-    if best is None:
-        lines.append("None of them was trained to its end: there is no best one.")
-    else:
-        error = 100 * standard_error(best.accuracy, images)
-        lines += [
-            f"Best: trial {best.number}, {100 * best.accuracy:.1f} % (± {error:.1f} points, the standard error of {images} "
-            "validation images); its fields are in best.yaml.",
-            "",
-            f"**This figure is too high by selection**: it is the best of {len(trials)} trials, chosen by the same {images} images it "
-            "was measured on, with one seed. Trials within about two standard errors of it are not told apart. Train best.yaml "
-            "with other seeds, and measure on images that the sweep has not seen, before you believe it.",
-        ]
-    lines += ["", f"| trial | accuracy, % | epochs | {' | '.join(names)} |", f"|---:|---:|---:|{'---|' * len(names)}"]
-    order = {outcome: place for place, outcome in enumerate(_OUTCOMES)}
-    for trial in sorted(trials, key=lambda trial: (order[trial.outcome], -(trial.accuracy or 0), trial.number)):
-        accuracy = "–" if trial.accuracy is None else f"{100 * trial.accuracy:.1f}"
-        accuracy += "" if trial.outcome == "finished" else f" ({trial.outcome})"
-        cells = [_shown(trial.fields[name]) if name in trial.fields else "" for name in names]
-        lines.append(f"| {trial.number} | {accuracy} | {trial.epochs} | {' | '.join(cells)} |")
-    if importance:
-        lines += ["", "What mattered (optuna's PED-ANOVA, over the finished trials):", ""]
-        lines += [f"- {name}: {100 * share:.0f} %" for name, share in importance.items()]
-    return "\n".join(lines) + "\n"
-
-
-_OUTCOMES = ("finished", "pruned", "diverged", "failed")

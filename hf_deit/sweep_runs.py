@@ -1,7 +1,7 @@
 """Searches fields of a recipe: trials in processes of their own, chosen and cut short by optuna, kept in a file.
 
 optuna's TPE chooses, its median pruner ends a trial that is behind, its journal file keeps all of them; so a killed sweep goes
-on, and the trials that were under way begin again. Space and report are sweep.py's business, processes
+on, and the trials that were under way begin again. Spaces are sweep.py's business, the report sweep_report.py's, processes
 worker_processes.py's, teacher caches shared_caches.py's.
 """
 
@@ -9,75 +9,33 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
-from .checkpointing import staged_files, write_json
+from .ablation import sign
+from .checkpointing import write_json
+from .errors import UserError
+from .places import check_place
 from .recipe import Recipe, given_names, load_recipe
 from .shared_caches import build_shared_cache, cache_folder
+from .sources import Source
 from .sweep import (
-    Parameter,
+    Sweep,
     SweepError,
-    TrialRecord,
     asks_teacher,
-    best_of,
+    check_space,
     default_space,
     own_values,
     read_space,
-    render_report,
-    standard_error,
     suggest_fields,
 )
+from .sweep_report import write_report
 from .worker_processes import Task, alone_in, run_tasks, time_left
 
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
 _STUDY = "sweep"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A search, checked.
-
-    Args:
-        fields: Of the recipe.
-        overrides: Recipe fields of the command line; data, teacher and number of epochs among them.
-        space: What is tried.
-        own_type: The recipe's distillation_type, where the space has none.
-        out: Folder of everything.
-        trials: Number to be finished or cut short.
-        jobs: At a time.
-        seed: Of the search.
-        teacher: Fingerprint of the teacher; None: none is asked.
-        images: Number of validation images.
-        data: Fingerprint of the training images.
-    """
-
-    fields: Mapping[str, Any] = field(hash=False)
-    overrides: tuple[str, ...]
-    space: tuple[Parameter, ...] = field(hash=False)
-    own_type: str
-    out: Path
-    trials: int
-    jobs: int
-    seed: int
-    teacher: str | None
-    images: int
-    data: str
-
-    def recipe(self, **fields: Any) -> Recipe:
-        """The recipe with these fields."""
-        return load_recipe({**self.fields, "distillation_type": self.own_type, **fields}, list(self.overrides))
-
-    def describe(self) -> dict[str, Any]:
-        """What a sweep that goes on must have in common with the one before."""
-        told = {name: getattr(self, name) for name in ("fields", "own_type", "teacher", "images", "data")}
-        told["space"] = {parameter.name: parameter.describe() for parameter in self.space}
-        told["overrides"] = list(self.overrides)
-        return json.loads(json.dumps(told, default=str))
 
 
 def _require_optuna() -> Any:
@@ -118,30 +76,54 @@ def plan_sweep(
     _require_optuna()
     if trials < 1 or jobs < 1:
         raise SweepError(f"--trials {trials}, --jobs {jobs}: both at least 1.")
-    given = given_names(overrides)
-    recipe = load_recipe(fields, list(overrides))
+    check_place(Path(out) / SWEEP_FILE, SweepError)
+    recipe, given = load_recipe(fields, list(overrides)), given_names(overrides)
+    _check_length(recipe)
     has_teacher = recipe.teacher.teacher is not None
-    if recipe.data.streaming:
-        raise SweepError("A sweep compares trials epoch by epoch, and a stream has none: leave streaming out.")
     if recipe.teacher.teacher_cache is not None:
         raise SweepError("teacher_cache holds the answers to one set of views: give --teacher, caches are made here.")
+    chosen = default_space(recipe, has_teacher, given) if space is None else read_space(space, fields, given)
     own_type = recipe.training.distillation_type
-    if not has_teacher and space is None and "distillation_type" not in given:
+    if not has_teacher and "distillation_type" not in given:
         own_type = "none"
-    if space is None:
-        chosen = default_space(recipe, has_teacher, given)
-    else:
-        chosen = read_space(space, fields, given)
-    if asks_teacher(chosen, own_type) and not has_teacher:
-        raise SweepError("distillation_type may be soft or hard here: give --teacher, or only none.")
+    check_space(chosen, own_type, has_teacher)
     data = load_run_data(recipe)
     if data.train.problem_type != "single_label_classification":
         raise SweepError(
             f"{data.train.name} has several classes an image: a sweep compares accuracies, of one class each."
         )
     teacher = build_teacher(recipe.teacher).fingerprint() if asks_teacher(chosen, own_type) else None
-    sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), data.train.fingerprint)
-    return Sweep(dict(fields), tuple(overrides), tuple(chosen), own_type, *sizes)
+    name = sign([data.train.fingerprint, data.validation.fingerprint])
+    sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), name)
+    sweep = Sweep(dict(fields), tuple(overrides), tuple(chosen), own_type, *sizes)
+    _check_choices(sweep, data.train)
+    return sweep
+
+
+def _check_length(recipe: Recipe) -> None:
+    """Refuses what cannot be compared epoch by epoch."""
+    if recipe.data.streaming:
+        raise SweepError("A sweep compares trials epoch by epoch, and a stream has none: leave streaming out.")
+    if recipe.training.max_steps > 0:
+        raise SweepError(
+            f"max_steps={recipe.training.max_steps}: a sweep compares trials epoch by epoch. Give --epochs in its place."
+        )
+    epochs = recipe.training.num_train_epochs
+    if epochs < 1 or epochs != int(epochs):
+        raise SweepError(f"A trial of {epochs:g} epochs: give a whole number, at least 1 (--epochs).")
+
+
+def _check_choices(sweep: Sweep, train: Source) -> None:
+    """Has each value of the space, beside the recipe's others, built once."""
+    from .runs import check_recipe
+
+    check_recipe(sweep.recipe(), train)
+    for parameter in sweep.space:
+        for value in parameter.choices or (parameter.low, parameter.high):
+            try:
+                check_recipe(sweep.recipe(**{parameter.name: value}), train)
+            except UserError as error:
+                raise SweepError(f"{parameter.name}={value!r}, which the sweep may try: {error}") from error
 
 
 def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
@@ -156,7 +138,10 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
     """
     with alone_in(sweep.out):
         _check_same(sweep)
-        study = _study(sweep, sweep.seed)
+        try:
+            study = _study(sweep, sweep.seed)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SweepError(f"{sweep.out / STUDY_FILE} cannot be read ({error}): choose another --out.") from error
         done = _prepare_study(study, sweep)
         todo = max(0, sweep.trials - done)
         say(f"{todo} trials to do, {done} done; what they print: {sweep.out / 'work' / 'logs'}")
@@ -181,14 +166,17 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
             if tasks:
                 run_tasks(tasks, sweep.jobs, ended)
         finally:
-            report = write_report(sweep)
+            report = write_report(sweep, study)
     return report
 
 
 def _check_same(sweep: Sweep) -> None:
     file, present = sweep.out / SWEEP_FILE, sweep.describe()
     if file.is_file():
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise SweepError(f"{file} cannot be read ({error}): choose another --out.") from error
         changed = [name for name in present if stored.get(name) != present[name]]
         if changed:
             rows = "\n".join(f"  {name}: {stored.get(name)!r} there, {present[name]!r} now" for name in changed)
@@ -263,7 +251,6 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    from .errors import UserError
     from .runs import train
     from .terms import NonFiniteLossError
 
@@ -331,72 +318,3 @@ def _reporter(trial: Any) -> Any:
                 raise TrialPruned
 
     return Reporter()
-
-
-# ---- the report ----
-
-
-def records_of(study: Any) -> list[TrialRecord]:
-    """The trials that have ended; those that a kill broke off are not among them, for they began again."""
-    from optuna.trial import TrialState
-
-    records = []
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        outcome = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}.get(trial.state)
-        outcome = "diverged" if "diverged" in attributes else "failed" if "error" in attributes else outcome
-        if outcome is not None:
-            values = trial.intermediate_values
-            accuracy = trial.value if outcome == "finished" else values[max(values)] if values else None
-            fields = attributes.get("fields", {})
-            records.append(TrialRecord(trial.number, outcome, accuracy, attributes.get("epochs", 0), fields))
-    return records
-
-
-def _importance(study: Any, trials: Sequence[TrialRecord]) -> dict[str, float]:
-    """optuna's PED-ANOVA; empty where there are too few finished trials, or all are equally good."""
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-    finished = [trial.accuracy for trial in trials if trial.outcome == "finished"]
-    if len(finished) < 4 or len(set(finished)) < 2:
-        return {}
-    return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
-
-
-def write_report(sweep: Sweep) -> dict[str, Any]:
-    """Writes report.md, report.json and, if a trial was trained to its end, best.yaml; gives what report.json holds."""
-    study = _study(sweep, sweep.seed)
-    trials = records_of(study)
-    names, best = [parameter.name for parameter in sweep.space], best_of(trials)
-    importance = _importance(study, trials)
-    report: dict[str, Any] = {"trials": [vars(trial) for trial in trials], "importance": importance}
-    report |= {"validation_images": sweep.images, "space": sweep.describe()["space"], "best": None}
-    title = f"Sweep of {len(names)} fields: {', '.join(names)}"
-    with staged_files(sweep.out) as folder:
-        if best is not None:
-            error = standard_error(best.accuracy, sweep.images)
-            report["best"] = {**vars(best), "standard_error": error}
-            text = f"# Trial {best.number} of a sweep, the best of {len(trials)} by {sweep.images} validation images: {100 * best.accuracy:.1f} %,\n"
-            text += "# which is too high by selection (report.md). hf-deit train --config best.yaml --data DATA"
-            text += f" --output_dir OUT{' --teacher TEACHER' * (_type(sweep, best) != 'none')}\n"
-            (folder / "best.yaml").write_text(text + yaml.safe_dump(_best_fields(sweep, best)), encoding="utf-8")
-        (folder / "report.md").write_text(
-            render_report(title, trials, names, importance, sweep.images), encoding="utf-8"
-        )
-        write_json(folder / "report.json", report)
-    return report
-
-
-def _type(sweep: Sweep, trial: TrialRecord) -> str:
-    return trial.fields.get("distillation_type", sweep.own_type)
-
-
-def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
-    """The recipe's own fields, those of the command line and those found; nothing that says where files lie."""
-    names = {*sweep.fields, *given_names(sweep.overrides), *best.fields, "distillation_type"} - {
-        "data",
-        "teacher",
-        "output_dir",
-    }
-    values = {**sweep.fields, **sweep.recipe(**best.fields).to_dict()}
-    return {name: values[name] for name in sorted(names)}

@@ -100,7 +100,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, ended: Callable[[Task, Any], Non
     """
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(threads_for(jobs),))
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(jobs,))
     try:
         failed = _run_all(pool, tasks, jobs, ended)
     except BaseException:
@@ -157,13 +157,16 @@ def _raise_failures(failed: dict[Task, Exception]) -> None:
 # ---- in the worker ----
 
 
-def _begin_worker(threads: int) -> None:
-    """Ends with the parent, leaves Ctrl-C to it, takes its share of the cores, or fewer by OMP_NUM_THREADS."""
+def _begin_worker(jobs: int) -> None:
+    """Ends with the parent, leaves Ctrl-C to it, takes its share of the memory, and of the cores, or fewer by OMP_NUM_THREADS."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    from .kept_views import share_memory
+
+    torch.set_num_threads(min(threads_for(jobs), torch.get_num_threads()))
+    share_memory(jobs)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

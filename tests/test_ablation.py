@@ -247,7 +247,9 @@ def test_results_of_two_data_sets_raise(written, tmp_path, second):
         check_origin(tmp_path, runs[0], result_file(tmp_path, runs[0], "third", "teacher"))
 
 
-@pytest.mark.parametrize("content", ['{"metrics": {"eval_acc', "[]", "{}", '{"metrics": 3}'])
+@pytest.mark.parametrize(
+    "content", ['{"metrics": {"eval_acc', "[]", "{}", '{"metrics": 3}', '{"metrics": {"eval_accuracy": "0.5"}}']
+)
 def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
     definition = read_ablation(written())
     file = save(tmp_path, definition.runs()[0], content)
@@ -277,6 +279,9 @@ def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
         ({"seeds": [0, "1"]}, ["seeds=[0, '1']"]),
         ({"seeds": [0, 0]}, ["each once"]),
         ({"recipe": 3}, ["recipe=3"]),
+        ({"fields": 0}, ["fields must map", "0"]),
+        ({"rows": [{"title": "a", "variant": 1}]}, ["variant=1: a text is wanted"]),
+        ({"rows": [{"title": "a", "variant": "plain", "paper": True}]}, ["paper=True: a number is wanted"]),
         ({"extra": 3}, ["'extra'", "it must hold"]),
     ],
     ids=lambda value: str(value)[:40],
@@ -296,6 +301,20 @@ def test_a_definition_that_is_no_yaml_or_is_not_there_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(AblationError, match="x.yaml"):
             read_ablation(path)
+
+
+def test_a_name_that_stands_there_twice_is_refused(written):
+    path = written()
+    path.write_text(path.read_text() + "title: another\n")
+    with pytest.raises(AblationError, match="'title' stands there twice"):
+        read_ablation(path)
+
+
+def test_a_recipe_of_ones_own_lies_beside_the_definition(written):
+    path = written(recipe="mine.yaml")
+    (path.parent / "mine.yaml").write_text("learning_rate: 1.0e-7\nhidden_size: 8\n")
+    fields = read_ablation(path).runs()[0].fields
+    assert fields["learning_rate"] == 1e-7 and fields["hidden_size"] == 8 and "num_views" not in fields
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest(written):

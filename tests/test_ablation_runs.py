@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def finished(tmp_path_factory, data):
     They were run by another definition, of which one variant fails: a worker process takes seconds to begin.
     """
     definition = write(tmp_path_factory.mktemp("whole") / "tiny.yaml")
-    variants = {"broken": {**WITHOUT, "num_attention_heads": 5}, **VARIANTS}
+    variants = {"broken": {**WITHOUT, "optimizer_class": "torch.optim:Nothing"}, **VARIANTS}
     rows = [{"title": name, "variant": name} for name in variants]
     more = write(definition.with_name("more.yaml"), variants, rows)
     printed, message = io.StringIO(), io.StringIO()
@@ -135,7 +136,7 @@ def test_a_run_that_fails_leaves_the_others_alone(finished):
     assert "8 runs to do, 0 finished" in printed
     assert "broken, seed 0 failed, the others go on" in printed
     assert "wild, seed 1: diverged" in printed and "6/8  hard, seed 1: " in printed
-    assert "2 failed, what ended well is kept" in message and "num_attention_heads" in message
+    assert "2 failed, what ended well is kept" in message and "torch.optim:Nothing" in message
     assert "Traceback" not in message
     assert len(files(definition.parent / "results")) == 6
 
@@ -160,7 +161,8 @@ def test_the_table_shows_what_the_runs_measured(whole):
 def test_one_cache_a_seed_is_shared_and_runs_leave_logs_only(whole):
     work = whole / "work"
     assert len(list((work / "caches").iterdir())) == 2
-    assert list((work / "runs").iterdir()) == []
+    # Of the two that failed there is an empty folder.
+    assert len(list((work / "runs").iterdir())) == 2 and not list((work / "runs").glob("*/*"))
     assert len(list((work / "logs").iterdir())) == 2 + 8
     assert "The loss is not finite" in "".join(path.read_text() for path in (work / "logs").iterdir())
 
@@ -219,12 +221,19 @@ def test_what_cannot_be_run_is_refused_first(data, tmp_path, capfd):
     assert "holds no result" in refused(capfd, definition, "--report")
     unknown = write(tmp_path / "unknown.yaml", {"plain": {**WITHOUT, "weight_dekay": 1}}, ROWS[:1])
     assert "weight_dekay" in refused(capfd, *arguments(unknown, data))
+    for name, value in (("num_attention_heads", 5), ("auto_augment", "rand"), ("crop_scale", [0.5, 0.1])):
+        impossible = write(tmp_path / "impossible.yaml", {"plain": {**WITHOUT, name: value}}, ROWS[:1])
+        message = refused(capfd, *arguments(impossible, data))
+        assert "Variant 'plain'" in message and str(value if name == "num_attention_heads" else name) in message
     metric = write(tmp_path / "metric.yaml", rows=[*ROWS[:3], {"title": "x", "variant": "hard", "metric": "acuracy"}])
     assert "'acuracy'" in refused(capfd, *arguments(metric, data))
     for variant, name, word in (("plain", "cls_accuracy", "two heads"), ("hard", "ema_accuracy", "ema_epochs")):
         row = {"title": "x", "variant": variant, "metric": name}
         other = write(tmp_path / f"{name}.yaml", rows=[*ROWS[:3], row])
         assert word in refused(capfd, *arguments(other, data))
+    (tmp_path / "file").write_text("")
+    for option in ("--results", "--work"):
+        assert "is a file" in refused(capfd, *arguments(definition, data), option, tmp_path / "file")
     with alone_in(tmp_path / "work"):
         assert "Another process works in" in refused(capfd, *arguments(definition, data))
     assert not list((tmp_path / "results").glob("*.json")) and not (tmp_path / "work" / "runs").exists()
@@ -232,16 +241,27 @@ def test_what_cannot_be_run_is_refused_first(data, tmp_path, capfd):
 
 def test_without_data_and_with_no_jobs_usage_is_printed(tmp_path, capfd):
     definition = write(tmp_path / "tiny.yaml")
-    for words in ([str(definition)], [*arguments(definition, "x"), "--jobs", "0"]):
+    for words, told in (([definition], "--data is needed"), ([*arguments(definition, "x"), "--jobs", 0], "--jobs 0")):
         with pytest.raises(SystemExit) as left:
             run(*words)
         assert left.value.code == 2
-        assert "--data is needed" in capfd.readouterr().err
+        assert told in capfd.readouterr().err
 
 
-def test_other_data_with_the_same_results_are_refused_before_the_first_run(whole, tmp_path, capfd):
+def test_other_data_with_the_same_results_are_refused_before_the_first_run(whole, data, tmp_path, capfd):
     others = write_images(tmp_path / "others", tiny.NAMES, per_class=4, seed=3)
     assert "two data sets" in refused(capfd, *arguments(whole / "tiny.yaml", others))
+    shutil.copytree(data / "train", tmp_path / "same" / "train")
+    write_images(tmp_path / "same" / "validation", tiny.NAMES, per_class=10, seed=8)
+    assert "two data sets" in refused(capfd, *arguments(whole / "tiny.yaml", tmp_path / "same"))
+
+
+def test_a_damaged_result_is_told_before_the_first_run(whole, data, tmp_path, capfd):
+    shutil.copytree(whole / "results", tmp_path / "results")
+    file = next(iter(results_in(tmp_path / "results")))
+    file.write_text("{")
+    message = refused(capfd, *arguments(whole / "tiny.yaml", data), "--results", tmp_path / "results")
+    assert str(file) in message and "remove it" in message
 
 
 # ---- what is shared ----

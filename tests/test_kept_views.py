@@ -9,7 +9,7 @@ from scripts import tiny
 
 from hf_deit import kept_views
 from hf_deit.data import ViewDataset, collate
-from hf_deit.kept_views import memory_for_views
+from hf_deit.kept_views import memory_for_views, share_memory
 from hf_deit.sampling import ViewKey, ViewSampler
 from hf_deit.trainer import DistillationTrainer
 
@@ -101,6 +101,11 @@ def test_the_limit_of_a_container_or_batch_job_counts(monkeypatch, tmp_path):
         (tmp_path / folder / "memory.max").write_text(limit + "\n")
         (tmp_path / folder / "memory.current").write_text(used + "\n")
     assert kept_views.free_memory() == 800_000
+    # Files that were read count as used, and would make room.
+    (tmp_path / "batch" / "memory.stat").write_text("anon 70000\ninactive_file 25000\nactive_file 3\n")
+    assert kept_views.free_memory() == 825_000
+    (tmp_path / "batch" / "memory.stat").write_text("broken")
+    (tmp_path / "batch" / "memory.max").write_text("300000")
     assert memory_for_views(1, 10, 1, (58, 57)) is not None  # 99,190 of 100,000 bytes
     assert memory_for_views(1, 10, 1, (58, 58)) is None
     (tmp_path / "batch" / "memory.current").write_text("900001")
@@ -144,6 +149,14 @@ def test_a_set_smaller_than_the_batch_has_all_its_views_kept(tmp_path, made, rep
 
 
 def test_processes_share_the_memory(monkeypatch):
-    monkeypatch.setattr(kept_views, "free_memory", lambda: 8 * 100_000)
+    monkeypatch.setattr(kept_views, "free_memory", lambda: 2 * 100_000)
     assert memory_for_views(1, 10, 1, (57, 58)) is not None
     assert memory_for_views(1, 10, 1, (57, 58), processes=2) is None
+
+
+def test_trainings_beside_each_other_share_the_memory(monkeypatch):
+    monkeypatch.setattr(kept_views, "free_memory", lambda: 2 * 100_000)
+    monkeypatch.setattr(kept_views, "_trainings", 1)
+    assert memory_for_views(1, 10, 1, (57, 58)) is not None
+    share_memory(2)
+    assert memory_for_views(1, 10, 1, (57, 58)) is None

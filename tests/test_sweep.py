@@ -9,16 +9,14 @@ from hf_deit.recipe_files import RecipeError, read_fields, recipe_path
 from hf_deit.sweep import (
     Parameter,
     SweepError,
-    TrialRecord,
     asks_teacher,
-    best_of,
+    check_space,
     default_space,
     own_values,
     read_space,
-    render_report,
-    standard_error,
     suggest_fields,
 )
+from hf_deit.sweep_report import TrialRecord, best_of, render_report, standard_error
 
 FIELDS = read_fields(recipe_path("clothing10_64"))
 
@@ -111,7 +109,10 @@ def test_a_space_is_read_with_lists_whole_numbers_and_logarithms(written):
     ("content", "named"),
     [
         ({}, ["must map fields"]),
-        ("{", ["cannot be read"]),
+        ("{", ["space.yaml", "not valid YAML"]),
+        ("mixup_alpha: [0.1]\nmixup_alpha: [0.2]\n", ["'mixup_alpha' stands there twice"]),
+        ("seed_of_day: [2026-11-27]", ["texts, numbers"]),
+        ({"auto_augment": {"low": 0, "high": 1}}, ["auto_augment is no number", "as a list"]),
         ({"learning_rate": {"low": 1e-2, "high": 1e-3}}, ["learning_rate", "low must be below high"]),
         ({"learning_rate": {"low": 0, "high": 1e-3, "log": True}}, ["above 0 with log"]),
         ({"learning_rate": {"low": "little", "high": 1e-3}}, ["'little'", "two numbers"]),
@@ -129,6 +130,27 @@ def test_an_impossible_space_is_refused_by_name(written, content, named):
     with pytest.raises(SweepError) as refused:
         read_space(written(content), FIELDS, ["weight_decay"])
     assert [text for text in named if text not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("space", "own_type", "has_teacher", "named"),
+    [
+        ([Parameter("distillation_type", ("none", "soft"))], "none", False, ["none or soft", "give --teacher"]),
+        ([Parameter("learning_rate", (1e-3,))], "hard", False, ["is hard here", "give --teacher"]),
+        (
+            [Parameter("distillation_tau", low=1, high=5)],
+            "none",
+            False,
+            ["distillation_tau", "is none", "give --teacher"],
+        ),
+        ([Parameter("distillation_tau", low=1, high=5)], "hard", True, ["distillation_tau", "is soft", "set that"]),
+    ],
+)
+def test_a_space_that_does_not_go_with_the_teacher_is_refused(space, own_type, has_teacher, named):
+    with pytest.raises(SweepError) as refused:
+        check_space(space, own_type, has_teacher)
+    assert [text for text in named if text not in str(refused.value)] == []
+    check_space([Parameter("distillation_type", ("none", "soft")), *space], "none", True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from scripts import tiny
 from test_runs import FACTORY, TEACHER_LABELS, hf_deit, refused, write_images
 
 from hf_deit.recipe import load_recipe
-from hf_deit.sweep_runs import _importance, records_of
+from hf_deit.sweep_report import _importance, records_of
+from hf_deit.sweep_runs import plan_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = {
@@ -150,16 +152,40 @@ def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data,
         (["--distillation_type", "hard"], ["give --teacher"]),
         (["--teacher", "no.such:thing"], ["no.such:thing"]),
         (["--teacher_cache", "x"], ["teacher_cache"]),
+        (["--max_steps", 3], ["max_steps=3", "--epochs"]),
+        (["--epochs", 0], ["0 epochs", "at least 1"]),
+        (["--num_train_epochs", 1.5], ["1.5 epochs"]),
+        (["--drop_path_rate", 1.5], ["drop_path_rate"]),
+        (["--space", "bad.yaml"], ["num_attention_heads=5, which the sweep may try"]),
+        (["--out", "recipe.yaml/out"], ["is a file"]),
         (["--streaming", "true", "--max_steps", 3], ["streaming"]),
         (["--learning_rat", 3], ["learning_rat"]),
         (["--recipe", "finetune_96"], ["--recipe finetune_96 and --config"]),
     ],
     ids=str,
 )
-def test_what_cannot_be_searched_is_refused_first(files, data, capfd, more, named):
+def test_what_cannot_be_searched_is_refused_first(files, data, capfd, monkeypatch, more, named):
+    monkeypatch.chdir(files)
+    (files / "bad.yaml").write_text("num_attention_heads: [2, 5]")
     message = refused(capfd, *command(files, data, *more))
     assert [text for text in named if text not in message] == []
     assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "study.journal"])
+def test_a_folder_whose_files_are_damaged_is_refused(files, data, capfd, name):
+    (files / "out").mkdir()
+    (files / "out" / name).write_text("{no JSON\n{neither\n")
+    message = refused(capfd, *command(files, data))
+    assert name in message and "another --out" in message
+
+
+def test_other_validation_images_make_another_sweep(files, data, tmp_path):
+    others = tmp_path / "others"
+    shutil.copytree(data / "train", others / "train")
+    write_images(others / "validation", tiny.NAMES, per_class=10, seed=8)
+    one, other = (plan_sweep(RECIPE, ["--data", str(folder)], files / "out") for folder in (data, others))
+    assert one.describe() != other.describe() and one.images == other.images
 
 
 def test_data_that_are_not_there_are_refused_first(files, capfd):

@@ -78,8 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ablation = read_ablation(options.definition)
         if not options.report:
-            if options.data is None or options.jobs < 1:
-                parser.error("--data is needed to run something, and --jobs must be at least 1")
+            if options.data is None:
+                parser.error("--data is needed to run something; --report makes the table of what is there")
+            if options.jobs < 1:
+                parser.error(f"--jobs {options.jobs}: at least 1")
             place = Place(options.data, options.teacher, results, options.work, options.jobs)
             plan = plan_ablation(ablation, place)
             print(
