@@ -54,8 +54,7 @@ def _build_parts(recipe: Recipe, train: Source | TableReader, problems: Problems
     with problems.gathered():
         student = build_student(recipe.model, train.class_names, distils, train.problem_type)
         choose_attention(student, args)
-        count = set_trainable(student, recipe.model.trainable)
-        logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
+        set_trainable(student, recipe.model.trainable)
     image_size = as_pair(
         getattr(getattr(student, "config", None), "image_size", None)
         or as_size("image_size", recipe.model.image_size)
@@ -93,6 +92,8 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     with problems.gathered():
         teacher = _teacher_of(recipe.teacher)
     problems.raise_all()
+    learning = parts.student.num_parameters(only_trainable=True)
+    logger.info("%s of %s parameters learn.", f"{learning:,}", f"{parts.student.num_parameters():,}")
     crop_ratio, view_size = recipe.data.evaluation_crop_ratio, parts.augmentation.view_size
     try:
         return DistillationTrainer(
