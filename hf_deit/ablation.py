@@ -1,7 +1,7 @@
 """An ablation: named variants of one recipe × seeds, which runs that makes, what is done of them, and the table of it all.
 
 A definition is a YAML: `title`, `recipe` (a name of the package's, or a YAML beside it), `fields` (for all), `seeds`, `variants` (name → fields) and
-`rows` of the table (`title`, `variant`, `metric`, `paper`). A run is known by its fields, its data and its teacher, not by the
+`rows` of the table (`title`, `variant`, `metric`, `paper`). Of the recipe its data, teacher, folders and seed do not count. A run is known by its fields, its data and its teacher, not by the
 definition it stands in: definitions share runs, and a run that has its result is not done again. Doing runs is
 ablation_runs.py's business, searching for fields sweep.py's.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpointing import digest_of
+from .checkpointing import short_digest_of
 from .errors import UserError
 from .recipe_files import parsed_yaml, read_fields, recipe_path
 
@@ -73,10 +73,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The sign of its fields: 12 hexadecimal digits; where files lie does not count."""
+        """The digest of its fields: 12 hexadecimal digits; where files lie does not count."""
         ignored = _ABOUT_FILES if self.distils else _ABOUT_FILES | _ABOUT_TEACHER
         told = {name: value for name, value in self.fields.items() if name not in ignored}
-        return sign(told)
+        return short_digest_of(told)
 
     @property
     def name(self) -> str:
@@ -95,18 +95,13 @@ class Ablation:
     rows: Sequence[Row]
     recipe: str
 
+    def run(self, variant: str, seed: int) -> Run:
+        """The training of a variant by a seed."""
+        return Run(variant, {**self.fields, **self.variants[variant], "seed": seed})
+
     def runs(self) -> list[Run]:
         """Every training, seed by seed, so that what is there early can be compared."""
-        return [
-            Run(name, {**self.fields, **own, "seed": seed})
-            for seed in self.seeds
-            for name, own in self.variants.items()
-        ]
-
-
-def sign(content: Any) -> str:
-    """A short name for plain values: 12 hexadecimal digits of the SHA-256 of their JSON."""
-    return digest_of(content)[:12]
+        return [self.run(variant, seed) for seed in self.seeds for variant in self.variants]
 
 
 def read_ablation(path: str | Path) -> Ablation:
@@ -138,13 +133,16 @@ def read_ablation(path: str | Path) -> Ablation:
     variants = _variants(path, content["variants"])
     rows = _rows(path, content["rows"], variants)
     own_recipe = path.parent / content["recipe"]
-    base = read_fields(own_recipe if own_recipe.suffix == ".yaml" else recipe_path(content["recipe"]))
+    base = read_fields(own_recipe if own_recipe.suffix in (".yaml", ".yml") else recipe_path(content["recipe"]))
     return Ablation(content["title"], {**base, **fields}, seeds, variants, rows, content["recipe"])
 
 
 def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
     if not isinstance(fields, dict | None):
         raise AblationError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
+    strange = [name for name in fields or {} if not isinstance(name, str)]
+    if strange:
+        raise AblationError(f"{path}: {where} gives {strange[0]!r}, which is the name of no field.")
     if "seed" in (fields or {}):
         raise AblationError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
     elsewhere = [name for name in _NOT_HERE if name in (fields or {})]
@@ -180,6 +178,8 @@ def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
     try:
         row = Row(**entry)
     except TypeError as error:
+        if not isinstance(entry, dict):
+            raise AblationError(f"{path}: row {entry!r} must map title and variant to texts.") from error
         raise AblationError(f"{path}: row {entry!r} takes title, variant, metric and paper ({error}).") from error
     for name, kind in _ROW_TYPES.items():
         value = getattr(row, name)
@@ -195,7 +195,7 @@ def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
 
 def result_file(folder: str | Path, run: Run, data: str, teacher: str | None) -> Path:
     """Gives where a run's result lies: its fields, its data and its teacher make the name."""
-    return Path(folder) / f"{run.key}-{sign([data, teacher if run.distils else None])}.json"
+    return Path(folder) / f"{run.key}-{short_digest_of([data, teacher if run.distils else None])}.json"
 
 
 def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, dict[str, Any]]]:
@@ -241,16 +241,19 @@ def read_result(file: Path) -> dict[str, Any]:
     """Reads a result.
 
     Raises:
-        AblationError: It cannot be read, or its metrics are no numbers.
+        AblationError: It cannot be read, or an accuracy is none.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         metrics = result["metrics"]
         if not isinstance(metrics, dict | None):
             raise ValueError(f"metrics is {metrics!r}")
-        wrong = [name for name, value in (metrics or {}).items() if type(value) not in (int, float)]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {metrics[wrong[0]]!r}")
+        if metrics is not None:
+            shares = {name: value for name, value in metrics.items() if name.endswith("accuracy")}
+            wrong = [name for name, value in shares.items() if type(value) not in (int, float) or not 0 <= value <= 1]
+            if wrong or "eval_accuracy" not in shares:
+                name = wrong[0] if wrong else "eval_accuracy"
+                raise ValueError(f"{name} is {shares.get(name)!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AblationError(f"{file} cannot be read ({error!r}): remove it, and the run is done again.") from error
     return result
@@ -313,10 +316,14 @@ def gain(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):+.1f} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}"
 
 
+def _cell(title: str) -> str:
+    return " ".join(title.split()).replace("|", "\\|")
+
+
 def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """Gives the table: mean ± standard deviation, paired gain over the first row ± standard error, the paper's figures."""
     rows, paper = figures(ablation, results), any(row.paper is not None for row in ablation.rows)
-    head = ["", "top-1, %", "seeds", f"gain over {ablation.rows[0].title}"] + (
+    head = ["", "top-1, %", "seeds", f"gain over {_cell(ablation.rows[0].title)}"] + (
         ["paper, %", "paper's gain"] if paper else []
     )
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
@@ -324,7 +331,7 @@ def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str,
     for row, shown in zip(ablation.rows, rows, strict=True):
         seeds = str(len(shown.values)) + (f", {shown.diverged} diverged" if shown.diverged else "")
         cells = [
-            " ".join(row.title.split()).replace("|", "\\|"),
+            _cell(row.title),
             spread(shown.values.values()),
             seeds,
             "" if row is ablation.rows[0] else gain(shown.gains),

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .ablation import Ablation, AblationError, Run, check_origin, read_result, result_file, sign
-from .checkpointing import checkpoints, write_json
+from .ablation import Ablation, AblationError, Run, check_origin, read_result, result_file
+from .checkpointing import checkpoints, short_digest_of, write_json
 from .errors import UserError
-from .places import check_place
+from .places import check_folder
 from .recipe import Recipe, load_recipe
+from .run_data import RunData
 from .shared_caches import build_shared_cache, cache_folder, length_of
-from .sources import Source, load_splits
 from .worker_processes import Task, alone_in, run_tasks, time_left
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,10 @@ def do_run(place: Place, planned: PlannedRun) -> dict[str, Any]:
     except NonFiniteLossError as error:
         logger.warning("%s: %s", run.name, error)
         metrics, results = None, {}
+    except UserError:
+        if not checkpoints(out):  # nothing to go on from
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     result = {"variant": run.variant, "fields": dict(run.fields), "metrics": metrics}
     result |= {"seconds": round(time.monotonic() - start, 1), "resumed": resume}
     result |= {name: results[name] for name in ("steps", "epochs", "run") if name in results}
@@ -130,10 +134,9 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
         UserError: A field, the data or the teacher are not allowed.
     """
     from .building import build_teacher
-    from .run_data import columns_of
 
     for folder in (place.results, place.work):
-        check_place(folder / "file", AblationError)
+        check_folder(folder, AblationError)
     runs: dict[str, Run] = {}
     for run in ablation.runs():
         runs.setdefault(run.key, run)
@@ -142,15 +145,13 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
         raise AblationError(f"The variant {distilling[0].variant!r} learns from a teacher: give --teacher.")
     recipes = {key: _loaded(place, run) for key, run in runs.items()}
     _check_metrics(ablation)
-    first = next(iter(recipes.values())).data
-    # Split off by the same seed always: the data are the same whatever the seeds of the runs.
-    splits = load_splits(place.data, columns=columns_of(first), broken_images=first.broken_images)
-    data = sign([split.fingerprint for split in splits])
-    _check_variants(ablation, recipes, splits[0])
+    data = _load_data(ablation, place, recipes)
+    data_name = short_digest_of([data.train.fingerprint, data.validation.fingerprint])
     teacher = build_teacher(recipes[distilling[0].key].teacher).fingerprint() if distilling else None
+    _check_variants(ablation, place, data)
     todo, finished = [], 0
     for key, run in runs.items():
-        file = result_file(place.results, run, data, teacher)
+        file = result_file(place.results, run, data_name, teacher)
         check_origin(place.results, run, file)
         if file.exists():
             read_result(file)
@@ -166,15 +167,46 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     return Plan(todo, {cache: caches[cache] for cache in order}, finished)
 
 
-def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], train: Source) -> None:
-    """Has each variant's student and views built once."""
+# Fields that say which images there are, and how they are split and read.
+_ABOUT_DATA = (
+    *("image_column", "label_column", "label_separator", "validation_share", "broken_images"),
+    *("streaming", "shuffle_buffer"),
+)
+
+
+def _load_data(ablation: Ablation, place: Place, recipes: Mapping[str, Recipe]) -> RunData:
+    """Loads the data that all runs have; split off by one seed, so that they have one name whatever the seeds of the runs.
+
+    Raises:
+        AblationError: Variants would not have the same data, or several classes an image.
+    """
+    from .run_data import load_run_data
+
+    first = next(iter(recipes.values())).data
+    for run in ablation.runs():
+        for name in _ABOUT_DATA:
+            own, other = getattr(recipes[run.key].data, name), getattr(first, name)
+            if own != other:
+                raise AblationError(
+                    f"Variant {run.variant!r} has {name}={own!r}, and the first has {other!r}: variants on other images cannot be compared."
+                )
+    data = load_run_data(_loaded(place, ablation.run(next(iter(ablation.variants)), 0)))
+    if data.train.problem_type != "single_label_classification":
+        raise AblationError(
+            f"{data.train.name} has several classes an image: the table compares accuracies, of one class each."
+        )
+    return data
+
+
+def _check_variants(ablation: Ablation, place: Place, data: RunData) -> None:
+    """Has the trainer of each variant built once."""
     from .runs import check_recipe
 
-    for run in ablation.runs()[: len(ablation.variants)]:  # of the first seed
+    for variant in ablation.variants:
         try:
-            check_recipe(recipes[run.key], train)
+            check_recipe(_loaded(place, ablation.run(variant, ablation.seeds[0])), data)
         except UserError as error:
-            raise AblationError(f"Variant {run.variant!r}: {error}") from error
+            raise AblationError(f"Variant {variant!r}: {error}") from error
 
 
 def _check_metrics(ablation: Ablation) -> None:

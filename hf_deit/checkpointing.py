@@ -35,6 +35,11 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def short_digest_of(content: Any) -> str:
+    """A short name for plain values: 12 hexadecimal digits of their digest."""
+    return digest_of(content)[:12]
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
     temporary = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")  # its own: two may write

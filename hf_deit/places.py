@@ -31,6 +31,25 @@ def check_place(path: str | Path, error: type[UserError] = UserError) -> None:
         )
 
 
+def check_folder(path: str | Path, error: type[UserError] = UserError) -> None:
+    """Checks that files can be written into a folder, which is there or can be made; nothing is made.
+
+    Args:
+        path: Of the folder.
+        error: What to raise.
+
+    Raises:
+        UserError: It is a file, or may not be written to, or cannot be made.
+    """
+    folder = Path(path)
+    if not os.path.lexists(folder):
+        check_place(folder, error)
+    elif not folder.is_dir():
+        raise error(f"{path} is a file, and a folder is wanted: give another place.")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise error(f"{path} may not be written to. Give another place, or mend its permissions.")
+
+
 def new_folder(path: str | Path, error: type[UserError] = UserError) -> Path:
     """Gives the folder, its links followed, that is to be written at a path: one that is not there yet, or is empty.
 

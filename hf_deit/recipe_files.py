@@ -93,7 +93,7 @@ def parsed_yaml(path: Path, error: type[UserError]) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}.") from reason
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+    except (yaml.YAMLError, ValueError) as reason:  # PyYAML's own of a date that is none
         raise error(f"{path} is not valid YAML: {reason}") from reason
 
 

@@ -6,16 +6,13 @@ Functions return plain dictionaries and write files; printing is the command lin
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedModel, set_seed
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import set_seed
 
-from .augmentation import Augmentation
 from .averaging_trainer import EMA_FOLDER
 from .building import build_processor, build_student, build_teacher, choose_attention, load_model, load_processor
 from .checkpointing import check_same_run, checkpoints, newest_checkpoint, staged_files, write_json
@@ -29,7 +26,7 @@ from .recipe import Recipe, RecipeError, TeacherArguments, as_size, build_augmen
 from .run_data import ProcessedDataset, RunData, columns_of, load_run_data, relabel
 from .run_facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, CardError, describe_run, read_facts
 from .sources import Source, is_image_folder, load_validation, without_unreadable
-from .tables import Columns, TableReader
+from .tables import Columns
 from .teacher import Teacher
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
@@ -37,72 +34,39 @@ from .training_args import DistillationTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What a recipe names beside its data and teacher; None is what could not be built."""
-
-    student: PreTrainedModel | None
-    image_size: tuple[int, int]
-    augmentation: Augmentation | None
-    processor: ImageProcessingMixin | None
-
-
-def _build_parts(recipe: Recipe, train: Source | TableReader, problems: Problems) -> _Parts:
-    """Builds student, augmentation and processor; what is wrong with them is gathered."""
-    args, student, augmentation, processor = recipe.training, None, None, None
+def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
+    """Builds everything a recipe names, and checks it together, before the first step; `data` if they are loaded."""
+    args = recipe.training
+    set_seed(args.seed)
+    data = data if data is not None else load_run_data(recipe)
     distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
+    problems, student, teacher = Problems(), None, None
     with problems.gathered():
-        student = build_student(recipe.model, train.class_names, distils, train.problem_type)
+        student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
         choose_attention(student, args)
-        set_trainable(student, recipe.model.trainable)
+        count = set_trainable(student, recipe.model.trainable)
+        logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
+    with problems.gathered():
+        teacher = _teacher_of(recipe.teacher)
     image_size = as_pair(
         getattr(getattr(student, "config", None), "image_size", None)
         or as_size("image_size", recipe.model.image_size)
         or 224
     )
+    view_size = as_size("view_size", recipe.data.view_size) or image_size
     with problems.gathered():
-        view_size = as_size("view_size", recipe.data.view_size) or image_size
         augmentation = build_augmentation(recipe.augmentation, view_size)
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
-    return _Parts(student, image_size, augmentation, processor)
-
-
-def check_recipe(recipe: Recipe, train: Source) -> None:
-    """Builds a recipe's student, augmentation and processor and lets them go: a training of it will not fail at that.
-
-    Args:
-        recipe: To be trained some time.
-        train: Its training images.
-
-    Raises:
-        UserError: A field has a value that cannot be, or two are at odds.
-    """
-    problems = Problems()
-    _build_parts(recipe, train, problems)
     problems.raise_all()
-
-
-def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
-    """Builds everything a recipe names, and checks it together, before the first step; `data` if they are loaded."""
-    args, problems, teacher = recipe.training, Problems(), None
-    set_seed(args.seed)
-    data = data if data is not None else load_run_data(recipe)
-    parts = _build_parts(recipe, data.train, problems)
-    with problems.gathered():
-        teacher = _teacher_of(recipe.teacher)
-    problems.raise_all()
-    learning = parts.student.num_parameters(only_trainable=True)
-    logger.info("%s of %s parameters learn.", f"{learning:,}", f"{parts.student.num_parameters():,}")
-    crop_ratio, view_size = recipe.data.evaluation_crop_ratio, parts.augmentation.view_size
     try:
         return DistillationTrainer(
-            parts.student,
+            student,
             teacher,
             args,
-            train_dataset=data.training_set(parts.augmentation, args.seed, args.global_batch_size),
-            eval_dataset=EvaluationDataset(data.validation, parts.image_size, crop_ratio, view_size),
-            processing_class=parts.processor,
+            train_dataset=data.training_set(augmentation, args.seed, args.global_batch_size),
+            eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
+            processing_class=processor,
             teacher_cache=recipe.teacher.teacher_cache,
             verify_teacher_cache=recipe.teacher.verify_teacher_cache,
         )
@@ -110,6 +74,27 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
         raise
     except ValueError as error:  # the Trainer's own word on an argument
         raise RecipeError(str(error)) from error
+
+
+def check_recipe(recipe: Recipe, data: RunData) -> None:
+    """Builds the trainer of a recipe and lets it go: what a training would refuse before its first step is refused now.
+
+    Args:
+        recipe: To be trained some time; its output_dir is not touched.
+        data: Its data.
+
+    Raises:
+        UserError: A field has a value that cannot be, or two are at odds.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)  # what is built is no news yet
+    place = recipe.training.output_dir
+    try:
+        with tempfile.TemporaryDirectory() as recipe.training.output_dir:
+            build_trainer(recipe, data)
+    finally:
+        recipe.training.output_dir = place
+        logging.disable(level)
 
 
 def _teacher_of(arguments: TeacherArguments) -> Teacher | None:

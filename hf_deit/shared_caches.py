@@ -6,7 +6,7 @@ caches themselves are cache_runs.py's business, which trainings there are that o
 
 from pathlib import Path
 
-from .ablation import sign
+from .checkpointing import short_digest_of
 from .recipe import Recipe
 from .run_data import view_size_of
 
@@ -35,7 +35,7 @@ def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
     told["view_size"] = view_size_of(recipe)
     if told["num_views"]:  # the views come again: how long the training is does not matter
         told["num_train_epochs"] = told["max_steps"] = None
-    return caches / sign([told, fields["data"], teacher])
+    return caches / short_digest_of([told, fields["data"], teacher])
 
 
 def length_of(recipe: Recipe) -> tuple[float, float]:

@@ -30,7 +30,11 @@ _REFUSED = {
     **dict.fromkeys(
         ("data", "teacher", "teacher_cache", "output_dir", "validation_share"), "it is the same for all trials"
     ),
-    **dict.fromkeys(("eval_strategy", "save_strategy", "resume", "streaming"), "the sweep sets it itself"),
+    **dict.fromkeys(
+        ("eval_strategy", "save_strategy", "resume", "streaming", "report_to", "disable_tqdm", "push_to_hub")
+        + ("load_best_model_at_end",),
+        "the sweep sets it itself",
+    ),
 }
 
 
@@ -68,7 +72,8 @@ class Parameter:
     def stored(self, value: Any) -> Any:
         """How optuna holds a value; None if it is not in the space."""
         if self.choices is not None:
-            return json.dumps(value) if value in self.choices else None
+            # As it is spelled there: 0.8 and 0 may stand beside each other.
+            return json.dumps(self.choices[self.choices.index(value)]) if value in self.choices else None
         return value if isinstance(value, int | float) and self.low <= value <= self.high else None
 
     def describe(self) -> dict[str, Any]:
@@ -119,7 +124,11 @@ class Sweep:
         """What a sweep that goes on must have in common with the one before."""
         told = {name: getattr(self, name) for name in ("fields", "own_type", "teacher", "images", "data")}
         told["space"] = {parameter.name: parameter.describe() for parameter in self.space}
-        told["overrides"] = list(self.overrides)
+        words = list(self.overrides)
+        for name in ("--data", "--teacher"):  # what they are is told, not where they lie
+            if name in words:
+                del words[words.index(name) : words.index(name) + 2]
+        told["overrides"] = words
         return json.loads(json.dumps(told, default=str))
 
 
@@ -182,9 +191,10 @@ def _parameter(where: str, name: str, entry: Any, kind: Any) -> Parameter:
     if isinstance(entry, list) and entry:
         try:
             texts = {json.dumps(value) for value in entry}
-        except TypeError as error:  # YAML has dates
+        except (TypeError, ValueError) as error:  # YAML has dates, and lists that hold themselves
             raise SweepError(f"{where}: {entry!r}: texts, numbers, true and false, and lists of them.") from error
-        if any(isinstance(value, dict) for value in entry) or len(texts) < len(entry):
+        twice = len(texts) < len(entry) or any(value in entry[:place] for place, value in enumerate(entry))
+        if twice or any(isinstance(value, dict) for value in entry):
             raise SweepError(f"{where}: {entry!r}: each choice once, and plain.")
         return Parameter(name, tuple(entry))
     if not isinstance(entry, dict) or not {"low", "high"} <= set(entry) <= {"low", "high", "log"}:
@@ -206,12 +216,17 @@ def _parameter(where: str, name: str, entry: Any, kind: Any) -> Parameter:
 def _types(space: Space, own_type: str) -> tuple[Any, ...]:
     """The distillation types that trials may have."""
     searched = [parameter.choices for parameter in space if parameter.name == "distillation_type"]
-    return (searched[0] or ()) if searched else (own_type,)
+    return searched[0] if searched else (own_type,)
 
 
 def asks_teacher(space: Space, own_type: str) -> bool:
     """Whether any trial may listen to a teacher; `own_type` is the recipe's distillation_type."""
     return any(kind != "none" for kind in _types(space, own_type))
+
+
+def types_where_it_counts(parameter: Parameter, space: Space, own_type: str) -> list[str]:
+    """The distillation types, of those that trials may have, with which a parameter changes anything."""
+    return [kind for kind in _types(space, own_type) if kind in _NEEDS.get(parameter.name, (kind,))]
 
 
 def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
@@ -230,11 +245,11 @@ def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
         told = " or ".join(map(str, types))
         raise SweepError(f"distillation_type is {told} here: give --teacher, or only none.")
     for parameter in space:
-        needed = _NEEDS.get(parameter.name)
-        if needed and not set(needed) & set(types):
+        if not types_where_it_counts(parameter, space, own_type):
             raise SweepError(
-                f"{parameter.name} is searched and counts only where distillation_type is {' or '.join(needed)}, and here it is "
-                f"{' or '.join(map(str, types))}: {'set that' if has_teacher else 'give --teacher'}, or leave {parameter.name} out."
+                f"{parameter.name} is searched and counts only where distillation_type is {' or '.join(_NEEDS[parameter.name])}, "
+                f"and here it is {' or '.join(map(str, types))}: {'set that' if has_teacher else 'give --teacher'}, or leave "
+                f"{parameter.name} out."
             )
 
 
@@ -242,7 +257,8 @@ def suggest_fields(trial: Any, space: Space, own_type: str) -> dict[str, Any]:
     """Asks an optuna trial for the fields that count; tau and alpha only where there is something to weigh."""
     fields: dict[str, Any] = {}
     for parameter in space:
-        if fields.get("distillation_type", own_type) in _NEEDS.get(parameter.name, ("none", "soft", "hard")):
+        kind = fields.get("distillation_type", own_type)
+        if kind in _NEEDS.get(parameter.name, (kind,)):
             fields[parameter.name] = parameter.suggest(trial)
     return fields
 

@@ -14,13 +14,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from .ablation import sign
-from .checkpointing import write_json
+from .checkpointing import short_digest_of, write_json
 from .errors import UserError
-from .places import check_place
+from .places import check_folder
 from .recipe import Recipe, given_names, load_recipe
+from .run_data import RunData
 from .shared_caches import build_shared_cache, cache_folder
-from .sources import Source
 from .sweep import (
     Sweep,
     SweepError,
@@ -30,12 +29,18 @@ from .sweep import (
     own_values,
     read_space,
     suggest_fields,
+    types_where_it_counts,
 )
 from .sweep_report import write_report
 from .worker_processes import Task, alone_in, run_tasks, time_left
 
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
 _STUDY = "sweep"
+# What a trial does besides training.
+_QUIET = {"report_to": "none", "disable_tqdm": True, "push_to_hub": False, "load_best_model_at_end": False} | {
+    "eval_strategy": "epoch",
+    "save_strategy": "no",
+}
 
 
 def _require_optuna() -> Any:
@@ -76,16 +81,20 @@ def plan_sweep(
     _require_optuna()
     if trials < 1 or jobs < 1:
         raise SweepError(f"--trials {trials}, --jobs {jobs}: both at least 1.")
-    check_place(Path(out) / SWEEP_FILE, SweepError)
+    check_folder(out, SweepError)
     recipe, given = load_recipe(fields, list(overrides)), given_names(overrides)
     _check_length(recipe)
     has_teacher = recipe.teacher.teacher is not None
     if recipe.teacher.teacher_cache is not None:
         raise SweepError("teacher_cache holds the answers to one set of views: give --teacher, caches are made here.")
-    chosen = default_space(recipe, has_teacher, given) if space is None else read_space(space, fields, given)
     own_type = recipe.training.distillation_type
     if not has_teacher and "distillation_type" not in given:
         own_type = "none"
+    if space is None:
+        chosen = default_space(recipe, has_teacher, given)
+        chosen = [parameter for parameter in chosen if types_where_it_counts(parameter, chosen, own_type)]
+    else:
+        chosen = read_space(space, fields, given)
     check_space(chosen, own_type, has_teacher)
     data = load_run_data(recipe)
     if data.train.problem_type != "single_label_classification":
@@ -93,10 +102,10 @@ def plan_sweep(
             f"{data.train.name} has several classes an image: a sweep compares accuracies, of one class each."
         )
     teacher = build_teacher(recipe.teacher).fingerprint() if asks_teacher(chosen, own_type) else None
-    name = sign([data.train.fingerprint, data.validation.fingerprint])
+    name = short_digest_of([data.train.fingerprint, data.validation.fingerprint])
     sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), name)
     sweep = Sweep(dict(fields), tuple(overrides), tuple(chosen), own_type, *sizes)
-    _check_choices(sweep, data.train)
+    _check_choices(sweep, data)
     return sweep
 
 
@@ -109,19 +118,21 @@ def _check_length(recipe: Recipe) -> None:
             f"max_steps={recipe.training.max_steps}: a sweep compares trials epoch by epoch. Give --epochs in its place."
         )
     epochs = recipe.training.num_train_epochs
-    if epochs < 1 or epochs != int(epochs):
+    if not epochs >= 1 or not float(epochs).is_integer():
         raise SweepError(f"A trial of {epochs:g} epochs: give a whole number, at least 1 (--epochs).")
 
 
-def _check_choices(sweep: Sweep, train: Source) -> None:
-    """Has each value of the space, beside the recipe's others, built once."""
+def _check_choices(sweep: Sweep, data: RunData) -> None:
+    """Has the trainer of each value of the space built once, beside the recipe's others where it counts; not of each pair."""
     from .runs import check_recipe
 
-    check_recipe(sweep.recipe(), train)
+    quiet = {**_QUIET, "output_dir": str(sweep.out)}
+    check_recipe(sweep.recipe(**quiet), data)
     for parameter in sweep.space:
+        kind = types_where_it_counts(parameter, sweep.space, sweep.own_type)[0]
         for value in parameter.choices or (parameter.low, parameter.high):
             try:
-                check_recipe(sweep.recipe(**{parameter.name: value}), train)
+                check_recipe(sweep.recipe(**{"distillation_type": kind, **quiet, parameter.name: value}), data)
             except UserError as error:
                 raise SweepError(f"{parameter.name}={value!r}, which the sweep may try: {error}") from error
 
@@ -140,7 +151,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
         _check_same(sweep)
         try:
             study = _study(sweep, sweep.seed)
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # optuna checks nothing of its own
             raise SweepError(f"{sweep.out / STUDY_FILE} cannot be read ({error}): choose another --out.") from error
         done = _prepare_study(study, sweep)
         todo = max(0, sweep.trials - done)
@@ -172,10 +183,12 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _check_same(sweep: Sweep) -> None:
     file, present = sweep.out / SWEEP_FILE, sweep.describe()
-    if file.is_file():
+    if file.exists():
         try:
-            stored = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(stored, dict):
+                raise ValueError(f"a {type(stored).__name__}")
+        except (OSError, ValueError) as error:
             raise SweepError(f"{file} cannot be read ({error}): choose another --out.") from error
         changed = [name for name in present if stored.get(name) != present[name]]
         if changed:
@@ -184,6 +197,10 @@ def _check_same(sweep: Sweep) -> None:
                 f"{sweep.out} holds another sweep:\n{rows}\nSet them back to go on, or choose another --out."
             )
         return
+    if (sweep.out / STUDY_FILE).exists():
+        raise SweepError(
+            f"{sweep.out} holds the trials of a sweep ({STUDY_FILE}), and {SWEEP_FILE}, which says of what, is missing: choose another --out."
+        )
     write_json(file, present)
 
 
@@ -258,9 +275,10 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
     trial = study.ask()
     start = time.monotonic()
     out = sweep.out / "work" / "runs" / f"trial-{trial.number}"
-    fields = suggest_fields(trial, sweep.space, sweep.own_type)
-    trial.set_user_attr("fields", fields)
+    fields: dict[str, Any] = {}
     try:
+        fields = suggest_fields(trial, sweep.space, sweep.own_type)
+        trial.set_user_attr("fields", fields)
         reporter = _reporter(trial)
         metrics = train(_trial_recipe(sweep, fields, out), lambda trainer: trainer.add_callback(reporter))
         study.tell(trial, metrics["eval_accuracy"])
@@ -285,8 +303,7 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
 
 def _trial_recipe(sweep: Sweep, fields: Mapping[str, Any], out: Path) -> Recipe:
     """The recipe of a trial; one that listens to the teacher does so by the cache of its views, which is built if need be."""
-    quiet = {"report_to": "none", "disable_tqdm": True, "push_to_hub": False, "load_best_model_at_end": False}
-    quiet |= {"eval_strategy": "epoch", "save_strategy": "no", "output_dir": str(out)}
+    quiet = {**_QUIET, "output_dir": str(out)}
     recipe = sweep.recipe(**fields, **quiet)
     if recipe.training.distillation_type == "none":
         recipe.teacher.teacher = None  # nobody asks it

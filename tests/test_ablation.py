@@ -248,7 +248,16 @@ def test_results_of_two_data_sets_raise(written, tmp_path, second):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"metrics": {"eval_acc', "[]", "{}", '{"metrics": 3}', '{"metrics": {"eval_accuracy": "0.5"}}']
+    "content",
+    [
+        '{"metrics": {"eval_acc',
+        "[]",
+        "{}",
+        '{"metrics": 3}',
+        '{"metrics": {"eval_accuracy": "0.5"}}',
+        '{"metrics": {}}',
+        '{"metrics": {"eval_accuracy": NaN}}',
+    ],
 )
 def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
     definition = read_ablation(written())
@@ -280,6 +289,8 @@ def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
         ({"seeds": [0, 0]}, ["each once"]),
         ({"recipe": 3}, ["recipe=3"]),
         ({"fields": 0}, ["fields must map", "0"]),
+        ({"fields": {1: 2}}, ["fields gives 1", "no field"]),
+        ({"rows": ["a"]}, ["row 'a' must map"]),
         ({"rows": [{"title": "a", "variant": 1}]}, ["variant=1: a text is wanted"]),
         ({"rows": [{"title": "a", "variant": "plain", "paper": True}]}, ["paper=True: a number is wanted"]),
         ({"extra": 3}, ["'extra'", "it must hold"]),
@@ -334,6 +345,13 @@ def test_what_the_command_line_says_is_not_taken_from_a_definition(written, name
 def test_a_seed_that_torch_would_not_take_is_refused(written, seed):
     with pytest.raises(AblationError, match="from 0 to"):
         read_ablation(written(seeds=[0, seed]))
+
+
+def test_a_date_that_is_none_is_told(written):
+    path = written()
+    path.write_text(path.read_text().replace("title: ", "title: 2026-13-45 # ", 1))
+    with pytest.raises(AblationError, match="not valid YAML"):
+        read_ablation(path)
 
 
 def test_a_title_does_not_tear_the_table():

@@ -19,6 +19,7 @@ from scripts import tiny
 from test_runs import FACTORY, TEACHER_LABELS, hf_deit, refused, write_images
 
 from hf_deit.recipe import load_recipe
+from hf_deit.sweep import Parameter
 from hf_deit.sweep_report import _importance, records_of
 from hf_deit.sweep_runs import plan_sweep
 
@@ -155,6 +156,9 @@ def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data,
         (["--max_steps", 3], ["max_steps=3", "--epochs"]),
         (["--epochs", 0], ["0 epochs", "at least 1"]),
         (["--num_train_epochs", 1.5], ["1.5 epochs"]),
+        (["--num_train_epochs", "nan"], ["nan epochs"]),
+        (["--num_train_epochs", "inf"], ["inf epochs"]),
+        (["--student", "plain", "--teacher", FACTORY, "--space", "target.yaml"], ["distillation_target='token'"]),
         (["--drop_path_rate", 1.5], ["drop_path_rate"]),
         (["--space", "bad.yaml"], ["num_attention_heads=5, which the sweep may try"]),
         (["--out", "recipe.yaml/out"], ["is a file"]),
@@ -167,17 +171,55 @@ def test_a_sweep_that_was_killed_goes_on_and_reports_what_was_found(files, data,
 def test_what_cannot_be_searched_is_refused_first(files, data, capfd, monkeypatch, more, named):
     monkeypatch.chdir(files)
     (files / "bad.yaml").write_text("num_attention_heads: [2, 5]")
+    (files / "target.yaml").write_text("distillation_type: [hard]\ndistillation_target: [class, token]")
     message = refused(capfd, *command(files, data, *more))
     assert [text for text in named if text not in message] == []
     assert not (files / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["sweep.json", "study.journal"])
-def test_a_folder_whose_files_are_damaged_is_refused(files, data, capfd, name):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sweep.json", "{no JSON"),
+        ("sweep.json", "[[1, 2]]"),
+        ("study.journal", "{no JSON\n{neither\n"),
+        ("study.journal", '{"op_code": 99, "worker_id": "x"}\n'),
+    ],
+)
+def test_a_folder_whose_files_are_damaged_is_refused(files, data, capfd, name, content):
     (files / "out").mkdir()
-    (files / "out" / name).write_text("{no JSON\n{neither\n")
+    if name == "study.journal":
+        sweep = plan_sweep(RECIPE, ["--data", str(data)], files / "out")
+        (files / "out" / "sweep.json").write_text(json.dumps(sweep.describe()))
+    (files / "out" / name).write_text(content)
     message = refused(capfd, *command(files, data))
     assert name in message and "another --out" in message
+
+
+def test_trials_without_the_word_of_what_they_are_are_refused(files, data, capfd):
+    (files / "out").mkdir()
+    (files / "out" / "study.journal").write_text("")
+    assert "sweep.json, which says of what, is missing" in refused(capfd, *command(files, data))
+
+
+def test_of_the_default_space_only_what_counts_is_searched(data, tmp_path):
+    given = ["--data", str(data), "--teacher", FACTORY]
+    names = {}
+    for kind in ("none", "hard", "soft"):
+        sweep = plan_sweep(RECIPE, [*given, "--distillation_type", kind], tmp_path / "out")
+        names[kind] = {parameter.name for parameter in sweep.space} & {"distillation_tau", "distillation_alpha"}
+    assert names == {"none": set(), "hard": {"distillation_alpha"}, "soft": {"distillation_tau", "distillation_alpha"}}
+
+
+def test_a_value_is_stored_as_it_is_spelled_in_the_space():
+    parameter = Parameter("mixup_alpha", (0, 0.8))
+    assert parameter.stored(0.0) == "0" and parameter.stored(0.8) == "0.8" and parameter.stored(0.5) is None
+
+
+def test_the_same_data_elsewhere_are_the_same_sweep(data, tmp_path):
+    (tmp_path / "link").symlink_to(data)
+    sweeps = [plan_sweep(RECIPE, ["--data", str(folder)], tmp_path / "out") for folder in (data, tmp_path / "link")]
+    assert sweeps[0].describe() == sweeps[1].describe()
 
 
 def test_other_validation_images_make_another_sweep(files, data, tmp_path):

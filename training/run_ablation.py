@@ -15,6 +15,7 @@ from hf_deit.ablation import Ablation, AblationError, figures, markdown, read_ab
 from hf_deit.ablation_runs import Place, do_ablation, plan_ablation
 from hf_deit.checkpointing import staged_files
 from hf_deit.errors import UserError, own_message
+from hf_deit.places import check_folder
 
 
 def plot(ablation: Ablation, results: dict, path: Path) -> None:
@@ -24,7 +25,11 @@ def plot(ablation: Ablation, results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [(row.title, shown.values) for row, shown in zip(ablation.rows, figures(ablation, results), strict=True)]
+    # A dollar sign would begin a formula.
+    rows = [
+        (row.title.replace("$", r"\$"), shown.values)
+        for row, shown in zip(ablation.rows, figures(ablation, results), strict=True)
+    ]
     rows = [(title, list(values.values())) for title, values in rows if values]
     figure, axes = pyplot.subplots(figsize=(7.5, 0.42 * len(rows) + 1.2))
     axes.barh([title for title, _ in rows], [statistics.fmean(values) for _, values in rows], color="#88aacc")
@@ -42,6 +47,7 @@ def plot(ablation: Ablation, results: dict, path: Path) -> None:
 
 def report(ablation: Ablation, results_folder: Path, name: str) -> None:
     """Writes table and plot beside the results, and prints the table."""
+    check_folder(results_folder, AblationError)
     results = read_results(results_folder, ablation)
     if not results:
         raise AblationError(
