@@ -1,9 +1,9 @@
 """An ablation: named variants of one recipe × seeds, which runs that makes, what is done of them, and the table of it all.
 
-A definition is a YAML: `title`, `recipe` (a name of the package's, or a YAML beside it), `fields` (for all), `seeds`, `variants` (name → fields) and
-`rows` of the table (`title`, `variant`, `metric`, `paper`). Of the recipe its data, teacher, folders and seed do not count. A run is known by its fields, its data and its teacher, not by the
-definition it stands in: definitions share runs, and a run that has its result is not done again. Doing runs is
-ablation_runs.py's business, searching for fields sweep.py's.
+A definition is a YAML: `title`, `recipe` (a name of the package's, or a YAML beside it), `fields` (for all), `seeds`, `variants`
+(name → fields) and `rows` of the table (`title`, `variant`, `metric`, `paper`). Of the recipe its data, teacher, folders and seed
+do not count. A run is known by its fields, its data and its teacher, not by the definition it stands in: definitions share runs,
+and a run that has its result is not done again. Doing runs is ablation_runs.py's business, searching for fields sweep.py's.
 """
 
 import json
@@ -140,18 +140,19 @@ def read_ablation(path: str | Path) -> Ablation:
 def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
     if not isinstance(fields, dict | None):
         raise AblationError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
-    strange = [name for name in fields or {} if not isinstance(name, str)]
+    fields = fields or {}
+    strange = [name for name in fields if not isinstance(name, str)]
     if strange:
         raise AblationError(f"{path}: {where} gives {strange[0]!r}, which is the name of no field.")
-    if "seed" in (fields or {}):
+    if "seed" in fields:
         raise AblationError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
-    elsewhere = [name for name in _NOT_HERE if name in (fields or {})]
+    elsewhere = [name for name in _NOT_HERE if name in fields]
     if elsewhere:
         raise AblationError(
             f"{path}: {where} gives {elsewhere[0]}: data and teacher are those of the command line (--data, --teacher), the same "
             "for every variant; caches and folders are made."
         )
-    return fields or {}
+    return fields
 
 
 def _variants(path: Path, variants: Any) -> dict[str, dict[str, Any]]:

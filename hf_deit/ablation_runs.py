@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .ablation import Ablation, AblationError, Run, check_origin, read_result, result_file
-from .checkpointing import checkpoints, short_digest_of, write_json
+from .checkpointing import checkpoints, write_json
 from .errors import UserError
 from .places import check_folder
 from .recipe import Recipe, load_recipe
@@ -146,12 +146,11 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     recipes = {key: _loaded(place, run) for key, run in runs.items()}
     _check_metrics(ablation)
     data = _load_data(ablation, place, recipes)
-    data_name = short_digest_of([data.train.fingerprint, data.validation.fingerprint])
     teacher = build_teacher(recipes[distilling[0].key].teacher).fingerprint() if distilling else None
-    _check_variants(ablation, place, data)
+    _check_variants(ablation, recipes, data)
     todo, finished = [], 0
     for key, run in runs.items():
-        file = result_file(place.results, run, data_name, teacher)
+        file = result_file(place.results, run, data.name, teacher)
         check_origin(place.results, run, file)
         if file.exists():
             read_result(file)
@@ -191,20 +190,17 @@ def _load_data(ablation: Ablation, place: Place, recipes: Mapping[str, Recipe]) 
                     f"Variant {run.variant!r} has {name}={own!r}, and the first has {other!r}: variants on other images cannot be compared."
                 )
     data = load_run_data(_loaded(place, ablation.run(next(iter(ablation.variants)), 0)))
-    if data.train.problem_type != "single_label_classification":
-        raise AblationError(
-            f"{data.train.name} has several classes an image: the table compares accuracies, of one class each."
-        )
+    data.check_one_class_an_image(AblationError)
     return data
 
 
-def _check_variants(ablation: Ablation, place: Place, data: RunData) -> None:
+def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], data: RunData) -> None:
     """Has the trainer of each variant built once."""
     from .runs import check_recipe
 
     for variant in ablation.variants:
         try:
-            check_recipe(_loaded(place, ablation.run(variant, ablation.seeds[0])), data)
+            check_recipe(recipes[ablation.run(variant, ablation.seeds[0]).key], data)
         except UserError as error:
             raise AblationError(f"Variant {variant!r}: {error}") from error
 

@@ -4,6 +4,7 @@ What is written, and how it appears whole or not at all, is the business of chec
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -19,8 +20,12 @@ def check_place(path: str | Path, error: type[UserError] = UserError) -> None:
     Raises:
         UserError: The folder it would be in is a file, or may not be written to.
     """
-    absolute = Path(path).absolute()
-    there = next(parent for parent in absolute.parents if os.path.lexists(parent))
+    _check_holder(path, Path(path).absolute().parents, error)
+
+
+def _check_holder(path: str | Path, folders: Sequence[Path], error: type[UserError]) -> None:
+    """Checks that something can be made in the first of these folders that is there."""
+    there = next(folder for folder in folders if os.path.lexists(folder))
     if not there.is_dir():
         raise error(
             f"{path} cannot be made: {there} is {'a file' if there.is_file() else 'no folder'}. Give another place."
@@ -41,13 +46,8 @@ def check_folder(path: str | Path, error: type[UserError] = UserError) -> None:
     Raises:
         UserError: It is a file, or may not be written to, or cannot be made.
     """
-    folder = Path(path)
-    if not os.path.lexists(folder):
-        check_place(folder, error)
-    elif not folder.is_dir():
-        raise error(f"{path} is a file, and a folder is wanted: give another place.")
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        raise error(f"{path} may not be written to. Give another place, or mend its permissions.")
+    absolute = Path(path).absolute()
+    _check_holder(path, (absolute, *absolute.parents), error)
 
 
 def new_folder(path: str | Path, error: type[UserError] = UserError) -> Path:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from .augmentation import Augmentation
+from .checkpointing import short_digest_of
+from .checks import SINGLE_LABEL
 from .configuration_deit import as_pair
 from .data import EvaluationDataset, ViewDataset
-from .errors import DataError
+from .errors import DataError, UserError
 from .pretrained import LoadingError, load_config
 from .published import published_name
 from .recipe import DataArguments, Recipe, RecipeError, as_size
@@ -42,6 +44,25 @@ class RunData:
     arguments: DataArguments
     left_out_at_scan: int
     left_out_of_validation: int
+
+    @property
+    def name(self) -> str:
+        """What the images, labels and their order are known by: it changes with those of training and of validation."""
+        return short_digest_of([self.train.fingerprint, self.validation.fingerprint])
+
+    def check_one_class_an_image(self, error: type[UserError]) -> None:
+        """Refuses data that accuracies cannot be compared on.
+
+        Args:
+            error: What to raise.
+
+        Raises:
+            UserError: An image has several classes.
+        """
+        if self.train.problem_type != SINGLE_LABEL:
+            raise error(
+                f"{self.train.name} has several classes an image: what is compared here are accuracies, of one class each."
+            )
 
     def training_set(self, augmentation: Augmentation, seed: int, step_size: int) -> ViewDataset | ViewStream:
         """Gives the training images as views.

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .checkpointing import short_digest_of, write_json
+from .checkpointing import write_json
 from .errors import UserError
 from .places import check_folder
 from .recipe import Recipe, given_names, load_recipe
@@ -37,7 +37,11 @@ from .worker_processes import Task, alone_in, run_tasks, time_left
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
 _STUDY = "sweep"
 # What a trial does besides training.
-_QUIET = {"report_to": "none", "disable_tqdm": True, "push_to_hub": False, "load_best_model_at_end": False} | {
+_QUIET = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "load_best_model_at_end": False,
     "eval_strategy": "epoch",
     "save_strategy": "no",
 }
@@ -97,13 +101,9 @@ def plan_sweep(
         chosen = read_space(space, fields, given)
     check_space(chosen, own_type, has_teacher)
     data = load_run_data(recipe)
-    if data.train.problem_type != "single_label_classification":
-        raise SweepError(
-            f"{data.train.name} has several classes an image: a sweep compares accuracies, of one class each."
-        )
+    data.check_one_class_an_image(SweepError)
     teacher = build_teacher(recipe.teacher).fingerprint() if asks_teacher(chosen, own_type) else None
-    name = short_digest_of([data.train.fingerprint, data.validation.fingerprint])
-    sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), name)
+    sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), data.name)
     sweep = Sweep(dict(fields), tuple(overrides), tuple(chosen), own_type, *sizes)
     _check_choices(sweep, data)
     return sweep
