@@ -227,20 +227,12 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
 
 
 def _card(options: argparse.Namespace, fields: list[str]) -> None:
-    from .errors import UserError
     from .model_card import Statements
-    from .recipe_card import is_recipe, write_recipe_card
     from .runs import render_model_card
 
     names = ("license", "base_model", "dataset", "data_license", "base_model_license")
     statements = Statements(**{name: getattr(options, name) for name in names})
-    if is_recipe(options.model):
-        path = write_recipe_card(options.model, options.out, statements)
-    elif options.out is not None:
-        raise UserError(f"--out goes with a recipe (.yaml): the card of {options.model} is written into it.")
-    else:
-        path = render_model_card(options.model, statements)
-    print(f"Written to {path}")
+    print(f"Written to {render_model_card(options.model, statements)}")
 
 
 def _space(options: argparse.Namespace, fields: list[str]) -> None:

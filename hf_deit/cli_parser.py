@@ -185,7 +185,7 @@ def _add_conversions(commands: Any) -> None:
     add(
         "--labels",
         metavar="FILE",
-        help="class names: one a line, or JSON (default: the source's, ImageNet's or LABEL_n)",
+        help="class names: one a line, or JSON (default: the source's, else LABEL_n)",
     )
     add("--image_mean", type=float, nargs="+", help="of each channel (default: the source's, else ImageNet's)")
     add("--image_std", type=float, nargs="+", help="likewise")
@@ -217,9 +217,7 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_publishing(commands: Any) -> None:
     card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
-    card.add_argument(
-        "model", help="folder of the model; or a recipe (its name or a .yaml), for the card of what nobody trained yet"
-    )
+    card.add_argument("model", help="folder of the model")
     card.add_argument(
         "--license",
         metavar="ID",
@@ -229,7 +227,6 @@ def _add_publishing(commands: Any) -> None:
     card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
     card.add_argument("--data_license", metavar="TEXT", help="licence of the data (default: likewise)")
     card.add_argument("--base_model_license", metavar="TEXT", help="licence of those weights (default: likewise)")
-    card.add_argument("--out", metavar="FILE", help="of a recipe: the card to write")
 
     push = commands.add_parser(
         "push",

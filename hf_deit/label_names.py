@@ -1,4 +1,4 @@
-"""Names of classes for weights that bring none: from a file, or ImageNet-1k's from a package that is installed.
+"""Names of classes for weights that bring none: from a file.
 
 Nothing is invented: without a source the classes stay `LABEL_0`, `LABEL_1` …, as transformers calls them.
 
@@ -13,8 +13,6 @@ from typing import Any
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
-
-IMAGENET_CLASSES = 1000
 
 
 class LabelNamesError(UserError):
@@ -56,56 +54,25 @@ def _from_json(content: Any) -> list[str]:
     return [by_index[index] for index in range(len(by_index))]
 
 
-def imagenet_names() -> tuple[list[str], str] | None:
-    """ImageNet-1k's class names and the package they are from; None where no installed package brings them."""
-    for package, read in (("timm", _from_timm), ("torchvision", _from_torchvision)):
-        try:
-            names = list(read())
-        except (ImportError, AttributeError):
-            continue
-        if len(names) == IMAGENET_CLASSES:
-            return names, package
-    return None
-
-
-def _from_timm() -> list[str]:
-    from timm.data import ImageNetInfo
-
-    return ImageNetInfo("imagenet-1k").label_descriptions()
-
-
-def _from_torchvision() -> list[str]:
-    from torchvision.models import ResNet18_Weights
-
-    return ResNet18_Weights.DEFAULT.meta["categories"]
-
-
 def label_fields(num_labels: int, labels: str | Path | None) -> dict[str, Any]:
-    """The fields of a configuration that name its classes; empty where nothing names them, which is logged.
+    """The fields of a configuration that name its classes; empty where nothing names them.
 
     Args:
         num_labels: Classes of the weights.
-        labels: File of names (see `read_label_names`); None: ImageNet-1k's for 1,000 classes, where a package has them.
+        labels: File of names (see `read_label_names`); None: the classes get no names, which is logged.
 
     Raises:
         LabelNamesError: The file names another number of classes.
     """
-    if labels is not None:
-        names = read_label_names(labels)
-        if len(names) != num_labels:
-            raise LabelNamesError(f"{labels} names {len(names)} classes and the weights have {num_labels}.")
-    else:
-        found = imagenet_names() if num_labels == IMAGENET_CLASSES else None
-        if found is None:
-            hint = ", and ImageNet-1k's names need timm or torchvision" if num_labels == IMAGENET_CLASSES else ""
-            logger.warning(
-                "The classes stay LABEL_0 to LABEL_%d: the weights name none%s. A file of names mends that (labels).",
-                num_labels - 1,
-                hint,
-            )
-            return {}
-        names, package = found
-        logger.info("1,000 classes: named as ImageNet-1k's, from %s.", package)
+    if labels is None:
+        logger.warning(
+            "The classes stay LABEL_0 to LABEL_%d, because the weights name none. Name them with a file (labels).",
+            num_labels - 1,
+        )
+        return {}
+    names = read_label_names(labels)
+    if len(names) != num_labels:
+        raise LabelNamesError(f"{labels} names {len(names)} classes and the weights have {num_labels}.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         logger.warning("Several classes have one name (%s): label2id knows the first of each.", ", ".join(repeated[:5]))

@@ -67,7 +67,6 @@ LEAVES = [
     "pretrained",
     "published",
     "publishing",
-    "recipe_card",
     "recipe_files",
     "run_data",
     "run_facts",

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from hf_deit.label_names import LabelNamesError, imagenet_names, label_fields, read_label_names
+from hf_deit.label_names import LabelNamesError, label_fields, read_label_names
 
 
 @pytest.mark.parametrize(
@@ -51,33 +51,13 @@ def test_a_file_that_is_not_there_or_for_other_classes_is_refused(tmp_path):
         label_fields(3, tmp_path / "names.txt")
 
 
-def stub_timm(monkeypatch, names):
-    # The one call of timm's that is used, as its documentation describes it.
-    info = types.SimpleNamespace(label_descriptions=lambda: names)
-    module = types.SimpleNamespace(ImageNetInfo=lambda subset: info if subset == "imagenet-1k" else None)
-    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(data=module))
-    monkeypatch.setitem(sys.modules, "timm.data", module)
-
-
-def test_a_thousand_classes_are_named_by_a_package_that_brings_the_names(monkeypatch):
-    names = [f"animal {index}" for index in range(999)] + ["animal 7"]
-    stub_timm(monkeypatch, names)
-    assert imagenet_names() == (names, "timm")
-    fields = label_fields(1000, None)
-    assert fields["id2label"] == dict(enumerate(names))
-    assert fields["label2id"]["animal 7"] == 7 and len(fields["label2id"]) == 999  # ImageNet has two cranes
-    assert label_fields(10, None) == {}
-
-
-def test_a_package_with_another_number_of_names_is_not_believed(monkeypatch):
-    stub_timm(monkeypatch, ["ant"])
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert imagenet_names() is None
-
-
-def test_without_such_a_package_the_classes_stay_numbers_and_it_is_said(monkeypatch, caplog):
-    for package in ("timm", "torchvision"):
-        monkeypatch.setitem(sys.modules, package, None)
+def test_without_a_file_the_classes_stay_numbers_and_a_warning_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         assert label_fields(1000, None) == {}
-    assert "stay LABEL_0 to LABEL_999" in caplog.text and "timm or torchvision" in caplog.text
+    assert "LABEL_0 to LABEL_999" in caplog.text and "labels" in caplog.text
+
+
+def test_names_that_stand_twice_keep_their_indices(tmp_path):
+    (tmp_path / "names.txt").write_text("crane\nbee\ncrane")  # ImageNet has two cranes
+    fields = label_fields(3, tmp_path / "names.txt")
+    assert fields["id2label"] == {0: "crane", 1: "bee", 2: "crane"} and fields["label2id"] == {"crane": 0, "bee": 1}
