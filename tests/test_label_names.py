@@ -2,8 +2,6 @@
 
 import json
 import logging
-import sys
-import types
 
 import pytest
 
