@@ -15,10 +15,10 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from .atomic_trainer import AtomicTrainer
 from .checkpointing import ResumeError
 from .ema import AveragedWeights, decay_of_horizon
 from .errors import UserError
-from .publishing_trainer import PublishingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class _Averaging(TrainerCallback):
         self.trainer.average.update(self.decay, state.global_step)  # the step is counted after this
 
 
-class AveragingTrainer(PublishingTrainer):
-    """Adds averaged weights to `PublishingTrainer`; arguments as there.
+class AveragingTrainer(AtomicTrainer):
+    """Adds averaged weights to `AtomicTrainer`; arguments as there.
 
     While it trains, `average` holds the averaged weights. At the end the model holds those that count, and there is no
     average any more: what is evaluated, saved and published then is one and the same.
@@ -79,7 +79,7 @@ class AveragingTrainer(PublishingTrainer):
             self.add_callback(_Averaging(self))
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `PublishingTrainer.train`; the average starts anew, or where the checkpoint left it."""
+        """As `AtomicTrainer.train`; the average starts anew, or where the checkpoint left it."""
         self.average = None
         return super().train(*args, **kwargs)
 

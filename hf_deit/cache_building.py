@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from .answers import decisions
 from .cache_writing import PART_RECORDS, CacheWriter
-from .checks import planned_updates
 from .data import EvaluationDataset, MixingCollator, ViewDataset, collate
 from .mixing import Mixing, mix_pixels
 from .pixels import to_unit_range
@@ -40,7 +39,6 @@ from .teacher_cache import (
     epoch_name,
     is_finished,
 )
-from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +56,8 @@ class Views:
         global_batch_size: Images of an optimizer step.
         repeats: Views of an image in an epoch.
         workers: Processes that make pixels.
+        num_views: Epochs with distinct views; None: every epoch of the training has views of its own.
+        updates: Optimizer steps of the training; None where no training is planned.
     """
 
     dataset: ViewDataset
@@ -66,17 +66,14 @@ class Views:
     global_batch_size: int
     repeats: int = 1
     workers: int = 0
+    num_views: int | None = None
+    updates: int | None = None
 
-    @classmethod
-    def of_training(cls, dataset: ViewDataset, args: DistillationTrainingArguments, workers: int = 0) -> "Views":
-        """Gives the views of a training on `dataset`."""
-        batches = (args.train_batch_size, args.global_batch_size)
-        return cls(dataset, args.mixing, *batches, repeats=args.repeated_augmentation, workers=workers)
-
-    def epochs_shown(self, args: DistillationTrainingArguments) -> int:
-        """Gives the number of epochs with distinct views that a training shows."""
-        epochs = math.ceil(planned_updates(args, self.dataset) / self.sampler(0).num_batches)
-        return epochs if args.num_views is None else min(args.num_views, epochs)
+    @property
+    def epochs_shown(self) -> int:
+        """Number of epochs with distinct views that the training shows."""
+        epochs = math.ceil(self.updates / self.sampler(0).num_batches)
+        return epochs if self.num_views is None else min(self.num_views, epochs)
 
     def sampler(self, epoch: int) -> ViewSampler:
         """The sampler of the training, at an epoch of views.

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from .building import build_teacher
-from .cache_building import Views, build_teacher_cache, describe_views
+from .cache_building import build_teacher_cache, describe_views
 from .cache_writing import check_folder
 from .data import EvaluationDataset
 from .recipe import Recipe, RecipeError, build_augmentation
@@ -55,8 +55,8 @@ def cache_teacher(
     data, view_size = load_run_data(recipe), view_size_of(recipe)
     dataset = data.training_set(build_augmentation(recipe.augmentation, view_size), args.seed, args.global_batch_size)
     describe_views(dataset, args.mixing)  # refuses a stream before a teacher is loaded
-    views = Views.of_training(dataset, args, args.dataloader_num_workers)
-    wanted = _wanted(views.epochs_shown(args), epochs, first)
+    views = args.view_schedule(dataset, args.dataloader_num_workers)
+    wanted = _wanted(views.epochs_shown, epochs, first)
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
         raise RecipeError("The recipe names no teacher whose answers could be stored: give --teacher.")

@@ -13,11 +13,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from .cache_building import Agreement, Views, describe_validation, describe_views, verify_teacher_cache
-from .data import EvaluationDataset, ViewDataset
+from .data import EvaluationDataset
 from .sampling import ViewSampler
 from .teacher import Teacher
 from .teacher_cache import TeacherCache, TeacherCacheError
-from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +85,11 @@ class CachedAnswers:
 
     Args:
         cache: A `TeacherCache`, or its folder.
-        train_dataset: Of the training; None: an evaluation, or a training that learns from no answer.
+        schedule: The views of the training; None: an evaluation, or a training that learns from no answer.
         eval_dataset: Of the training; an `EvaluationDataset` must be the cache's, of several by name one.
-        args: Of the training.
+        distillation_type: Of the training.
+        tau: Likewise, of soft distillation.
+        is_main_process: Whether this process asks the teacher again, where that is wanted.
 
     Raises:
         TeacherCacheError: The cache is damaged, or holds answers to something else; every field is named.
@@ -97,19 +98,21 @@ class CachedAnswers:
     def __init__(
         self,
         cache: TeacherCache | str | os.PathLike,
-        train_dataset: ViewDataset | None,
+        schedule: Views | None,
         eval_dataset: Any,
-        args: DistillationTrainingArguments,
+        distillation_type: str,
+        tau: float,
+        is_main_process: bool = True,
     ):
         self.cache = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
-        self.num_views = args.num_views
-        self._verifies = args.process_index == 0
-        self._views = None
-        _check_layout(self.cache, args)
-        if train_dataset is not None:
-            self.cache.check("views", describe_views(train_dataset, args.mixing))
-            self._views = Views.of_training(train_dataset, args)
-            self._check_length(args)
+        self.num_views = None
+        self._verifies = is_main_process
+        self._views = schedule
+        _check_layout(self.cache, distillation_type, tau)
+        if schedule is not None:
+            self.cache.check("views", describe_views(schedule.dataset, schedule.mixing))
+            self.num_views = schedule.num_views
+            self._check_length()
         self._check_validation(eval_dataset)
 
     def _check_validation(self, eval_dataset: Any) -> None:
@@ -137,19 +140,19 @@ class CachedAnswers:
                 *(self.cache.folder, ", ".join(map(repr, refused))),
             )
 
-    def _check_length(self, args: DistillationTrainingArguments) -> None:
+    def _check_length(self) -> None:
         """Compares the numbers of views, and has the stored ones come again where there are too few."""
         stored, views = self.cache.epochs, self._views
         if views.records > self.cache.records_per_epoch:
             raise TeacherCacheError(
                 f"{self.cache.folder} has {self.cache.records_per_epoch} views an epoch, and this training shows up to "
-                f"{views.records} (repeated_augmentation={args.repeated_augmentation}, global batch {views.global_batch_size}): "
+                f"{views.records} (repeated_augmentation={views.repeats}, global batch {views.global_batch_size}): "
                 "lower one of them, or build a cache for it."
             )
-        wanted = views.epochs_shown(args)
-        if args.num_views is not None and wanted > stored:
+        wanted = views.epochs_shown
+        if views.num_views is not None and wanted > stored:
             raise TeacherCacheError(
-                f"num_views={args.num_views}, and {self.cache.folder} has {stored} epoch(s) of views: set num_views={stored}, or "
+                f"num_views={views.num_views}, and {self.cache.folder} has {stored} epoch(s) of views: set num_views={stored}, or "
                 f"extend the cache (hf-deit cache-teacher --views {wanted})."
             )
         if wanted > stored:
@@ -231,17 +234,17 @@ def _chance(differing: int, records: int) -> float:
     return 1 - math.fsum(math.exp(log_of(count)) for count in range(differing))
 
 
-def _check_layout(cache: TeacherCache, args: DistillationTrainingArguments) -> None:
+def _check_layout(cache: TeacherCache, distillation_type: str, tau: float) -> None:
     layout = cache.layout
-    if args.distillation_type != "soft":
+    if distillation_type != "soft":
         return
     if layout.kind == "hard":
         raise TeacherCacheError(
             f"{cache.folder} holds the teacher's decisions only (kind 'hard'), and distillation_type='soft' needs its logits: set "
             "distillation_type='hard', or build a cache with --kind soft."
         )
-    if layout.kind == "top_k" and layout.tau != args.distillation_tau:
+    if layout.kind == "top_k" and layout.tau != tau:
         raise TeacherCacheError(
             f"{cache.folder} holds the {layout.top_k} largest logits and the rest at tau={layout.tau}, and distillation_tau is "
-            f"{args.distillation_tau}: set it to {layout.tau}, or build a cache for it (one of all logits serves every tau)."
+            f"{tau}: set it to {layout.tau}, or build a cache for it (one of all logits serves every tau)."
         )

@@ -5,7 +5,6 @@ themselves, and raises them in one error. Arguments alone are checked by trainin
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,19 +70,6 @@ class Problems:
 def known_labels(dataset: Any) -> list[Any] | None:
     """Gives the labels of a keyed data set without opening an image; None where they are not known."""
     return getattr(getattr(dataset, "source", None), "labels", None)
-
-
-def planned_updates(args: DistillationTrainingArguments, dataset: Any) -> int | None:
-    """Gives the number of optimizer steps of a run; None where the data have no length."""
-    if args.max_steps > 0:
-        return args.max_steps
-    if not hasattr(dataset, "__len__"):
-        return None
-    batches = len(dataset) / args.global_batch_size
-    # Keyed views drop the tail of an epoch, as mixing does; the stock sampler trains on it.
-    keyed = getattr(dataset, "takes_view_keys", False)
-    whole = math.floor(batches) if keyed or args.mixup_alpha or args.cutmix_alpha else math.ceil(batches)
-    return math.ceil(max(1, whole) * args.num_train_epochs)
 
 
 def training_problems(

@@ -49,7 +49,7 @@ class LoadingTrainer(OptimizingTrainer):
             size=len(dataset),
             global_batch_size=self.args.global_batch_size,
             seed=dataset.seed,
-            num_views=self.args.num_views if self.cached is None else self.cached.num_views,
+            num_views=self.cached.num_views if learns else self.args.num_views,
             repeats=self.args.repeated_augmentation,
         )
 

@@ -25,6 +25,7 @@ from .optim import (
     peak_learning_rate,
     split_by_depth,
 )
+from .publishing_trainer import PublishingTrainer
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def _peak(args: DistillationTrainingArguments) -> float:
     return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
 
 
-class OptimizingTrainer(AveragingTrainer):
+class OptimizingTrainer(PublishingTrainer, AveragingTrainer):
     """Adds the paper's weight decay, learning rates and schedule to the Trainer; arguments as there."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.utils import PushInProgress
 
-from .atomic_trainer import AtomicTrainer
 from .checkpointing import write_json
 from .checks import Problems, publishing_problems
 from .errors import UserError
@@ -34,8 +33,8 @@ def _first(names: str | list[str] | None) -> str | None:
     return names[0] if isinstance(names, list) and names else names or None
 
 
-class PublishingTrainer(AtomicTrainer):
-    """Adds cards and uploads that hold what they should to `AtomicTrainer`; arguments as there."""
+class PublishingTrainer:
+    """Adds cards and uploads that hold what they should to a `Trainer` that inherits from this class too."""
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """As the Trainer's: makes the repository before the first step, if `push_to_hub` is asked for.

@@ -25,7 +25,6 @@ from .checks import (
     Problems,
     known_labels,
     metric_problems,
-    planned_updates,
     set_best_metric,
     trainer_problems,
     training_problems,
@@ -144,7 +143,7 @@ class DistillationTrainer(LoadingTrainer):
         brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
         problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
         if train_dataset is not None:
-            updates = planned_updates(args, train_dataset)
+            updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
         problems.raise_all()
         self._say_if_not_keyed(train_dataset)
@@ -172,7 +171,14 @@ class DistillationTrainer(LoadingTrainer):
                 raise StudentError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
             return None
         learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
-        cached = CachedAnswers(cache, self.train_dataset if learns else None, self.eval_dataset, self.args)
+        cached = CachedAnswers(
+            cache,
+            self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
+            self.eval_dataset,
+            distillation_type=self.args.distillation_type,
+            tau=self.args.distillation_tau,
+            is_main_process=self.args.process_index == 0,
+        )
         if self.teacher is not None:
             cached.check_teacher(self.teacher, verified)
             self.teacher = None  # the answers are there: no memory for it, and no time

@@ -7,10 +7,12 @@ trainer before the first step. Defaults are the paper's (arXiv:2012.12877, Table
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from .cache_building import Views
 from .losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
 from .mixing import Mixing
 
@@ -161,6 +163,36 @@ class DistillationTrainingArguments(TrainingArguments):
             ValueError: A value is not allowed.
         """
         return Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
+
+    def planned_updates(self, dataset: Any) -> int | None:
+        """Gives the number of optimizer steps of a training on `dataset`; None where the data have no length."""
+        if self.max_steps > 0:
+            return self.max_steps
+        if not hasattr(dataset, "__len__"):
+            return None
+        batches = len(dataset) / self.global_batch_size
+        # Keyed views drop the tail of an epoch, as mixing does; the stock sampler trains on it.
+        keyed = getattr(dataset, "takes_view_keys", False)
+        whole = math.floor(batches) if keyed or self.mixup_alpha or self.cutmix_alpha else math.ceil(batches)
+        return math.ceil(max(1, whole) * self.num_train_epochs)
+
+    def view_schedule(self, dataset: Any, workers: int = 0) -> Views:
+        """Gives the views that a training on `dataset` shows its teacher, and their order.
+
+        Args:
+            dataset: A `ViewDataset`.
+            workers: Processes that make the pixels where the views are asked for outside the training.
+        """
+        return Views(
+            dataset,
+            self.mixing,
+            batch_size=self.train_batch_size,
+            global_batch_size=self.global_batch_size,
+            repeats=self.repeated_augmentation,
+            workers=workers,
+            num_views=self.num_views,
+            updates=self.planned_updates(dataset),
+        )
 
     def _choice_problems(self) -> Iterator[str]:
         for name, allowed in (

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -205,8 +206,7 @@ def drifting(tmp_path):
     views = tiny_views(tiny.training_data(64))
     cache = build(tmp_path / "cache", teacher=teacher, views=views, epochs=1)
     teacher.model.turned = 1
-    args = tiny.arguments(tmp_path / "run", distillation_type="hard")
-    return teacher, CachedAnswers(cache, views.dataset, None, args)
+    return teacher, CachedAnswers(cache, replace(views, updates=8), None, "hard", 3.0)
 
 
 def test_verifying_refuses_what_chance_does_not_explain_and_warns_of_the_rest(drifting, caplog):
@@ -229,17 +229,16 @@ def test_the_chance_of_a_verification_is_the_binomial_one():
     assert _chance(50_000, 100_000) == pytest.approx(0, abs=1e-9)
 
 
-def test_only_the_first_process_asks_the_teacher_again(drifting, tmp_path, monkeypatch):
+def test_only_the_first_process_asks_the_teacher_again(drifting):
     teacher, cached = drifting
-    args = tiny.arguments(tmp_path / "run", distillation_type="hard")
-    monkeypatch.setattr(type(args), "process_index", property(lambda self: 1))
-    second = CachedAnswers(cached.cache, tiny.training_data(64), None, args)
+    views = replace(tiny_views(tiny.training_data(64)), updates=8)
+    second = CachedAnswers(cached.cache, views, None, "hard", 3.0, is_main_process=False)
     assert second.check_teacher(teacher, 64) is None
 
 
-def test_verifying_without_views_to_ask_about_is_refused(drifting, tmp_path):
+def test_verifying_without_views_to_ask_about_is_refused(drifting):
     teacher, cached = drifting
-    without = CachedAnswers(cached.cache, None, None, tiny.arguments(tmp_path / "run", distillation_type="hard"))
+    without = CachedAnswers(cached.cache, None, None, "hard", 3.0)
     with pytest.raises(TeacherCacheError, match="verify_teacher_cache=5 .*leave it out"):
         without.check_teacher(teacher, 5)
     assert without.check_teacher(teacher, 0) is None

@@ -9,7 +9,7 @@ from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViT
 
 from hf_deit.augmentation import Augmentation
-from hf_deit.checks import Problems, SetupError, known_labels, planned_updates, training_problems
+from hf_deit.checks import Problems, SetupError, known_labels, training_problems
 from hf_deit.data import ViewDataset
 from hf_deit.errors import UserError
 from hf_deit.student import StudentError, inspect_student
@@ -242,7 +242,7 @@ def test_gathering_lets_other_errors_through_and_raises_nothing_without_problems
 def test_updates_are_counted_as_the_trainer_counts_them(tmp_path, images, epochs, updates):
     data = training_data(images)
     trainer = trainer_of(tmp_path, data=data, max_steps=-1, num_train_epochs=epochs)
-    assert planned_updates(trainer.args, data) == updates
+    assert trainer.args.planned_updates(data) == updates
     trainer.train()
     assert trainer.state.max_steps == updates
 
@@ -251,8 +251,8 @@ def test_rows_without_keys_are_counted_to_the_last(tmp_path):
     rows = [{"pixel_values": torch.zeros(3, SIZE, SIZE), "labels": 0}] * 13
     trainer = trainer_of(tmp_path, data=rows, max_steps=-1)
     trainer.train()
-    assert planned_updates(trainer.args, rows) == trainer.state.max_steps == 2
-    assert planned_updates(trainer.args, iter(rows)) is None
+    assert trainer.args.planned_updates(rows) == trainer.state.max_steps == 2
+    assert trainer.args.planned_updates(iter(rows)) is None
 
 
 def test_balanced_weights_of_the_data_are_in_the_loss(tmp_path):
