@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hf_deit import DeiTConfig, DeiTForImageClassificationWithTeacher
-from hf_deit.checkpointing import write_json
+from hf_deit.files import write_json
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
 # Name: (fields, images in a batch)

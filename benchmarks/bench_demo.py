@@ -16,8 +16,15 @@ from pathlib import Path
 
 import transformers
 
-from hf_deit.cli import print_table
-from hf_deit.demo import KINDS, DemoArguments, load_digits, single_threaded, train_digit_student, train_digit_teacher
+from hf_deit.cli.common import print_table
+from hf_deit.cli.demo import (
+    KINDS,
+    DemoArguments,
+    load_digits,
+    single_threaded,
+    train_digit_student,
+    train_digit_teacher,
+)
 
 GRID = (1e-3, 2e-3, 4e-3)
 TUNING_SEED = 1000

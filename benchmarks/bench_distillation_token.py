@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from hf_deit.building import load_model, load_processor
-from hf_deit.cli import print_table
-from hf_deit.fine_tuning import TOKEN_INITIALIZATIONS, distilled_from_plain
-from hf_deit.sources import load_validation
+from hf_deit.cli.common import print_table
+from hf_deit.data.loading import load_validation
+from hf_deit.models.fine_tuning import TOKEN_INITIALIZATIONS, distilled_from_plain
+from hf_deit.models.loading import load_model, load_processor
 
 
 @torch.no_grad()

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from hf_deit.checkpointing import write_json
-from hf_deit.recipe import load_recipe
-from hf_deit.recipe_files import read_fields, recipe_path
-from hf_deit.runs import build_trainer
+from hf_deit.files import write_json
+from hf_deit.recipes.recipe import load_recipe, read_fields, recipe_path
+from hf_deit.recipes.train import build_trainer
 
 
 class Clock(TrainerCallback):

@@ -18,10 +18,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from hf_deit.building import load_model, load_processor
-from hf_deit.checkpointing import write_json
-from hf_deit.exporting import export_onnx
-from hf_deit.sources import load_validation
+from hf_deit.data.loading import load_validation
+from hf_deit.files import write_json
+from hf_deit.models.export import export_onnx
+from hf_deit.models.loading import load_model, load_processor
 
 KINDS = {"onnxruntime float32": None, "onnxruntime int8": "int8", "onnxruntime int8-dynamic": "int8-dynamic"}
 

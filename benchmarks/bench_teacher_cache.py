@@ -32,23 +32,25 @@ import torch
 import transformers
 from transformers import RegNetConfig, RegNetForImageClassification
 
-from hf_deit.augmentation import Augmentation
-from hf_deit.cache_building import Views, build_teacher_cache, view_answers
-from hf_deit.cache_runs import cache_teacher
-from hf_deit.cache_writing import CacheWriter
-from hf_deit.cli import print_table
-from hf_deit.configuration_deit import DeiTConfig
-from hf_deit.data import ViewDataset
-from hf_deit.mixing import Mixing
-from hf_deit.modeling_deit import DeiTForImageClassificationWithTeacher
-from hf_deit.networks import FACTORY_NORMALIZATION, efficientnet_lite0, replace_classifier
-from hf_deit.recipe import load_recipe
-from hf_deit.runs import train
-from hf_deit.sources import Source, load_splits
-from hf_deit.teacher import Teacher
-from hf_deit.teacher_cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, epoch_name
-from hf_deit.trainer import DistillationTrainer
-from hf_deit.training_args import DistillationTrainingArguments
+from hf_deit.cli.common import print_table
+from hf_deit.data.augmentation import Augmentation
+from hf_deit.data.batch_ops import Mixing
+from hf_deit.data.loading import load_splits
+from hf_deit.data.sources import Source
+from hf_deit.data.views import ViewDataset
+from hf_deit.distillation.cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, epoch_name
+from hf_deit.distillation.cache_builder import build_teacher_cache
+from hf_deit.distillation.cache_writer import CacheWriter
+from hf_deit.distillation.factories import FACTORY_NORMALIZATION, efficientnet_lite0, replace_classifier
+from hf_deit.distillation.teacher import Teacher
+from hf_deit.distillation.view_schedule import Views, view_answers
+from hf_deit.models.configuration_deit import DeiTConfig
+from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
+from hf_deit.recipes.cache_teacher import cache_teacher
+from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.train import train
+from hf_deit.trainer.trainer import DistillationTrainer
+from hf_deit.trainer.training_args import DistillationTrainingArguments
 
 RESULTS = Path(__file__).parent / "results" / "bench_teacher_cache.json"
 RECIPE = Path(__file__).parent.parent / "hf_deit" / "recipes" / "clothing10_64.yaml"

@@ -4,43 +4,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
-    "DeiTConfig": "configuration_deit",
-    "ViTConfig": "configuration_deit",
-    "DeiTForImageClassificationWithTeacher": "modeling_deit",
-    "DeiTForImageClassificationWithTeacherOutput": "modeling_deit",
-    "DeiTModel": "modeling_deit",
-    "ViTForImageClassification": "modeling_deit",
-    "register_auto_classes": "modeling_deit",
-    "DeiTImageProcessor": "image_processing_deit",
-    "Augmentation": "augmentation",
-    "EvaluationDataset": "data",
-    "ViewDataset": "data",
-    "convert": "checkpoint_loading",
-    "load_checkpoint": "checkpoint_loading",
-    "load_splits": "sources",
-    "Teacher": "teacher",
-    "DistillationTrainer": "trainer",
-    "DistillationTrainingArguments": "training_args",
+    "DeiTConfig": "models.configuration_deit",
+    "ViTConfig": "models.configuration_deit",
+    "DeiTForImageClassificationWithTeacher": "models.modeling_deit",
+    "DeiTForImageClassificationWithTeacherOutput": "models.modeling_deit",
+    "DeiTModel": "models.modeling_deit",
+    "ViTForImageClassification": "models.modeling_deit",
+    "register_auto_classes": "models.modeling_deit",
+    "DeiTImageProcessor": "models.image_processing_deit",
+    "Augmentation": "data.augmentation",
+    "EvaluationDataset": "data.views",
+    "ViewDataset": "data.views",
+    "convert": "models.convert",
+    "load_checkpoint": "models.convert",
+    "load_splits": "data.loading",
+    "Teacher": "distillation.teacher",
+    "DistillationTrainer": "trainer.trainer",
+    "DistillationTrainingArguments": "trainer.training_args",
 }
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from .augmentation import Augmentation
-    from .checkpoint_loading import convert, load_checkpoint
-    from .configuration_deit import DeiTConfig, ViTConfig
-    from .data import EvaluationDataset, ViewDataset
-    from .image_processing_deit import DeiTImageProcessor
-    from .modeling_deit import (
+    from .data.augmentation import Augmentation
+    from .data.loading import load_splits
+    from .data.views import EvaluationDataset, ViewDataset
+    from .distillation.teacher import Teacher
+    from .models.configuration_deit import DeiTConfig, ViTConfig
+    from .models.convert import convert, load_checkpoint
+    from .models.image_processing_deit import DeiTImageProcessor
+    from .models.modeling_deit import (
         DeiTForImageClassificationWithTeacher,
         DeiTForImageClassificationWithTeacherOutput,
         DeiTModel,
         ViTForImageClassification,
         register_auto_classes,
     )
-    from .sources import load_splits
-    from .teacher import Teacher
-    from .trainer import DistillationTrainer
-    from .training_args import DistillationTrainingArguments
+    from .trainer.trainer import DistillationTrainer
+    from .trainer.training_args import DistillationTrainingArguments
 
 
 def __getattr__(name: str) -> Any:

@@ -18,3 +18,7 @@ def own_message(error: UserError) -> str:
 
 class DataError(UserError):
     """Data that cannot be trained on; the message names the file, class or column and the remedy."""
+
+
+class RecipeError(UserError):
+    """A recipe with unknown, missing or impossible fields."""

@@ -8,7 +8,9 @@ Paper: Touvron et al., arXiv:2012.12877, section 4 (soft: eq. 2, hard: eq. 3); s
 arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -277,3 +279,48 @@ def distillation_terms(
     else:
         return {"loss": cls_loss, "cls_loss": cls_loss}
     return {"loss": loss, "cls_loss": cls_loss, "distillation_loss": distillation_loss}
+
+
+ANSWERS = ("teacher_logits", "teacher_labels", "teacher_top_logits", "teacher_top_indices", "teacher_rest")
+
+
+def take_answers(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Takes stored answers out of a batch; empty where there are none."""
+    return {name: inputs.pop(name) for name in ANSWERS if name in inputs}
+
+
+def decisions(answers: Mapping[str, Tensor]) -> Tensor | None:
+    """Gives the teacher's class of each image `(batch,)`; None where no teacher was asked."""
+    if "teacher_logits" in answers:
+        return answers["teacher_logits"].argmax(dim=-1)
+    if "teacher_top_indices" in answers:
+        return answers["teacher_top_indices"][:, 0]
+    return answers.get("teacher_labels")
+
+
+def teacher_loss(
+    answers: Mapping[str, Tensor], distillation_type: str, tau: float, reduction: str
+) -> Callable[[Tensor], Tensor] | None:
+    """Gives the loss `(batch,)` of a head's logits on the teacher's answers; None where no teacher was asked.
+
+    Args:
+        answers: As above; other entries are not looked at.
+        distillation_type: "hard" or "soft".
+        tau: Of soft distillation.
+        reduction: Likewise.
+    """
+    said = decisions(answers)
+    if said is None:
+        return None
+    if distillation_type == "hard":
+        return functools.partial(hard_distillation_loss, teacher_logits=said)
+    if "teacher_top_logits" in answers:
+        top = ("top_logits", "top_indices", "rest")
+        stored = {name: answers[f"teacher_{name}"] for name in top}
+        return functools.partial(top_k_distillation_loss, **stored, tau=tau, reduction=reduction)
+    return functools.partial(
+        soft_distillation_loss, teacher_logits=answers["teacher_logits"], tau=tau, reduction=reduction
+    )
+
+
+SINGLE_LABEL = "single_label_classification"

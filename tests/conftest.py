@@ -68,3 +68,11 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"there is no shared data at {folder}")
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """What `datasets` makes of tables goes to a folder of the tests."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))

@@ -1,6 +1,7 @@
 """Odd inputs across the rooms: each of these once ended in silence or in a traceback that named nothing."""
 
 import argparse
+import os
 
 import datasets
 import numpy as np
@@ -10,8 +11,14 @@ from PIL import Image
 from torch import nn
 from transformers import SwinConfig, SwinForImageClassification
 
-from hf_deit import checkpointing, losses, networks, optim, sources
-from hf_deit.checkpointing import changed_fields
+from hf_deit import files, losses
+from hf_deit.data import sources
+from hf_deit.data.loading import load_splits
+from hf_deit.distillation import factories
+from hf_deit.errors import DataError
+from hf_deit.fingerprints import changed_fields
+from hf_deit.models.weights import load_weights
+from hf_deit.trainer import checkpoints, optim
 
 
 # checkpointing
@@ -24,11 +31,11 @@ def test_a_recipe_argument_that_becomes_a_mapping_is_a_change(before):
 
 
 def test_a_checkpoint_set_aside_comes_back_if_the_run_was_killed_between_the_two_renames(tmp_path, monkeypatch):
-    for folder in (tmp_path / "checkpoint-1", tmp_path / f"{checkpointing.STAGING_PREFIX}checkpoint" / "checkpoint-1"):
+    for folder in (tmp_path / "checkpoint-1", tmp_path / f"{checkpoints.STAGING_PREFIX}checkpoint" / "checkpoint-1"):
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text("{}")
         (folder / "model.safetensors").write_text("w")
-    replace, calls = checkpointing.os.replace, []
+    replace, calls = os.replace, []
 
     def second_is_killed(*paths):
         calls.append(paths)
@@ -37,12 +44,12 @@ def test_a_checkpoint_set_aside_comes_back_if_the_run_was_killed_between_the_two
         replace(*paths)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpointing.os, "replace", second_is_killed)
-        checkpointing.publish_folder(
-            tmp_path / f"{checkpointing.STAGING_PREFIX}checkpoint" / "checkpoint-1", tmp_path / "checkpoint-1"
+        patch.setattr(os, "replace", second_is_killed)
+        files.publish_folder(
+            tmp_path / f"{checkpoints.STAGING_PREFIX}checkpoint" / "checkpoint-1", tmp_path / "checkpoint-1"
         )
-    checkpointing.remove_staging(tmp_path)
-    assert checkpointing.newest_checkpoint(tmp_path).name == "checkpoint-1"
+    checkpoints.remove_staging(tmp_path)
+    assert checkpoints.newest_checkpoint(tmp_path).name == "checkpoint-1"
 
 
 # data
@@ -63,24 +70,24 @@ def saved(dataset, path):
 
 def test_validation_with_other_class_names_or_another_order_is_refused(tmp_path):
     splits = {"train": dataset_of([0, 1]), "validation": dataset_of([0, 1], names=("dog", "cat"))}
-    with pytest.raises(sources.DataError):
-        sources.load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
+    with pytest.raises(DataError):
+        load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
 
 
 def test_a_missing_label_is_refused(tmp_path):
-    with pytest.raises(sources.DataError):
-        sources.load_splits(saved(dataset_of([0, 1, None, 0, 1]), tmp_path / "set"))
+    with pytest.raises(DataError):
+        load_splits(saved(dataset_of([0, 1, None, 0, 1]), tmp_path / "set"))
 
 
 def test_a_missing_image_is_named():
     source = sources.Source([None], [0], ("a", "b"), "", "the set")
-    with pytest.raises(sources.DataError, match="Image 0 of the set"):
+    with pytest.raises(DataError, match="Image 0 of the set"):
         source.image(0)
 
 
 def test_an_unlabelled_test_split_leaves_the_training_split_usable(tmp_path):
     splits = {"train": dataset_of([0, 1] * 3), "test": dataset_of([-1, -1])}
-    train, validation = sources.load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
+    train, validation = load_splits(saved(datasets.DatasetDict(splits), tmp_path / "set"))
     assert (len(train), len(validation)) == (4, 2)
 
 
@@ -92,8 +99,8 @@ def test_an_image_too_large_for_pillow_is_named(tmp_path, monkeypatch, when):
     picture(0, 40).save(tmp_path / "a" / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error from twice as many on
     source = sources.Source([str(tmp_path / "a" / "large.png")], [0], ("a", "b"), "", "the set")
-    with pytest.raises(sources.DataError, match="large.png"):
-        sources.load_splits(str(tmp_path), broken_images="raise") if when == "scan" else source.image(0)
+    with pytest.raises(DataError, match="large.png"):
+        load_splits(str(tmp_path), broken_images="raise") if when == "scan" else source.image(0)
 
 
 def test_an_image_whose_plugin_raises_a_runtime_error_is_named(tmp_path):
@@ -102,7 +109,7 @@ def test_an_image_whose_plugin_raises_a_runtime_error_is_named(tmp_path):
     content = (tmp_path / "x.avif").read_bytes()
     start = content.index(b"mdat") + 4
     (tmp_path / "x.avif").write_bytes(content[:start] + bytes(len(content) - start))
-    with pytest.raises(sources.DataError, match="x.avif"):
+    with pytest.raises(DataError, match="x.avif"):
         sources.Source([str(tmp_path / "x.avif")], [0], ("a", "b"), "", "the set").image(0)
 
 
@@ -115,8 +122,8 @@ def test_a_png_whose_text_chunk_is_too_large_is_named_when_the_folder_is_scanned
         (tmp_path / name).mkdir()
         picture().save(tmp_path / name / "0.png")
     picture().save(tmp_path / "a" / "text.png", pnginfo=info)
-    with pytest.raises(sources.DataError, match="text.png"):
-        sources.load_splits(str(tmp_path), broken_images="raise")
+    with pytest.raises(DataError, match="text.png"):
+        load_splits(str(tmp_path), broken_images="raise")
 
 
 def test_hidden_files_and_folders_within_a_class_are_passed_over(tmp_path):
@@ -125,7 +132,7 @@ def test_hidden_files_and_folders_within_a_class_are_passed_over(tmp_path):
         for number in range(2):
             picture(number).save(tmp_path / name / f"{number}.png")
         picture(0).save(tmp_path / name / ".ipynb_checkpoints" / "0-checkpoint.png")
-    train, validation = sources.load_splits(str(tmp_path))
+    train, validation = load_splits(str(tmp_path))
     assert len(train) + len(validation) == 4
 
 
@@ -135,7 +142,7 @@ def test_a_macos_resource_file_does_not_stop_training(tmp_path):
         for number in range(2):
             picture(number).save(tmp_path / name / f"{number}.png")
         (tmp_path / name / "._0.png").write_bytes(b"\0\5\x16\7")
-    sources.load_splits(str(tmp_path))
+    load_splits(str(tmp_path))
 
 
 def test_the_fingerprint_changes_with_an_image_of_the_same_file_size(tmp_path):
@@ -143,10 +150,10 @@ def test_the_fingerprint_changes_with_an_image_of_the_same_file_size(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         for number in range(2):
             picture(number).save(tmp_path / name / f"{number}.bmp")
-    before = sources.load_splits(str(tmp_path))[0].fingerprint
+    before = load_splits(str(tmp_path))[0].fingerprint
     for number in range(2):
         picture(9).save(tmp_path / "a" / f"{number}.bmp")
-    assert sources.load_splits(str(tmp_path))[0].fingerprint != before
+    assert load_splits(str(tmp_path))[0].fingerprint != before
 
 
 # losses
@@ -179,25 +186,25 @@ def test_an_unknown_problem_type_is_refused():
 @pytest.mark.parametrize("factory", ["hf_deit.networks:FACTORY_NORMALIZATION", "torch.nn:Linear", ".relative:x"])
 def test_a_factory_that_cannot_be_called_without_arguments_is_refused_by_name(factory):
     with pytest.raises(ValueError, match=factory):
-        networks.build_network(factory)
+        factories.build_network(factory)
 
 
 def test_official_checkpoints_with_their_arguments_are_loaded(tmp_path):
     source, network = nn.Linear(2, 2), nn.Linear(2, 2)
     torch.save({"model": source.state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
-    networks.load_weights(network, tmp_path / "w.pth")
+    load_weights(network, tmp_path / "w.pth")
     assert torch.equal(network.weight, source.weight)
 
 
 def test_a_file_of_something_else_than_a_dictionary_is_refused_by_name(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "w.pth")
     with pytest.raises(ValueError, match="w.pth"):
-        networks.load_weights(nn.Linear(2, 2), tmp_path / "w.pth")
+        load_weights(nn.Linear(2, 2), tmp_path / "w.pth")
 
 
 def test_a_network_that_is_its_classifier_is_refused_and_not_left_as_it_is():
     with pytest.raises(ValueError):
-        networks.replace_classifier(nn.Linear(3, 4), 5)
+        factories.replace_classifier(nn.Linear(3, 4), 5)
 
 
 # optim

@@ -11,11 +11,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from hf_deit.ablation import Ablation, AblationError, figures, markdown, read_ablation, read_results
-from hf_deit.ablation_runs import Place, do_ablation, plan_ablation
-from hf_deit.checkpointing import staged_files
 from hf_deit.errors import UserError, own_message
-from hf_deit.places import check_folder
+from hf_deit.experiments.ablation import Ablation, AblationError, figures, markdown, read_ablation, read_results
+from hf_deit.experiments.run_ablation import Place, do_ablation, plan_ablation
+from hf_deit.files import check_folder, staged_files
 
 
 def plot(ablation: Ablation, results: dict, path: Path) -> None:

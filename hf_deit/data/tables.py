@@ -1,0 +1,292 @@
+"""Tables of images with labels: CSV, TSV, JSON lines, parquet, data sets of `datasets`, by name or on disk.
+
+`open_splits` finds the tables behind a name, `TableReader` says which columns hold what and turns rows to items (images.py)
+and labels: class indices, or for several classes an image rows of zeros and ones. Sources (sources.py) and streams
+(streams.py) are made of these. Parsing is the business of `datasets`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .images import as_item
+
+# Taken without being named where no column has the type.
+_IMAGE_NAMES = ("image", "file_name", "file", "path")
+_LABEL_NAMES = ("label", "labels", "class")
+_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1}  # True and False are 1 and 0
+_LABEL_TYPES = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+Label = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what.
+
+    Args:
+        image: Paths or embedded images. None: the only image column, or one called image, file_name, file or path.
+        labels: A column of classes, or several of 0 and 1, a class each. Empty: the only ClassLabel column, or one called
+            label, labels or class.
+        separator: Between the classes of an image in one column of texts.
+
+    Raises:
+        DataError: A separator for several columns, or an empty one.
+    """
+
+    image: str | None = None
+    labels: tuple[str, ...] = ()
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and (not self.separator or len(self.labels) > 1):
+            raise DataError(
+                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: a separator is a "
+                "text such as ';' and stands between the classes within one column."
+            )
+
+
+def _described(features: Mapping[str, Any]) -> str:
+    def kind(feature: Any) -> str:
+        dtype = getattr(feature, "dtype", None)
+        name = type(feature).__name__
+        return f"{name} {dtype}" if name == "Value" and dtype else name
+
+    return ", ".join(f"{column}: {kind(feature)}" for column, feature in features.items())
+
+
+def _is_embedded(feature: Any) -> bool:
+    """Whether a column holds images without saying so: bytes, or structures of bytes and path."""
+    if isinstance(feature, Mapping):
+        return {"bytes", "path"} >= set(feature) and "bytes" in feature
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _lists_classes(feature: Any) -> bool:
+    """Whether a column holds lists of ClassLabel."""
+    return hasattr(getattr(feature, "feature", None), "names")
+
+
+def _named(asked: Iterable[str], features: Mapping[str, Any], name: str, field: str) -> list[str]:
+    missing = [column for column in asked if column not in features]
+    if missing:
+        raise DataError(
+            f"{name} has no column {', '.join(map(repr, missing))} ({field}); its columns: {_described(features)}."
+        )
+    return list(asked)
+
+
+def _kind(feature: Any) -> str | None:
+    """The type of a column's values, or of the entries of its lists."""
+    return getattr(getattr(feature, "feature", None) or feature, "dtype", None)
+
+
+def _found(features: Mapping[str, Any], kind: type, others: Any, names: Sequence[str], field: str, table: str) -> str:
+    """The only column of a type, or of a kin of it, or with a usual name."""
+    typed = [column for column, feature in features.items() if isinstance(feature, kind)]
+    kin = [column for column, feature in features.items() if others(feature)]
+    usual = [column for column in names if column in features and _kind(features[column]) in _LABEL_TYPES]
+    candidates = typed or kin or usual
+    if len(candidates) != 1:
+        raise DataError(
+            f"{table} needs exactly one {kind.__name__} column and has {len(candidates)} "
+            f"({', '.join(candidates) or 'none'}); its columns: {_described(features)}. Name the one that is meant: {field}."
+        )
+    return candidates[0]
+
+
+class TableReader:
+    """Turns the rows of a data set to items and labels; the class names are those of the data set it is made for.
+
+    `row_count` is the number of rows; None of a stream whose labels need not be read beforehand.
+
+    Args:
+        dataset: A `datasets` data set, whole or streamed. Where its labels are no ClassLabel they are read once here.
+        columns: Which columns hold what.
+        name: For messages.
+        root: Folder that relative paths start from; None: the working folder.
+        class_names: Of the training split, for another split of the same data; labels must be among them.
+
+    Raises:
+        DataError: A column is missing, ambiguous or of a type that is none of a label; a label read here is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        columns: Columns,
+        name: str,
+        root: Path | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        import datasets
+
+        features = dataset.features
+        if features is None:  # a streamed CSV or JSON does not say them
+            dataset = dataset._resolve_features()
+            features = dataset.features or {}
+        self.name, self.root, self.separator = name, root, columns.separator
+        self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None  # of a stream if read below
+        self.image_column = (
+            _named([columns.image], features, name, "image_column")[0]
+            if columns.image is not None
+            else _found(features, datasets.Image, _is_embedded, _IMAGE_NAMES, "image_column", name)
+        )
+        self.label_columns = (
+            _named(columns.labels, features, name, "label_column")
+            if columns.labels
+            else [_found(features, datasets.ClassLabel, _lists_classes, _LABEL_NAMES, "label_column", name)]
+        )
+        if isinstance(features[self.image_column], datasets.Image):
+            dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self.dataset = dataset
+        self._holds_paths = getattr(features[self.image_column], "dtype", None) in ("string", "large_string")
+        if not (
+            self._holds_paths
+            or _is_embedded(features[self.image_column])
+            or isinstance(features[self.image_column], datasets.Image)
+        ):
+            raise DataError(
+                f"Column {self.image_column!r} of {name} holds neither paths nor images; its columns: {_described(features)}."
+            )
+        self._read_label_type(features, class_names)
+
+    def _read_label_type(self, features: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
+        feature = features[self.label_columns[0]]
+        inner = getattr(feature, "feature", None)  # of a list
+        self.problem_type = "single_label_classification"
+        if len(self.label_columns) > 1 or inner is not None or self.separator is not None:
+            self.problem_type = "multi_label_classification"
+        self._is_list = inner is not None
+        for column in self.label_columns:
+            in_lists = getattr(features[column], "feature", None) is not None
+            one_each = self.separator is not None or len(self.label_columns) > 1
+            if _kind(features[column]) not in _LABEL_TYPES or (in_lists and one_each):
+                raise DataError(
+                    f"Column {column!r} of {self.name} is no column of classes: texts, whole numbers or lists of them are, "
+                    f"all of one type and none missing; its columns: {_described(features)}."
+                )
+        if self.separator is not None and "string" not in feature.dtype:
+            raise DataError(f"label_separator={self.separator!r}: column {self.label_columns[0]!r} holds no texts.")
+        names = getattr(inner or feature, "names", None)
+        self._index: dict[Any, int] = {}
+        if len(self.label_columns) > 1:
+            self.class_names = tuple(self.label_columns)
+        elif names is not None:
+            self.class_names, self._index = tuple(names), {index: index for index in range(len(names))}
+        else:
+            values = self._distinct_labels()
+            by_text = {str(value): value for value in values}
+            self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, values))
+            for text in set(by_text) - set(self.class_names):
+                raise DataError(f"{self.name} has the class {text!r}, and the training images do not.")
+            self._index = {by_text[text]: index for index, text in enumerate(self.class_names) if text in by_text}
+        if class_names is not None and tuple(class_names) != self.class_names:
+            raise DataError(
+                f"{self.name} has the classes {', '.join(self.class_names)}, the training images "
+                f"{', '.join(class_names)}: both need the same names in the same order (dataset.cast_column)."
+            )
+
+    def _distinct_labels(self) -> list[Any]:
+        column = self.label_columns[0]
+        rows = self.dataset.select_columns([column])
+        cells = rows[column] if hasattr(rows, "__len__") else (row[column] for row in rows)
+        distinct: set[Any] = set()
+        self.row_count = 0
+        for number, cell in enumerate(cells):
+            classes = self._classes_of(cell)
+            if cell is None or None in classes or "" in classes:
+                raise self._unlabelled(number)
+            distinct.update(classes)
+            self.row_count += 1
+        return sorted(distinct)
+
+    def _unlabelled(self, number: int) -> DataError:
+        return DataError(
+            f"{self.name} has images without a label (-1, null or empty), the first in row {number}: choose a labelled "
+            "split, or remove them."
+        )
+
+    def _classes_of(self, cell: Any) -> list[Any]:
+        if cell is None:
+            return []
+        if self.separator is not None:
+            return [text.strip() for text in cell.split(self.separator) if text.strip()]
+        return list(cell) if self._is_list else [cell]
+
+    def label(self, row: Mapping[str, Any], number: int) -> Label:
+        """Gives the label of a row: a class index, or zeros and ones `(classes,)`.
+
+        Raises:
+            DataError: The row has none, or one of the several is neither 0 nor 1.
+        """
+        if len(self.label_columns) > 1:
+            try:
+                return tuple(_FLAGS[row[column]] for column in self.label_columns)
+            except KeyError as error:
+                raise DataError(
+                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: several label columns hold 0 "
+                    "or 1 each."
+                ) from error
+        cell = row[self.label_columns[0]]
+        try:
+            found = [self._index[value] for value in self._classes_of(cell)]
+        except KeyError as error:
+            found = None
+            if error.args[0] not in (None, "", -1):
+                raise DataError(f"Row {number} of {self.name}: the class {error.args[0]!r} is unknown.") from error
+        if found is None or cell is None:
+            raise self._unlabelled(number)
+        if self.problem_type == "single_label_classification":
+            return found[0]
+        return tuple(int(index in found) for index in range(len(self.class_names)))
+
+    def labels(self) -> list[Label]:
+        """Gives the labels of all rows.
+
+        Raises:
+            DataError: As `label`.
+        """
+        columns = [self.dataset[column] for column in self.label_columns]
+        rows = zip(*columns, strict=True)
+        return [self.label(dict(zip(self.label_columns, row, strict=True)), number) for number, row in enumerate(rows)]
+
+    def items(self) -> Sequence[Any]:
+        """Gives the undecoded images of all rows: a list of paths, or a view of the column."""
+        if self._holds_paths:
+            cells = enumerate(self.dataset[self.image_column])
+            return [as_item(value, self.root, number) for number, value in cells]
+        column = self.dataset.select_columns([self.image_column])
+        return _ImageColumn(column, self.image_column, self.root, range(len(column)))
+
+    def rows(self) -> Iterator[tuple[Any, Label]]:
+        """Gives item and label row by row, for a stream."""
+        wanted = self.dataset.select_columns([self.image_column, *self.label_columns])
+        for number, row in enumerate(wanted):
+            yield as_item(row[self.image_column], self.root, number), self.label(row, number)
+
+
+@dataclass(frozen=True)
+class _ImageColumn:
+    """The undecoded image column of a `datasets` data set as a sequence."""
+
+    dataset: Any
+    column: str
+    root: Path | None
+    rows: Sequence[int]  # of the table, for messages
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return as_item(self.dataset[index][self.column], self.root, self.rows[index])
+
+    def select(self, indices: list[int]) -> "_ImageColumn":
+        rows = [self.rows[index] for index in indices]
+        return _ImageColumn(self.dataset.select(indices), self.column, self.root, rows)

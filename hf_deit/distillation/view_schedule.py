@@ -1,0 +1,113 @@
+"""The views that a training shows its teacher, their order, and the teacher's logits for them."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data.batch_ops import Mixing, mix_pixels, to_unit_range
+from ..data.sampling import ViewKey, ViewSampler, keys_at
+from ..data.views import EvaluationDataset, MixingCollator, ViewDataset, collate
+from .cache import TeacherCacheError
+from .teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views a training shows its teacher, and how it asks for them.
+
+    Args:
+        dataset: The training images.
+        mixing: Of the training.
+        batch_size: Images at a time, of one process; even.
+        global_batch_size: Images of an optimizer step.
+        repeats: Views of an image in an epoch.
+        workers: Processes that make pixels.
+        num_views: Epochs with distinct views; None: every epoch of the training has views of its own.
+        updates: Optimizer steps of the training; None where no training is planned.
+    """
+
+    dataset: ViewDataset
+    mixing: Mixing
+    batch_size: int
+    global_batch_size: int
+    repeats: int = 1
+    workers: int = 0
+    num_views: int | None = None
+    updates: int | None = None
+
+    @property
+    def epochs_shown(self) -> int:
+        """Number of epochs with distinct views that the training shows."""
+        epochs = math.ceil(self.updates / self.sampler(0).num_batches)
+        return epochs if self.num_views is None else min(self.num_views, epochs)
+
+    def sampler(self, epoch: int) -> ViewSampler:
+        """The sampler of the training, at an epoch of views.
+
+        Raises:
+            ValueError: An odd batch, or fewer than two images.
+        """
+        sampler = ViewSampler(
+            len(self.dataset), self.global_batch_size, self.dataset.seed, num_views=None, repeats=self.repeats
+        )
+        sampler.set_epoch(epoch)
+        return sampler
+
+    @property
+    def records(self) -> int:
+        """Number of views of an epoch that get a record: all pairs, all repeats."""
+        return 2 * (len(self.dataset) // 2) * self.sampler(0).views_per_image
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Gives the positions of an epoch of views: the training's own batches, then the rest."""
+        shown = [key.position for key in self.sampler(epoch)]
+        rest = sorted(set(range(self.records)) - set(shown))
+        return [
+            part[start : start + self.batch_size]
+            for part in (shown, rest)
+            for start in range(0, len(part), self.batch_size)
+        ]
+
+    def loader(self, epoch: int, batches: Sequence[Sequence[int]]) -> DataLoader:
+        """Gives the batches at these positions as the training's loader would."""
+        flat = iter(
+            keys_at(self.dataset.seed, len(self.dataset), epoch, [position for batch in batches for position in batch])
+        )
+        keys: list[list[ViewKey]] = [[next(flat) for _ in batch] for batch in batches]
+        collator = MixingCollator(collate, self.mixing, self.dataset.seed) if self.mixing.is_on else collate
+        return DataLoader(self.dataset, batch_sampler=keys, collate_fn=collator, num_workers=self.workers)
+
+
+def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
+    """What changes pixels or their order; without what a training may change freely.
+
+    Raises:
+        TeacherCacheError: The data are a stream, or others without views by key.
+    """
+    if not getattr(dataset, "takes_view_keys", False):
+        raise TeacherCacheError(
+            f"A teacher cache needs views that come again, and {type(dataset).__name__} has none: its images have no index, or "
+            "are augmented by a global generator. Use a ViewDataset (streaming: false)."
+        )
+    return {"data": dataset.describe(), "mixing": asdict(mixing if mixing.is_on else Mixing())}
+
+
+def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
+    """What changes the pixels that a teacher sees of the validation images."""
+    return {
+        "fingerprint": dataset.source.fingerprint,
+        "images": len(dataset),
+        "crop_ratio": dataset.crop_ratio,
+        "view_size": dataset.view_size or dataset.image_size,
+    }
+
+
+def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
+    """Gives the teacher's logits `(batch, num_labels)` for batches of views as `Views.loader` has them."""
+    for batch in batches:
+        view = to_unit_range(batch.get("teacher_pixel_values", batch["pixel_values"]).to(teacher.device), 0.0, 1.0)
+        yield teacher(mix_pixels(view, batch["mixes"].to(teacher.device)) if "mixes" in batch else view)

@@ -1,0 +1,206 @@
+"""What `hf-deit evaluate` and `hf-deit predict` do: load a saved model, run it, and return figures."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.loading import is_image_folder, load_validation
+from ..data.sources import Source, without_unreadable
+from ..data.tables import Columns
+from ..data.views import EvaluationDataset
+from ..errors import RecipeError
+from ..hub.facts import RECIPE_FILE
+from ..models.configuration_deit import as_pair
+from ..models.loading import load_model, load_processor
+from ..trainer.resumable_trainer import EMA_FOLDER
+from ..trainer.trainer import DistillationTrainer
+from ..trainer.training_args import DistillationTrainingArguments
+from .arguments import Recipe, TeacherArguments
+from .build import build_teacher
+from .data import columns_of
+from .recipe import load_recipe
+
+logger = logging.getLogger(__name__)
+
+
+class ProcessedDataset(torch.utils.data.Dataset):
+    """A source through a saved image processor: exactly the pixels a user of the model will have.
+
+    Args:
+        source: The images.
+        processor: Of the model.
+        teacher_view_size: `(height, width)` of the view a teacher sees; None: the model's pixels.
+    """
+
+    def __init__(self, source: Source, processor: Any, teacher_view_size: tuple[int, int] | None = None):
+        self.source = source
+        self.processor = processor
+        self.views = None if teacher_view_size is None else EvaluationDataset(source, teacher_view_size)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gives `pixel_values` `(3, height, width)`, `labels` and, if asked for, `teacher_pixel_values`."""
+        pixels = self.processor(self.source.image(index), return_tensors="pt")["pixel_values"][0]
+        row = {"pixel_values": pixels, "labels": self.source.labels[index]}
+        return row if self.views is None else row | {"teacher_pixel_values": self.views[index]["pixel_values"]}
+
+
+def relabel(source: Source, names: Sequence[str], problem_type: str) -> Source:
+    """Brings the labels of a source to a model's class order, by name.
+
+    Raises:
+        RecipeError: The data have a class that the model does not know, or one label an image and the model several.
+    """
+    if problem_type != source.problem_type:
+        raise RecipeError(
+            f"The model is for {problem_type} and the labels of {source.name} for {source.problem_type}: give the "
+            "label_column (and label_separator) that the model was trained on."
+        )
+    if tuple(names) == source.class_names:
+        return source
+    unknown = sorted(set(source.class_names) - set(names))
+    if unknown:
+        raise RecipeError(
+            f"The data have class(es) {', '.join(map(repr, unknown))} that the model does not know; it knows "
+            f"{', '.join(map(repr, names[:20]))}{' …' if len(names) > 20 else ''}."
+        )
+    order = [names.index(name) for name in source.class_names]
+    if problem_type == "multi_label_classification":
+        places = {place: own for own, place in enumerate(order)}
+        labels: list[Any] = [
+            tuple(row[places[place]] if place in places else 0 for place in range(len(names))) for row in source.labels
+        ]
+    else:
+        labels = [order[label] for label in source.labels]
+    return replace(source, labels=labels, class_names=tuple(names))
+
+
+def evaluate(
+    name_or_path: str,
+    data: str,
+    teacher: str | None = None,
+    teacher_view_size: int | None = None,
+    batch_size: int = 64,
+    bf16: bool = False,
+    columns: Columns | None = None,
+) -> dict[str, Any]:
+    """Evaluates a saved model on the validation images of `data`.
+
+    Of data without a validation split all images are used; unless the model's own recipe.yaml says that it was trained on
+    them, then those it had split off.
+
+    Args:
+        name_or_path: Of the model.
+        data: As `load_splits`.
+        teacher: As `Teacher.from_pretrained`; adds its accuracy and the agreement. If it is the one of the model's own
+            recipe.yaml, the other `teacher_` fields there (weights, mean, std, size, labels, dtype) hold too.
+        teacher_view_size: Side in pixels of the view the teacher sees; default: the model's pixels.
+        batch_size: Images at a time.
+        bf16: Autocast.
+        columns: Of a table; default: those of the model's own recipe.yaml.
+
+    Returns:
+        `metrics` by name; `per_class` with `accuracy` (`average_precision` where images have several classes) and `images`
+        of each class; `broken_images`, how many were left out because they cannot be read.
+
+    Raises:
+        UserError: Model, data or teacher do not exist or do not go together.
+    """
+    from ..trainer.metrics import per_class
+
+    model, processor = load_model(name_or_path), load_processor(name_or_path)
+    if batch_size < 1:
+        raise RecipeError(f"batch_size={batch_size}: at least 1.")
+    own = _recipe_of(name_or_path)
+    found = load_validation(data, *_split_of(own, data), columns or _columns_of(own, data))
+    validation = without_unreadable(found)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    problem_type = model.config.problem_type or "single_label_classification"
+    if teacher_view_size is not None and teacher_view_size < 1:
+        raise RecipeError(f"teacher_view_size={teacher_view_size}: a number of pixels, at least 1.")
+    view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
+    dataset = ProcessedDataset(relabel(validation, names, problem_type), processor, view_size)
+    with tempfile.TemporaryDirectory() as unused:
+        args = DistillationTrainingArguments(
+            unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
+        )
+        asked = build_teacher(_teacher_arguments(own, teacher))
+        trainer = DistillationTrainer(model, asked, args, eval_dataset=dataset, processing_class=processor)
+        trainer.keep_rows = True
+        metrics = trainer.evaluate()
+    metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    broken = {"left_out_at_scan": len(found.left_out), "left_out_of_validation": len(found) - len(validation)}
+    return {"metrics": metrics, "per_class": per_class(trainer.rows, names), "broken_images": broken}
+
+
+def _recipe_of(name_or_path: str) -> Recipe | None:
+    """The recipe a model here was trained by; None if there is none, or none that can be read."""
+    folder = Path(name_or_path)
+    if folder.name == EMA_FOLDER and folder.parent.name.startswith("checkpoint-"):
+        folder = folder.parent
+    file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return load_recipe(file, [])
+    except RecipeError as error:
+        logger.warning("%s cannot be read (%s): images it was trained on may be among those evaluated.", file, error)
+        return None
+
+
+def _same_path(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return False
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _split_of(own: Recipe | None, data: str) -> tuple[float | None, int]:
+    """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
+    if own is None or not _same_path(own.data.data, data):
+        return None, 0
+    return own.data.validation_share, own.training.seed
+
+
+def _columns_of(own: Recipe | None, data: str) -> Columns | None:
+    """The columns a model's own run read; other tables are taken to have them too."""
+    return None if own is None or is_image_folder(data) else columns_of(own.data)
+
+
+def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArguments:
+    """The fields of a teacher: the model's own run's if it is the teacher of that run."""
+    if own is not None and _same_path(own.teacher.teacher, teacher):
+        return own.teacher
+    return TeacherArguments(teacher=teacher)
+
+
+@torch.no_grad()
+def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[list[tuple[str, float]]]:
+    """Gives the `top_k` most probable class names of each image, with their probabilities.
+
+    Of a model for several classes an image these are sigmoids, each class by itself: above 0.5 the image has the class.
+
+    Raises:
+        UserError: The model or an image cannot be read.
+    """
+    if top_k < 1:
+        raise RecipeError(f"top_k={top_k}: at least 1.")
+    model, processor = load_model(name_or_path).eval(), load_processor(name_or_path)
+    source = Source(list(images), [0] * len(images), ("",), "", "the images given")
+    answers = []
+    for index in range(len(images)):
+        pixels = processor(source.image(index), return_tensors="pt")["pixel_values"]
+        logits = model(pixel_values=pixels).logits[0].float()
+        several = model.config.problem_type == "multi_label_classification"
+        probabilities = logits.sigmoid() if several else logits.softmax(dim=-1)
+        best = probabilities.topk(min(top_k, len(probabilities)))
+        answers.append(
+            [(model.config.id2label[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        )
+    return answers

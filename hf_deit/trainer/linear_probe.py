@@ -1,0 +1,254 @@
+"""Makes a teacher of a pretrained network: a linear head on its frozen features, or all of it fine-tuned.
+
+What is saved, `train` takes by path: a transformers model as a transformers folder, another network as `teacher.json`
+(factory, classes, normalisation) beside `model.safetensors`.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, set_seed
+
+from ..data.augmentation import Augmentation
+from ..data.batch_ops import normalize
+from ..data.loading import load_splits
+from ..data.sampling import ViewSampler
+from ..data.sources import Source, without_unreadable
+from ..data.tables import Columns
+from ..data.views import EvaluationDataset, ViewDataset, collate
+from ..distillation.factories import classifier_name, replace_classifier
+from ..distillation.teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
+from ..errors import UserError
+from ..files import staged_files
+from ..models.image_processing_deit import DeiTImageProcessor
+from .trainer import DistillationTrainer
+from .training_args import DistillationTrainingArguments
+
+
+@dataclass
+class TeacherTrainingArguments:
+    """Arguments of `hf-deit train-teacher`."""
+
+    data: str = field(metadata={"help": "Images, as for train."})
+    network: str = field(
+        metadata={"help": "package.module:factory, or folder or Hub name of a transformers classifier."}
+    )
+    output_dir: str = field(metadata={"help": "Where the teacher is saved."})
+    image_column: str | None = field(default=None, metadata={"help": "Of a table, as for train."})
+    label_column: str | None = field(default=None, metadata={"help": "Of a table, as for train; one column."})
+    mode: str = field(default="linear", metadata={"help": "linear: head on frozen features; finetune: then all of it."})
+    image_size: int = field(default=224, metadata={"help": "Pixels the teacher will see."})
+    views: int = field(default=3, metadata={"help": "linear: augmented views of each image the head learns from."})
+    epochs: int = field(default=5, metadata={"help": "finetune: epochs over all weights."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "finetune: peak learning rate."})
+    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.25, 1.0], metadata={"help": "Smallest and largest share of the area a crop covers."}
+    )
+    validation_share: float = field(default=0.1, metadata={"help": "Split off where there is no validation split."})
+    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16."})
+    seed: int = field(default=0, metadata={"help": "Of views and head."})
+
+
+def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
+    """Trains a teacher and saves it.
+
+    Returns:
+        `accuracy` and `balanced_accuracy` on the validation images.
+
+    Raises:
+        UserError: Data, network or an argument is not what it should be.
+    """
+    _check(arguments)
+    set_seed(arguments.seed)
+    columns = Columns(arguments.image_column, (arguments.label_column,) if arguments.label_column else ())
+    train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed, columns)
+    validation = without_unreadable(validation)
+    if train.problem_type != "single_label_classification":
+        raise UserError(
+            f"{train.name} has several classes an image: a teacher learns one. Train a student without one."
+        )
+    base = _base_network(arguments.network)
+    network, class_names = base.model, train.class_names
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base.image_size, base.class_names = None, None  # from here on it is given pixels of its new size, and new classes
+    base.to(device).try_on((arguments.image_size, arguments.image_size))
+    head = _fit_linear_head(arguments, base, train, device)
+    with torch.no_grad():
+        fresh = replace_classifier(network, len(class_names))
+        fresh.load_state_dict(head.state_dict())
+    if isinstance(network, PreTrainedModel):
+        if hasattr(network.config, "image_size"):
+            network.config.image_size = arguments.image_size  # it was tried on that size and took it
+        network.config.id2label = dict(enumerate(class_names))
+        network.config.label2id = {name: index for index, name in enumerate(class_names)}
+    with tempfile.TemporaryDirectory() as unused:
+        trainer = _finetuner(arguments, base, train, validation, unused)
+        if arguments.mode == "finetune":
+            network.requires_grad_(True)
+            trainer.train()
+        metrics = trainer.evaluate()
+    _save(arguments, base, class_names)
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+
+
+def _check(arguments: TeacherTrainingArguments) -> None:
+    if arguments.mode not in ("linear", "finetune"):
+        raise UserError(f"mode={arguments.mode!r}: choose linear or finetune.")
+    for name in ("image_size", "views", "epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"{name}={getattr(arguments, name)}: it must be at least 1.")
+    if arguments.mode == "finetune" and arguments.batch_size % 2:
+        raise UserError(f"batch_size={arguments.batch_size} is odd: images are paired, so use an even one.")
+    if not arguments.learning_rate > 0:
+        raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
+    if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):
+        raise UserError(f"{arguments.output_dir} holds a model already: choose another output_dir.")
+    try:
+        Augmentation((1, 1), crop_scale=tuple(arguments.crop_scale))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _base_network(name: str) -> Teacher:
+    if ":" in name and not Path(name).exists():
+        return Teacher.from_factory(name)
+    base = Teacher.from_pretrained(name, needs_head=False)
+    if hasattr(base.model, "distillation_classifier"):
+        raise UserError(
+            f"{name} has two heads and a teacher here gets one: fine-tune it with hf-deit train --model instead."
+        )
+    return base
+
+
+def _batches(arguments: TeacherTrainingArguments, source: Source) -> Iterator[dict[str, Tensor]]:
+    """Yields uint8 batches of `views` augmented views of every image."""
+    size = (arguments.image_size, arguments.image_size)
+    dataset = ViewDataset(source, Augmentation(size, crop_scale=tuple(arguments.crop_scale)), arguments.seed)
+    sampler = ViewSampler(len(dataset), global_batch_size=2, seed=arguments.seed)
+    for view in range(arguments.views):
+        sampler.set_epoch(view)
+        yield from torch.utils.data.DataLoader(dataset, arguments.batch_size, sampler=sampler, collate_fn=collate)
+
+
+@torch.no_grad()
+def _features(
+    arguments: TeacherTrainingArguments, base: Teacher, source: Source, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What goes into the network's last linear layer for each view, `(views, features)`, and the labels."""
+    kept: list[Tensor] = []
+    classifier = base.model.get_submodule(classifier_name(base.model))
+    handle = classifier.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0].float().cpu()))
+    labels = []
+    try:
+        from tqdm.auto import tqdm
+
+        total = -(-len(source) * arguments.views // arguments.batch_size)
+        for batch in tqdm(_batches(arguments, source), desc="features", total=total):
+            pixels = normalize(batch["pixel_values"].to(device).float() / 255, base.image_mean, base.image_std)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.bf16):
+                base.model(pixels.contiguous(memory_format=torch.channels_last))
+            labels.append(batch["labels"])
+    finally:
+        handle.remove()
+    return torch.cat(kept), torch.cat(labels)
+
+
+def _fit_linear_head(
+    arguments: TeacherTrainingArguments, base: Teacher, source: Source, device: torch.device
+) -> nn.Linear:
+    """Fits softmax regression on the features: full-batch L-BFGS with a small L2 penalty on standardised features."""
+    features, labels = _features(arguments, base, source, device)
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    standard = (features - mean) / std
+    head = nn.Linear(features.shape[1], len(source.class_names))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(standard), labels) + L2_PENALTY * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():  # fold the standardisation into the head
+        head.weight /= std
+        head.bias -= head.weight @ mean
+    return head
+
+
+L2_PENALTY = 2e-3
+
+
+class _Logits(nn.Module):
+    """Gives a network the trainer's output contract; without its configuration, whose image size is not that of here."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        from ..distillation.factories import logits_of
+
+        return {"logits": logits_of(self.network(pixel_values))}
+
+
+def _finetuner(
+    arguments: TeacherTrainingArguments, base: Teacher, train: Source, validation: Source, work_dir: str
+) -> DistillationTrainer:
+    size = (arguments.image_size, arguments.image_size)
+    args = DistillationTrainingArguments(
+        output_dir=work_dir,
+        distillation_type="none",
+        num_train_epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        per_device_train_batch_size=arguments.batch_size + arguments.batch_size % 2,  # linear mode takes no step
+        per_device_eval_batch_size=arguments.batch_size,
+        bf16=arguments.bf16,
+        save_strategy="no",
+        report_to="none",
+        seed=arguments.seed,
+    )
+    return DistillationTrainer(
+        _Logits(base.model),
+        None,
+        args,
+        train_dataset=ViewDataset(train, Augmentation(size, crop_scale=tuple(arguments.crop_scale)), arguments.seed),
+        eval_dataset=EvaluationDataset(validation, size),
+        processing_class=_processor(arguments, base),
+    )
+
+
+def _processor(arguments: TeacherTrainingArguments, base: Teacher) -> DeiTImageProcessor:
+    return DeiTImageProcessor.for_image_size(
+        arguments.image_size, image_mean=list(base.image_mean), image_std=list(base.image_std)
+    )
+
+
+def _save(arguments: TeacherTrainingArguments, base: Teacher, class_names: tuple[str, ...]) -> None:
+    with staged_files(Path(arguments.output_dir)) as folder:
+        if isinstance(base.model, PreTrainedModel):
+            base.model.save_pretrained(folder)
+            _processor(arguments, base).save_pretrained(folder)
+            return
+        save_file(
+            {name: tensor.contiguous() for name, tensor in base.model.state_dict().items()}, folder / WEIGHTS_FILE
+        )
+        description: dict[str, Any] = {
+            "factory": arguments.network,
+            "class_names": list(class_names),
+            "image_mean": list(base.image_mean),
+            "image_std": list(base.image_std),
+            "image_size": arguments.image_size,
+        }
+        (folder / TEACHER_FILE).write_text(json.dumps(description, indent=2) + "\n")

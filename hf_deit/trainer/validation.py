@@ -1,0 +1,363 @@
+"""What cannot work together, found before the first step and told all at once.
+
+Each check gives a message with the remedy; the trainer gathers them, together with what student and teacher refuse
+themselves, and raises them in one error. Arguments alone are checked by training_args.py.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..data.views import known_labels
+from ..distillation.teacher import TeacherError
+from ..errors import UserError
+from ..losses import SINGLE_LABEL
+from ..models.configuration_deit import as_pair
+from ..models.label_names import class_names
+from .metrics import TOP_K
+from .optim import layer_depths, optimizer_class, parse_optim_args
+from .training_args import DistillationTrainingArguments, numbered
+
+
+class StudentError(UserError):
+    """A student that cannot be trained with these arguments; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class StudentInfo:
+    """Facts about a student.
+
+    Args:
+        image_size: `(height, width)` it takes, in pixels; None if it takes any.
+        num_labels: Number of outputs of a head.
+        two_heads: Whether it has a distillation head.
+        class_names: In index order; None if it has none.
+        problem_type: "single_label_classification", "multi_label_classification" or "regression".
+    """
+
+    image_size: tuple[int, int] | None
+    num_labels: int
+    two_heads: bool
+    class_names: list[str] | None
+    problem_type: str
+
+
+@torch.no_grad()
+def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
+    """Runs a student on one black image and reads its configuration.
+
+    Args:
+        model: The student.
+        image_size: Number or (height, width) to try; default: `config.image_size`, else 224.
+
+    Raises:
+        StudentError: It fails, or returns no `logits` of shape `(batch, num_labels)`.
+    """
+    config = getattr(model, "config", None)
+    fixed_size = getattr(config, "image_size", None)
+    height, width = as_pair(fixed_size or image_size or 224)
+    parameter = next(model.parameters())
+    pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=parameter.device)
+    was_training = model.training
+    model.eval()
+    try:
+        outputs = model(pixel_values=pixels.to(parameter.dtype))
+        logits = outputs["logits"]
+    except Exception as error:  # a user's module may raise anything
+        raise StudentError(
+            f"The student ({type(model).__name__}) must take pixel_values {tuple(pixels.shape)} and return an output with "
+            f"'logits': {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        model.train(was_training)
+    if logits.ndim != 2:
+        raise StudentError(
+            f"The student's logits are {tuple(logits.shape)} for one image: expected (batch, num_labels)."
+        )
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type is None:
+        problem_type = "regression" if logits.shape[-1] == 1 else "single_label_classification"
+    return StudentInfo(
+        image_size=None if fixed_size is None else (height, width),
+        num_labels=logits.shape[-1],
+        two_heads="distillation_logits" in outputs,
+        class_names=class_names(getattr(config, "id2label", None)),
+        problem_type=problem_type,
+    )
+
+
+def distillation_target(args: DistillationTrainingArguments, student: StudentInfo, has_teacher: bool) -> str | None:
+    """Decides which head learns from the teacher, and refuses what cannot be.
+
+    Returns:
+        "token", "class", or None without distillation.
+
+    Raises:
+        StudentError: The arguments, the student and the teacher do not go together.
+    """
+    if args.distillation_type == "none":
+        return None
+    if not has_teacher:
+        raise StudentError(
+            f"distillation_type={args.distillation_type!r} needs a teacher and none was given: pass one, or set "
+            "distillation_type='none'."
+        )
+    if student.problem_type != "single_label_classification":
+        raise StudentError(
+            f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's problem_type "
+            f"is {student.problem_type!r}: train it with distillation_type='none'."
+        )
+    target = args.distillation_target or ("token" if student.two_heads else "class")
+    if target == "token" and not student.two_heads:
+        raise StudentError(
+            "distillation_target='token' needs a student with a distillation head, and this one returns logits only: use "
+            "DeiTForImageClassificationWithTeacher, or distillation_target='class' (labels and teacher on the one head)."
+        )
+    if target == "class" and student.two_heads:
+        raise StudentError(
+            "distillation_target='class' trains one head on labels and teacher, and this student has two: the other would "
+            "learn nothing. Use distillation_target='token', or the plain student (ViTForImageClassification)."
+        )
+    return target
+
+
+_HEADS = ("", "cls_", "distillation_")
+_METRICS = {
+    SINGLE_LABEL: (
+        *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
+        "teacher_agreement",
+    ),
+    "multi_label_classification": tuple(f"{head}mean_average_precision" for head in _HEADS),
+    "regression": (),
+}
+
+
+class SetupError(StudentError, TeacherError):
+    """Several things that do not go together; the message numbers them."""
+
+
+class Problems:
+    """Gathers errors that a user can mend, to raise them at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[UserError] = []
+
+    def add(self, messages: Iterator[str]) -> None:
+        """Takes messages on."""
+        self._errors += [StudentError(message) for message in messages]
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Takes an error raised inside on, and goes on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self._errors.append(error)
+
+    def raise_all(self) -> None:
+        """Raises what was gathered.
+
+        Raises:
+            UserError: There was one problem: that very error.
+            SetupError: There were several.
+        """
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise SetupError(numbered([str(error) for error in self._errors]))
+
+
+def training_problems(
+    args: DistillationTrainingArguments, model: nn.Module, student: StudentInfo, dataset: Dataset, updates: int | None
+) -> Iterator[str]:
+    """Gives what stands against training: student, data and arguments.
+
+    Args:
+        args: Of the run.
+        model: The student.
+        student: Facts about it.
+        dataset: The training data.
+        updates: Number of optimizer steps; None if unknown.
+    """
+    yield from _loss_problems(args, student, dataset)
+    yield from _data_problems(args, student, dataset)
+    yield from _weight_problems(args, model)
+    yield from _schedule_problems(args, model, updates)
+
+
+def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
+    """Names the metric that decides which model is best, where it is needed and none is named."""
+    needed = (
+        args.load_best_model_at_end or args.save_strategy == "best" or args.lr_scheduler_type == "reduce_lr_on_plateau"
+    )
+    if args.metric_for_best_model is not None or not needed:
+        return
+    name = {SINGLE_LABEL: "accuracy", "multi_label_classification": "mean_average_precision"}.get(problem_type, "loss")
+    args.metric_for_best_model = f"ema_{name}" if args.counted_weights == "ema" else name
+    if args.greater_is_better is None:
+        args.greater_is_better = not name.endswith("loss")
+
+
+def metric_names(problem_type: str) -> list[str]:
+    """Gives the names of the metrics of an evaluation, losses included; a student with one head has fewer."""
+    return [*_METRICS[problem_type], *(f"{head}loss" for head in _HEADS)]
+
+
+def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -> Iterator[str]:
+    """Gives what is wrong with the name of the metric for the best model, where no `compute_metrics` adds others."""
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = metric_names(student.problem_type)
+    known += [f"ema_{metric}" for metric in known] if args.ema_epochs else []
+    if name not in known:
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation of this student gives no such metric. Choose "
+            f"one of {', '.join(known)}."
+        )
+
+
+def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Dataset) -> Iterator[str]:
+    single = student.problem_type == SINGLE_LABEL
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(args, name) and student.problem_type == "regression":
+            yield (
+                f"{name}={getattr(args, name)} mixes classes, and the student's problem_type is 'regression': set {name}=0."
+            )
+    if "top5" in (args.metric_for_best_model or "") and student.num_labels <= TOP_K:
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 needs at least "
+            f"{TOP_K + 1}. Use metric_for_best_model='accuracy'."
+        )
+    if args.class_weights == "none":
+        return
+    if not single:
+        yield (
+            f"class_weights={args.class_weights!r} needs one class an image, and the student's problem_type is "
+            f"{student.problem_type!r}: set class_weights='none'."
+        )
+    elif known_labels(dataset) is None:
+        yield (
+            f"class_weights={args.class_weights!r} needs the labels of all images beforehand, and the training data "
+            f"({type(dataset).__name__}) do not tell them: use a ViewDataset, or set class_weights='none'."
+        )
+
+
+def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
+    keyed = getattr(dataset, "takes_view_keys", False)
+    if args.train_batch_size % 2 and (keyed or args.mixup_alpha or args.cutmix_alpha):
+        yield (
+            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+        )
+    if not keyed:
+        if args.repeated_augmentation > 1:
+            yield (
+                f"repeated_augmentation={args.repeated_augmentation} needs data that take view keys, and "
+                f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
+            )
+        batch = args.train_batch_size * args.world_size
+        if (args.mixup_alpha or args.cutmix_alpha) and hasattr(dataset, "__len__") and len(dataset) < batch:
+            yield (
+                f"The data have {len(dataset)} images and a batch {batch}: mixing leaves out an incomplete batch, so nothing would "
+                f"be learned. Use per_device_train_batch_size of at most {len(dataset) // args.world_size // 2 * 2}."
+            )
+        return
+    if student.problem_type != SINGLE_LABEL:
+        return
+    count = len(dataset.class_names)
+    if count == student.num_labels and student.class_names not in (
+        None,
+        [name.strip() for name in dataset.class_names],
+    ):
+        yield (
+            f"The data's classes are {', '.join(dataset.class_names[:20])}, the student's (and so the teacher's answers) "
+            f"{', '.join(student.class_names[:20])}: labels would be taken for other classes. Build the student with the "
+            "data's names as id2label, in their order."
+        )
+    if count != student.num_labels:
+        yield (
+            f"The data have {count} classes ({', '.join(dataset.class_names[:20])}), the student {student.num_labels} "
+            f"outputs: build it with num_labels={count}."
+        )
+
+
+def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> Iterator[str]:
+    halves = {
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)
+    }
+    if halves:
+        yield (
+            f"The student's weights are {', '.join(sorted(halves))}: small updates would be rounded away. Load it with "
+            "dtype=torch.float32, and set bf16=True to compute in bfloat16."
+        )
+    if args.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        yield "fp16=True on a device that has bfloat16: fp16 overflows where bf16 does not. Set bf16=True and fp16=False."
+    config = getattr(model, "config", None)
+    image_size, patch_size = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image_size is not None and patch_size is not None:
+        sides, patch = as_pair(image_size), as_pair(patch_size)
+        if any(side % step for side, step in zip(sides, patch, strict=True)):
+            nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch, strict=True))
+            yield (
+                f"The student's image_size {sides[0]}×{sides[1]} is no multiple of its patch_size {patch[0]}×{patch[1]}: "
+                f"pixels at the edge would be cut off. Use image_size {nearest[0]}×{nearest[1]}."
+            )
+
+
+def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, updates: int | None) -> Iterator[str]:
+    share_of_one = updates == 1 and args.warmup_steps < 1  # it rounds up to the only update there is
+    if updates is not None and not share_of_one and args.get_warmup_steps(updates) >= updates:
+        yield (
+            f"warmup_steps={args.warmup_steps} with {updates} updates in all: the learning rate would never reach its peak. "
+            "Use fewer warmup_steps (0.05 is a share of the training), or train longer."
+        )
+    for check in (
+        lambda: args.layer_decay == 1 or layer_depths(model),
+        lambda: args.optimizer_class is None or optimizer_class(args.optimizer_class),
+        lambda: args.optimizer_class is None or parse_optim_args(args.optim_args),
+    ):
+        try:
+            check()
+        except UserError as error:
+            yield str(error)
+
+
+def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str]:
+    """Gives what stands against publishing a model at the end, `push_to_hub`: told before there is a repository."""
+    if hasattr(model, "peft_config"):
+        yield (
+            "push_to_hub=True with adapters (LoRA), which are no model by themselves: train with push_to_hub=False, then "
+            'student.merge_and_unload().save_pretrained("merged"), trainer.processing_class.save_pretrained("merged"), and '
+            "hf-deit push merged OWNER/NAME."
+        )
+    if processing_class is None:  # of a student without image_size; the others have one made
+        yield (
+            "push_to_hub=True without an image processor, without which others cannot give the model an image: pass "
+            "processing_class=DeiTImageProcessor.for_image_size(…)."
+        )
+
+
+def trainer_problems(
+    args: DistillationTrainingArguments, brings_optimizer: bool, shards_parameters: bool
+) -> Iterator[str]:
+    """Gives what stands against the way the Trainer was called.
+
+    Args:
+        args: Of the run.
+        brings_optimizer: The caller passed an optimizer, or its class with arguments.
+        shards_parameters: FSDP or DeepSpeed.
+    """
+    given = {"layer_decay": 1.0, "scale_learning_rate": False, "optimizer_class": None}
+    given = [f"{name}={getattr(args, name)!r}" for name, default in given.items() if getattr(args, name) != default]
+    if brings_optimizer and given:
+        yield (
+            f"{', '.join(given)} with an optimizer of your own, which brings its own learning rates: leave out one of them."
+        )
+    if args.ema_epochs and shards_parameters:
+        yield (
+            f"ema_epochs={args.ema_epochs} with FSDP or DeepSpeed, which hold a part of each weight: set ema_epochs=0, or train "
+            "with plain data parallelism."
+        )

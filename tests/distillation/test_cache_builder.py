@@ -1,0 +1,293 @@
+"""Built records against the teacher asked about one view after the other, and layouts against NumPy."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_deit.data.batch_ops import Mixing
+from hf_deit.data.sampling import ViewKey, ViewSampler, keys_at, pair_generator, permutation
+from hf_deit.distillation.cache import Layout, TeacherCacheError
+from hf_deit.distillation.cached_teacher import verify_teacher_cache
+from hf_deit.distillation.teacher import Teacher
+from hf_deit.losses import decisions, soft_distillation_loss, teacher_loss, top_k_distillation_loss
+from tests.helpers import tiny
+from tests.helpers.caches import LAYOUTS, build, tiny_teacher, tiny_views
+
+MIXING = Mixing(0.8, 1.0)
+MEAN, STD = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (tiny.MEAN, tiny.STD))
+
+
+@torch.no_grad()
+def logits_by_hand(key, dataset, mixing):
+    """The teacher's logits `(4,)` for one view: two images, NumPy's mixing formula, one at a time."""
+    own = dataset[key]["pixel_values"].numpy() / 255.0
+    if mixing.is_on:
+        partner_index = permutation(dataset.seed, key.epoch, len(dataset))[
+            (key.position ^ 1) % (2 * (len(dataset) // 2))
+        ]
+        partner = dataset[ViewKey(key.epoch, int(partner_index), key.view, key.position ^ 1)]
+        other = partner["pixel_values"].numpy() / 255.0
+        generator = pair_generator(dataset.seed, key.epoch, key.position // 2)
+        share, top, bottom, left, right = mixing.draw(generator, tiny.SIZE, tiny.SIZE)
+        own = share * own + (1 - share) * other
+        rows, columns = (slice(round(a * tiny.SIZE), round(b * tiny.SIZE)) for a, b in ((top, bottom), (left, right)))
+        own[:, rows, columns] = other[:, rows, columns]
+    pixels = (torch.tensor(own[None], dtype=torch.float32) - MEAN) / STD
+    return tiny.conv_teacher().eval()(pixels)[0]
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), MIXING], ids=["plain", "mixed"])
+def test_every_record_is_the_teachers_answer_to_the_view_at_its_position(tmp_path, mixing):
+    data = tiny.training_data(11)  # odd: an image stays without a partner
+    cache = build(
+        tmp_path / "cache", "dense", views=tiny_views(data, 4, 4, mixing, repeats=2), epochs=2, validation=None
+    )
+    assert cache.records_per_epoch == 20
+    for epoch in range(2):
+        sampler = ViewSampler(11, 10, seed=0, repeats=2)  # another batch size
+        sampler.set_epoch(epoch)
+        shown = list(sampler)
+        stored = cache.answers(epoch, [key.position for key in shown])["teacher_logits"]
+        expected = torch.stack([logits_by_hand(key, data, mixing) for key in shown])
+        torch.testing.assert_close(stored, expected, rtol=1e-4, atol=1e-4)
+        assert expected.std(dim=0).min() > 0.1  # views differ, so a record in a wrong place would show
+        everything = cache.answers(epoch, range(20))["teacher_logits"]
+        assert len(everything.unique(dim=0)) >= 18  # the crops of two views may be one and the same
+
+
+@pytest.mark.parametrize(("size", "batch", "repeats"), [(11, 4, 1), (43, 8, 3), (6, 20, 1)])
+def test_keys_at_positions_are_the_samplers_and_batches_hold_each_position_once(size, batch, repeats):
+    sampler = ViewSampler(size, batch, seed=3, repeats=repeats)
+    sampler.set_epoch(2)
+    shown = list(sampler)
+    assert keys_at(3, size, 2, [key.position for key in shown]) == shown
+    data = tiny.training_data(size)
+    data.seed = 3
+    views = tiny_views(data, 2, batch, repeats=repeats)
+    batches = views.batches(2)
+    positions = [position for one in batches for position in one]
+    assert sorted(positions) == list(range(views.records))
+    assert positions[: len(shown)] == [key.position for key in shown]  # the training's order comes first
+    assert max(key.view for key in shown) < sampler.views_per_image
+
+
+def test_the_teachers_accuracy_is_that_of_its_validation_answers(tmp_path):
+    cache = build(tmp_path / "cache", "top_k")
+    images = tiny.evaluation_data()
+    rows = [images[index] for index in range(len(images))]
+    pixels = (torch.stack([row["pixel_values"] for row in rows]).float() / 255 - MEAN) / STD
+    said = tiny.conv_teacher().eval()(pixels).argmax(dim=-1)
+    right = (said == torch.tensor([row["labels"] for row in rows])).float().mean().item()
+    assert cache.summary()["teacher_accuracy"] == pytest.approx(right)
+    assert torch.equal(decisions(cache.validation_answers(range(len(images)))), said)
+
+
+def test_records_have_the_size_that_is_promised():
+    assert Layout("hard", 1000).record.itemsize == 2
+    assert Layout("hard", 65536).record.itemsize == 2
+    assert Layout("hard", 65537).record.itemsize == 4
+    assert Layout("dense", 1000).record.itemsize == 4000
+    assert Layout("dense", 1000, "float16").record.itemsize == 2000
+    assert Layout("top_k", 1000, "float16", 10, 3.0).record.itemsize == 10 * (2 + 2) + 4
+
+
+def test_hard_records_hold_the_largest_index_there_is():
+    logits = torch.zeros(2, 70000)
+    logits[0, 69999] = logits[1, 65535] = 1.0
+    layout = Layout("hard", 70000)
+    assert layout.decode(layout.encode(logits))["teacher_labels"].tolist() == [69999, 65535]
+    small = Layout("hard", 65536)
+    assert small.decode(small.encode(logits[1:, :65536]))["teacher_labels"].tolist() == [65535]
+
+
+def test_top_k_holds_the_largest_logits_and_the_rest_at_its_temperature():
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 4
+    layout = Layout("top_k", 12, top_k=3, tau=2.5)
+    stored = layout.decode(layout.encode(logits))
+    ordered = np.sort(logits.double().numpy(), axis=1)[:, ::-1]
+    np.testing.assert_array_equal(stored["teacher_top_logits"].numpy(), ordered[:, :3].astype(np.float32))
+    rest = np.log(np.exp(ordered[:, 3:] / 2.5).sum(axis=1))
+    np.testing.assert_allclose(stored["teacher_rest"].numpy(), rest, rtol=1e-6)
+    gathered = logits.gather(1, stored["teacher_top_indices"])
+    assert torch.equal(gathered, stored["teacher_top_logits"])
+
+
+def test_the_decision_among_equal_logits_is_the_same_in_every_layout():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 3.0], [2.0, 2.0, 0.0, 2.0]])
+    for layout in LAYOUTS.values():
+        assert decisions(layout.decode(layout.encode(logits))).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 70000.0])
+def test_logits_that_a_layout_cannot_hold_are_refused(value):
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = value
+    for name in ("half", *(() if value == 70000 else ("hard", "dense", "top_k"))):
+        with pytest.raises(TeacherCacheError, match="not finite in float"):
+            LAYOUTS[name].encode(logits)
+    if value == 70000:
+        assert LAYOUTS["dense"].encode(logits)[1, 2] == 70000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "soft"},
+        {"dtype": "int8"},
+        {"kind": "top_k"},
+        {"kind": "top_k", "top_k": 4, "tau": 1.0},
+        {"kind": "top_k", "top_k": 2, "tau": 0.0},
+        {"kind": "dense", "top_k": 2},
+        {"kind": "top_k", "top_k": 2.5, "tau": 1.0},
+        {"kind": "top_k", "top_k": 2, "tau": float("inf")},
+        {"kind": "top_k", "top_k": 2, "tau": float("nan")},
+        {"num_labels": 0},
+        {"num_labels": 2**32},
+        {"num_labels": 3.0},
+    ],
+    ids=str,
+)
+def test_impossible_layouts_are_refused(fields):
+    with pytest.raises(TeacherCacheError):
+        Layout(**{"kind": "hard", "num_labels": 4, **fields})
+
+
+def test_a_rest_that_a_small_temperature_makes_infinite_is_refused():
+    layout = Layout("top_k", 4, top_k=2, tau=1e-38)
+    with pytest.raises(TeacherCacheError, match="tau=1e-38 is not finite"):
+        layout.encode(torch.tensor([[400.0, 300.0, 200.0, 100.0]]))
+
+
+def reports(caplog):
+    """Of every report the numbers of views that are done and that there are in all."""
+    found = (re.match(r"(\d+) of (\d+) views, ", record.getMessage()) for record in caplog.records)
+    return [tuple(map(int, match.groups())) for match in found if match]
+
+
+def test_progress_counts_every_view_that_is_asked_for_and_no_other(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hf_deit.distillation.cache_builder._SECONDS_BETWEEN_REPORTS", 0.0)
+    caplog.set_level("INFO")
+    network = Failing(1 + 3 + 3)  # to try it on, the validation, and within the first epoch of views
+    teacher = tiny_teacher(network=network)
+    with pytest.raises(RuntimeError, match="enough"):
+        build(tmp_path / "cache", teacher=teacher, part_records=16)
+    caplog.clear()
+    network.left = 10**6
+    build(tmp_path / "cache", teacher=teacher, part_records=16)
+    told, asked = reports(caplog), 26 + 42  # the validation's 22 and a part of 16 are there
+    assert told[-1] == (asked, asked)
+    assert f"{asked} views asked in" in caplog.text
+    assert [total for _, total in told] == [asked] * len(told)
+    caplog.clear()
+    build(tmp_path / "whole", teacher=teacher)
+    assert reports(caplog)[-1] == (22 + 84, 22 + 84)
+
+
+class Failing(nn.Module):
+    """A teacher that breaks down after a number of batches."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.network, self.left = tiny.conv_teacher(), left
+
+    def forward(self, pixels):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("enough")
+        return self.network(pixels)
+
+
+def top_k_by_hand(student, teacher, k, tau):
+    """τ² KL over K + 1 outcomes of one image, in float64 NumPy."""
+    student, teacher = (np.exp(logits.double().numpy() / tau) for logits in (student, teacher))
+    p, q = teacher / teacher.sum(), student / student.sum()
+    best = np.argsort(-p)[:k]
+    p = np.append(p[best], 1 - p[best].sum())
+    q = np.append(q[best], 1 - q[best].sum())
+    return tau**2 * np.sum(p * np.log(p / q))
+
+
+@pytest.mark.parametrize(("k", "tau"), [(1, 1.0), (3, 3.0), (9, 0.7)])
+def test_the_top_k_loss_is_the_kl_of_the_classes_kept_and_the_rest_as_one(k, tau):
+    generator = torch.Generator().manual_seed(k)
+    student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
+    layout = Layout("top_k", 10, top_k=k, tau=tau)
+    loss = teacher_loss(layout.decode(layout.encode(teacher)), "soft", tau, "image")(student)
+    expected = [top_k_by_hand(*pair, k, tau) for pair in zip(student, teacher, strict=True)]
+    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-4, atol=1e-6)
+    whole = soft_distillation_loss(student, teacher, tau)
+    assert (loss <= whole + 1e-5).all()
+    official = teacher_loss(layout.decode(layout.encode(teacher)), "soft", tau, "official")(student)
+    torch.testing.assert_close(official, loss / 10)
+
+
+def test_the_top_k_loss_is_the_whole_loss_where_one_class_is_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
+    layout = Layout("top_k", 10, top_k=9, tau=3.0)
+    student.requires_grad_()
+    loss = teacher_loss(layout.decode(layout.encode(teacher)), "soft", 3.0, "image")(student)
+    whole = soft_distillation_loss(student, teacher, 3.0)
+    torch.testing.assert_close(loss, whole)
+    ours, theirs = (torch.autograd.grad(value.sum(), student)[0] for value in (loss, whole))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_top_k_loss_of_all_classes_is_refused():
+    with pytest.raises(ValueError, match="use soft_distillation_loss"):
+        top_k_distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3).long(), torch.zeros(2))
+    stored = (torch.zeros(2, 1), torch.zeros(2, 1).long(), torch.zeros(2))
+    with pytest.raises(ValueError, match="reduction='mean'"):
+        top_k_distillation_loss(torch.zeros(2, 3), *stored, reduction="mean")
+
+
+class Drifting(nn.Module):
+    """A teacher whose answers can be changed without its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.turned = tiny.conv_teacher(), 0.0
+
+    def forward(self, pixels):
+        logits = self.network(pixels)
+        turned = torch.arange(len(logits)) < self.turned * len(logits)
+        return torch.where(turned[:, None], -logits, logits)
+
+
+def test_verifying_counts_the_records_that_differ(tmp_path):
+    network = Drifting()
+    teacher = tiny_teacher(network=network)
+    views = tiny_views(tiny.training_data(64), 8, 8)
+    cache = build(tmp_path / "cache", "dense", teacher=teacher, views=views)
+    found = verify_teacher_cache(cache, teacher, views, 31, seed=0)
+    assert (found.records, found.same_decision) == (32, 1.0)
+    network.turned = 0.25
+    found = verify_teacher_cache(cache, teacher, views, 1000)
+    assert found.records == 128  # all there are
+    assert found.same_decision == 0.75
+    assert found.equal <= 0.75
+    with pytest.raises(TeacherCacheError, match="at least 1"):
+        verify_teacher_cache(cache, teacher, views, 0)
+
+
+def test_images_with_several_classes_are_refused(tmp_path):
+    data = tiny.training_data(8)
+    data.source = type(data.source)(
+        data.source.items, [(1, 0, 1, 0)] * 8, tiny.NAMES, "x", "several", "multi_label_classification"
+    )
+    with pytest.raises(TeacherCacheError, match="several classes each"):
+        build(tmp_path / "cache", views=tiny_views(data), validation=None)
+
+
+def test_the_teachers_classes_are_stored_in_the_datas_order(tmp_path):
+    network, order = tiny.conv_teacher(), [2, 0, 3, 1]
+    names = [tiny.NAMES[index] for index in order]
+    teacher = Teacher(network, id2label=dict(enumerate(names)))
+    teacher.align(list(tiny.NAMES), 4, (tiny.SIZE, tiny.SIZE))
+    turned = build(tmp_path / "turned", "dense", teacher=teacher, validation=None).answers(0, range(42))
+    plain = build(tmp_path / "plain", "dense", validation=None).answers(0, range(42))
+    # The network's output i is the class names[i]: it stands at the data's index of that name.
+    torch.testing.assert_close(turned["teacher_logits"][:, order], plain["teacher_logits"])

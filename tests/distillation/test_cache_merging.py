@@ -1,0 +1,77 @@
+"""Caches built in parts, brought together: compared before anything is written."""
+
+import shutil
+
+import pytest
+
+from hf_deit.distillation.cache import TeacherCache, TeacherCacheError, finished_epochs
+from hf_deit.distillation.cache_builder import build_teacher_cache
+from hf_deit.distillation.cache_writer import merge_caches
+from tests.helpers import tiny
+from tests.helpers.caches import LAYOUTS, build, flip, tiny_teacher, tiny_views
+
+
+def part_of(folder, epochs, teacher=None):
+    build_teacher_cache(
+        folder, teacher or tiny_teacher(), tiny_views(), LAYOUTS["hard"], epochs, tiny.evaluation_data()
+    )
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_parts_of_several_machines_are_merged_to_the_whole(tmp_path):
+    part_of(tmp_path / "first", [0, 2])
+    part_of(tmp_path / "second", [1, 2])
+    with pytest.raises(TeacherCacheError, match="no finished epoch of views from 0 on.*merge-teacher-caches"):
+        part_of(tmp_path / "third", [1])
+        TeacherCache(tmp_path / "third")
+    assert merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"]) == [0, 1, 2]
+    build(tmp_path / "whole", epochs=3)
+    assert files_of(tmp_path / "all") == files_of(tmp_path / "whole")
+
+
+def test_a_damaged_part_is_not_merged(tmp_path):
+    part_of(tmp_path / "first", [0])
+    part_of(tmp_path / "second", [1])
+    flip(tmp_path / "second" / "epoch-00001.npy", 140)
+    with pytest.raises(TeacherCacheError, match="epoch-00001.npy is damaged"):
+        merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"])
+    assert finished_epochs(tmp_path / "all") == [0]
+    assert not (tmp_path / "all" / "epoch-00001.npy").exists()
+
+
+@pytest.mark.parametrize("damage", ["content", "length", "sidecar"])
+def test_of_a_file_damaged_in_one_part_the_whole_one_of_another_is_taken(tmp_path, damage):
+    part_of(tmp_path / "first", [0, 1])
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    file = tmp_path / "first" / "epoch-00001.npy"
+    if damage == "length":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        flip(file if damage == "content" else file.with_suffix(".json"), 140)
+    assert merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"]) == [0, 1]
+    assert files_of(tmp_path / "all") == files_of(tmp_path / "second")
+
+
+def test_a_part_of_another_cache_is_refused_before_anything_is_written(tmp_path):
+    part_of(tmp_path / "first", [0])
+    part_of(tmp_path / "second", [1], teacher=tiny_teacher(seed=2))
+    with pytest.raises(TeacherCacheError) as error:
+        merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"])
+    assert "teacher.fingerprint" in str(error.value)
+    assert f"in {tmp_path / 'first'}, " in str(error.value)
+    assert f"in {tmp_path / 'second'}" in str(error.value)
+    assert not (tmp_path / "all").exists()
+
+
+def test_missing_epochs_are_named_by_who_merges_and_by_who_reads(tmp_path, capsys, caplog):
+    from hf_deit.cli import main
+
+    part_of(tmp_path / "first", [0, 2])
+    part_of(tmp_path / "second", [4])
+    assert main(["merge-teacher-caches", str(tmp_path / "all"), str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    assert "Epoch(s) 1, 3 are missing: a training by it sees the first 1 only" in capsys.readouterr().out
+    assert TeacherCache(tmp_path / "all").epochs == 1
+    assert "lacks epoch(s) of views 1, 3: of the 3 that are there the first 1 count" in caplog.text

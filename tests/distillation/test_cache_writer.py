@@ -1,0 +1,226 @@
+"""Caches written whole or not at all: killed, out of room, extended, merged, damaged."""
+
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_deit.distillation.cache import TeacherCache, TeacherCacheError, finished_epochs
+from hf_deit.distillation.cache_builder import build_teacher_cache
+from hf_deit.distillation.cache_writer import merge_caches
+from tests.helpers import SCRIPTS, environment, tiny
+from tests.helpers.caches import LAYOUTS, build, flip, tiny_teacher, tiny_views
+
+RECORD_FILES = {"epoch-00000.npy", "epoch-00001.npy", "validation.npy"}
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What 20 builds gave that were killed at moments drawn at random over the whole of the build, and an unharmed one."""
+    folder = tmp_path_factory.mktemp("killed")
+    moments = sorted(random.Random(5).sample(range(1, 130), 20))
+    command = [sys.executable, str(SCRIPTS / "build_caches.py"), str(folder), str(folder / "results.json")]
+    done = subprocess.run([*command, *map(str, moments)], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    assert results["whole"]["count"] >= max(moments)  # so that every moment lies within a build
+    return results
+
+
+def test_a_build_killed_at_any_moment_ends_with_the_same_bytes(killed):
+    whole = killed["whole"]["files"]
+    assert set(whole) >= RECORD_FILES
+    others = {moment: result for moment, result in killed.items() if moment != "whole"}
+    assert len(others) == 20
+    assert {tuple(result["statuses"]) for result in others.values()} == {(-9, 0)}
+    # The manifest and the sidecars too, and nothing half-written is left.
+    assert {moment: result["files"] for moment, result in others.items() if result["files"] != whole} == {}
+
+
+def test_a_killed_build_asks_again_for_no_more_than_a_part(killed):
+    part, black_view = 16, 1
+    asked = killed["whole"]["asked"]
+    again = {moment: result["asked"] - asked for moment, result in killed.items() if moment != "whole"}
+    assert max(again.values()) <= part + black_view
+    assert max(again.values()) > black_view  # some were killed within a part
+
+
+def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
+    build(tmp_path / "one", "hard")
+    build(tmp_path / "two", "hard", part_records=1)
+    views = tiny_views(batch_size=4, global_batch_size=20, workers=2)
+    for rank in range(2):
+        build_teacher_cache(
+            tmp_path / "three",
+            tiny_teacher(),
+            views,
+            LAYOUTS["hard"],
+            range(2),
+            tiny.evaluation_data(),
+            share=(rank, 2),
+        )
+    one = files_of(tmp_path / "one")
+    assert files_of(tmp_path / "two") == one
+    assert files_of(tmp_path / "three") == one
+
+
+def test_a_file_that_cannot_be_written_is_told_with_its_cause(tmp_path):
+    (tmp_path / "cache" / "_incomplete-manifest.json").mkdir(parents=True)
+    with pytest.raises(TeacherCacheError, match=r"--out .*cache cannot be written \(Is a directory\)"):
+        build(tmp_path / "cache")
+
+
+def test_a_cache_is_extended_without_touching_what_is_there(tmp_path):
+    build(tmp_path / "cache", epochs=1)
+    before = files_of(tmp_path / "cache")
+    assert build(tmp_path / "cache", epochs=3).epochs == 3
+    after = files_of(tmp_path / "cache")
+    assert {name: after[name] for name in before} == before
+    build(tmp_path / "whole", epochs=3)
+    assert after == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"teacher": tiny_teacher(seed=2)}, "teacher.fingerprint"),
+        ({"kind": "dense"}, "layout.kind: 'hard' in the cache, 'dense' now"),
+        ({"validation": None}, "validation.crop_ratio"),
+        ({"views": tiny_views(tiny.training_data(44))}, "views.data.images: 43 in the cache, 44 now"),
+        ({"views": tiny_views(repeats=2)}, "views.records: 42 in the cache, 84 now"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_folder_of_another_cache_is_neither_extended_nor_merged(tmp_path, other, named):
+    build(tmp_path / "cache", epochs=1)
+    with pytest.raises(TeacherCacheError) as extended:
+        build(tmp_path / "cache", **{"epochs": 2, **other})
+    assert named in str(extended.value)
+    build(tmp_path / "other", **{"epochs": 2, **other})
+    with pytest.raises(TeacherCacheError) as merged:
+        merge_caches(tmp_path / "cache", [tmp_path / "other"])
+    told = (
+        str(merged.value).replace(f"in {tmp_path / 'cache'}", "in the cache").replace(f"in {tmp_path / 'other'}", "now")
+    )
+    assert named in told
+    assert finished_epochs(tmp_path / "cache") == [0]
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TeacherCacheError, match="no teacher cache: choose a new or empty folder"):
+        build(tmp_path)
+    assert files_of(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_without_room_the_error_is_clear_and_the_finished_part_usable(tmp_path):
+    """A limit of the kernel on the size of files stands for a full disk: the very same calls fail."""
+    wide = tiny_views(tiny.training_data(3000))
+    folder, limits = tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Parts of 64 records are 1 KiB; the finished file of 3000 would be 48 KiB.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(TeacherCacheError, match=r"No room left for .*full.*finished epoch.*same command again"):
+            build(folder, "dense", epochs=1, views=wide, part_records=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(folder.glob("_*")) and not (folder / "epoch-00000.npy").exists()
+    teacher, asked = tiny_teacher(), []
+    teacher.model.register_forward_hook(lambda model, pixels, logits: asked.append(len(logits)))
+    cache = build(folder, "dense", epochs=1, views=wide, teacher=teacher, part_records=64)
+    assert asked == []  # all were kept in parts, and laid in order now
+    assert cache.records_per_epoch == 3000
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "cache"
+    build(folder, "dense")
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "cache"))
+
+
+def test_one_flipped_bit_anywhere_is_refused_with_the_files_name(copy):
+    for path in sorted(copy.iterdir()):
+        content = path.read_bytes()
+        for place in (0, len(content) // 3, len(content) // 2, len(content) - 2):
+            flip(path, place)
+            with pytest.raises(TeacherCacheError) as error:
+                TeacherCache(copy)
+            assert str(path) in str(error.value), (path, place)
+            path.write_bytes(content)
+    assert TeacherCache(copy).epochs == 2
+
+
+@pytest.mark.parametrize("name", ["epoch-00001.npy", "validation.npy", "epoch-00000.json", "manifest.json"])
+def test_a_file_cut_off_is_refused_by_name(copy, name):
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-1] if name.endswith("npy") else path.read_bytes()[:-7])
+    with pytest.raises(TeacherCacheError) as error:
+        TeacherCache(copy)
+    assert str(path) in str(error.value)
+
+
+def test_swapped_manifests_and_swapped_epochs_are_refused(copy, tmp_path):
+    build(tmp_path / "other", "dense", teacher=tiny_teacher(seed=2))
+    manifest = (copy / "manifest.json").read_bytes()
+    (copy / "manifest.json").write_bytes((tmp_path / "other" / "manifest.json").read_bytes())
+    with pytest.raises(TeacherCacheError, match="epoch-00000.npy belongs to another cache"):
+        TeacherCache(copy)
+    (copy / "manifest.json").write_bytes(manifest)
+    first, second = (copy / f"epoch-0000{number}.npy" for number in range(2))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(TeacherCacheError, match="epoch-00000.npy is damaged"):
+        TeacherCache(copy)
+
+
+def test_epochs_swapped_together_with_their_sidecars_are_refused(copy):
+    for ending in ("npy", "json"):
+        first, second = (copy / f"epoch-0000{number}.{ending}" for number in range(2))
+        content = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+    with pytest.raises(TeacherCacheError, match="epoch-00000"):
+        TeacherCache(copy)
+
+
+def test_a_removed_epoch_hides_those_behind_it_and_is_built_again(copy):
+    before = files_of(copy)
+    (copy / "epoch-00000.json").unlink()
+    with pytest.raises(TeacherCacheError, match="no finished epoch"):
+        TeacherCache(copy)
+    build(copy, "dense")
+    assert files_of(copy) == before
+
+
+def test_no_cache_and_another_version_are_refused(tmp_path, copy, monkeypatch):
+    with pytest.raises(TeacherCacheError, match=r"No teacher cache at .*nowhere.*cache-teacher"):
+        TeacherCache(tmp_path / "nowhere")
+    monkeypatch.setattr("hf_deit.distillation.cache.FORMAT_VERSION", 2)
+    with pytest.raises(TeacherCacheError, match="version 1, and this hf_deit reads .* version 2"):
+        TeacherCache(copy)
+
+
+def test_a_large_cache_is_checked_when_it_is_first_read(copy, monkeypatch):
+    monkeypatch.setattr("hf_deit.distillation.cache.CHECKED_AT_ONCE", 100)
+    flip(copy / "epoch-00001.npy", 300)
+    cache = TeacherCache(copy)
+    assert np.isfinite(cache.answers(0, [3, 1])["teacher_logits"].numpy()).all()
+    with pytest.raises(TeacherCacheError, match="epoch-00001.npy is damaged"):
+        cache.answers(1, [0])

@@ -1,0 +1,358 @@
+"""Definitions of ablations, the keys that results are found by, and the table against numbers worked out by hand."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_deit.errors import RecipeError
+from hf_deit.experiments.ablation import (
+    Ablation,
+    AblationError,
+    Row,
+    Run,
+    check_origin,
+    figures,
+    gain,
+    markdown,
+    read_ablation,
+    read_results,
+    result_file,
+    spread,
+)
+from hf_deit.recipes.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFINITIONS = sorted((ROOT / "training" / "ablations").glob("*.yaml"))
+RESULTS = ROOT / "training" / "ablations" / "results"
+DEFINITION = {
+    "title": "Tiny",
+    "recipe": "clothing10_64",
+    "fields": {"num_train_epochs": 2},
+    "seeds": [0, 1],
+    "variants": {"plain": {"student": "plain", "distillation_type": "none"}, "hard": {"distillation_type": "hard"}},
+    "rows": [{"title": "alone", "variant": "plain", "paper": 72.2}, {"title": "taught", "variant": "hard"}],
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(**changes):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({**DEFINITION, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+# ---- what is shipped ----
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
+def test_every_field_of_a_shipped_definition_is_one_of_a_recipe(path):
+    ablation = read_ablation(path)
+    teacher = {"data": "x", "teacher": "y", "output_dir": "z", "report_to": "none"}
+    for run in ablation.runs():
+        recipe = load_recipe({**run.fields, **teacher}, [])
+        assert recipe.training.seed == run.fields["seed"]
+        assert recipe.training.distillation_type == run.fields["distillation_type"]
+    assert len({run.key for run in ablation.runs()}) == len(ablation.seeds) * len(ablation.variants)
+    assert path.name in path.read_text().split("title:")[0], "the header gives its command"
+
+
+def test_there_are_shipped_definitions():
+    assert [path.stem for path in DEFINITIONS if path.stem == "table3"] == ["table3"]
+
+
+def test_keys_do_not_change_or_committed_results_are_lost():
+    # Written down when the first results were made. A change here means that they are to be made again.
+    keys = {
+        (run.variant, run.fields["seed"]): run.key for run in read_ablation(DEFINITIONS[0].with_stem("table3")).runs()
+    }
+    assert len(keys) == 15
+    pinned = {("plain", 0): "978933c9fd9f", ("hard token", 0): "04b4fc7e5323", ("soft token", 2): "7bb6ea703123"}
+    assert {name: keys[name] for name in pinned} == pinned
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
+def test_the_table_in_the_readme_is_that_of_the_committed_results(path):
+    text = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+    ablation, tables = read_ablation(path), tables_of(text, path.stem)
+    results = read_results(RESULTS, ablation)
+    assert len(tables) == bool(results), f"results and a table between <!-- {path.stem} --> go together"
+    for table in tables:
+        assert table == markdown(ablation, results).strip()
+
+
+def tables_of(text, name):
+    return [found.strip() for found in re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)]
+
+
+def test_the_comparison_with_the_readme_sees_a_changed_digit():
+    assert tables_of("a\n<!-- x -->\n| 1.0 |\n<!-- /x -->\n<!-- y -->\n2\n<!-- /y -->", "x") == ["| 1.0 |"]
+    assert tables_of("no marks", "x") == []
+
+
+def test_every_committed_result_belongs_to_a_shipped_definition():
+    known = {run.key for path in DEFINITIONS for run in read_ablation(path).runs()}
+    assert {path.name for path in RESULTS.glob("*.json") if path.name.partition("-")[0] not in known} == set()
+    known_tables = {path.stem for path in DEFINITIONS}
+    assert {path.name for path in RESULTS.glob("*.md") if path.stem not in known_tables} == set()
+
+
+def test_every_mark_in_the_readme_names_a_shipped_definition():
+    text = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+    marked = set(re.findall(r"<!-- /?(\w+) -->", text))
+    assert marked <= {path.stem for path in DEFINITIONS}
+
+
+# ---- keys ----
+
+
+def key(**fields):
+    return Run("v", {"seed": 0, "learning_rate": 1e-3, **fields}).key
+
+
+def test_where_files_lie_does_not_make_another_run():
+    assert key(data="a", teacher="b", output_dir="c", save_steps=7, logging_steps=3) == key(data="x")
+    assert Run("one name", {"seed": 0}).key == Run("another", {"seed": 0}).key
+
+
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"learning_rate": 2e-3}, {"num_train_epochs": 5}, {"distillation_tau": 2.0}]
+)
+def test_a_changed_field_makes_another_run(changed):
+    assert key(**changed) != key()
+
+
+def test_fields_of_a_teacher_do_not_count_without_one():
+    alone = {"distillation_type": "none"}
+    told = {"distillation_tau": 2.0, "distillation_alpha": 0.3, "teacher_dtype": "bfloat16", "teacher_labels": ["a"]}
+    assert key(**alone, **told) == key(**alone)
+    assert key(distillation_type="soft", **told) != key(distillation_type="soft")
+
+
+def test_the_file_of_a_run_without_a_teacher_does_not_depend_on_the_teacher(tmp_path):
+    alone, taught = Run("a", {"seed": 0, "distillation_type": "none"}), Run("b", {"seed": 0})
+    assert result_file(tmp_path, alone, "data", "one") == result_file(tmp_path, alone, "data", "two")
+    assert result_file(tmp_path, taught, "data", "one") != result_file(tmp_path, taught, "data", "two")
+    assert result_file(tmp_path, alone, "data", None) != result_file(tmp_path, alone, "others", None)
+
+
+def test_runs_come_seed_by_seed(written):
+    runs = read_ablation(written()).runs()
+    assert [(run.fields["seed"], run.variant) for run in runs] == [(0, "plain"), (0, "hard"), (1, "plain"), (1, "hard")]
+    fields = runs[1].fields  # the recipe's, the definition's, the variant's, each over the one before
+    assert (fields["image_size"], fields["num_train_epochs"], fields["distillation_type"]) == (64, 2, "hard")
+
+
+# ---- the table ----
+
+
+def result(**metrics):
+    return {"metrics": {f"eval_{name}": value for name, value in metrics.items()}}
+
+
+DIVERGED = {"metrics": None}
+
+
+def ablation(*rows, seeds=(0, 1, 2)):
+    variants = {row.variant: {} for row in rows}
+    return Ablation("T", {}, seeds, variants, rows, "clothing10_64")
+
+
+def test_the_table_is_the_one_worked_out_by_hand():
+    rows = (
+        Row("alone", "plain", paper=72.2),
+        Row("taught", "hard", paper=74.5),
+        Row("its class head", "hard", "cls_accuracy"),
+    )
+    results = {
+        "plain": {0: result(accuracy=0.50), 1: result(accuracy=0.54), 2: result(accuracy=0.58)},
+        "hard": {0: result(accuracy=0.56, cls_accuracy=0.5), 2: result(accuracy=0.60, cls_accuracy=0.63)},
+    }
+    # plain: mean 54, sd 4. hard: mean 58, sd √8 = 2.83; gains 6 and 2: mean 4, standard error (4/√2)/√2 = 2.
+    # class head: 50 and 63: mean 56.5, sd 9.19; gains 0 and 5: mean 2.5, standard error 2.5.
+    assert markdown(ablation(*rows), results).splitlines() == [
+        "|  | top-1, % | seeds | gain over alone | paper, % | paper's gain |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| alone | 54.0 ± 4.0 | 3 |  | 72.2 |  |",
+        "| taught | 58.0 ± 2.8 | 2 | +4.0 ± 2.0 | 74.5 | +2.3 |",
+        "| its class head | 56.5 ± 9.2 | 2 | +2.5 ± 2.5 |  |  |",
+    ]
+
+
+def test_a_diverged_run_is_counted_and_in_no_mean():
+    rows = (Row("a", "a"), Row("b", "b"), Row("c", "c"))
+    results = {
+        "a": {0: result(accuracy=0.5), 1: DIVERGED},
+        "b": {0: DIVERGED, 1: result(accuracy=0.7)},
+        "c": {0: DIVERGED, 1: DIVERGED},
+    }
+    assert markdown(ablation(*rows), results).splitlines()[2:] == [
+        "| a | 50.0 | 1, 1 diverged |  |",
+        "| b | 70.0 | 1, 1 diverged | – |",  # no seed in common
+        "| c | – | 0, 2 diverged | – |",
+    ]
+    assert figures(ablation(*rows), results)[2].values == {}
+
+
+def test_a_row_without_results_is_shown_as_such():
+    rows = (Row("a", "a"), Row("b", "b"))
+    assert markdown(ablation(*rows), {"a": {0: result(accuracy=0.5)}}).splitlines()[3] == "| b | – | 0 | – |"
+
+
+def test_a_metric_that_runs_do_not_have_raises():
+    rows = (Row("a", "a"), Row("b", "a", "distillation_accuracy"))
+    with pytest.raises(AblationError, match="no metric 'distillation_accuracy', but accuracy"):
+        markdown(ablation(*rows), {"a": {0: result(accuracy=0.5)}})
+
+
+def test_one_value_has_no_spread():
+    assert (spread([]), spread([51.25]), spread([50, 51])) == ("–", "51.2", "50.5 ± 0.7")
+    assert (gain([]), gain([-0.5]), gain([1, 2])) == ("–", "-0.5", "+1.5 ± 0.5")
+
+
+# ---- results ----
+
+
+def save(folder, run, content, data="data", teacher="teacher"):
+    file = result_file(folder, run, data, teacher)
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+def test_results_are_found_by_variant_and_seed(written, tmp_path):
+    definition = read_ablation(written())
+    for run in definition.runs()[:3]:
+        save(tmp_path, run, {**result(accuracy=0.1), "variant": run.variant})
+    found = read_results(tmp_path, definition)
+    assert {name: sorted(runs) for name, runs in found.items()} == {"plain": [0, 1], "hard": [0]}
+    assert read_results(tmp_path / "nowhere", definition) == {}
+
+
+@pytest.mark.parametrize("second", [0, 2], ids=["the same run", "another seed"])
+def test_results_of_two_data_sets_raise(written, tmp_path, second):
+    definition = read_ablation(written())
+    runs = definition.runs()
+    one = save(tmp_path, runs[0], result(accuracy=0.1))
+    other = save(tmp_path, runs[second], result(accuracy=0.1), data="others")
+    with pytest.raises(AblationError, match="two data sets") as refused:
+        read_results(tmp_path, definition)
+    assert one.name in str(refused.value) and other.name in str(refused.value)
+    check_origin(tmp_path, runs[3], result_file(tmp_path, runs[3], "data", "teacher"))  # has no result yet
+    with pytest.raises(AblationError, match="two data sets"):
+        check_origin(tmp_path, runs[0], result_file(tmp_path, runs[0], "third", "teacher"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"metrics": {"eval_acc',
+        "[]",
+        "{}",
+        '{"metrics": 3}',
+        '{"metrics": {"eval_accuracy": "0.5"}}',
+        '{"metrics": {}}',
+        '{"metrics": {"eval_accuracy": NaN}}',
+    ],
+)
+def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
+    definition = read_ablation(written())
+    file = save(tmp_path, definition.runs()[0], content)
+    with pytest.raises(AblationError, match="remove it, and the run is done again") as refused:
+        read_results(tmp_path, definition)
+    assert str(file) in str(refused.value)
+
+
+# ---- definitions that are refused ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rows": [{"title": "a", "variant": "pla in"}]}, ["'a'", "'pla in'", "plain, hard"]),
+        ({"rows": [{"title": "a", "variant": "plain"}] * 2}, ["two rows are called 'a'"]),
+        ({"rows": [{"title": "a", "variant": "plain"}]}, ["no row shows the variant 'hard'"]),
+        ({"rows": [{"title": "a", "variant": "plain", "colour": 1}]}, ["colour"]),
+        ({"rows": [{"title": "a", "variant": "plain", "paper": "72,2"}]}, ["paper='72,2'"]),
+        ({"rows": {"title": "a"}}, ["rows must list"]),
+        ({"rows": None}, ["rows must list"]),
+        ({"variants": {}}, ["variants", "at least one"]),
+        ({"variants": {"a": "plain"}}, ["variant 'a'", "'plain'"]),
+        ({"variants": {"a": {"seed": 3}}}, ["variant 'a' gives a seed"]),
+        ({"fields": [1]}, ["fields must map"]),
+        ({"seeds": []}, ["seeds=[]"]),
+        ({"seeds": [0, "1"]}, ["seeds=[0, '1']"]),
+        ({"seeds": [0, 0]}, ["each once"]),
+        ({"recipe": 3}, ["recipe=3"]),
+        ({"fields": 0}, ["fields must map", "0"]),
+        ({"fields": {1: 2}}, ["fields gives 1", "no field"]),
+        ({"rows": ["a"]}, ["row 'a' must map"]),
+        ({"rows": [{"title": "a", "variant": 1}]}, ["variant=1: a text is wanted"]),
+        ({"rows": [{"title": "a", "variant": "plain", "paper": True}]}, ["paper=True: a number is wanted"]),
+        ({"extra": 3}, ["'extra'", "it must hold"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_impossible_definition_is_refused_by_name(written, changes, named):
+    path = written(**changes)
+    with pytest.raises(AblationError) as refused:
+        read_ablation(path)
+    assert [text for text in [str(path), *named] if text not in str(refused.value)] == []
+
+
+def test_a_definition_that_is_no_yaml_or_is_not_there_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    with pytest.raises(AblationError, match="training/ablations/ holds some"):
+        read_ablation(path)
+    for text in ("{", "- 1"):
+        path.write_text(text)
+        with pytest.raises(AblationError, match="x.yaml"):
+            read_ablation(path)
+
+
+def test_a_name_that_stands_there_twice_is_refused(written):
+    path = written()
+    path.write_text(path.read_text() + "title: another\n")
+    with pytest.raises(AblationError, match="'title' stands there twice"):
+        read_ablation(path)
+
+
+def test_a_recipe_of_ones_own_lies_beside_the_definition(written):
+    path = written(recipe="mine.yaml")
+    (path.parent / "mine.yaml").write_text("learning_rate: 1.0e-7\nhidden_size: 8\n")
+    fields = read_ablation(path).runs()[0].fields
+    assert fields["learning_rate"] == 1e-7 and fields["hidden_size"] == 8 and "num_views" not in fields
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest(written):
+    with pytest.raises(RecipeError, match="clothing10_64"):
+        read_ablation(written(recipe="clothing_64"))
+
+
+@pytest.mark.parametrize("name", ["data", "teacher", "teacher_cache", "output_dir", "resume"])
+def test_what_the_command_line_says_is_not_taken_from_a_definition(written, name):
+    own = {"student": "plain", "distillation_type": "none", name: "x"}
+    for changes in ({"fields": {name: "x"}}, {"variants": {**DEFINITION["variants"], "plain": own}}):
+        with pytest.raises(AblationError, match=f"gives {name}: data and teacher are those of the command line"):
+            read_ablation(written(**changes))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_torch_would_not_take_is_refused(written, seed):
+    with pytest.raises(AblationError, match="from 0 to"):
+        read_ablation(written(seeds=[0, seed]))
+
+
+def test_a_date_that_is_none_is_told(written):
+    path = written()
+    path.write_text(path.read_text().replace("title: ", "title: 2026-13-45 # ", 1))
+    with pytest.raises(AblationError, match="not valid YAML"):
+        read_ablation(path)
+
+
+def test_a_title_does_not_tear_the_table():
+    assert "| a \\| b c |" in markdown(ablation(Row("a | b\nc", "plain")), {})

@@ -1,0 +1,147 @@
+"""Tasks in other processes: what fails leaves the others alone, and nobody works on unseen."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_deit.data import views
+from hf_deit.errors import DataError
+from hf_deit.experiments.workers import Task, WorkError, alone_in, run_tasks, time_left
+from tests.helpers import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+# Holds a folder, then waits to be killed.
+HOLDER = "import sys, time, pathlib, hf_deit.experiments.workers as w\nwith w.alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)\n"
+# Has a worker write its process id and sleep for a minute.
+PARENT = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down that it is ignored
+import sys, pathlib, tests.experiments.test_workers as here, hf_deit.experiments.workers as w
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    w.run_tasks([w.Task("a", here.sleep, (folder / "pid",), folder / "log")], 1, print)
+"""
+
+
+def give(value):
+    print("printed", value)
+    os.system("echo said by another program")
+    return value
+
+
+def trainings():
+    return views._trainings
+
+
+def refuse(message):
+    raise DataError(message)
+
+
+def fail():
+    raise ZeroDivisionError("a bug")
+
+
+def sleep(file):
+    file.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def kill_oneself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_alive(pid):
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
+    log = tmp_path / "logs" / "log"
+    tasks = [
+        Task("bad", refuse, ("this cannot be",), log),
+        Task("behind bad", give, (0,), log, after="bad"),
+        Task("good", give, (1,), log),
+        Task("behind good", give, (2,), log, after="good"),
+    ]
+    seen = []
+    with pytest.raises(WorkError) as refused:
+        run_tasks(tasks, 1, lambda task, result: seen.append((task.name, result)))
+    assert [(name, str(result)) for name, result in seen] == [
+        ("bad", "this cannot be"),
+        ("good", "1"),
+        ("behind good", "2"),
+    ]
+    message = str(refused.value)
+    assert "1 failed" in message and "bad: this cannot be" in message and str(log) in message
+    text = log.read_text()
+    assert "printed 1" in text and "said by another program" in text and "DataError: this cannot be" in text
+    assert capfd.readouterr() == ("", "")  # what tasks print goes to their logs alone
+
+
+def test_workers_know_how_many_there_are(tmp_path):
+    seen = []
+    run_tasks([Task("one", trainings, (), tmp_path / "log")], 3, lambda task, result: seen.append(result))
+    assert seen == [3] and views._trainings == 1
+
+
+def test_a_bug_and_a_process_killed_from_outside_end_the_work_with_a_word(tmp_path):
+    with pytest.raises(RuntimeError, match="one failed; its log") as raised:
+        run_tasks([Task("one", fail, (), tmp_path / "log")], 1, lambda *unused: None)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    with pytest.raises(WorkError, match="killed from outside while it was at two"):
+        run_tasks([Task("two", kill_oneself, (), tmp_path / "log")], 1, lambda *unused: None)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=lambda sign: sign.name)
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path, sign):
+    program = tmp_path / "program.py"
+    program.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, program, tmp_path], env=environment(), stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_until((tmp_path / "pid").exists)
+    wait_until(lambda: (tmp_path / "pid").read_text())
+    worker = int((tmp_path / "pid").read_text())
+    assert is_alive(worker)
+    parent.send_signal(sign)  # to this one process, not to its group
+    assert parent.wait(timeout=20) != 0
+    wait_until(lambda: not is_alive(worker), seconds=20)
+
+
+def test_a_folder_is_for_one_at_a_time_and_a_killed_one_keeps_nobody_out(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(WorkError, match="Another process works in"), alone_in(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with alone_in(tmp_path):
+        pass
+
+
+def test_the_time_left_is_that_of_as_many_more_of_the_same():
+    assert time_left([10.0, 20.0], 4, 2) == ", about 30 s left"
+    assert time_left([600.0], 3, 2) == ", about 15 min left"
+    assert time_left([10.0], 1, 8) == ", about 10 s left"  # one task has no use for the other seven
+    assert time_left([], 3, 1) == time_left([5.0], 0, 1) == ""

@@ -1,0 +1,110 @@
+"""Commands run in this process, small image folders for them, and their results worked out by hand."""
+
+import json
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
+
+from hf_deit.cli import main
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
+from tests.helpers import tiny
+
+# Three of the four classes that `tiny.conv_network` was made for.
+NAMES = ("bee", "cat", "dog")
+
+
+TEACHER_LABELS = ("dog", "ant", "bee", "cat")
+
+
+FACTORY = "tests.helpers.tiny:conv_network"
+
+
+QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
+
+
+SHAPE = ("--hidden_size", 32, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--patch_size", 8)
+
+
+STUDENT = (*SHAPE, "--image_size", 16)
+
+
+TWO_STEPS = ("--max_steps", 2, "--per_device_train_batch_size", 8)
+
+
+def write_images(folder, names=NAMES, per_class=8, seed=0):
+    """A folder a class with images of 20 to 40 pixels that can be learned."""
+    for number, pixels in enumerate(tiny.pixels_of(per_class * len(names), seed, len(names))):
+        path = folder / names[number % len(names)] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((20 + 7 * number % 21, 20 + 5 * number % 21)).save(path)
+    return folder
+
+
+def write_splits(folder, names=NAMES):
+    write_images(folder / "train", names)
+    write_images(folder / "validation", names, per_class=5, seed=7)
+    return folder
+
+
+def hf_deit(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def train(data, output_dir, *fields):
+    return hf_deit("train", "--data", data, "--output_dir", output_dir, *QUIET, *TWO_STEPS, *fields)
+
+
+def refused(capsys, *arguments):
+    """What is printed when a command is refused: its name and the message, no traceback."""
+    capsys.readouterr()
+    assert hf_deit(*arguments) == 2
+    message = capsys.readouterr().err
+    assert f"hf-deit {arguments[0]}: " in message
+    assert "Traceback" not in message
+    return message
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@torch.no_grad()
+def by_hand(folder, source, names=NAMES):
+    """Pixels, labels and logits of a saved model: plain transformers, one image at a time."""
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    assert type(model).__module__.startswith("transformers.")
+    processor = DeiTImageProcessor.from_pretrained(folder)
+    index = {name: number for number, name in model.config.id2label.items()}
+    labels = torch.tensor([index[source.class_names[label]] for label in source.labels])
+    pixels = [
+        processor(source.image(number), return_tensors="pt")["pixel_values"] for number in range(len(source.labels))
+    ]
+    rows = [model(pixel_values=one) for one in pixels]
+    heads = {name: torch.cat([row[name] for row in rows]) for name in rows[0] if name.endswith("logits")}
+    assert tuple(model.config.id2label[number] for number in range(len(names))) == tuple(names)
+    return torch.cat(pixels), labels, heads
+
+
+def accuracy(logits, labels):
+    return (logits.argmax(-1) == labels).double().mean().item()
+
+
+def swin_folder(path):
+    torch.manual_seed(0)
+    config = SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2)
+    SwinForImageClassification(config).save_pretrained(path)
+    return path
+
+
+def resnet_folder(path):
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(path)
+    return path

@@ -1,0 +1,150 @@
+"""Tiny students, teachers, images and arguments: 2 layers × 32 wide, 16 pixels, made from integers alone.
+
+The tests import this, and so do the scripts that they launch, so that both sides build the very same things.
+"""
+
+import gc
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import TrainerCallback
+
+from hf_deit.data.augmentation import Augmentation
+from hf_deit.data.sources import Source
+from hf_deit.data.views import EvaluationDataset, ViewDataset
+from hf_deit.models.configuration_deit import DeiTConfig, ViTConfig
+from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from hf_deit.trainer.training_args import DistillationTrainingArguments
+
+# Every `train()` collects garbage, half a second over all that transformers has imported; what is there now will stay.
+gc.freeze()
+
+SIZE = 16
+NAMES = ("ant", "bee", "cat", "dog")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def student(two_heads=True, seed=0, names=NAMES, **changes):
+    """One of this package's two students."""
+    torch.manual_seed(seed)
+    fields = {
+        "image_size": SIZE,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        **changes,
+    }
+    if two_heads:
+        return DeiTForImageClassificationWithTeacher(DeiTConfig(**fields))
+    return ViTForImageClassification(ViTConfig(**fields))
+
+
+class ConvTeacher(nn.Module):
+    """Takes images of any size; batch norm with statistics of its own, so that training mode would change them."""
+
+    def __init__(self, num_labels=len(NAMES)):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.classifier = nn.Linear(8 * 16, num_labels)
+
+    def forward(self, pixels):
+        return self.classifier(self.pool(self.norm(self.conv(pixels)).relu()).flatten(1))
+
+
+def conv_teacher(num_labels=len(NAMES), seed=1):
+    torch.manual_seed(seed)
+    network = ConvTeacher(num_labels)
+    network.norm.running_mean.uniform_(-0.1, 0.1)
+    network.norm.running_var.uniform_(0.5, 2)
+    nn.init.normal_(network.classifier.weight, std=0.5)
+    return network
+
+
+def conv_network():
+    """A factory as networks.py wants it: no arguments, a fixed network."""
+    return conv_teacher()
+
+
+def no_network():
+    """What a factory must not return."""
+    return [1, 2, 3]
+
+
+def pixels_of(count, seed=0, num_labels=len(NAMES), size=20):
+    """Noisy images `(count, size, size, 3)` uint8 that can be learned: image i shows the pattern of class i mod n."""
+    generator = np.random.default_rng(seed)
+    patterns = np.random.default_rng(99).integers(40, 216, (num_labels, 4, 4, 3)).repeat(5, 1).repeat(5, 2)
+    patterns = patterns[:, :size, :size]
+    noise = generator.normal(0, 40, (count, size, size, 3))
+    return (patterns[np.arange(count) % num_labels] + noise).clip(0, 255).astype(np.uint8)
+
+
+def source(count, seed=0, names=NAMES, fingerprint=None):
+    """Images as embedded PNG files; nothing on the disk."""
+    items = []
+    for pixels in pixels_of(count, seed, len(names)):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        items.append({"bytes": file.getvalue(), "path": None})
+    labels = [index % len(names) for index in range(count)]
+    return Source(items, labels, tuple(names), fingerprint or f"{count}-{seed}", "tiny")
+
+
+def training_data(count=64, seed=0, view_size=(SIZE, SIZE), names=NAMES, **changes):
+    return ViewDataset(source(count, seed, names), Augmentation(view_size, **{"crop_scale": (0.5, 1.0), **changes}), 0)
+
+
+def evaluation_data(count=22, names=NAMES, **changes):
+    return EvaluationDataset(source(count, 7, names), (SIZE, SIZE), **changes)
+
+
+def arguments(output_dir: Path, **changes):
+    """Quiet arguments on the CPU that neither save nor evaluate by themselves."""
+    fields = {
+        "output_dir": str(output_dir),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "max_steps": 2,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        **changes,
+    }
+    return DistillationTrainingArguments(**fields)
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps the gradients of the first update."""
+
+    def __init__(self):
+        self.gradients = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.gradients is None:
+            self.gradients = {
+                name.removeprefix("module."): parameter.grad.detach().clone()
+                for name, parameter in model.named_parameters()
+            }
+
+
+def logged(trainer, name):
+    """What the trainer logged under `name`, in order."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]

@@ -1,0 +1,160 @@
+"""Trains in every process of a launcher (or in one alone) and writes down what came out.
+
+Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 two_processes.py FOLDER`. `tests/trainer/test_distributed.py`
+calls `measure` in one process as well and compares.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from hf_deit.trainer.checkpoints import ResumeError
+from hf_deit.trainer.metrics import NonFiniteLossError
+from hf_deit.trainer.trainer import DistillationTrainer
+from tests.helpers.tiny import FirstGradients, arguments, conv_teacher, evaluation_data, logged, student, training_data
+
+GLOBAL_BATCH = 8
+RUNS = {
+    "hard": ({"distillation_type": "hard"}, True),
+    "soft": ({"distillation_type": "soft"}, True),
+    "one-head": ({"distillation_type": "soft", "distillation_target": "class"}, False),
+    "none": ({"distillation_type": "none"}, True),
+    "mixed": ({"distillation_type": "soft", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}, True),
+    "accumulated": ({"distillation_type": "soft", "gradient_accumulation_steps": 2}, True),
+}
+# None divides by two processes with batches of 4.
+EVALUATION_SIZES = (11, 9, 3, 1)
+
+
+class Counted(torch.nn.Module):
+    """Counts the images that a teacher was asked about in this process."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.images = 0
+
+    def forward(self, pixels):
+        self.images += len(pixels)
+        return self.network(pixels)
+
+
+def trainer_of(folder, changes, two_heads=True, model=None, callbacks=()):
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    batch = GLOBAL_BATCH // world // changes.get("gradient_accumulation_steps", 1)
+    fields = {"max_steps": 20, "per_device_train_batch_size": batch, "per_device_eval_batch_size": 4, **changes}
+    return DistillationTrainer(
+        model or student(two_heads, initializer_range=0.2),
+        Counted(conv_teacher()),
+        arguments(folder, **fields),
+        train_dataset=training_data(64),
+        callbacks=list(callbacks),
+    )
+
+
+def measure(folder, name):
+    """Trains 20 steps and evaluates; gives losses, metrics, predictions and the first update's gradients."""
+    changes, two_heads = RUNS[name]
+    callback = FirstGradients()
+    trainer = trainer_of(folder / name, changes, two_heads, callbacks=[callback])
+    asked = trainer.teacher.model
+    asked.images = 0
+    trainer.train()
+    teacher = {"images": asked.images, "pid": os.getpid(), "fingerprint": trainer.teacher.fingerprint()}
+    evaluations = {count: trainer.evaluate(evaluation_data(count)) for count in EVALUATION_SIZES}
+    terms = {term: logged(trainer, term) for term in ("loss", "cls_loss", "distillation_loss", "teacher_agreement")}
+    predictions = trainer.predict(evaluation_data(11)).predictions
+    return {
+        "terms": terms,
+        "evaluations": evaluations,
+        "teacher": teacher,
+        "predictions": torch.from_numpy(predictions),
+        "gradients": callback.gradients,
+    }
+
+
+class Stop(TrainerCallback):
+    """Ends a run early, as a kill would between two steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def sha_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def resume(folder):
+    """An uninterrupted run and one that was interrupted and resumed: the SHA-256 of both ends, and a refusal.
+
+    None where transformers (5.17) cannot load an optimizer in several processes on the CPU: it maps it to "cpu:0".
+    """
+    changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+    shas = []
+    for name, interrupted in (("whole", False), ("resumed", True)):
+
+        def build(callbacks=(), name=name):
+            model = student(drop_path_rate=0.3, seed=1)
+            return trainer_of(folder / name, changes, model=model, callbacks=callbacks)
+
+        if interrupted:
+            with contextlib.suppress(KeyboardInterrupt):
+                build([Stop()]).train()
+        trainer = build()
+        try:
+            trainer.train(resume_from_checkpoint=interrupted)
+        except RuntimeError as error:
+            if "tagged with cpu:0" not in str(error):
+                raise
+            return None
+        trainer.save_model()
+        torch.distributed.barrier()
+        shas.append(sha_of(folder / name / "model.safetensors"))
+    try:
+        trainer_of(folder / "resumed", {**changes, "learning_rate": 1e-3}).train(resume_from_checkpoint=True)
+    except ResumeError as error:
+        return shas, str(error)
+    return shas, None
+
+
+def diverge(folder, rank):
+    """The loss of one process alone is not finite: what every process says."""
+    trainer = trainer_of(folder, {"max_steps": 6, "save_strategy": "steps", "save_steps": 2})
+    calls = []
+
+    def spoil(module, inputs, output):
+        calls.append(None)
+        if rank == 1 and len(calls) == 3:
+            output["cls_logits"] = output["cls_logits"] * math.nan
+        return output
+
+    trainer.model.register_forward_hook(spoil)
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        return str(error)
+    return None
+
+
+def main(folder):
+    rank = int(os.environ["RANK"])
+    results = {name: measure(folder, name) for name in RUNS}
+    results["resume"] = resume(folder)
+    results["diverge"] = diverge(folder / "diverge", rank)
+    torch.save(results, folder / f"rank{rank}.pt")
+    if rank == 0:
+        (folder / "summary.json").write_text(json.dumps({"world_size": torch.distributed.get_world_size()}))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,319 @@
+"""Cards say what the files of a run say, and nothing else: against the files, the raw metadata and stock transformers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_deit.cli import main
+from hf_deit.hub.facts import (
+    RunFacts,
+    Statements,
+    facts_of_trainer,
+    is_path,
+    public_recipe,
+    read_facts,
+    without_machine,
+)
+from hf_deit.hub.model_card import MARKER, hub_name, render_card, statements_of
+from hf_deit.trainer.trainer import DistillationTrainer
+from tests.helpers import tiny
+
+CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+# Three training and two validation images of the first class and so on.
+COUNTS = {"ant": (3, 2), "bee": (4, 3), "cat": (5, 1)}
+TOKEN = "hf_" + "a1B2" * 8
+
+
+def write_images(folder, counts):
+    pixels = tiny.pixels_of(60, 0, len(counts))
+    for index, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(pixels[index + len(counts) * number]).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run of the command line, in a place whose path would be seen in a card."""
+    home = tmp_path_factory.mktemp("secret-user")
+    for split, column in (("train", 0), ("validation", 1)):
+        write_images(home / "insects" / split, {name: count[column] for name, count in COUNTS.items()})
+    shape = ("--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--patch_size", "8")
+    steps = ("--max_steps", "2", "--per_device_train_batch_size", "4", "--image_size", "16", "--hub_token", TOKEN)
+    quiet = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no")
+    teacher = ("--teacher", "tests.helpers.tiny:conv_network", "--teacher_labels", "ant", "bee", "cat", "dog")
+    mean = ("--teacher_image_mean", *"000", "--teacher_image_std", *"111", "--distillation_type", "soft")
+    out = home / "student"
+    places = ("--data", str(home / "insects"), "--output_dir", str(out))
+    assert main(["train", *places, *shape, *steps, *quiet, *teacher, *mean]) == 0
+    return out
+
+
+def cell(card, name, table=""):
+    """What stands right of `name` in a table of a card."""
+    found = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", card, re.MULTILINE)
+    assert len(found) == 1, (name, found)
+    return found[0]
+
+
+def test_the_card_of_a_run_holds_what_the_run_measured(run):
+    card = (run / "README.md").read_text()
+    results = json.loads((run / "results.json").read_text())
+    shown = [f"{100 * results[f'eval_{head}accuracy']:.2f} %" for head in ("", "cls_", "distillation_")]
+    assert cell(card, "top-1 accuracy") == " | ".join(shown)
+    losses = [f"{results[f'eval_{head}loss']:.4f}" for head in ("", "cls_", "distillation_")]
+    assert cell(card, "loss") == " | ".join(losses)
+    assert f"agree on {100 * results['eval_teacher_agreement']:.2f} %" in card
+    assert "the 6 validation images of `insects`" in card
+    for name, (train, validation) in COUNTS.items():
+        assert cell(card, name) == f"{train} | {validation}"
+    assert cell(card, "training images") == "12"
+    weights = 0
+    for tensor in torch_weights(run).values():
+        weights += tensor.numel()
+    assert cell(card, "parameters") == f"{weights:,}"
+    assert cell(card, "torch") == torch.__version__
+    assert cell(card, "optimizer steps") == "2"
+    assert "`tests.helpers.tiny:conv_network` (Python factory), ConvTeacher of" in cell(card, "teacher")
+
+
+def torch_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_metadata_are_the_hubs(run):
+    data = ModelCard.load(run / "README.md").data
+    assert (data.pipeline_tag, data.library_name, data.license) == ("image-classification", "transformers", "unknown")
+    assert data.get("base_model") is None and data.get("datasets") is None  # nothing of it is on the Hub
+    results = json.loads((run / "results.json").read_text())
+    measured = {entry.metric_name: entry.metric_value for entry in data.eval_results}
+    assert measured["top-1 accuracy, class head"] == results["eval_cls_accuracy"]
+    assert measured["top-1 accuracy, distillation head"] == results["eval_distillation_accuracy"]
+    assert measured["balanced accuracy, prediction"] == results["eval_balanced_accuracy"]
+    assert {entry.dataset_name for entry in data.eval_results} == {"insects"}
+    assert {entry.dataset_split for entry in data.eval_results} == {"validation"}
+
+
+def test_neither_the_authors_machine_nor_a_token_is_in_a_card(run):
+    card = (run / "README.md").read_text()
+    assert "secret-user" in (run / "recipe.yaml").read_text()  # the run's own file has the path
+    assert "secret-user" not in card and str(run.parent) not in card and TOKEN not in card
+    assert Path.home().as_posix() + "/" not in card
+
+
+def test_the_code_block_of_a_card_runs_in_the_folder_without_this_package(run):
+    block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)[1]
+    Image.fromarray(tiny.pixels_of(1)[0]).save(run / "photo.jpg")
+    forbidden = "import sys\nsys.modules['hf_deit'] = None\n"
+    try:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", forbidden + block], cwd=run, env=environment, capture_output=True, text=True
+        )
+    finally:
+        (run / "photo.jpg").unlink()
+    assert done.returncode == 0, done.stderr
+    answers = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert set(answers) == set(COUNTS)
+    assert sum(map(float, answers.values())) == pytest.approx(1, abs=0.01)
+
+
+def test_a_card_rendered_again_is_the_same_and_keeps_what_the_author_stated(run):
+    before = (run / "README.md").read_text()
+    assert main(["card", str(run)]) == 0
+    assert (run / "README.md").read_text() == before
+    assert main(["card", str(run), "--license", "mit", "--base_model", "some/base", "--dataset", "some/insects"]) == 0
+    assert main(["card", str(run)]) == 0
+    data = ModelCard.load(run / "README.md").data
+    assert (data.license, data.base_model, data.datasets) == ("mit", "some/base", ["some/insects"])
+    (run / "README.md").write_text(before)
+
+
+def test_a_card_written_by_hand_is_never_overwritten(capsys, run):
+    before = (run / "README.md").read_text()
+    mine = before.replace(MARKER, "mine")
+    (run / "README.md").write_text(mine)
+    assert main(["card", str(run)]) == 2
+    assert "move it away" in capsys.readouterr().err
+    assert (run / "README.md").read_text() == mine
+    (run / "README.md").write_text(before)
+
+
+def test_a_folder_without_a_model_is_refused(capsys, tmp_path):
+    assert main(["card", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_unknown_says_so():
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "id2label": {"0": "a", "1": "b"}}
+    card = render_card(RunFacts(config), "bare")
+    text = str(card)
+    for name in ("training images", "validation images", "data", "parameters", "base model", "device"):
+        assert cell(text, name) == "unknown"
+    assert cell(text, "licence").startswith("unknown")
+    assert "no evaluation of these weights was recorded" in text
+    assert "None" not in text and "nan" not in text
+    assert "model-index" not in card.data.to_dict() and "%" not in text
+
+
+def test_names_of_the_hub_are_links_and_paths_are_not():
+    recipe = {"model": "facebook/deit-tiny-patch16-224", "data": "food101", "teacher": "/home/me/teachers/best"}
+    card = render_card(RunFacts({"id2label": {"0": "a"}}, recipe), "student")
+    assert (card.data.base_model, card.data.datasets) == ("facebook/deit-tiny-patch16-224", ["food101"])
+    assert "`best` (local" in str(card) and "/home/me" not in str(card)
+    for path in ("/a/b", "./a", "../a", "~/a", "C:\\a\\b", "photos.csv", "a/b/c", "module:factory", None):
+        assert hub_name(path) is None
+
+
+def test_a_short_name_is_given_as_the_hubs():
+    recipe = {"model": "deit-tiny-distilled", "teacher": "regnet-y-160", "distillation_type": "hard"}
+    card = render_card(RunFacts({"id2label": {"0": "a"}}, recipe), "student")
+    assert card.data.base_model == "facebook/deit-tiny-distilled-patch16-224"
+    assert cell(str(card), "teacher") == "`facebook/regnet-y-160` on the Hub"
+
+
+def test_licences_of_data_and_base_model_are_shown_and_kept(run):
+    before = (run / "README.md").read_text()
+    assert cell(before, "licence of the data") == "unknown: not recorded"
+    assert "licence of the base model" not in before  # it began from scratch
+    stated = ["--data_license", "CC0 1.0", "--base_model", "some/base", "--base_model_license", "apache-2.0"]
+    assert main(["card", str(run), *stated]) == 0
+    assert main(["card", str(run)]) == 0
+    card = (run / "README.md").read_text()
+    assert cell(card, "licence of the data") == "CC0 1.0" and cell(card, "licence of the base model") == "apache-2.0"
+    assert ModelCard.load(run / "README.md").data.license == "unknown"  # of the model itself nothing was said
+    (run / "README.md").write_text(before)
+
+
+def test_names_with_marks_of_markdown_do_not_break_a_table():
+    names = {"0": "a|b", "1": "<script>", "2": "x\ny"}
+    run = {"classes": {name: {"train": 1, "validation": 1} for name in names.values()}}
+    card = str(render_card(RunFacts({"id2label": names}, {}, {"run": run}), "od|d*"))
+    assert cell(card, "a\\|b") == cell(card, "\\<script\\>") == cell(card, "x y") == "1 | 1"
+
+
+def test_a_value_that_is_not_finite_is_not_published():
+    facts = RunFacts({"id2label": {"0": "a"}}, {}, {"eval_accuracy": 0.5, "eval_loss": float("nan")})
+    card = render_card(facts, "broken")
+    assert [entry.metric_value for entry in card.data.eval_results] == [0.5]
+    assert "| loss |" not in str(card)
+
+
+def test_several_classes_an_image_are_told_from_one():
+    config = {"id2label": {"0": "red", "1": "wide"}, "problem_type": "multi_label_classification"}
+    results = {"eval_mean_average_precision": 0.41, "eval_cls_mean_average_precision": 0.39}
+    card = render_card(RunFacts(config, {"distillation_type": "none", "distillation_alpha": 0.5}, results), "many")
+    assert cell(str(card), "mean average precision") == "41.00 % | 39.00 %"
+    assert "several classes an image" in str(card) and "above 0.5" in str(card)
+    assert "weight of the distillation term" not in str(card)
+    assert {entry.metric_type for entry in card.data.eval_results} == {"mean_average_precision"}
+
+
+def test_a_recipe_for_others_names_no_folder_of_the_author_and_no_token():
+    recipe = {
+        "data": "/home/me/photos",
+        "model": "some/model",
+        "output_dir": "/home/me/out",
+        "hub_token": TOKEN,
+        "report_to": ["C:\\me\\x", TOKEN],
+        "learning_rate": 1e-3,
+        "teacher_labels": ["/m/0k4j", ".net"],
+        "label_separator": "/",
+    }
+    public = public_recipe(recipe)
+    assert public == {
+        "data": "./photos",
+        "model": "some/model",
+        "output_dir": "./out",
+        "report_to": ["./x", "(removed)"],
+        "learning_rate": 1e-3,
+        "teacher_labels": ["/m/0k4j", ".net"],
+        "label_separator": "/",
+    }
+    assert public_recipe(public) == public
+    assert is_path("./photos") and without_machine({"deep": [{"path": "/a/b.json"}]}) == {
+        "deep": [{"path": "./b.json"}]
+    }
+
+
+# ---- the Trainer ----
+
+
+def trainer_in(folder, **changes):
+    data = {"train_dataset": tiny.training_data(16), "eval_dataset": tiny.evaluation_data(6)}
+    return DistillationTrainer(
+        tiny.student(), tiny.conv_teacher(), tiny.arguments(folder, distillation_type="hard", **changes), **data
+    )
+
+
+def test_the_trainers_own_card_is_this_card(tmp_path):
+    trainer = trainer_in(tmp_path / "mine")
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    trainer.create_model_card(license="mit", finetuned_from="some/base", dataset="some/data")
+    card = ModelCard.load(tmp_path / "mine" / "README.md")
+    logged = trainer.state.log_history[-1]
+    measured = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
+    assert measured["top-1 accuracy, class head"] == logged["eval_cls_accuracy"]
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "some/base", ["some/data"])
+    assert cell(str(card), "validation images") == "6" and cell(str(card), "distillation") == "`hard`"
+    assert str(tmp_path) not in str(card)
+    assert str(
+        render_card(read_facts(tmp_path / "mine"), "mine", ".", Statements("mit", "some/base", "some/data"))
+    ) == str(card)
+
+
+def test_an_evaluation_of_earlier_weights_is_not_given_as_that_of_the_present_ones(tmp_path):
+    trainer = trainer_in(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    assert "eval_accuracy" in facts_of_trainer(trainer).results
+    trainer.state.global_step += 1  # trained on, and not evaluated since
+    assert not [name for name in facts_of_trainer(trainer).results if name.startswith("eval_")]
+
+
+def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
+    trainer = trainer_in(
+        tmp_path,
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="cls_loss",
+        greater_is_better=True,  # the worst, which is an early step
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    best = max(
+        (entry for entry in trainer.state.log_history if "eval_cls_loss" in entry), key=lambda e: e["eval_cls_loss"]
+    )
+    assert best["step"] < 3
+    assert facts_of_trainer(trainer).results["eval_cls_loss"] == best["eval_cls_loss"]
+    measured = trainer.evaluate()
+    assert facts_of_trainer(trainer).results["eval_cls_loss"] == pytest.approx(measured["eval_cls_loss"])
+
+
+# ---- the cards in the checkout ----
+
+
+@pytest.mark.parametrize("folder", sorted((CARDS / "facts").iterdir()), ids=lambda folder: folder.name)
+def test_a_committed_card_is_what_the_code_renders(folder):
+    card = CARDS / f"{folder.name}.md"
+    stated = statements_of(card)
+    assert card.read_text(encoding="utf-8") == str(render_card(read_facts(folder), folder.name, ".", stated))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert public_recipe(recipe) == recipe

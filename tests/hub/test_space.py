@@ -1,0 +1,236 @@
+"""A Space is what people push as it is: its files, what is refused, and what its app computes, against plain softmaxes and NumPy."""
+
+import ast
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from huggingface_hub import SpaceCard
+from packaging.version import Version
+from PIL import Image
+
+from hf_deit.cli import main
+from hf_deit.hub.space import TEMPLATE, SpaceError, make_space
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
+from hf_deit.models.loading import load_model
+from tests.helpers import tiny
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+
+
+def save_model(folder, two_heads, **changes):
+    model = tiny.student(two_heads, names=NAMES, **changes)
+    with torch.no_grad():  # wide enough that a wrong head shows
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
+    model.save_pretrained(folder)
+    DeiTImageProcessor.for_image_size(changes.get("image_size", tiny.SIZE)).save_pretrained(folder)
+    return folder
+
+
+def imported(path):
+    if Version(transformers.__version__) < Version("5.18") and importlib.util.find_spec("torchvision") is None:
+        pytest.skip(
+            "a Space asks for transformers 5.18 (its requirements.txt): 5.17 has no AutoImageProcessor without torchvision"
+        )
+    spec = importlib.util.spec_from_file_location(f"app_{abs(hash(path))}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["two heads", "one head"])
+def space(request, tmp_path_factory):
+    """A model with all that a run leaves beside it, its Space, and the app of that Space."""
+    folder = save_model(tmp_path_factory.mktemp("run") / "insects", request.param)
+    for name in ("optimizer.pt", "training_args.bin", "recipe.yaml", "results.json", "README.md"):
+        (folder / name).write_text("{}")
+    (folder / "README.md").write_text("mine")
+    out = folder.parent / "space"
+    assert main(["space", str(folder), str(out), "--license", "mit", "--title", 'Six "insects"']) == 0
+    return folder, out, imported(out / "app.py")
+
+
+def photo(seed=0):
+    return Image.fromarray(tiny.pixels_of(1, seed)[0])
+
+
+def test_of_a_local_model_only_what_the_app_loads_is_copied(space):
+    folder, out, _ = space
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    model = ["model/config.json", "model/model.safetensors", "model/preprocessor_config.json"]
+    assert files == ["README.md", "app.py", *model, "requirements.txt"]
+    assert (out / "model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_front_matter_is_the_hubs(space):
+    _, out, app = space
+    data = SpaceCard.load(out / "README.md", ignore_metadata_errors=False).data
+    assert (data.title, data.sdk, data.app_file, data.license) == ('Six "insects"', "gradio", "app.py", "mit")
+    assert data.models is None and data.get("sdk_version") and app.TITLE == 'Six "insects"'
+
+
+def test_every_head_says_its_own_softmax(space):
+    folder, _, app = space
+    model, processor = app.load()
+    answers, _, _ = app.predict(model, processor, photo())
+    pixels = DeiTImageProcessor.from_pretrained(folder)(photo(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        output = load_model(str(folder)).eval()(pixel_values=pixels)
+    logits = [output.logits]
+    if "cls_logits" in output:
+        logits += [output.cls_logits, output.distillation_logits]
+    assert len(answers) == len(app.head_names(model)) == len(logits)
+    for answer, head in zip(answers, logits, strict=True):
+        exponents = np.exp(head[0].numpy().astype(np.float64))
+        shares = dict(zip(NAMES, exponents / exponents.sum(), strict=True))
+        assert list(answer) == sorted(shares, key=shares.get, reverse=True)[:5]
+        assert answer == pytest.approx({name: shares[name] for name in answer}, abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["last layer", "rollout of all layers"])
+def test_every_token_has_a_map_of_shares_and_the_picture_is_the_one_the_model_sees(space, how):
+    _, _, app = space
+    model, processor = app.load()
+    _, maps, seen = app.predict(model, processor, photo(), how=how)
+    assert len(maps) == len(app.token_names(model)) == (2 if model.config.model_type == "deit" else 1)
+    for attention in maps:
+        assert attention.shape == (2, 2) and attention.min() >= 0
+        assert attention.sum() == pytest.approx(1)
+    pixels = processor(photo(), return_tensors="pt")["pixel_values"][0].numpy()
+    mean, std = (np.array(getattr(processor, name)).reshape(3, 1, 1) for name in ("image_mean", "image_std"))
+    assert np.abs(np.asarray(seen) / 255 - (pixels * std + mean).transpose(1, 2, 0)).max() < 1 / 255
+
+
+def test_the_app_needs_nothing_of_this_package_and_is_imported_without_gradio():
+    tree = ast.parse((TEMPLATE / "app.py").read_text())
+    packages = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert packages - set(sys.stdlib_module_names) == {"numpy", "torch", "PIL", "transformers"}
+
+
+@pytest.fixture(scope="module")
+def app():
+    return imported(TEMPLATE / "app.py")
+
+
+@pytest.mark.parametrize("how", ["last layer", "rollout of all layers"])
+def test_a_token_that_looks_at_one_patch_marks_that_patch(app, how):
+    # 2 tokens before 2 × 3 patches. The class token looks at patch (0, 2), the distillation token at (1, 0).
+    looks = torch.eye(8)
+    looks[0], looks[1] = torch.eye(8)[2 + 2], torch.eye(8)[2 + 3]
+    still = torch.eye(8)[None, None]
+    maps = app.patch_attention([still, looks[None, None]], 2, 2, (2, 3), how=how)
+    assert maps[0].tolist() == [[0, 0, 1], [0, 0, 0]] and maps[1].tolist() == [[0, 0, 0], [1, 0, 0]]
+
+
+def test_rollout_is_the_product_of_the_layers_and_the_last_layer_the_mean_of_its_heads(app):
+    generator = np.random.default_rng(0)
+    layers = generator.random((3, 1, 2, 7, 7)).astype(np.float32)
+    layers /= layers.sum(-1, keepdims=True)
+    flow = np.eye(7)
+    for layer in layers.mean(axis=(1, 2)):
+        flow = (0.5 * layer + 0.5 * np.eye(7)) @ flow
+    tensors = [torch.from_numpy(layer) for layer in layers]
+    expected = flow[0, 1:] / flow[0, 1:].sum()
+    assert np.allclose(app.patch_attention(tensors, 1, 1, (2, 3), how=app.ROLLOUT).ravel(), expected)
+    last = layers[-1].mean(axis=(0, 1))[0, 1:]
+    assert np.allclose(app.patch_attention(tensors, 1, 1, (2, 3)).ravel(), last / last.sum())
+
+
+def test_the_brightest_part_of_an_overlay_is_the_patch_looked_at_most(app):
+    attention = np.full((4, 6), 0.01)
+    attention[3, 1] = 0.8
+    picture = np.asarray(app.overlay(Image.new("RGB", (48, 32), (90, 90, 90)), attention), dtype=float).sum(-1)
+    assert picture.shape == (256, 384)
+    blocks = picture.reshape(4, 64, 6, 64).mean(axis=(1, 3))
+    assert np.unravel_index(blocks.argmax(), blocks.shape) == (3, 1)
+
+
+def test_an_oblong_model_has_oblong_maps_and_other_pictures_are_made_rgb(tmp_path):
+    folder = save_model(tmp_path / "oblong", True, image_size=(16, 32))
+    make_space(str(folder), tmp_path / "space")
+    app = imported(tmp_path / "space" / "app.py")
+    model, processor = app.load()
+    answers, maps, seen = app.predict(model, processor, photo().convert("L"))
+    assert [attention.shape for attention in maps] == [(2, 4), (2, 4)] and seen.size == (32, 16)
+    assert len(answers) == 3
+
+
+def test_an_oblong_patch_has_a_map_of_its_own_rows_and_columns(tmp_path):
+    folder = save_model(tmp_path / "patches", False, image_size=(16, 32), patch_size=(8, 16))
+    make_space(str(folder), tmp_path / "space")
+    app = imported(tmp_path / "space" / "app.py")
+    model, processor = app.load()
+    _, maps, _ = app.predict(model, processor, photo())
+    assert [attention.shape for attention in maps] == [(2, 2)]
+
+
+def test_two_classes_of_one_name_are_both_shown(app):
+    assert app._named({0: "crane", 1: "crane", 2: "dog"}, [1, 2, 0], [0.5, 0.3, 0.2]) == {
+        "crane (1)": 0.5,
+        "dog": 0.3,
+        "crane (0)": 0.2,
+    }
+
+
+def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path):
+    files = make_space("deit-tiny-distilled", tmp_path / "space")
+    assert files == ["README.md", "app.py", "requirements.txt"]
+    data = SpaceCard.load(tmp_path / "space" / "README.md").data
+    name = "facebook/deit-tiny-distilled-patch16-224"
+    assert (data.models, data.license, data.title) == ([name], "unknown", name.split("/")[1])
+    assert f'MODEL = "{name}"' in (tmp_path / "space" / "app.py").read_text()
+
+
+def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path, capsys):
+    (tmp_path / "notes").write_text("mine")
+    assert main(["space", "deit-tiny", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    with pytest.raises(SpaceError, match="is a file"):
+        make_space("deit-tiny", tmp_path / "notes")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "No weights"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
+        (lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "swin"})), "'swin'"),
+        (
+            lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "vit", "num_channels": 1})),
+            "1 channel",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_such_model_is_refused_and_nothing_is_written(tmp_path, spoil, word):
+    folder = save_model(tmp_path / "model", True)
+    spoil(folder)
+    with pytest.raises(ValueError, match=word):
+        make_space(str(folder), tmp_path / "space")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["no_such_folder", "./missing/folder", "a/b/c", "two words/x"])
+def test_what_is_neither_a_folder_nor_a_name_on_the_hub_is_refused(tmp_path, name):
+    with pytest.raises(SpaceError, match="owner/name"):
+        make_space(name, tmp_path / "space")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_every_head_and_every_map(space):
+    pytest.importorskip("gradio", reason="gradio is not installed: the page cannot be built (what it shows is tested)")
+    _, _, app = space
+    model, processor = app.load()
+    shown = [block.label for block in app.build_demo(model, processor).blocks.values() if getattr(block, "label", None)]
+    for name in (*app.head_names(model), *app.token_names(model), "What the model sees"):
+        assert name in shown

@@ -1,0 +1,266 @@
+"""Files for other programs, run by those programs: onnxruntime and torch.export against stock transformers."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from hf_deit.cli import main
+from hf_deit.models import export
+from hf_deit.models.export import ExportError, export_onnx, export_program
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
+from tests.helpers.timm_weights import official_twin
+
+NAMES = {"id2label": {0: "ant", 1: "bee", 2: "cat"}, "label2id": {"ant": 0, "bee": 1, "cat": 2}}
+HEADS = ["logits", "cls_logits", "distillation_logits"]
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_config, tmp_path_factory):
+    """A distilled DeiT that stock transformers wrote, with an image processor of its own."""
+    folder = tmp_path_factory.mktemp("stock")
+    config = tiny_config(transformers.DeiTConfig, layer_norm_eps=1e-6, **NAMES)
+    model = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    DeiTImageProcessor.for_image_size((32, 32), image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(
+        folder
+    )
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_student, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    model = tiny_student("plain")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def exported(stock, tmp_path_factory):
+    """The stock model's .onnx and what was measured of it."""
+    out = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return out, export_onnx(stock[1], out)
+
+
+def images(batch, size=32, seed=3):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def run(path, pixels):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"pixel_values": pixels.numpy()}), strict=True))
+
+
+def assert_same_logits(found, expected, tolerance=1e-4):
+    for name in found:
+        np.testing.assert_allclose(np.asarray(found[name]), expected[name].numpy(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@torch.no_grad()
+def test_a_stock_distilled_model_has_its_logits_in_onnxruntime_for_any_batch(stock, exported, batch):
+    model, _ = stock
+    expected = model(images(batch))
+    assert expected.logits.abs().max() > 0.5
+    found = run(exported[0], images(batch))
+    assert list(found) == HEADS
+    assert_same_logits(found, expected)
+
+
+@torch.no_grad()
+def test_official_names_give_the_same_onnx(tiny_config, tmp_path):
+    # A published width: the file does not tell how many heads there are.
+    fields = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "layer_norm_eps": 1e-6}
+    torch.manual_seed(0)
+    model = transformers.DeiTForImageClassificationWithTeacher(tiny_config(transformers.DeiTConfig, **fields)).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "stock")
+    save_file(official_twin(tmp_path / "stock"), tmp_path / "official.safetensors")
+    export_onnx(tmp_path / "official.safetensors", tmp_path / "twin.onnx")
+    assert_same_logits(run(tmp_path / "twin.onnx", images(4)), model(images(4)))
+
+
+def test_the_file_alone_says_what_a_user_needs(exported):
+    path, _ = exported
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(said["class_names"]) == ["ant", "bee", "cat"]
+    assert json.loads(said["image_size"]) == [32, 32]
+    assert (json.loads(said["image_mean"]), json.loads(said["image_std"])) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert json.loads(said["preprocessor"])["crop_size"] == {"height": 32, "width": 32}
+    assert said["problem_type"] == "single_label_classification"
+
+
+@torch.no_grad()
+def test_the_difference_told_is_of_this_file(exported):
+    _, measured = exported
+    assert 0 < measured.difference < 1e-4
+    assert measured.largest_logit > 0.5
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("int8", 0.05), ("int8-dynamic", 0.25)])
+@torch.no_grad()
+def test_eight_bits_are_smaller_and_near(stock, exported, tmp_path, kind, allowed):
+    model, folder = stock
+    export_onnx(folder, tmp_path / "q.onnx", kind)
+    written = onnx.load(tmp_path / "q.onnx")
+    operators = {node.op_type for node in written.graph.node}
+    assert {"int8": "MatMulNBits", "int8-dynamic": "MatMulInteger"}[kind] in operators
+    assert "Conv" in operators  # the patch projection is as it was
+    said = {entry.key: entry.value for entry in written.metadata_props}
+    assert (said["quantization"], json.loads(said["class_names"])) == (kind, ["ant", "bee", "cat"])
+    weights = [
+        sum(np.prod(t.dims) * (4 if t.data_type == 1 else 1) for t in onnx.load(path).graph.initializer)
+        for path in (tmp_path / "q.onnx", exported[0])
+    ]
+    assert weights[0] < 0.7 * weights[1]
+    expected = model(images(5))
+    assert_same_logits(run(tmp_path / "q.onnx", images(5)), expected, allowed * expected.logits.abs().max().item())
+
+
+def test_nothing_that_can_be_quantised_is_refused_and_nothing_is_written(tmp_path, capsys):
+    folder = tmp_path / "m"
+    config = resnet()
+    config.num_labels = 3
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    assert main(["export", str(folder), str(tmp_path / "q.onnx"), "--format", "onnx", "--quantize", "int8"]) == 2
+    assert "no products of matrices" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic"])
+def test_the_share_of_weights_in_eight_bits_is_told(stock, tmp_path, capsys, kind):
+    model, folder = stock
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" not in name)
+    heads = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" in name)
+    eight = matrices + (heads if kind == "int8-dynamic" else 0)
+    written = export_onnx(folder, tmp_path / "q.onnx", kind)
+    assert written.eight_bits == pytest.approx(eight / model.num_parameters(), abs=0.01)
+    arguments = ["export", str(folder), str(tmp_path / "p.onnx"), "--format", "onnx", "--quantize", kind]
+    assert main(arguments) == 0
+    assert f"{100 * written.eight_bits:.1f} % of the weights are in 8 bits" in capsys.readouterr().out
+
+
+def resnet():
+    return transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **NAMES)
+
+
+def swin():
+    return transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, **NAMES)  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "size"), [(resnet, 224), (swin, 32)])
+@torch.no_grad()
+def test_other_families_have_their_logits_in_onnxruntime(tmp_path, config, size):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageClassification.from_config(config()).eval()
+    model.save_pretrained(tmp_path / "m")
+    export_onnx(tmp_path / "m", tmp_path / "m.onnx")
+    found = run(tmp_path / "m.onnx", images(4, size))
+    assert list(found) == ["logits"]
+    assert_same_logits(found, model(images(4, size)))
+
+
+@torch.no_grad()
+def test_a_torch_program_has_the_logits_for_any_batch_and_the_metadata(stock, plain, tmp_path):
+    for name, (model, folder) in {"distilled": stock, "plain": plain}.items():
+        assert export_program(folder, tmp_path / f"{name}.pt2").difference < 1e-4
+        said = {"metadata.json": ""}
+        program = torch.export.load(tmp_path / f"{name}.pt2", extra_files=said).module()
+        for batch in (1, 6):
+            found = program(images(batch))
+            assert list(found) == (HEADS if name == "distilled" else ["logits"])
+            assert_same_logits(found, model(images(batch)))
+        assert json.loads(json.loads(said["metadata.json"])["image_size"]) == [32, 32]
+
+
+def test_weights_too_large_for_the_file_are_beside_it(stock, tmp_path, monkeypatch):
+    model, folder = stock
+    monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
+    written = export_onnx(folder, tmp_path / "big.onnx").files
+    assert [file.name for file in written] == ["big.onnx", "big.onnx.data"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    with torch.no_grad():
+        assert_same_logits(run(tmp_path / "big.onnx", images(2)), model(images(2)))
+
+
+def test_a_file_that_computes_something_else_is_not_left_behind(plain, tmp_path, monkeypatch):
+    right = export._onnx_runner
+    monkeypatch.setattr(
+        export,
+        "_onnx_runner",
+        lambda path: lambda pixels: {name: logits + 0.01 for name, logits in right(path)(pixels).items()},
+    )
+    with pytest.raises(ExportError, match="computes other logits"):
+        export_onnx(plain[1], tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(plain, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r'pip install "hf-deit\[onnx\]"'):
+        export_onnx(plain[1], tmp_path / "m.onnx")
+
+
+def test_names_that_are_taken_or_of_another_suffix_are_refused(plain, tmp_path):
+    (tmp_path / "m.onnx").write_text("mine")
+    with pytest.raises(ExportError, match="there already"):
+        export_onnx(plain[1], tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"write a \.pt2"):
+        export_program(plain[1], tmp_path / "m.bin")
+    assert (tmp_path / "m.onnx").read_text() == "mine"
+
+
+def test_one_channel_with_a_mean_of_three_is_told(tiny_student, tmp_path):
+    tiny_student("plain", num_channels=1).save_pretrained(tmp_path / "m")
+    DeiTImageProcessor.for_image_size((32, 32)).save_pretrained(tmp_path / "m")
+    with pytest.raises(ExportError, match=r"1 channel\(s\).*mean of 3"):
+        export_program(tmp_path / "m", tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("broken", ["probe", "export"])
+def test_a_family_that_cannot_be_run_or_traced_is_told(plain, tmp_path, monkeypatch, broken):
+    def fails(*arguments, **options):
+        raise RuntimeError("no such operator")
+
+    if broken == "probe":
+        monkeypatch.setattr(export._Heads, "forward", fails)
+    else:
+        monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(ExportError, match="RuntimeError: no such operator"):
+        export_onnx(plain[1], tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_weights_brings_the_image_processor_beside_it(stock, tmp_path):
+    _, folder = stock
+    for given in (folder, folder / "model.safetensors"):
+        export_program(given, tmp_path / f"{given.name}.pt2")
+        said = {"metadata.json": ""}
+        torch.export.load(tmp_path / f"{given.name}.pt2", extra_files=said)
+        assert json.loads(json.loads(said["metadata.json"])["image_mean"]) == [0.1, 0.2, 0.3]
+
+
+def test_the_command_prints_the_difference_and_refuses_what_does_not_go_together(plain, tmp_path, capsys):
+    _, folder = plain
+    assert main(["export", str(folder), str(tmp_path / "m.pt2"), "--format", "torch"]) == 0
+    assert "largest difference of a logit is" in capsys.readouterr().out
+    command = ["export", str(folder), str(tmp_path / "m.pth"), "--format", "timm", "--quantize", "int8"]
+    assert main(command) == 2
+    assert "--format onnx" in capsys.readouterr().err

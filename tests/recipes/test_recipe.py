@@ -1,0 +1,390 @@
+"""One flat YAML and the command line: every field arrives with its type, and what is wrong is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hf_deit
+from hf_deit.errors import RecipeError
+from hf_deit.recipes.arguments import (
+    GROUPS,
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    TeacherArguments,
+    as_size,
+)
+from hf_deit.recipes.recipe import given_names, load_recipe, read_fields, recipe_path
+from hf_deit.trainer.training_args import DistillationTrainingArguments
+
+RECIPES = sorted((Path(hf_deit.__file__).parent / "recipes" / "configs").glob("*.yaml"))
+
+# A value for every field, none of them its default.
+VALUES = {
+    "model": "some/folder",
+    "student": "plain",
+    "preset": "tiny",
+    "image_size": [48, 64],
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "drop_path_rate": 0.25,
+    "layer_scale_init_value": 0.5,
+    "data": "some/data",
+    "validation_share": 0.2,
+    "image_column": "photo",
+    "label_column": ["kind", "colour"],
+    "label_separator": ";",
+    "broken_images": "raise",
+    "streaming": True,
+    "shuffle_buffer": 77,
+    "view_size": [96, 128],
+    "crop_scale": [0.3, 0.9],
+    "crop_aspect": [0.5, 2.0],
+    "flip_probability": 0.125,
+    "auto_augment": "trivialaugment",
+    "randaugment_magnitude": 7.0,
+    "randaugment_magnitude_std": 0.25,
+    "randaugment_probability": 0.75,
+    "randaugment_num_ops": 3,
+    "color_jitter": 0.3,
+    "erasing_probability": 0.25,
+    "evaluation_crop_ratio": 1.0,
+    "teacher": "package.module:factory",
+    "teacher_weights": "weights.pth",
+    "teacher_image_mean": [0.5, 0.25, 0.125],
+    "teacher_image_std": [0.25, 0.5, 0.75],
+    "teacher_image_size": [160],
+    "teacher_labels": ["a dog", "cat", "1"],
+    "teacher_dtype": "float16",
+    "teacher_cache": "answers",
+    "verify_teacher_cache": 100,
+    "resume": True,
+    # DistillationTrainingArguments' own, and those whose defaults it changes
+    "distillation_type": "soft",
+    "distillation_target": "class",
+    "distillation_alpha": 0.75,
+    "distillation_tau": 2.5,
+    "distillation_reduction": "official",
+    "base_loss": "binary_cross_entropy",
+    "num_views": 7,
+    "distillation_token_decay": False,
+    "repeated_augmentation": 3,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "mix_probability": 0.75,
+    "mix_switch_probability": 0.25,
+    "trainable": "head",
+    "class_weights": "balanced",
+    "scale_learning_rate": True,
+    "warmup_learning_rate": 2e-6,
+    "min_learning_rate": 3e-5,
+    "layer_decay": 0.75,
+    "optimizer_class": "torch.optim:RAdam",
+    "ema_epochs": 1.5,
+    "counted_weights": "ema",
+    "learning_rate": 3e-3,
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 12.0,
+    "max_grad_norm": 1.0,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "save_total_limit": 5,
+    "remove_unused_columns": True,
+    "logging_nan_inf_filter": True,
+    # of TrainingArguments, one of each kind
+    "output_dir": "some/out",
+    "per_device_train_batch_size": 6,
+    "num_train_epochs": 2.5,
+    "seed": 11,
+    "dataloader_drop_last": True,
+    "report_to": ["tensorboard"],
+    "lr_scheduler_kwargs": {"power": 2},
+    "hub_strategy": "end",
+}
+
+
+def written(path, content):
+    """A YAML of these fields; a text is written as it stands."""
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def given(recipe, names=VALUES):
+    """The fields of a recipe under these names, plain."""
+    fields = {}
+    for group in (recipe.model, recipe.data, recipe.augmentation, recipe.teacher, recipe.run, recipe.training):
+        for entry in dataclasses.fields(group):
+            value = getattr(group, entry.name, None)
+            fields[entry.name] = getattr(value, "value", value)  # of an enumeration
+    return {name: fields[name] for name in names}
+
+
+def on_the_command_line(fields):
+    arguments = []
+    for name, value in fields.items():
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *(yaml.safe_dump(v, default_flow_style=True) if v != str(v) else v for v in values)]
+    return [str(argument).removesuffix("\n").removesuffix("\n...") for argument in arguments]
+
+
+# ---- every field, from either side ----
+
+
+def test_every_field_has_a_value_here_that_is_not_its_default():
+    own = [*(entry.name for group in GROUPS[:-1] for entry in dataclasses.fields(group))]
+    own += DistillationTrainingArguments.__annotations__
+    assert set(own) <= set(VALUES)
+    defaults = given(load_recipe(None, []))
+    assert [name for name in VALUES if defaults[name] == VALUES[name]] == []
+
+
+def test_every_field_arrives_from_the_yaml(tmp_path):
+    assert given(load_recipe(written(tmp_path / "r.yaml", VALUES), [])) == VALUES
+
+
+def test_every_field_arrives_from_the_command_line():
+    fields = {**VALUES, "lr_scheduler_kwargs": '{"power": 2}'}
+    assert given(load_recipe(None, on_the_command_line(fields))) == VALUES
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "value"),
+    [
+        ("learning_rate", ["1e-5"], 1e-5),
+        ("student", ["distilled"], "distilled"),
+        ("image_size", ["32"], [32]),
+        ("crop_scale", ["0.1", "0.2"], [0.1, 0.2]),
+        ("teacher_labels", ["x", "y"], ["x", "y"]),
+        ("dataloader_drop_last", ["false"], False),
+        ("resume", ["false"], False),
+        ("distillation_token_decay", ["true"], True),
+        ("num_views", ["3"], 3),
+    ],
+)
+def test_the_command_line_wins_over_the_file(tmp_path, name, arguments, value):
+    recipe = load_recipe(written(tmp_path / "r.yaml", VALUES), [f"--{name}", *arguments])
+    assert given(recipe) == {**VALUES, name: value}
+
+
+def test_a_value_is_not_taken_for_the_name_of_a_field():
+    words = ["--output_dir", "teacher_cache", "--bf16=true", "--crop_scale", "0.1", "-1"]
+    assert given_names(words) == ["output_dir", "bf16", "crop_scale"]
+
+
+def test_flags_need_no_value():
+    recipe = load_recipe(None, ["--resume", "--use_cpu", "--no_distillation_token_decay", "--image_size", "8"])
+    assert given(recipe, ["resume", "use_cpu", "distillation_token_decay", "image_size"]) == {
+        "resume": True,
+        "use_cpu": True,
+        "distillation_token_decay": False,
+        "image_size": [8],
+    }
+
+
+# ---- types of YAML ----
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("learning_rate: 1e-4", 1e-4),  # a text in YAML 1.1
+        ("learning_rate: '1e-4'", 1e-4),
+        ("learning_rate: 1", 1.0),
+        ("num_train_epochs: 1e1", 10.0),
+        ("patch_size: '8'", 8),
+        ("image_size: 64", [64]),
+        ("image_size: [64, 1_28]", [64, 128]),
+        ("crop_scale: [1e-2, 1]", [0.01, 1.0]),
+        ("teacher_labels: dog", ["dog"]),
+        ("teacher_labels: [1, 2]", ["1", "2"]),
+        ("model: 2021", "2021"),
+        ("use_cpu: yes", True),
+        ("use_cpu: 'true'", True),
+        ("distillation_token_decay: 'false'", False),
+        ("lr_scheduler_kwargs: {power: 2.0}", {"power": 2.0}),
+        ("distillation_alpha: null", 0.5),
+        ("save_total_limit: null", None),
+        ("hidden_size: null", None),
+        ("image_size: null", None),
+        ("teacher_image_mean: ~", None),
+        ("teacher_labels:", None),
+    ],
+)
+def test_a_yaml_value_is_brought_to_the_type_of_its_field(tmp_path, line, value):
+    name = line.partition(":")[0]
+    hard = "distillation_type: hard"  # without it and without a teacher the defaults are those of none
+    found = given(load_recipe(written(tmp_path / "r.yaml", f"{hard}\n{line}"), []), [name])[name]
+    assert found == value
+    assert type(found) is type(value)
+    if isinstance(value, list):
+        assert [type(item) for item in found] == [type(item) for item in value]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("learning_rate: fast", ["learning_rate", "fast"]),
+        ("learning_rate: [1e-3, 1e-4]", ["learning_rate"]),
+        ("learning_rate: {a: 1}", ["learning_rate"]),
+        ("learning_rate: null", ["learning_rate"]),
+        ("patch_size: 8.5", ["patch_size", "8.5"]),
+        ("patch_size: true", ["patch_size", "True"]),
+        ("patch_size: null", ["patch_size"]),
+        ("image_size: [16, x]", ["image_size", "x"]),
+        ("image_size: {height: 16}", ["image_size", "height"]),
+        ("crop_scale: [0.5, null]", ["crop_scale"]),
+        ("output_dir: [a, b]", ["output_dir"]),
+        ("use_cpu: maybe", ["use_cpu", "maybe"]),
+        ("distillation_token_decay: maybe", ["distillation_token_decay", "maybe"]),
+        ("distillation_token_decay: 7", ["distillation_token_decay", "7"]),
+        ("distillation_type: medium", ["distillation_type", "medium", "none, soft, hard"]),
+        ("base_loss: hinge", ["base_loss", "hinge", "cross_entropy"]),
+        ("hub_strategy: never", ["hub_strategy", "never", "every_save"]),
+        ("distillation_reduction: sum", ["distillation_reduction", "sum", "official"]),
+        ("distillation_alpha: 1.5", ["distillation_alpha", "1.5", "[0, 1]"]),
+        ("distillation_tau: 0", ["distillation_tau", "0"]),
+        ("num_views: 0", ["num_views", "0"]),
+        ("eval_strategy: sometimes", ["sometimes", "epoch"]),
+        ("lr_scheduler_type: sine", ["sine", "cosine"]),
+    ],
+)
+def test_a_yaml_value_that_is_not_allowed_is_named_with_its_field(tmp_path, line, named):
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(written(tmp_path / "r.yaml", line), [])
+    assert [text for text in named if text not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--learning_rate", "fast"], ["learning_rate", "fast", "--help"]),
+        (["--learning_rate"], ["learning_rate", "--help"]),
+        (["--image_size", "16", "x"], ["image_size", "x"]),
+        (["--distillation_type", "medium"], ["distillation_type", "medium", "soft"]),
+        (["--use_cpu", "maybe"], ["use_cpu", "maybe"]),
+        (["--learning_rat", "1"], ["--learning_rat", "Did you mean learning_rate?"]),
+        (["--learning_rat=1"], ["--learning_rat", "Did you mean learning_rate?"]),
+        (["--learn", "1"], ["--learn"]),  # no abbreviations: a field added later would change what they mean
+        (["--qqqq", "1"], ["--qqqq", "--help"]),
+        (["stray"], ["stray", "--help"]),
+    ],
+)
+def test_what_the_command_line_does_not_allow_is_named(arguments, named):
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(None, arguments)
+    assert [text for text in named if text not in str(refused.value)] == []
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("learnin_rate: 1", ["learnin_rate", "Did you mean learning_rate?"]),
+        ("imagesize: 16\npatchsize: 8", ["imagesize", "patchsize", "Did you mean image_size?"]),
+        ("qqqq: 1", ["qqqq", "hf-deit train --help"]),
+        ("1: 2", ["1"]),
+        ("on: 5\nzzzz: 1", ["True", "zzzz"]),  # YAML 1.1 reads on, off, yes and no as truth values
+        ("- student: plain", ["must hold fields", "list"]),
+        ("plain", ["must hold fields", "str"]),
+        ("student: [plain", ["not valid YAML", "line 1"]),
+        ("student: plain\n\tpreset: tiny", ["not valid YAML", "line 2"]),
+        ("learning_rate: !!python/object/apply:os.getcwd []", ["not valid YAML"]),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, named):
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(written(tmp_path / "my recipe.yaml", content), [])
+    assert [text for text in ["my recipe.yaml", *named] if text not in str(refused.value)] == []
+
+
+def test_a_recipe_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(RecipeError, match="No recipe at .*nowhere.yaml"):
+        load_recipe(tmp_path / "nowhere.yaml", [])
+    with pytest.raises(RecipeError, match=f"No recipe at {tmp_path}"):
+        load_recipe(tmp_path, [])
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        load_recipe(tmp_path / "r.yaml", [])
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    recipe = load_recipe(written(tmp_path / "r.yaml", "# nothing yet\n"), [])
+    assert (recipe.model, recipe.data, recipe.augmentation, recipe.teacher, recipe.run) == (
+        ModelArguments(),
+        DataArguments(),
+        AugmentationArguments(),
+        TeacherArguments(),
+        RunArguments(),
+    )
+
+
+# ---- a recipe as plain fields ----
+
+
+def test_tokens_are_left_out_of_the_plain_fields():
+    fields = load_recipe(None, ["--hub_token", "hf_secret", "--hub_model_id", "me/student"]).to_dict()
+    assert "hf_secret" not in yaml.safe_dump(fields)
+    assert not [name for name in fields if name.endswith("_token")]
+    assert fields["hub_model_id"] == "me/student"
+    assert "distillation_token_decay" in fields
+
+
+@pytest.mark.parametrize("fields", [{}, {**VALUES, "resume": False}], ids=["defaults", "every field"])
+def test_what_a_run_writes_down_is_a_recipe_for_the_same_run(tmp_path, fields):
+    first = load_recipe(written(tmp_path / "first.yaml", fields), [])
+    again = load_recipe(written(tmp_path / "again.yaml", first.to_dict()), [])
+    assert again.to_dict() == first.to_dict()
+    assert (again.model, again.data, again.teacher) == (first.model, first.data, first.teacher)
+    assert again.training.to_dict() == first.training.to_dict()
+    if fields:
+        assert given(again) == {**VALUES, "resume": False}
+
+
+def test_there_are_recipes_in_the_package():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_the_package_is_read_field_by_field(path):
+    fields = read_fields(path)
+    assert "base" not in fields and len(fields) > 15
+    recipe = load_recipe(path, [])
+    assert given(recipe, fields) == {
+        name: [value] if name in ("image_size", "view_size", "label_column") and not isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+
+
+def test_a_file_that_names_a_base_trains_as_the_base_but_for_its_own_fields(tmp_path):
+    path = written(tmp_path / "r.yaml", "base: deit_tiny_hard_300ep\npreset: small\nnum_train_epochs: 7\n")
+    base, own = load_recipe(recipe_path("deit_tiny_hard_300ep"), []).to_dict(), load_recipe(path, []).to_dict()
+    changed = {name for name in base if base[name] != own[name]} - {"logging_dir"}
+    assert changed == {"preset", "num_train_epochs"}
+    assert (own["preset"], own["num_train_epochs"], own["mixup_alpha"]) == ("small", 7, 0.8)
+    assert load_recipe(path, ["--preset", "base"]).model.preset == "base"
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize(("values", "size"), [(None, None), ([16], (16, 16)), ([16, 24], (16, 24))])
+def test_a_size_is_one_number_or_height_and_width(values, size):
+    assert as_size("image_size", values) == size
+
+
+@pytest.mark.parametrize("values", [[], [0], [16, -1], [1, 2, 3]])
+def test_another_size_is_refused_by_name(values):
+    with pytest.raises(RecipeError, match="view_size=.*height and width"):
+        as_size("view_size", values)

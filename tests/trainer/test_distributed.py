@@ -1,0 +1,110 @@
+"""Two processes (gloo, on the CPU) against one with the same global batch."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+
+from tests.helpers import SCRIPTS, environment
+from tests.helpers.two_processes import EVALUATION_SIZES, GLOBAL_BATCH, RUNS, measure
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What the two processes wrote down."""
+    folder = tmp_path_factory.mktemp("two")
+    variables = environment(CUDA_VISIBLE_DEVICES="")
+    variables = {name: value for name, value in variables.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    # --standalone finds a free port by itself.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = SCRIPTS / "two_processes.py"
+    run = subprocess.Popen(
+        [*launcher, script, folder],
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = run.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        run.terminate()  # the launcher then ends its processes, which would wait for each other
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 0, errors[-3000:]
+    assert '"world_size": 2' in (folder / "summary.json").read_text()
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same measurements in this one process."""
+    folder = tmp_path_factory.mktemp("one")
+    return {name: measure(folder, name) for name in RUNS}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_are_those_of_one_process(both, alone, name):
+    for term, expected in alone[name]["terms"].items():
+        if name != "none" or term != "teacher_agreement":  # without distillation the teacher is not asked in training
+            assert len(expected) == 20
+        for rank in (0, 1):
+            np.testing.assert_allclose(both[rank][name]["terms"][term], expected, rtol=0, atol=1e-5)
+    losses = alone[name]["terms"]["loss"]
+    assert max(losses) - min(losses) > 0.05
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_first_updates_gradients_are_those_of_one_process(both, alone, name):
+    expected = alone[name]["gradients"]
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-2
+    for rank in (0, 1):
+        found = both[rank][name]["gradients"]
+        assert found.keys() == expected.keys()
+        for parameter, gradient in expected.items():
+            torch.testing.assert_close(found[parameter], gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", EVALUATION_SIZES)
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_are_those_of_one_process_for_any_number_of_images(both, alone, name, count):
+    expected = alone[name]["evaluations"][count]
+    names = {metric for metric in expected if "loss" in metric or "accuracy" in metric or "agreement" in metric}
+    assert len(names) >= 5
+    for rank in (0, 1):
+        for metric in names:
+            found = both[rank][name]["evaluations"][count][metric]
+            assert found == pytest.approx(expected[metric], rel=1e-4, abs=1e-5), metric
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_predictions_are_those_of_one_process(both, alone, name):
+    for rank in (0, 1):
+        torch.testing.assert_close(both[rank][name]["predictions"], alone[name]["predictions"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hard", "soft", "one-head", "accumulated"])
+def test_each_process_asks_a_teacher_of_its_own_about_its_own_images(both, alone, name):
+    teachers = [both[rank][name]["teacher"] for rank in (0, 1)]
+    assert teachers[0]["pid"] != teachers[1]["pid"]
+    assert alone[name]["teacher"]["images"] == 20 * GLOBAL_BATCH
+    assert [teacher["images"] for teacher in teachers] == [alone[name]["teacher"]["images"] // 2] * 2
+    assert {teacher["fingerprint"] for teacher in teachers} == {alone[name]["teacher"]["fingerprint"]}
+
+
+def test_two_processes_resume_exactly_and_refuse_another_run(both):
+    if both[0]["resume"] is None and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip(f"transformers {transformers.__version__} itself cannot resume in several processes on the CPU")
+    for rank in (0, 1):
+        (whole, resumed), refusal = both[rank]["resume"]
+        assert resumed == whole
+        assert "recipe.learning_rate: 0.0005 in the checkpoint, 0.001 now" in refusal
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(both):
+    for rank in (0, 1):
+        assert re.search(r"not finite at step 3: loss nan, cls_loss nan, distillation_loss \d", both[rank]["diverge"])
