@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fixtures.machine import signature
-from fixtures.networks import fixed_pixels
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
 from hf_deit import DeiTForImageClassificationWithTeacher, Teacher, ViTForImageClassification
 from hf_deit.cli import main as command_line
+from tests.fixtures.machine import signature
+from tests.fixtures.networks import fixed_pixels
 
 # Where the fixtures lie; their folder's parent is where `fixtures.networks`, which they name, is imported from.
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
