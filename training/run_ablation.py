@@ -11,8 +11,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from hf_deit.errors import UserError, own_message
-from hf_deit.experiments.ablation import Ablation, AblationError, figures, markdown, read_ablation, read_results
+from hf_deit.errors import RecipeError, UserError, own_message
+from hf_deit.experiments.ablation import Ablation, figures, markdown, read_ablation, read_results
 from hf_deit.experiments.run_ablation import Place, do_ablation, plan_ablation
 from hf_deit.files import check_folder, staged_files
 
@@ -46,12 +46,10 @@ def plot(ablation: Ablation, results: dict, path: Path) -> None:
 
 def report(ablation: Ablation, results_folder: Path, name: str) -> None:
     """Writes table and plot beside the results, and prints the table."""
-    check_folder(results_folder, AblationError)
+    check_folder(results_folder, RecipeError)
     results = read_results(results_folder, ablation)
     if not results:
-        raise AblationError(
-            f"{results_folder} holds no result of {ablation.title!r}: run it first (--data, --teacher)."
-        )
+        raise RecipeError(f"{results_folder} holds no result of {ablation.title!r}: run it first (--data, --teacher).")
     table = markdown(ablation, results)
     files = [f"{name}.md"]
     with staged_files(results_folder) as folder:

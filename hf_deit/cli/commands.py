@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from ..errors import NonFiniteLossError, UserError
 from .common import _add_recipe_options
 from .conversion import _add_conversions, _convert, _export
 from .experiments import _add_sweep, _sweep
@@ -112,11 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.given = list(sys.argv[1:] if arguments is None else arguments)
     if fields and options.command not in ("train", "show-augmentations", "cache-teacher", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
-    from ..errors import UserError, own_message
+    from ..errors import own_message
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from ..trainer.metrics import NonFiniteLossError
 
     try:
         COMMANDS[options.command](options, fields)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import RecipeError
+
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="NAME", help="one of `hf-deit recipes`")
@@ -53,7 +55,6 @@ def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 def _recipe_file(options: argparse.Namespace) -> str | Path | None:
     """The file that --recipe or --config names; None: neither is given."""
-    from ..errors import RecipeError
     from ..recipes.recipe import recipe_path
 
     if options.recipe is None:

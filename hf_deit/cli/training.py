@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import RecipeError, UserError
 from .common import _add_recipe_options, _recipe_file, metric_rows, print_table
 
 # Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
@@ -188,7 +189,6 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
     from ..data.tables import Columns
-    from ..errors import UserError
     from ..recipes.data import columns_of
     from ..recipes.evaluate import evaluate
 
@@ -228,7 +228,6 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..errors import UserError
     from ..recipes.contact_sheet import show_augmentations
     from ..recipes.recipe import load_recipe
 
@@ -248,7 +247,6 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..errors import RecipeError
     from ..recipes.cache_teacher import cache_teacher
     from ..recipes.recipe import given_names, load_recipe
 

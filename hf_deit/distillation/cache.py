@@ -22,17 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import TeacherCacheError
 from ..fingerprints import changed_fields, differences, digest_of, file_digest
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("hard", "dense", "top_k")
 DTYPES = ("float16", "float32")
-
-
-class TeacherCacheError(UserError):
-    """A cache that is damaged, unfinished or made for something else; the message names what differs."""
 
 
 @dataclass(frozen=True)

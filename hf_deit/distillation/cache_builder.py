@@ -19,8 +19,9 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from ..data.views import EvaluationDataset, ViewDataset, collate
+from ..errors import TeacherCacheError
 from ..losses import decisions
-from .cache import FORMAT, FORMAT_VERSION, TEACHER_FACTS, VALIDATION, Layout, TeacherCacheError, epoch_name, is_finished
+from .cache import FORMAT, FORMAT_VERSION, TEACHER_FACTS, VALIDATION, Layout, epoch_name, is_finished
 from .cache_writer import PART_RECORDS, CacheWriter
 from .teacher import Teacher
 from .view_schedule import Views, describe_validation, describe_views, view_answers

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..errors import TeacherCacheError
 from ..files import STAGING_PREFIX
 from ..fingerprints import changed_fields, differences, digest_of, file_digest
 from .cache import (
@@ -28,7 +29,6 @@ from .cache import (
     MANIFEST_FILE,
     VALIDATION,
     Layout,
-    TeacherCacheError,
     cache_id,
     checked_sidecar,
     description_of,

@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 
 from ..data.sampling import ViewSampler
 from ..data.views import EvaluationDataset
+from ..errors import TeacherCacheError
 from ..losses import decisions
-from .cache import TeacherCache, TeacherCacheError
+from .cache import TeacherCache
 from .teacher import Teacher
 from .view_schedule import Views, describe_validation, describe_views, view_answers
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.batch_ops import normalize, resize
-from ..errors import UserError
+from ..errors import TeacherError, UserError
 from ..models.configuration_deit import as_pair
 from ..models.label_names import class_names
-from ..models.loading import LoadingError, load_pretrained, published_name, refuse_adapters
+from ..models.loading import load_pretrained, published_name, refuse_adapters
 from ..models.weights import load_weights
 from .factories import FACTORY_NORMALIZATION, build_network, logits_of, replace_classifier
 
@@ -30,10 +30,6 @@ logger = logging.getLogger(__name__)
 # Written beside the weights of a teacher that is no transformers model.
 TEACHER_FILE = "teacher.json"
 WEIGHTS_FILE = "model.safetensors"
-
-
-class TeacherError(UserError):
-    """A teacher that cannot teach this student; the message says what differs and how to mend it."""
 
 
 class Teacher:
@@ -100,7 +96,7 @@ class Teacher:
 
         try:
             model = load_pretrained(AutoModelForImageClassification, str(name_or_path), needs_head, dtype=torch.float32)
-        except LoadingError as error:
+        except UserError as error:
             raise TeacherError(
                 f"No teacher at {str(name_or_path)!r}: {error}\nGive the folder of a model, a Hub name, or "
                 "package.module:factory."

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ..data.batch_ops import Mixing, mix_pixels, to_unit_range
 from ..data.sampling import ViewKey, ViewSampler, keys_at
 from ..data.views import EvaluationDataset, MixingCollator, ViewDataset, collate
-from .cache import TeacherCacheError
+from ..errors import TeacherCacheError
 from .teacher import Teacher
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import RecipeError
 from ..files import parsed_yaml
 from ..fingerprints import short_digest_of
 from ..recipes.recipe import read_fields, recipe_path
@@ -32,10 +32,6 @@ _ABOUT_TEACHER = frozenset(
     | {"teacher_image_mean", "teacher_image_std", "teacher_image_size", "teacher_labels"}
 )
 _ROW_TYPES = {"title": str, "variant": str, "metric": str, "paper": int | float | None}
-
-
-class AblationError(UserError):
-    """A definition that says something impossible, or results that do not belong to it."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +105,25 @@ def read_ablation(path: str | Path) -> Ablation:
     """Reads a definition.
 
     Raises:
-        AblationError: It is no YAML of the form above, names an unknown variant, or nothing to run.
+        RecipeError: It is no YAML of the form above, names an unknown variant, or nothing to run.
         RecipeError: Its recipe is unknown.
     """
     path = Path(path)
     if not path.is_file():
-        raise AblationError(f"No definition at {path}; training/ablations/ holds some.")
-    content = parsed_yaml(path, AblationError)
+        raise RecipeError(f"No definition at {path}; training/ablations/ holds some.")
+    content = parsed_yaml(path, RecipeError)
     allowed = {"title", "recipe", "fields", "seeds", "variants", "rows"}
     if not isinstance(content, dict) or not allowed - {"fields"} <= set(content) <= allowed:
         given = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise AblationError(
-            f"{path} holds {given}; it must hold {', '.join(sorted(allowed))} (fields may be left out)."
-        )
+        raise RecipeError(f"{path} holds {given}; it must hold {', '.join(sorted(allowed))} (fields may be left out).")
     for name in ("title", "recipe"):
         if not isinstance(content[name], str):
-            raise AblationError(f"{path}: {name}={content[name]!r}: a text.")
+            raise RecipeError(f"{path}: {name}={content[name]!r}: a text.")
     seeds = content["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
-        raise AblationError(f"{path}: seeds={seeds!r}: a list of whole numbers from 0 to 2**32 - 1, at least one.")
+        raise RecipeError(f"{path}: seeds={seeds!r}: a list of whole numbers from 0 to 2**32 - 1, at least one.")
     if len(set(seeds)) < len(seeds):
-        raise AblationError(f"{path}: seeds={seeds}: each once.")
+        raise RecipeError(f"{path}: seeds={seeds}: each once.")
     fields = _fields(path, "fields", content.get("fields"))
     variants = _variants(path, content["variants"])
     rows = _rows(path, content["rows"], variants)
@@ -140,16 +134,16 @@ def read_ablation(path: str | Path) -> Ablation:
 
 def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
     if not isinstance(fields, dict | None):
-        raise AblationError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
+        raise RecipeError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
     fields = fields or {}
     strange = [name for name in fields if not isinstance(name, str)]
     if strange:
-        raise AblationError(f"{path}: {where} gives {strange[0]!r}, which is the name of no field.")
+        raise RecipeError(f"{path}: {where} gives {strange[0]!r}, which is the name of no field.")
     if "seed" in fields:
-        raise AblationError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
+        raise RecipeError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
     elsewhere = [name for name in _NOT_HERE if name in fields]
     if elsewhere:
-        raise AblationError(
+        raise RecipeError(
             f"{path}: {where} gives {elsewhere[0]}: data and teacher are those of the command line (--data, --teacher), the same "
             "for every variant; caches and folders are made."
         )
@@ -158,21 +152,21 @@ def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
 
 def _variants(path: Path, variants: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(variants, dict) or not variants:
-        raise AblationError(f"{path}: variants must map names to fields (plain: {{student: plain}}), at least one.")
+        raise RecipeError(f"{path}: variants must map names to fields (plain: {{student: plain}}), at least one.")
     return {str(name): _fields(path, f"variant {name!r}", own) for name, own in variants.items()}
 
 
 def _rows(path: Path, entries: Any, variants: Mapping[str, Any]) -> list[Row]:
     if not isinstance(entries, list) or not entries:
-        raise AblationError(f"{path}: rows must list what the table shows, at least one row.")
+        raise RecipeError(f"{path}: rows must list what the table shows, at least one row.")
     rows = [_row(path, entry, variants) for entry in entries]
     titles = [row.title for row in rows]
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice:
-        raise AblationError(f"{path}: two rows are called {twice[0]!r}.")
+        raise RecipeError(f"{path}: two rows are called {twice[0]!r}.")
     unused = sorted(set(variants) - {row.variant for row in rows})
     if unused:
-        raise AblationError(f"{path}: no row shows the variant {unused[0]!r}: its runs would be done for nothing.")
+        raise RecipeError(f"{path}: no row shows the variant {unused[0]!r}: its runs would be done for nothing.")
     return rows
 
 
@@ -181,15 +175,15 @@ def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
         row = Row(**entry)
     except TypeError as error:
         if not isinstance(entry, dict):
-            raise AblationError(f"{path}: row {entry!r} must map title and variant to texts.") from error
-        raise AblationError(f"{path}: row {entry!r} takes title, variant, metric and paper ({error}).") from error
+            raise RecipeError(f"{path}: row {entry!r} must map title and variant to texts.") from error
+        raise RecipeError(f"{path}: row {entry!r} takes title, variant, metric and paper ({error}).") from error
     for name, kind in _ROW_TYPES.items():
         value = getattr(row, name)
         if not isinstance(value, kind) or isinstance(value, bool):
             wanted = "a number" if name == "paper" else "a text"
-            raise AblationError(f"{path}: row {entry!r}: {name}={value!r}: {wanted} is wanted.")
+            raise RecipeError(f"{path}: row {entry!r}: {name}={value!r}: {wanted} is wanted.")
     if row.variant not in variants:
-        raise AblationError(
+        raise RecipeError(
             f"{path}: row {row.title!r} names the variant {row.variant!r}; there are {', '.join(variants)}."
         )
     return row
@@ -204,7 +198,7 @@ def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, 
     """Reads what there is of an ablation: variant → seed → result.
 
     Raises:
-        AblationError: There are results on several data sets or of several teachers, or one cannot be read.
+        RecipeError: There are results on several data sets or of several teachers, or one cannot be read.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     origins: dict[bool, Path] = {}
@@ -221,7 +215,7 @@ def check_origin(folder: str | Path, run: Run, file: Path) -> None:
     """Refuses to do a run, whose result would be `file`, where there is one on other data or of another teacher.
 
     Raises:
-        AblationError: There is one.
+        RecipeError: There is one.
     """
     for other in sorted(Path(folder).glob(f"{run.key}-*.json")):
         if other.name != file.name:
@@ -232,8 +226,8 @@ def _origin(file: Path) -> str:
     return file.stem.partition("-")[2]
 
 
-def _several_origins(folder: str | Path, one: Path, other: Path) -> AblationError:
-    return AblationError(
+def _several_origins(folder: str | Path, one: Path, other: Path) -> RecipeError:
+    return RecipeError(
         f"{folder} would hold results on two data sets or of two teachers, {one.name} and {other.name}: no table can compare "
         "them. Keep those of one in a folder (--results)."
     )
@@ -243,7 +237,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Reads a result.
 
     Raises:
-        AblationError: It cannot be read, or an accuracy is none.
+        RecipeError: It cannot be read, or an accuracy is none.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -257,7 +251,7 @@ def read_result(file: Path) -> dict[str, Any]:
                 name = wrong[0] if wrong else "eval_accuracy"
                 raise ValueError(f"{name} is {shares.get(name)!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AblationError(f"{file} cannot be read ({error!r}): remove it, and the run is done again.") from error
+        raise RecipeError(f"{file} cannot be read ({error!r}): remove it, and the run is done again.") from error
     return result
 
 
@@ -280,7 +274,7 @@ def figures(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, 
     """Gives the figures of each row of the table; the first row is what the others are compared with.
 
     Raises:
-        AblationError: A row names a metric that its runs do not have.
+        RecipeError: A row names a metric that its runs do not have.
     """
     shown = [_values(row, results.get(row.variant, {})) for row in ablation.rows]
     rows = []
@@ -295,9 +289,7 @@ def _values(row: Row, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]
     for metrics in finished.values():
         if f"eval_{row.metric}" not in metrics:
             known = ", ".join(sorted(name.removeprefix("eval_") for name in metrics if name.endswith("accuracy")))
-            raise AblationError(
-                f"Row {row.title!r}: runs of {row.variant!r} have no metric {row.metric!r}, but {known}."
-            )
+            raise RecipeError(f"Row {row.title!r}: runs of {row.variant!r} have no metric {row.metric!r}, but {known}.")
     return {seed: 100 * metrics[f"eval_{row.metric}"] for seed, metrics in finished.items()}
 
 

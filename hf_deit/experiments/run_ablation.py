@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import NonFiniteLossError, RecipeError, UserError
 from ..files import check_folder, write_json
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder, length_of
 from ..recipes.data import RunData
 from ..recipes.recipe import load_recipe
 from ..trainer.checkpoints import checkpoints
-from .ablation import Ablation, AblationError, Run, check_origin, read_result, result_file
+from .ablation import Ablation, Run, check_origin, read_result, result_file
 from .workers import Task, alone_in, run_tasks, time_left
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,6 @@ def do_run(place: Place, planned: PlannedRun) -> dict[str, Any]:
     """
     from ..hub.facts import read_facts
     from ..recipes.train import train
-    from ..trainer.metrics import NonFiniteLossError
 
     run, out = planned.run, planned.folder(place)
     resume = bool(checkpoints(out))
@@ -130,20 +129,20 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     """Says what is to be done; recipes, data, teacher and earlier results are read and checked before the first run.
 
     Raises:
-        AblationError: A variant distils and there is no teacher, a row names no metric, there are results on other data, or
+        RecipeError: A variant distils and there is no teacher, a row names no metric, there are results on other data, or
             one that cannot be read.
         UserError: A field, the data or the teacher are not allowed.
     """
     from ..recipes.build import build_teacher
 
     for folder in (place.results, place.work):
-        check_folder(folder, AblationError)
+        check_folder(folder, RecipeError)
     runs: dict[str, Run] = {}
     for run in ablation.runs():
         runs.setdefault(run.key, run)
     distilling = [run for run in runs.values() if run.distils]
     if distilling and place.teacher is None:
-        raise AblationError(f"The variant {distilling[0].variant!r} learns from a teacher: give --teacher.")
+        raise RecipeError(f"The variant {distilling[0].variant!r} learns from a teacher: give --teacher.")
     recipes = {key: _loaded(place, run) for key, run in runs.items()}
     _check_metrics(ablation)
     data = _load_data(ablation, place, recipes)
@@ -178,7 +177,7 @@ def _load_data(ablation: Ablation, place: Place, recipes: Mapping[str, Recipe]) 
     """Loads the data that all runs have; split off by one seed, so that they have one name whatever the seeds of the runs.
 
     Raises:
-        AblationError: Variants would not have the same data, or several classes an image.
+        RecipeError: Variants would not have the same data, or several classes an image.
     """
     from ..recipes.data import load_run_data
 
@@ -187,11 +186,11 @@ def _load_data(ablation: Ablation, place: Place, recipes: Mapping[str, Recipe]) 
         for name in _ABOUT_DATA:
             own, other = getattr(recipes[run.key].data, name), getattr(first, name)
             if own != other:
-                raise AblationError(
+                raise RecipeError(
                     f"Variant {run.variant!r} has {name}={own!r}, and the first has {other!r}: variants on other images cannot be compared."
                 )
     data = load_run_data(_loaded(place, ablation.run(next(iter(ablation.variants)), 0)))
-    data.check_one_class_an_image(AblationError)
+    data.check_one_class_an_image(RecipeError)
     return data
 
 
@@ -203,7 +202,7 @@ def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], data: Run
         try:
             check_recipe(recipes[ablation.run(variant, ablation.seeds[0]).key], data)
         except UserError as error:
-            raise AblationError(f"Variant {variant!r}: {error}") from error
+            raise RecipeError(f"Variant {variant!r}: {error}") from error
 
 
 def _check_metrics(ablation: Ablation) -> None:
@@ -214,16 +213,16 @@ def _check_metrics(ablation: Ablation) -> None:
     for row in ablation.rows:
         if row.metric.removeprefix("ema_") not in known or row.metric.endswith("loss"):
             shares = ", ".join(name for name in known if not name.endswith("loss"))
-            raise AblationError(f"Row {row.title!r}: metric {row.metric!r} is not one of {shares}.")
+            raise RecipeError(f"Row {row.title!r}: metric {row.metric!r} is not one of {shares}.")
         fields = {**ablation.fields, **ablation.variants[row.variant]}
         averaged = row.metric.startswith("ema_")
         if averaged and not fields.get("ema_epochs"):
-            raise AblationError(
+            raise RecipeError(
                 f"Row {row.title!r}: {row.metric} is of averaged weights, and its variant keeps none (ema_epochs)."
             )
         of_a_head = row.metric.removeprefix("ema_") in _OF_TWO_HEADS
         if of_a_head and fields.get("student") == "plain":
-            raise AblationError(
+            raise RecipeError(
                 f"Row {row.title!r}: {row.metric} is of a student with two heads, and its variant's has one."
             )
 
@@ -239,7 +238,7 @@ def do_ablation(plan: Plan, place: Place, say: Callable[[str], None]) -> None:
         say: Gets a line for each that ends.
 
     Raises:
-        WorkError: Something was wrong with some runs, or another ablation works in the same folder.
+        UserError: Something was wrong with some runs, or another ablation works in the same folder.
     """
     logs = place.work / "logs"
     caches = {cache: f"cache {cache.name}" for cache in plan.caches}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import RecipeError
 from ..files import parsed_yaml
 from ..recipes.arguments import Recipe
 from ..recipes.recipe import load_recipe, recipe_parser
@@ -37,10 +37,6 @@ _REFUSED = {
         "the sweep sets it itself",
     ),
 }
-
-
-class SweepError(UserError):
-    """A search space that is impossible, or a search that cannot be done or gone on with."""
 
 
 @dataclass(frozen=True)
@@ -167,20 +163,20 @@ def read_space(path: str | Path, fields: Mapping[str, Any], fixed: Sequence[str]
         fixed: Fields that were given on the command line.
 
     Raises:
-        SweepError: It is no such YAML, or names a field that cannot be searched or is fixed.
+        RecipeError: It is no such YAML, or names a field that cannot be searched or is fixed.
         RecipeError: A field or a value is not allowed.
     """
     path = Path(path)
-    content = parsed_yaml(path, SweepError)
+    content = parsed_yaml(path, RecipeError)
     if not isinstance(content, dict) or not content:
-        raise SweepError(f"--space {path} must map fields to [choices] or {{low, high, log}}, and holds {content!r}.")
+        raise RecipeError(f"--space {path} must map fields to [choices] or {{low, high, log}}, and holds {content!r}.")
     kinds = {action.dest: action.type for action in recipe_parser()._actions}
     space = []
     for name, entry in content.items():
         if name in _REFUSED:
-            raise SweepError(f"--space {path}: {name} cannot be searched: {_REFUSED[name]}.")
+            raise RecipeError(f"--space {path}: {name} cannot be searched: {_REFUSED[name]}.")
         if name in fixed:
-            raise SweepError(f"--space {path} searches {name}, and --{name} is given too: leave out one of them.")
+            raise RecipeError(f"--space {path} searches {name}, and --{name} is given too: leave out one of them.")
         parameter = _parameter(f"--space {path}: {name}", str(name), entry, kinds.get(name))
         for value in parameter.choices or (parameter.low, parameter.high):
             load_recipe({"distillation_type": "none", **fields, name: value}, [])
@@ -193,24 +189,24 @@ def _parameter(where: str, name: str, entry: Any, kind: Any) -> Parameter:
         try:
             texts = {json.dumps(value) for value in entry}
         except (TypeError, ValueError) as error:  # YAML has dates, and lists that hold themselves
-            raise SweepError(f"{where}: {entry!r}: texts, numbers, true and false, and lists of them.") from error
+            raise RecipeError(f"{where}: {entry!r}: texts, numbers, true and false, and lists of them.") from error
         twice = len(texts) < len(entry) or any(value in entry[:place] for place, value in enumerate(entry))
         if twice or any(isinstance(value, dict) for value in entry):
-            raise SweepError(f"{where}: {entry!r}: each choice once, and plain.")
+            raise RecipeError(f"{where}: {entry!r}: each choice once, and plain.")
         return Parameter(name, tuple(entry))
     if not isinstance(entry, dict) or not {"low", "high"} <= set(entry) <= {"low", "high", "log"}:
-        raise SweepError(f"{where}: {entry!r}: a list of choices, or {{low: …, high: …}}, perhaps with log: true.")
+        raise RecipeError(f"{where}: {entry!r}: a list of choices, or {{low: …, high: …}}, perhaps with log: true.")
     try:
         low, high = (float(entry[end]) for end in ("low", "high"))  # 1e-4 is a text in YAML
     except (TypeError, ValueError) as error:
-        raise SweepError(f"{where}: low={entry['low']!r}, high={entry['high']!r}: two numbers.") from error
+        raise RecipeError(f"{where}: low={entry['low']!r}, high={entry['high']!r}: two numbers.") from error
     if kind is not None and kind not in (int, float):
-        raise SweepError(f"{where} is no number: give its values as a list, and not {entry!r}.")
+        raise RecipeError(f"{where} is no number: give its values as a list, and not {entry!r}.")
     log, whole = entry.get("log", False), kind is int
     if not isinstance(log, bool) or not -math.inf < low < high < math.inf or (log and low <= 0):
-        raise SweepError(f"{where}: {entry!r}: low must be below high, and above 0 with log: true.")
+        raise RecipeError(f"{where}: {entry!r}: low must be below high, and above 0 with log: true.")
     if whole and not (low.is_integer() and high.is_integer()):
-        raise SweepError(f"{where}: {entry!r}: whole numbers.")
+        raise RecipeError(f"{where}: {entry!r}: whole numbers.")
     return Parameter(name, None, int(low) if whole else low, int(high) if whole else high, log, whole)
 
 
@@ -239,15 +235,15 @@ def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
         has_teacher: Whether there is one.
 
     Raises:
-        SweepError: Trials would listen to a teacher and there is none, or a field is searched that no trial would use.
+        RecipeError: Trials would listen to a teacher and there is none, or a field is searched that no trial would use.
     """
     types = _types(space, own_type)
     if asks_teacher(space, own_type) and not has_teacher:
         told = " or ".join(map(str, types))
-        raise SweepError(f"distillation_type is {told} here: give --teacher, or only none.")
+        raise RecipeError(f"distillation_type is {told} here: give --teacher, or only none.")
     for parameter in space:
         if not types_where_it_counts(parameter, space, own_type):
-            raise SweepError(
+            raise RecipeError(
                 f"{parameter.name} is searched and counts only where distillation_type is {' or '.join(_NEEDS[parameter.name])}, "
                 f"and here it is {' or '.join(map(str, types))}: {'set that' if has_teacher else 'give --teacher'}, or leave "
                 f"{parameter.name} out."

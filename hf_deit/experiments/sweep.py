@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from ..errors import UserError
+from ..errors import NonFiniteLossError, RecipeError, UserError
 from ..files import check_folder, staged_files, write_json
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder
@@ -25,7 +25,6 @@ from ..recipes.data import RunData
 from ..recipes.recipe import given_names, load_recipe
 from .search_space import (
     Sweep,
-    SweepError,
     asks_teacher,
     check_space,
     default_space,
@@ -196,7 +195,7 @@ def _require_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise SweepError("hf-deit sweep needs optuna: pip install 'hf-deit[sweep]'.") from error
+        raise RecipeError("hf-deit sweep needs optuna: pip install 'hf-deit[sweep]'.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -229,13 +228,13 @@ def plan_sweep(
 
     _require_optuna()
     if trials < 1 or jobs < 1:
-        raise SweepError(f"--trials {trials}, --jobs {jobs}: both at least 1.")
-    check_folder(out, SweepError)
+        raise RecipeError(f"--trials {trials}, --jobs {jobs}: both at least 1.")
+    check_folder(out, RecipeError)
     recipe, given = load_recipe(fields, list(overrides)), given_names(overrides)
     _check_length(recipe)
     has_teacher = recipe.teacher.teacher is not None
     if recipe.teacher.teacher_cache is not None:
-        raise SweepError("teacher_cache holds the answers to one set of views: give --teacher, caches are made here.")
+        raise RecipeError("teacher_cache holds the answers to one set of views: give --teacher, caches are made here.")
     own_type = recipe.training.distillation_type
     if not has_teacher and "distillation_type" not in given:
         own_type = "none"
@@ -246,7 +245,7 @@ def plan_sweep(
         chosen = read_space(space, fields, given)
     check_space(chosen, own_type, has_teacher)
     data = load_run_data(recipe)
-    data.check_one_class_an_image(SweepError)
+    data.check_one_class_an_image(RecipeError)
     teacher = build_teacher(recipe.teacher).fingerprint() if asks_teacher(chosen, own_type) else None
     sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), data.name)
     sweep = Sweep(dict(fields), tuple(overrides), tuple(chosen), own_type, *sizes)
@@ -257,14 +256,14 @@ def plan_sweep(
 def _check_length(recipe: Recipe) -> None:
     """Refuses what cannot be compared epoch by epoch."""
     if recipe.data.streaming:
-        raise SweepError("A sweep compares trials epoch by epoch, and a stream has none: leave streaming out.")
+        raise RecipeError("A sweep compares trials epoch by epoch, and a stream has none: leave streaming out.")
     if recipe.training.max_steps > 0:
-        raise SweepError(
+        raise RecipeError(
             f"max_steps={recipe.training.max_steps}: a sweep compares trials epoch by epoch. Give --epochs in its place."
         )
     epochs = recipe.training.num_train_epochs
     if not epochs >= 1 or not float(epochs).is_integer():
-        raise SweepError(f"A trial of {epochs:g} epochs: give a whole number, at least 1 (--epochs).")
+        raise RecipeError(f"A trial of {epochs:g} epochs: give a whole number, at least 1 (--epochs).")
 
 
 def _check_choices(sweep: Sweep, data: RunData) -> None:
@@ -279,7 +278,7 @@ def _check_choices(sweep: Sweep, data: RunData) -> None:
             try:
                 check_recipe(sweep.recipe(**{"distillation_type": kind, **quiet, parameter.name: value}), data)
             except UserError as error:
-                raise SweepError(f"{parameter.name}={value!r}, which the sweep may try: {error}") from error
+                raise RecipeError(f"{parameter.name}={value!r}, which the sweep may try: {error}") from error
 
 
 def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
@@ -289,15 +288,15 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
         What report.json holds.
 
     Raises:
-        WorkError: Trials failed, or another process works in the folder; the report is written all the same.
-        SweepError: The folder holds another sweep.
+        UserError: Trials failed, or another process works in the folder; the report is written all the same.
+        RecipeError: The folder holds another sweep.
     """
     with alone_in(sweep.out):
         _check_same(sweep)
         try:
             study = _study(sweep, sweep.seed)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # optuna checks nothing of its own
-            raise SweepError(f"{sweep.out / STUDY_FILE} cannot be read ({error}): choose another --out.") from error
+            raise RecipeError(f"{sweep.out / STUDY_FILE} cannot be read ({error}): choose another --out.") from error
         done = _prepare_study(study, sweep)
         todo = max(0, sweep.trials - done)
         say(f"{todo} trials to do, {done} done; what they print: {sweep.out / 'work' / 'logs'}")
@@ -334,16 +333,16 @@ def _check_same(sweep: Sweep) -> None:
             if not isinstance(stored, dict):
                 raise ValueError(f"a {type(stored).__name__}")
         except (OSError, ValueError) as error:
-            raise SweepError(f"{file} cannot be read ({error}): choose another --out.") from error
+            raise RecipeError(f"{file} cannot be read ({error}): choose another --out.") from error
         changed = [name for name in present if stored.get(name) != present[name]]
         if changed:
             rows = "\n".join(f"  {name}: {stored.get(name)!r} there, {present[name]!r} now" for name in changed)
-            raise SweepError(
+            raise RecipeError(
                 f"{sweep.out} holds another sweep:\n{rows}\nSet them back to go on, or choose another --out."
             )
         return
     if (sweep.out / STUDY_FILE).exists():
-        raise SweepError(
+        raise RecipeError(
             f"{sweep.out} holds the trials of a sweep ({STUDY_FILE}), and {SWEEP_FILE}, which says of what, is missing: choose another --out."
         )
     write_json(file, present)
@@ -408,13 +407,12 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
         `number` of the trial, what is `told` of it, `seconds`.
 
     Raises:
-        SweepError: Its fields do not work together.
+        RecipeError: Its fields do not work together.
     """
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
     from ..recipes.train import train
-    from ..trainer.metrics import NonFiniteLossError
 
     study = _study(sweep, sweep.seed + 1000 * (number + 1))
     trial = study.ask()
@@ -440,7 +438,7 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
         study.tell(trial, state=TrialState.FAIL)
         if not isinstance(error, UserError):
             raise
-        raise SweepError(f"trial {trial.number} with {fields}: {error}") from error
+        raise RecipeError(f"trial {trial.number} with {fields}: {error}") from error
     finally:
         shutil.rmtree(out, ignore_errors=True)
     return {"number": trial.number, "told": told, "seconds": time.monotonic() - start}

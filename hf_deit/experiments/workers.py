@@ -27,10 +27,6 @@ from ..errors import UserError
 _LOCK_FILE = ".lock"
 
 
-class WorkError(UserError):
-    """Tasks that failed, or a folder that another process works in."""
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """A call in another process.
@@ -59,14 +55,14 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
         wait: Whether to wait for another process to leave it.
 
     Raises:
-        WorkError: Another process is in it, and `wait` is False.
+        UserError: Another process is in it, and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK_FILE)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
-        raise WorkError(f"Another process works in {folder}: wait for it, or give another folder.") from error
+        raise UserError(f"Another process works in {folder}: wait for it, or give another folder.") from error
     try:
         yield
     finally:
@@ -95,7 +91,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, ended: Callable[[Task, Any], Non
         ended: Gets each task that ended well with its result, and each that failed with its exception.
 
     Raises:
-        WorkError: Some failed by errors that a user can mend, or a process was killed from outside; the others have ended.
+        UserError: Some failed by errors that a user can mend, or a process was killed from outside; the others have ended.
         RuntimeError: One failed by any other error, which is its cause; likewise.
     """
     before = set(multiprocessing.active_children())
@@ -133,7 +129,7 @@ def _run_all(
             try:
                 result = future.result()
             except BrokenProcessPool as error:
-                raise WorkError(
+                raise UserError(
                     f"A process was killed from outside while it was at {task.name}, or beside it: usually there was too little memory. "
                     f"Use fewer jobs or smaller batches; the same command goes on (its log: {task.log})."
                 ) from error
@@ -151,7 +147,7 @@ def _raise_failures(failed: dict[Task, Exception]) -> None:
             raise RuntimeError(f"{task.name} failed; its log: {task.log}") from error
     if failed:
         lines = "\n".join(f"{task.name}: {error} (log: {task.log})" for task, error in failed.items())
-        raise WorkError(f"{len(failed)} failed, what ended well is kept:\n{lines}")
+        raise UserError(f"{len(failed)} failed, what ended well is kept:\n{lines}")
 
 
 def _begin_worker(jobs: int) -> None:

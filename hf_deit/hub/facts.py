@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data.views import known_labels
-from ..errors import UserError
+from ..errors import PublishError
 from ..models.loading import refuse_adapters
 
 RESULTS_FILE = "results.json"
@@ -30,10 +30,6 @@ _PACKAGES = ("hf_deit", "transformers", "torch", "accelerate", "datasets", "pill
 _NO_PATHS = ("teacher_labels", "label_column", "label_separator", "image_column")
 # A token of the Hub, wherever it got into a text.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-
-
-class CardError(UserError):
-    """A folder that no card can be rendered from, or a card that is not to be overwritten."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +185,12 @@ def read_facts(folder: str | Path) -> RunFacts:
     """Reads the facts of a saved model: config.json, and recipe.yaml and results.json where there are any.
 
     Raises:
-        CardError: There is no model, or a file of it cannot be read.
+        PublishError: There is no model, or a file of it cannot be read.
     """
     folder = Path(folder)
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
-        raise CardError(
+        raise PublishError(
             f"No model in {folder}: a card is rendered from a folder with config.json (and recipe.yaml, results.json), such as "
             "the output_dir of hf-deit train."
         )
@@ -202,7 +198,7 @@ def read_facts(folder: str | Path) -> RunFacts:
     config = _read(folder / "config.json")
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
-        raise CardError(
+        raise PublishError(
             f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it."
         )
     return RunFacts(config, recipe, _read(folder / RESULTS_FILE))
@@ -215,9 +211,9 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise CardError(f"{path} cannot be read: {error}. Mend it, or move it away.") from error
+        raise PublishError(f"{path} cannot be read: {error}. Mend it, or move it away.") from error
     if not isinstance(content, dict):
-        raise CardError(f"{path} must hold fields and values, and holds a {type(content).__name__}.")
+        raise PublishError(f"{path} must hold fields and values, and holds a {type(content).__name__}.")
     return content
 
 
@@ -241,10 +237,10 @@ def check_license(text: str, what: str = "license") -> None:
     """Checks an identifier of a licence.
 
     Raises:
-        CardError: The Hub has none that looks like it.
+        PublishError: The Hub has none that looks like it.
     """
     if not _LICENSE.fullmatch(text):
-        raise CardError(
+        raise PublishError(
             f"{what}={TOKEN.sub('(removed)', text)!r} is no identifier of a licence on the Hub: it takes small letters, digits, "
             "- and ., such as apache-2.0, mit, cc-by-nc-4.0, other; unknown takes one back that was stated."
         )
@@ -254,12 +250,12 @@ def check_line(text: str, what: str) -> None:
     """Checks a text for others: one line, no token of the Hub.
 
     Raises:
-        CardError: It is not.
+        PublishError: It is not.
     """
     if TOKEN.search(text):
-        raise CardError(f"{what} holds what looks like a token of the Hub (hf_…): leave it out.")
+        raise PublishError(f"{what} holds what looks like a token of the Hub (hf_…): leave it out.")
     if not text.strip() or not text.isprintable():
-        raise CardError(f"{what}={text!r}: give one line of text, without line breaks.")
+        raise PublishError(f"{what}={text!r}: give one line of text, without line breaks.")
 
 
 def _names_a_path(text: str) -> bool:
@@ -281,7 +277,7 @@ class Statements:
         base_model_license: Of the weights the run began with, likewise.
 
     Raises:
-        CardError: A text is no such name or identifier, or holds a path, a token or a line break.
+        PublishError: A text is no such name or identifier, or holds a path, a token or a line break.
     """
 
     license: str | None = None
@@ -297,11 +293,11 @@ class Statements:
                 continue
             check_line(text, name)
             if name in _NAMES and not is_repo_name(text):
-                raise CardError(
+                raise PublishError(
                     f"{name}={text!r} is no name on the Hub: give owner/name; a path is nothing for others."
                 )
             if name in _LICENCES and _names_a_path(text):
-                raise CardError(f"{name}={text!r} holds a path, which is nothing for others: name the licence.")
+                raise PublishError(f"{name}={text!r} holds a path, which is nothing for others: name the licence.")
         if self.license is not None:
             check_license(self.license)
 

@@ -12,19 +12,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..errors import PublishError
 from ..files import check_place, staged_files
 from ..models.loading import full_name
-from .facts import (
-    UNKNOWN,
-    CardError,
-    RunFacts,
-    Statements,
-    is_path,
-    is_repo_name,
-    last_part,
-    read_facts,
-    without_machine,
-)
+from .facts import UNKNOWN, RunFacts, Statements, is_path, is_repo_name, last_part, read_facts, without_machine
 
 _HEADS = {"": "prediction", "cls_": "class head", "distillation_": "distillation head"}
 # Name in results.json: words, the Hub's metric type (None: not for model-index), whether it is a share of the images.
@@ -401,10 +392,10 @@ def write_card(
     """Renders a card into a folder, at once; what the author stated in the card that lies there is kept.
 
     Raises:
-        CardError: A README.md of somebody else lies there; it is left as it is.
+        PublishError: A README.md of somebody else lies there; it is left as it is.
     """
     path = Path(folder) / CARD_FILE
-    check_place(path, CardError)
+    check_place(path, PublishError)
     stated = (statements or Statements()).or_else(statements_of(path))
     card = render_card(facts, title, location, stated)
     with staged_files(Path(folder)) as staging:
@@ -427,12 +418,12 @@ def statements_of(path: Path) -> Statements:
     """Reads what the author stated in a rendered card; nothing where there is none.
 
     Raises:
-        CardError: It was not rendered, or was changed by hand.
+        PublishError: It was not rendered, or was changed by hand.
     """
     if not path.is_file() or _is_placeholder(path):
         return Statements()
     if not is_rendered(path):
-        raise CardError(
+        raise PublishError(
             f"{path} was not rendered by hf_deit (or was changed by hand): move it away to have it rendered."
         )
     data = ModelCard.load(path, ignore_metadata_errors=True).data
@@ -458,6 +449,6 @@ def render_model_card(folder: str, statements: Statements | None = None) -> Path
         The path of the card.
 
     Raises:
-        CardError: There is no model, or a README.md that was written by hand.
+        PublishError: There is no model, or a README.md that was written by hand.
     """
     return write_card(folder, read_facts(folder), Path(folder).resolve().name, statements)

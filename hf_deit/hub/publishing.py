@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import PublishError, UserError
 from ..models.loading import WHOLE_FILES, load_model, refuse_adapters
 from .facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
 from .model_card import CARD_FILE, is_rendered, render_card, statements_of
@@ -27,10 +27,6 @@ T = TypeVar("T")
 _PROCESSOR = "preprocessor_config.json"
 _WEIGHTS, _INDEX = WHOLE_FILES
 _REVISION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w-])?(?:/[A-Za-z0-9](?:[\w.-]*[\w-])?)*", re.ASCII)
-
-
-class PublishError(UserError):
-    """A model, a name or an answer of the Hub that nothing can be published with."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def published_files(folder: str | Path, repo: str) -> list[PublishedFile]:
 
     Raises:
         PublishError: There is no model, its weights are broken or hold LayerScale, or a text holds a token of the Hub.
-        CardError: config.json, recipe.yaml or results.json cannot be read.
+        PublishError: config.json, recipe.yaml or results.json cannot be read.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -224,8 +220,8 @@ def push(
 
     Raises:
         PublishError: The model or a name is not allowed, or the Hub did not take it.
-        CardError: As `published_files`.
-        RecipeError: The weights are not whole, such as a backbone's without classifier.
+        PublishError: As `published_files`.
+        UserError: The weights are not whole, such as a backbone's without classifier.
     """
     check_names(repo, branch, tag)
     files = published_files(folder, repo)

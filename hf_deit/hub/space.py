@@ -12,7 +12,7 @@ from huggingface_hub import SpaceCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import UserError
+from ..errors import PublishError
 from ..files import new_folder, staged_folder
 from ..models.loading import load_model, published_name, refuse_adapters
 from .facts import check_license, check_line, is_path, read_facts
@@ -23,10 +23,6 @@ MODEL_FOLDER = "model"
 _MODEL, _TITLE = "__MODEL__", "__TITLE__"
 _FAMILIES = ("deit", "vit")
 _PROCESSOR = "preprocessor_config.json"
-
-
-class SpaceError(UserError):
-    """A model or a folder that no Space can be made of."""
 
 
 def make_space(model: str, out: str | Path, license: str | None = None, title: str | None = None) -> list[str]:
@@ -42,14 +38,14 @@ def make_space(model: str, out: str | Path, license: str | None = None, title: s
         The files, by their path in `out`.
 
     Raises:
-        SpaceError: There is no such model, or `out` is in use.
+        PublishError: There is no such model, or `out` is in use.
         UserError: The model's files cannot be published, or license or title are not allowed.
     """
     if license is not None:
         check_license(license)
     if title is not None:
         check_line(title, "title")
-    target = new_folder(out, SpaceError)
+    target = new_folder(out, PublishError)
     local = Path(model).expanduser()
     files = _model_files(local) if local.exists() else []
     name = MODEL_FOLDER if files else _hub_name(model)
@@ -68,25 +64,27 @@ def _hub_name(model: str) -> str:
     except HFValidationError:
         name = ""
     if is_path(model) or name.count("/") != 1:
-        raise SpaceError(f"No model at {model!r}: give the folder of a saved model, or owner/name on the Hub.")
+        raise PublishError(f"No model at {model!r}: give the folder of a saved model, or owner/name on the Hub.")
     return name
 
 
 def _model_files(folder: Path) -> list[PublishedFile]:
     """What of a saved model the app loads: no card, recipe, log, optimizer or pickle."""
     if not folder.is_dir():
-        raise SpaceError(f"{folder} is a file, and a folder is wanted: make one with hf-deit convert {folder} FOLDER.")
+        raise PublishError(
+            f"{folder} is a file, and a folder is wanted: make one with hf-deit convert {folder} FOLDER."
+        )
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
-        raise SpaceError(f"{folder} holds no config.json: give the folder of a saved model (--output_dir of a run).")
+        raise PublishError(f"{folder} holds no config.json: give the folder of a saved model (--output_dir of a run).")
     family = read_facts(folder).config.get("model_type")
     if family not in _FAMILIES:
-        raise SpaceError(f"{folder} is a {family!r}: the app shows the tokens of {' and '.join(_FAMILIES)} only.")
+        raise PublishError(f"{folder} is a {family!r}: the app shows the tokens of {' and '.join(_FAMILIES)} only.")
     channels = read_facts(folder).config.get("num_channels", 3)
     if channels != 3:
-        raise SpaceError(f"{folder} takes images of {channels} channel(s): the app shows pictures in colour, of 3.")
+        raise PublishError(f"{folder} takes images of {channels} channel(s): the app shows pictures in colour, of 3.")
     if not (folder / _PROCESSOR).is_file():
-        raise SpaceError(f"{folder} holds no {_PROCESSOR}: save the image processor beside the weights.")
+        raise PublishError(f"{folder} holds no {_PROCESSOR}: save the image processor beside the weights.")
     kept = ("config.json", _PROCESSOR)
     files = published_files(folder, f"local/{MODEL_FOLDER}")
     load_model(str(folder))  # whole, or refused

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
+from ..errors import UserError
 from ..files import check_place, new_folder, staged_files, staged_folder, write_json
 from .configuration_deit import DeiTConfig, ViTConfig, as_pair
 from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor
@@ -26,7 +27,6 @@ from .label_names import class_names, label_fields, read_label_names
 from .loading import WHOLE_FILES, no_safetensors, published_name, refuse_adapters
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from .timm_names import (
-    ConversionError,
     check_weights,
     describe_problems,
     head_name,
@@ -35,7 +35,7 @@ from .timm_names import (
     to_timm_names,
     with_class_position,
 )
-from .weights import FOLDER_FILES, WeightsFileError, read_weights
+from .weights import FOLDER_FILES, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ def load_checkpoint(
         dtype: Of the model's parameters; None: as in the file.
 
     Raises:
-        ConversionError: They are no weights of a DeiT or ViT, or names are missing, unknown or of another shape.
-        WeightsFileError: The file is none, damaged, or would run code.
-        LabelNamesError: The file of class names is none or of another length.
+        UserError: They are no weights of a DeiT or ViT, or names are missing, unknown or of another shape.
+        UserError: The file is none, damaged, or would run code.
+        UserError: The file of class names is none or of another length.
     """
     path = _local_path(source)
     refuse_adapters(path)
@@ -82,7 +82,7 @@ def load_checkpoint(
     timm = "cls_token" in found
     own = with_class_position(own_names(found), image_size)
     if "deit.embeddings.distillation_token" in own and "classifier.weight" in own and not partial:
-        raise ConversionError(
+        raise UserError(
             f"{source} is a DeiTForImageClassification: a distillation token, and one head on the class token alone. No student "
             "here and no model of timm or of the official code is of that kind; transformers loads it, and so do predict "
             "and export to onnx or torch."
@@ -93,7 +93,7 @@ def load_checkpoint(
         problems = check_weights(own, model_class(config), timm)
     wrong = describe_problems(problems)
     if wrong and not partial:
-        raise ConversionError(
+        raise UserError(
             f"{source} does not fit {_described(config)}: {wrong}. Mend the file, or convert what fits: partial (hf-deit convert --partial)."
         )
     model = model_class(config).to(dtype or next(iter(own.values())).dtype).eval()
@@ -103,7 +103,7 @@ def load_checkpoint(
     try:
         model.load_state_dict(own, strict=not partial)
     except ValueError as error:  # of LayerScale without gamma, see state_dicts.py
-        raise ConversionError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
     logger.info("%s: %s.", source, _described(config))
     return model
 
@@ -118,7 +118,7 @@ def _local_path(source: str | Path) -> Path:
     try:
         folder = Path(snapshot_download(published_name(name), allow_patterns=list(_DOWNLOADED)))
     except (OSError, ValueError) as error:
-        raise WeightsFileError(
+        raise UserError(
             f"{name!r} is no file or folder here, and {published_name(name)!r} cannot be had from the Hub: {error}"
         ) from error
     # Another program may have put a pickle into the same snapshot.
@@ -138,7 +138,7 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     """Gives the content of a JSON file in the folder that `path` is or whose weights it is; empty if there is none.
 
     Raises:
-        ConversionError: It cannot be read.
+        UserError: It cannot be read.
     """
     folder = folder_of(path)
     if folder is None or not (folder / name).is_file():
@@ -147,11 +147,9 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConversionError(
-            f"{file} is no readable JSON ({error}): mend it, or give the weights without it."
-        ) from error
+        raise UserError(f"{file} is no readable JSON ({error}): mend it, or give the weights without it.") from error
     if not isinstance(content, dict):
-        raise ConversionError(f"{file} must hold fields and values, and holds a {type(content).__name__}: mend it.")
+        raise UserError(f"{file} must hold fields and values, and holds a {type(content).__name__}: mend it.")
     return content
 
 
@@ -175,7 +173,7 @@ def _config(
         fields = infer_architecture(weights, **given) | _classes(weights, distilled, labels, partial)
         return _built(config_class, fields, path)
     if stored["model_type"] != config_class.model_type:
-        raise ConversionError(
+        raise UserError(
             f"{path}: by its config.json it is a {stored['model_type']!r}, by its weights a {config_class.model_type!r} "
             f"({'with' if distilled else 'without'} a distillation token). Only deit and vit are converted."
         )
@@ -190,7 +188,7 @@ def _built(build: Callable[..., Any], fields: dict[str, Any], path: Path) -> Dei
     try:
         return build(**fields) if isinstance(build, type) else build(fields)
     except Exception as error:  # a broken config.json fails in as many ways as there are fields
-        raise ConversionError(f"{path}: its configuration describes no model: {error}") from error
+        raise UserError(f"{path}: its configuration describes no model: {error}") from error
 
 
 def _classes(
@@ -203,7 +201,7 @@ def _classes(
     elif partial and labels is not None:
         num_labels = len(read_label_names(labels))
     else:
-        raise ConversionError(
+        raise UserError(
             "The weights have no class head, so nothing tells how many classes there are. Give a file of class names "
             "(labels) and partial: then a new head is made."
         )
@@ -225,7 +223,7 @@ def _fitting(weights: dict[str, torch.Tensor], model: Student, source: str | Pat
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     fitting = {name: weight for name, weight in weights.items() if shapes.get(name) == weight.shape}
     if not fitting:
-        raise ConversionError(f"{source}: not one of its {len(weights)} tensors fits, so there is nothing to load.")
+        raise UserError(f"{source}: not one of its {len(weights)} tensors fits, so there is nothing to load.")
     return fitting
 
 
@@ -255,9 +253,9 @@ def convert(
         The model, as loaded.
 
     Raises:
-        ConversionError: As `load_checkpoint`, or `out` is there already, or mean, std or crop ratio are impossible.
+        UserError: As `load_checkpoint`, or `out` is there already, or mean, std or crop ratio are impossible.
     """
-    target = new_folder(out, ConversionError)
+    target = new_folder(out, UserError)
     path = _local_path(source)
     model = load_checkpoint(path, **loading)
     write_processor = _processor_writer(path, model, image_mean, image_std, crop_ratio)
@@ -277,7 +275,7 @@ def _processor_writer(
     for name, values in given.items():
         right = len(values) == model.config.num_channels and all(map(math.isfinite, values))
         if not right or (name == "image_std" and min(values) <= 0):
-            raise ConversionError(
+            raise UserError(
                 f"{name}={values}: give {model.config.num_channels} finite numbers, one a channel"
                 f"{', above 0' if name == 'image_std' else ''}."
             )
@@ -299,7 +297,7 @@ def _processor_writer(
     try:
         processor = DeiTImageProcessor.for_image_size(model.config.image_size, ratio, **settings)
     except ValueError as error:
-        raise ConversionError(str(error)) from error
+        raise UserError(str(error)) from error
     return processor.save_pretrained
 
 
@@ -315,19 +313,19 @@ def export_timm(source: str | Path, out: str | Path, official: bool = False) -> 
         The largest difference of a logit between the model and the file read back, on a drawn image; 0 is expected.
 
     Raises:
-        ConversionError: As `load_checkpoint`, or `out` is there already, of another suffix, or named by a hash.
+        UserError: As `load_checkpoint`, or `out` is there already, of another suffix, or named by a hash.
     """
     out = Path(out)
     if out.suffix not in (".safetensors", ".pth"):
-        raise ConversionError(f"{out}: write a .safetensors or a .pth.")
+        raise UserError(f"{out}: write a .safetensors or a .pth.")
     if _HASHED_NAME.search(out.name):
-        raise ConversionError(
+        raise UserError(
             f"{out}: eight digits after the last dash say how a file's SHA-256 begins, and are checked where it is read. "
             "Give a name without them."
         )
     if out.exists():
-        raise ConversionError(f"{out} is there already: give a new name, or remove it first.")
-    check_place(out, ConversionError)
+        raise UserError(f"{out} is there already: give a new name, or remove it first.")
+    check_place(out, UserError)
     model = load_checkpoint(source, dtype=None)
     if not model.has_layer_scale:
         logger.info(

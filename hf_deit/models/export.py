@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import RecipeError, UserError
+from ..errors import UserError
 from ..files import check_place, staged_files
 from .configuration_deit import as_pair
 from .convert import folder_of, json_beside, load_checkpoint
@@ -39,10 +39,6 @@ _CHECKED_BATCHES = (1, 2, 5)
 _LARGEST_FILE = 2**31 - 2**24
 _BLOCK = 64
 _FLOAT = 1  # onnx.TensorProto.FLOAT
-
-
-class ExportError(UserError):
-    """A model that cannot be exported as asked, or a file that computes something else; nothing was left behind."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +81,12 @@ def export_onnx(source: str | Path, out: str | Path, quantize: str | None = None
             float32 in both, and with "int8" the heads.
 
     Raises:
-        ExportError: `out` is there already or no .onnx, an extra is missing, or the file computes something else.
+        UserError: `out` is there already or no .onnx, an extra is missing, or the file computes something else.
         UserError: There is no such model.
     """
     out = _new_file(out, ".onnx")
     if quantize not in TOLERANCES:
-        raise ExportError(f"quantize={quantize!r}: choose int8 or int8-dynamic, or leave it out for float32.")
+        raise UserError(f"quantize={quantize!r}: choose int8 or int8-dynamic, or leave it out for float32.")
     _require_onnx()
     heads, pixels, metadata = _loaded(source)
     size = sum(weight.numel() * weight.element_size() for weight in heads.state_dict().values())
@@ -109,7 +105,7 @@ def export_onnx(source: str | Path, out: str | Path, quantize: str | None = None
             with _quietly():
                 share = _quantize(path, quantize, beside)
             if not share:
-                raise ExportError(
+                raise UserError(
                     f"--quantize {quantize}: {source} has no products of matrices with weights, which are what is "
                     "quantised (a network of convolutions?), so it would be the float32 file. Leave it out."
                 )
@@ -133,7 +129,7 @@ def _onnx_program(heads: "_Heads", pixels: Callable[[int], Tensor], source: Any)
                 verbose=False,
             )
     except Exception as error:  # what the exporter cannot trace or translate it says in many classes of its own
-        raise ExportError(f"torch.onnx cannot export {source} for any batch: {_first_line(error)}") from error
+        raise UserError(f"torch.onnx cannot export {source} for any batch: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -149,7 +145,7 @@ def export_program(source: str | Path, out: str | Path) -> Exported:
         out: New file, `.pt2`. Its metadata are in the extra file metadata.json.
 
     Raises:
-        ExportError: `out` is there already or no .pt2, the model cannot be traced, or the file computes something else.
+        UserError: `out` is there already or no .pt2, the model cannot be traced, or the file computes something else.
         UserError: There is no such model.
     """
     out = _new_file(out, ".pt2")
@@ -160,7 +156,7 @@ def export_program(source: str | Path, out: str | Path) -> Exported:
             heads, (pixels(_EXPORTED_BATCH),), dynamic_shapes={"pixel_values": {0: batch}}, strict=False
         )
     except Exception as error:  # what torch cannot trace it says in many classes of its own
-        raise ExportError(f"torch.export cannot trace {source} for any batch: {error}") from error
+        raise UserError(f"torch.export cannot trace {source} for any batch: {error}") from error
     with staged_files(out.absolute().parent) as folder:
         path = folder / out.name
         with _quietly():
@@ -173,10 +169,10 @@ def export_program(source: str | Path, out: str | Path) -> Exported:
 def _new_file(out: str | Path, suffix: str) -> Path:
     out = Path(out)
     if out.suffix != suffix:
-        raise ExportError(f"{out}: write a {suffix}.")
+        raise UserError(f"{out}: write a {suffix}.")
     if out.exists() or out.with_name(f"{out.name}.data").exists():
-        raise ExportError(f"{out} (or {out.name}.data) is there already: give a new name, or remove it first.")
-    check_place(out, ExportError)
+        raise UserError(f"{out} (or {out.name}.data) is there already: give a new name, or remove it first.")
+    check_place(out, UserError)
     return out
 
 
@@ -186,7 +182,7 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ExportError(
+        raise UserError(
             f'ONNX export needs onnx, onnxscript and onnxruntime ({error}): pip install "hf-deit[onnx]".'
         ) from error
 
@@ -214,7 +210,7 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     try:
         folder = folder_of(path)
         processor = None if folder is None else load_processor(str(source if folder == path else folder))
-    except RecipeError:
+    except UserError:
         processor = None
     if processor is None:
         logger.warning("%s has no image processor: the file names no mean and std. ImageNet's are usual.", source)
@@ -231,7 +227,7 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
         metadata["preprocessor"] = json.loads(processor.to_json_string())
     mean, std = (torch.tensor(metadata.get(name, 0.5)).reshape(-1, 1, 1) for name in ("image_mean", "image_std"))
     if any(len(values) not in (1, channels) for values in (mean, std)):
-        raise ExportError(
+        raise UserError(
             f"{source} takes images of {channels} channel(s), and its image processor has a mean of {len(mean)} and a std of "
             f"{len(std)} numbers: give image_mean and image_std in preprocessor_config.json one a channel."
         )
@@ -244,11 +240,11 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     try:
         answers = heads(pixels(1))
     except Exception as error:  # any family may stand here
-        raise ExportError(
+        raise UserError(
             f"{source} ({type(model).__name__}) cannot be run on images of {as_pair(size)}: {_first_line(error)}"
         ) from error
     if "logits" not in answers:
-        raise ExportError(f"{source} ({type(model).__name__}) gives no logits: it is no image classifier.")
+        raise UserError(f"{source} ({type(model).__name__}) gives no logits: it is no image classifier.")
     return heads, pixels, text
 
 
@@ -326,7 +322,7 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class of its own for each kind of failure
-        raise ExportError(f"onnxruntime does not take the file: {error}") from error
+        raise UserError(f"onnxruntime does not take the file: {error}") from error
     names = [output.name for output in session.get_outputs()]
 
     def run(pixels: Tensor) -> dict[str, Tensor]:
@@ -348,7 +344,7 @@ def _compared(
         try:
             found = run(images)
         except Exception as error:  # the runtimes' own classes: a batch size that was baked in, above all
-            raise ExportError(
+            raise UserError(
                 f"The file made of {source} does not run with a batch of {batch}: {error}. Nothing was written."
             ) from error
         for name, logits in expected.items():
@@ -358,7 +354,7 @@ def _compared(
             largest = max(largest, logits.abs().max().item())
     allowed = tolerance * max(1.0, largest)
     if not difference <= allowed:
-        raise ExportError(
+        raise UserError(
             f"The file made of {source} computes other logits: the largest difference is {difference:.3g}, allowed are "
             f"{allowed:.3g} (largest logit {largest:.3g}). Nothing was written; export it without quantisation, or in "
             "another format."

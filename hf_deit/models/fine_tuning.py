@@ -24,10 +24,6 @@ _ATTENTION = re.compile(r"(^|\.)(attention|attn|self_attn|self_attention)(\.|$)"
 _TOKENS = ("cls_token", "distillation_token")
 
 
-class FineTuningError(UserError):
-    """Weights that cannot be fine-tuned as asked; the message says why and what can be done."""
-
-
 def _embeddings(model: Student) -> nn.Module:
     return model.base_model.embeddings
 
@@ -144,15 +140,15 @@ def set_trainable(model: nn.Module, part: str) -> int:
         The number of parameters that learn.
 
     Raises:
-        FineTuningError: An unknown part, or the model has none such by name.
+        UserError: An unknown part, or the model has none such by name.
     """
     if part not in TRAINABLE:
-        raise FineTuningError(f"trainable={part!r}: choose one of {', '.join(TRAINABLE)}.")
+        raise UserError(f"trainable={part!r}: choose one of {', '.join(TRAINABLE)}.")
     if part != "all":
         heads = {name for name, _ in model.named_parameters() if _HEAD.search(name)}
         attention = {name for name, _ in model.named_parameters() if _ATTENTION.search(name)}
         if not heads or (part == "attention" and not attention):
-            raise FineTuningError(
+            raise UserError(
                 f"trainable={part!r}: {type(model).__name__} has no parameters named like {'a head' if not heads else 'attention'}. "
                 "Use trainable='all'."
             )

@@ -25,10 +25,6 @@ def class_names(id2label: Mapping[Any, str] | None) -> list[str] | None:
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
-class LabelNamesError(UserError):
-    """A file of class names that is none, or is for another number of classes."""
-
-
 def read_label_names(path: str | Path) -> list[str]:
     """Reads class names in index order.
 
@@ -37,21 +33,21 @@ def read_label_names(path: str | Path) -> list[str]:
             field, as in a `config.json`).
 
     Raises:
-        LabelNamesError: It cannot be read, an index is missing, or a name is empty.
+        UserError: It cannot be read, an index is missing, or a name is empty.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _from_json(json.loads(text)) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise LabelNamesError(
+        raise UserError(
             f"{path} is no file of class names ({error}): give one name a line, or JSON, a list or indices to names."
         ) from error
     while names and path.suffix != ".json" and not names[-1].strip():
         names.pop()
     empty = [index for index, name in enumerate(names) if not isinstance(name, str) or not name.strip()]
     if empty or not names:
-        raise LabelNamesError(f"{path}: class {empty[0] if empty else 0} has no name. Every class needs one, in order.")
+        raise UserError(f"{path}: class {empty[0] if empty else 0} has no name. Every class needs one, in order.")
     return [name.strip() for name in names]
 
 
@@ -72,7 +68,7 @@ def label_fields(num_labels: int, labels: str | Path | None) -> dict[str, Any]:
         labels: File of names (see `read_label_names`); None: the classes get no names, which is logged.
 
     Raises:
-        LabelNamesError: The file names another number of classes.
+        UserError: The file names another number of classes.
     """
     if labels is None:
         logger.warning(
@@ -82,7 +78,7 @@ def label_fields(num_labels: int, labels: str | Path | None) -> dict[str, Any]:
         return {}
     names = read_label_names(labels)
     if len(names) != num_labels:
-        raise LabelNamesError(f"{labels} names {len(names)} classes and the weights have {num_labels}.")
+        raise UserError(f"{labels} names {len(names)} classes and the weights have {num_labels}.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         logger.warning("Several classes have one name (%s): label2id knows the first of each.", ", ".join(repeated[:5]))

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from ..errors import RecipeError, UserError
+from ..errors import UserError
 from .image_processing_deit import DeiTImageProcessor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 
@@ -23,18 +23,14 @@ ADAPTER_FILE = "adapter_config.json"
 WHOLE_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
-class LoadingError(UserError):
-    """A folder or a name of the Hub that no model can be taken from; the message says why and how to mend it."""
-
-
 def refuse_adapters(folder: str | Path) -> None:
     """Refuses a folder of peft adapters, which are a part of a model.
 
     Raises:
-        LoadingError: It is one.
+        UserError: It is one.
     """
     if (Path(folder) / ADAPTER_FILE).is_file():
-        raise LoadingError(
+        raise UserError(
             f"{folder} holds adapters (LoRA) and no whole model: merge them first, with the student they were trained on: "
             f'peft.PeftModel.from_pretrained(student, "{folder}").merge_and_unload().save_pretrained("merged"), and save the '
             'image processor beside it: processor.save_pretrained("merged").'
@@ -45,7 +41,7 @@ def refuse_pickles_of_the_hub(name: str) -> None:
     """Refuses a name of the Hub without safetensors. Asked before transformers, which would have them converted elsewhere.
 
     Raises:
-        LoadingError: There are none.
+        UserError: There are none.
         OSError: The Hub was not reached, or does not know the name.
     """
     from transformers.utils import cached_file
@@ -56,9 +52,9 @@ def refuse_pickles_of_the_hub(name: str) -> None:
         raise no_safetensors(name)
 
 
-def no_safetensors(name: str) -> LoadingError:
+def no_safetensors(name: str) -> UserError:
     """The error of a name of the Hub without safetensors."""
-    return LoadingError(
+    return UserError(
         f"{name} on the Hub holds no model.safetensors, and pickles (.bin, .pth) are not taken from the network. If you trust "
         f"it: hf download {name} --local-dir FOLDER, then give FOLDER."
     )
@@ -68,7 +64,7 @@ def load_config(name_or_path: str) -> Any:
     """Loads a configuration.
 
     Raises:
-        LoadingError: There is none, or it needs code of its own.
+        UserError: There is none, or it needs code of its own.
     """
     from transformers import AutoConfig
 
@@ -90,7 +86,7 @@ def load_pretrained(model_class: Any, name_or_path: str, needs_head: bool = True
         **kwargs: Of `from_pretrained`.
 
     Raises:
-        LoadingError: There is no such model, it needs code of its own, is a pickle on the Hub, or is not whole.
+        UserError: There is no such model, it needs code of its own, is a pickle on the Hub, or is not whole.
     """
     refuse_adapters(name_or_path)
     try:
@@ -102,34 +98,34 @@ def load_pretrained(model_class: Any, name_or_path: str, needs_head: bool = True
     missing = sorted(info["missing_keys"])
     if needs_head and missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise LoadingError(
+        raise UserError(
             f"{name_or_path} is not whole: it holds no {', '.join(missing[:4])}{more} for {type(model).__name__}, which would "
             "answer at random. Train it first (hf-deit train --model), or give the folder of a trained classifier."
         )
     names = getattr(model.config, "id2label", None)
     if needs_head and names and set(names) != set(range(len(names))):
-        raise LoadingError(
+        raise UserError(
             f"{name_or_path}: id2label in its config.json must name the classes 0 to {len(names) - 1}, and is "
             f"{str(names)[:200]}: mend it."
         )
     return model
 
 
-def _explained(name_or_path: str, error: Exception) -> LoadingError:
-    if isinstance(error, LoadingError):
+def _explained(name_or_path: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
         return error
     if "trust_remote_code" in str(error):
-        return LoadingError(
+        return UserError(
             f"{name_or_path} wants code of its own to be run (auto_map in its config.json), which is never done here: give a "
             "model whose class is transformers' own."
         )
     if "ignore_mismatched_sizes" in str(error):
-        return LoadingError(
+        return UserError(
             f"{name_or_path}: its weights are of other shapes than its config.json says (number of classes, sizes; the table "
             "above names them): mend config.json."
         )
     kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
-    return LoadingError(f"No model at {str(name_or_path)!r}: {kind}{error}")
+    return UserError(f"No model at {str(name_or_path)!r}: {kind}{error}")
 
 
 _SHORT_NAME = re.compile(r"deit-(tiny|small|base)(-distilled)?(?:-patch16)?(?:-(224|384))?")
@@ -174,20 +170,17 @@ def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Pre
         **kwargs: Of `from_pretrained`.
 
     Raises:
-        RecipeError: There is no such model, or none that is whole.
+        UserError: There is no such model, or none that is whole.
     """
     if Path(name_or_path).is_file():
-        raise RecipeError(
+        raise UserError(
             f"{name_or_path} is a file, and a folder is wanted: make one with hf-deit convert {name_or_path} FOLDER."
         )
     name_or_path = published_name(name_or_path)
-    try:
-        config = load_config(name_or_path)
-        key = (config.model_type, (config.architectures or [""])[0])
-        model_class = _OWN_CLASSES.get(key, AutoModelForImageClassification)
-        return load_pretrained(model_class, name_or_path, needs_head, **kwargs)
-    except LoadingError as error:
-        raise RecipeError(str(error)) from error
+    config = load_config(name_or_path)
+    key = (config.model_type, (config.architectures or [""])[0])
+    model_class = _OWN_CLASSES.get(key, AutoModelForImageClassification)
+    return load_pretrained(model_class, name_or_path, needs_head, **kwargs)
 
 
 def normalization(model: str | None) -> dict[str, list[float]]:
@@ -196,7 +189,7 @@ def normalization(model: str | None) -> dict[str, list[float]]:
         return {}
     try:
         processor = load_processor(model)
-    except RecipeError:
+    except UserError:
         logger.warning("%s has no image processor: ImageNet's mean and std are taken.", model)
         return {}
     return {
@@ -208,7 +201,7 @@ def load_processor(name_or_path: str) -> Any:
     """Loads the image processor of a model.
 
     Raises:
-        RecipeError: It has none, or one that needs torchvision where that is not installed.
+        UserError: It has none, or one that needs torchvision where that is not installed.
     """
     name_or_path = published_name(name_or_path)
     try:
@@ -219,4 +212,4 @@ def load_processor(name_or_path: str) -> Any:
 
         return AutoImageProcessor.from_pretrained(name_or_path, **NO_CODE)
     except (OSError, ValueError, ImportError, ModuleNotFoundError) as error:
-        raise RecipeError(f"No usable image processor at {name_or_path!r}: {error}") from error
+        raise UserError(f"No usable image processor at {name_or_path!r}: {error}") from error

@@ -47,10 +47,6 @@ _LISTED = 8
 _MOST_LAYERS = 1000
 
 
-class ConversionError(UserError):
-    """Weights that are not those of a DeiT or ViT, or not those of the model asked for; the message lists the names."""
-
-
 def _split(name: str) -> tuple[str, str, str]:
     """Splits `blocks.3.norm1.weight` into ("3", "norm1", ".weight"); outside the blocks the number is ""."""
     match = re.fullmatch(r"(?:(?:blocks|layers)\.(\d+)\.)?(.+?)(\.weight|\.bias)?", name)
@@ -83,11 +79,11 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         names that neither model has are kept.
 
     Raises:
-        ConversionError: There is no class token, so it is another kind of model; or two names mean one parameter.
+        UserError: There is no class token, so it is another kind of model; or two names mean one parameter.
     """
     if "cls_token" not in weights:
         first = ", ".join(list(weights)[:3])
-        raise ConversionError(f"Not the weights of a DeiT or ViT: there is no 'cls_token' (the first names: {first}).")
+        raise UserError(f"Not the weights of a DeiT or ViT: there is no 'cls_token' (the first names: {first}).")
     distilled = "dist_token" in weights
     pairs: list[tuple[str, torch.Tensor]] = []
     for name, weight in weights.items():
@@ -101,7 +97,7 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     if len(renamed) != len(pairs):
         own = [name for name, _ in pairs]
         twice = sorted({name for name in own if own.count(name) > 1})
-        raise ConversionError(f"The weights name a parameter twice, in two manners: {_list(twice)}.")
+        raise UserError(f"The weights name a parameter twice, in two manners: {_list(twice)}.")
     return renamed
 
 
@@ -113,13 +109,13 @@ def to_timm_names(model: nn.Module, official: bool = False) -> dict[str, torch.T
         official: Name LayerScale as the official code does (`gamma_1`), not as timm does (`ls1.gamma`).
 
     Raises:
-        ConversionError: The model is another, or has parameters that timm's has not.
+        UserError: The model is another, or has parameters that timm's has not.
     """
     weights = model.state_dict()
     distilled = "deit.embeddings.distillation_token" in weights
     prefix = "deit." if distilled else "vit."
     if f"{prefix}embeddings.cls_token" not in weights:
-        raise ConversionError(
+        raise UserError(
             f"A {type(model).__name__} has no names in timm: DeiTForImageClassificationWithTeacher and "
             "ViTForImageClassification have."
         )
@@ -136,7 +132,7 @@ def to_timm_names(model: nn.Module, official: bool = False) -> dict[str, torch.T
         else:
             renamed[own] = weight
     if unknown:
-        raise ConversionError(f"timm's model has no such parameters: {_list(unknown)}.")
+        raise UserError(f"timm's model has no such parameters: {_list(unknown)}.")
     if any("gamma" in name for name in renamed) and not distilled and not renamed["pos_embed"][:, 0].any():
         renamed["pos_embed"] = renamed["pos_embed"][:, 1:].contiguous()
     return renamed
@@ -163,7 +159,7 @@ def own_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     The pooler that stock's ViT and DeiT may save is left out: no classifier uses it.
 
     Raises:
-        ConversionError: They are of another kind of model.
+        UserError: They are of another kind of model.
     """
     if any(rename_hub_key(name).startswith("layers.") or name == "embeddings.cls_token" for name in weights):
         prefix = "deit." if "embeddings.distillation_token" in weights else "vit."  # a backbone alone
@@ -176,7 +172,7 @@ def own_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not name.startswith(("deit.pooler.", "vit.pooler."))
     }
     if len({name.split(".")[0] for name in renamed} & {"deit", "vit"}) > 1:
-        raise ConversionError("The weights hold a 'deit.' and a 'vit.' model: give a file with one of them.")
+        raise UserError("The weights hold a 'deit.' and a 'vit.' model: give a file with one of them.")
     return renamed
 
 
@@ -214,7 +210,7 @@ def infer_architecture(
         num_attention_heads: None: 64 values a head, for the published widths.
 
     Raises:
-        ConversionError: A tensor that shows the architecture is missing or of an impossible shape, the positions are of
+        UserError: A tensor that shows the architecture is missing or of an impossible shape, the positions are of
             no square image, or the heads of this width are not known.
     """
     prefix = "deit." if "deit.embeddings.distillation_token" in weights else "vit."
@@ -223,9 +219,7 @@ def infer_architecture(
     first = f"{prefix}layers.0."
     layers = {int(number) for number in re.findall(r"layers\.(\d+)\.", "\n".join(weights))}
     if max(layers, default=0) >= _MOST_LAYERS:
-        raise ConversionError(
-            f"The weights name a layer {max(layers)}: more than {_MOST_LAYERS} layers are not believed."
-        )
+        raise UserError(f"The weights name a layer {max(layers)}: more than {_MOST_LAYERS} layers are not believed.")
     return {
         "hidden_size": hidden,
         "num_channels": channels,
@@ -247,27 +241,25 @@ def head_name(distilled: bool) -> str:
 
 def _shape(weights: Mapping[str, torch.Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in weights:
-        raise ConversionError(
+        raise UserError(
             f"Not the weights of a DeiT or ViT that is known here: there is no {name!r} ({timm_name(name)!r} in timm). The "
             f"first names: {', '.join(list(weights)[:3])}."
         )
     shape = tuple(weights[name].shape)
     if len(shape) != dimensions:
-        raise ConversionError(
-            f"{name} ({timm_name(name)} in timm) has the shape {shape}: it has {dimensions} dimensions."
-        )
+        raise UserError(f"{name} ({timm_name(name)} in timm) has the shape {shape}: it has {dimensions} dimensions.")
     return shape
 
 
 def _heads(hidden: int, given: int | None) -> int:
     if given is None and hidden not in _HEADS_OF_WIDTH:
-        raise ConversionError(
+        raise UserError(
             f"hidden_size={hidden}: how many heads it has cannot be read off the weights, only for the published widths "
             f"{', '.join(map(str, _HEADS_OF_WIDTH))}. Give num_attention_heads."
         )
     heads = _HEADS_OF_WIDTH[hidden] if given is None else given
     if heads < 1 or hidden % heads:
-        raise ConversionError(f"num_attention_heads={heads} does not divide hidden_size={hidden}: give one that does.")
+        raise UserError(f"num_attention_heads={heads} does not divide hidden_size={hidden}: give one that does.")
     return heads
 
 
@@ -275,7 +267,7 @@ def _image_size(positions: int, patch: list[int], given: Any) -> Any:
     if given is not None:
         height, width = as_pair(given)
         if (height // patch[0]) * (width // patch[1]) != positions:
-            raise ConversionError(
+            raise UserError(
                 f"image_size={given}: with patches of {patch[0]}×{patch[1]} pixels that is "
                 f"{height // patch[0]}×{width // patch[1]} patches, and the weights have positions of {positions}. Give the "
                 "size they were trained at; another size comes after the conversion (--image_size of hf-deit train)."
@@ -283,7 +275,7 @@ def _image_size(positions: int, patch: list[int], given: Any) -> Any:
         return height if height == width else (height, width)
     side = math.isqrt(max(positions, 0))
     if side < 1 or side * side != positions:
-        raise ConversionError(
+        raise UserError(
             f"The weights have positions of {positions} patches, which is no square: give image_size as height and width."
         )
     height, width = side * patch[0], side * patch[1]

@@ -79,10 +79,6 @@ FOLDER_FILES = (
 )
 
 
-class WeightsFileError(UserError):
-    """A file that holds no weights, is damaged, or would run code; nothing of it was executed."""
-
-
 def read_weights(path: str | Path, which: str | None = None) -> dict[str, torch.Tensor]:
     """Reads the weights of a file, of an index of shards, or of a folder that holds either.
 
@@ -95,7 +91,7 @@ def read_weights(path: str | Path, which: str | None = None) -> dict[str, torch.
         Names as in the file, without the prefix of DataParallel or torch.compile, to tensors on the CPU.
 
     Raises:
-        WeightsFileError: There is no such file, it is damaged, is no checkpoint, would run code, holds no weights of
+        UserError: There is no such file, it is damaged, is no checkpoint, would run code, holds no weights of
             the kind asked for, or is an official file whose SHA-256 does not begin as its name says.
     """
     path = _file_of(Path(path))
@@ -111,14 +107,14 @@ def check_official_hash(path: Path) -> None:
     """Compares the SHA-256 of a file with its beginning in an official file name; other names are not checked.
 
     Raises:
-        WeightsFileError: They differ.
+        UserError: They differ.
     """
     match = _OFFICIAL_FILE.fullmatch(path.name)
     if match is None:
         return
     found = _sha256(path)
     if not found.startswith(match[1]):
-        raise WeightsFileError(
+        raise UserError(
             f"{path}: by its name the SHA-256 begins with {match[1]}, and it begins with {found[: len(match[1])]}. The file "
             "is damaged or another one: download it again; if it is your own, give it a name without those digits."
         )
@@ -136,17 +132,15 @@ def _file_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise WeightsFileError(
-            f"There is no file or folder {path}. Give a .safetensors, a .pth or a folder that holds one."
-        )
+        raise UserError(f"There is no file or folder {path}. Give a .safetensors, a .pth or a folder that holds one.")
     usual = [path / name for name in FOLDER_FILES if (path / name).is_file()]
     found = usual or sorted(
         entry for entry in path.iterdir() if entry.suffix in (".safetensors", ".pth") and entry.is_file()
     )
     if not found:
-        raise WeightsFileError(f"{path} holds no weights: there is none of {', '.join(FOLDER_FILES)}, and no .pth.")
+        raise UserError(f"{path} holds no weights: there is none of {', '.join(FOLDER_FILES)}, and no .pth.")
     if not usual and len(found) > 1:
-        raise WeightsFileError(
+        raise UserError(
             f"{path} holds {len(found)} files of weights ({', '.join(file.name for file in found[:5])}): name the one you mean."
         )
     return found[0]
@@ -156,15 +150,15 @@ def _read_one(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
-        raise WeightsFileError(f"{path} is empty: the download or copy failed. Fetch it again.")
+        raise UserError(f"{path} is empty: the download or copy failed. Fetch it again.")
     if start.startswith(b"version https://git-lfs"):
-        raise WeightsFileError(f"{path} is a pointer of Git LFS, not the weights. Fetch them with: git lfs pull")
+        raise UserError(f"{path} is a pointer of Git LFS, not the weights. Fetch them with: git lfs pull")
     # A safetensors file begins with the length of its header in 8 bytes, then JSON.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise WeightsFileError(f"{path} is no readable safetensors file ({error}): fetch it again.") from error
+            raise UserError(f"{path} is no readable safetensors file ({error}): fetch it again.") from error
     return _read_pickle(path, start)
 
 
@@ -175,7 +169,7 @@ def _read_pickle(path: Path, start: bytes) -> Any:
     except Exception as error:  # on bytes that are no pickle, torch's unpickler raises nearly anything
         wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if wanted is not None:
-            raise WeightsFileError(
+            raise UserError(
                 f"{path} wants to run {wanted[1]} while it is read, which weights do not need; nothing was run. Only "
                 "tensors, argparse.Namespace and PosixPath are read from a pickle. If you trust its origin, load it there and "
                 "save its state dict as safetensors."
@@ -187,7 +181,7 @@ def _read_pickle(path: Path, start: bytes) -> Any:
             if cut_off
             else "is damaged, or no checkpoint of torch or safetensors"
         )
-        raise WeightsFileError(f"{path} {reason} ({_first_line(error)}).") from error
+        raise UserError(f"{path} {reason} ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -201,19 +195,19 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(names.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsFileError(f"{index} is no index of shards: it needs a weight_map of names to files.") from error
+        raise UserError(f"{index} is no index of shards: it needs a weight_map of names to files.") from error
     outside = [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]
     if outside:
-        raise WeightsFileError(f"{index} names files outside its folder ({outside[0]!r}): shards lie beside the index.")
+        raise UserError(f"{index} names files outside its folder ({outside[0]!r}): shards lie beside the index.")
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
-        raise WeightsFileError(f"{index} names {len(absent)} files that are not there: {', '.join(absent[:5])}.")
+        raise UserError(f"{index} names {len(absent)} files that are not there: {', '.join(absent[:5])}.")
     weights: dict[str, torch.Tensor] = {}
     for shard in shards:
         weights |= _read_one(index.parent / shard)
     if set(weights) != set(names):
         odd = sorted(set(weights) ^ set(names))
-        raise WeightsFileError(f"{index} and its shards hold different names: {', '.join(odd[:5])}. Fetch all again.")
+        raise UserError(f"{index} and its shards hold different names: {', '.join(odd[:5])}. Fetch all again.")
     return weights
 
 
@@ -228,10 +222,10 @@ def _is_weights(content: Any) -> bool:
 def _chosen(content: Any, which: str | None, path: Path) -> Mapping[str, torch.Tensor]:
     """The weights asked for, out of a training checkpoint or bare."""
     if which not in (None, *_CONTAINERS):
-        raise WeightsFileError(f"weights={which!r}: choose one of {', '.join(_CONTAINERS)}.")
+        raise UserError(f"weights={which!r}: choose one of {', '.join(_CONTAINERS)}.")
     if _is_weights(content):
         if which == "model_ema":
-            raise WeightsFileError(f"{path} holds one bare set of weights, no model_ema: leave weights out.")
+            raise UserError(f"{path} holds one bare set of weights, no model_ema: leave weights out.")
         return content
     entries = content if isinstance(content, Mapping) else {}
     found = {
@@ -244,7 +238,7 @@ def _chosen(content: Any, which: str | None, path: Path) -> Mapping[str, torch.T
     if kind not in found:
         wanted = which or " or ".join(name for names in _CONTAINERS.values() for name in names)
         held = ", ".join(map(repr, list(entries)[:8])) if entries else f"a {type(content).__name__}"
-        raise WeightsFileError(f"{path} holds no weights under {wanted}; it holds {held}.")
+        raise UserError(f"{path} holds no weights under {wanted}; it holds {held}.")
     if which is None and len(found) > 1:
         logger.info("%s: 'model' is taken; it holds averaged weights too (weights='model_ema').", path)
     return found[kind]
@@ -261,7 +255,7 @@ def _unwrapped(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, tor
         if not weight.is_floating_point() or weight.is_quantized or weight.layout is not torch.strided
     ]
     if odd:
-        raise WeightsFileError(
+        raise UserError(
             f"{path} holds {len(odd)} tensors that are no plain floating-point weights ({', '.join(odd[:3])}): quantised files "
             "are not converted; take the float32, float16 or bfloat16 one."
         )

@@ -9,11 +9,11 @@ from typing import Any
 from accelerate import PartialState
 
 from ..data.views import EvaluationDataset
-from ..distillation.cache import Layout, TeacherCache, TeacherCacheError, finished_epochs
+from ..distillation.cache import Layout, TeacherCache, finished_epochs
 from ..distillation.cache_builder import build_teacher_cache
 from ..distillation.cache_writer import check_folder
 from ..distillation.view_schedule import describe_views
-from ..errors import RecipeError
+from ..errors import RecipeError, TeacherCacheError
 from ..fingerprints import short_digest_of
 from ..hub.facts import without_machine
 from ..trainer.training_args import DistillationTrainingArguments

@@ -28,10 +28,6 @@ BACKGROUND = (255, 255, 255)
 MAX_PIXELS = 400_000_000
 
 
-class ContactSheetError(UserError):
-    """A sheet that cannot be made; the message says what was given and what is allowed."""
-
-
 def draw_sheet(
     source: Source, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
 ) -> Image.Image:
@@ -49,12 +45,12 @@ def draw_sheet(
 
     Raises:
         DataError: An image cannot be read.
-        ContactSheetError: The sheet would have more than 400 megapixels.
+        UserError: The sheet would have more than 400 megapixels.
     """
     height, width = augmentation.view_size
     size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
     if size[0] * size[1] > MAX_PIXELS:
-        raise ContactSheetError(
+        raise UserError(
             f"The sheet would be {size[0]}×{size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels: ask for fewer "
             "images or views, or a smaller view_size."
         )
@@ -83,7 +79,7 @@ def save_image(image: Image.Image, path: Path) -> None:
     """Writes an image under a temporary name and renames it, so that what stands at `path` is always whole.
 
     Raises:
-        ContactSheetError: The folder does not exist, or the name's ending is no format that can be written.
+        UserError: The folder does not exist, or the name's ending is no format that can be written.
     """
     _check_path(path)
     temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
@@ -91,18 +87,18 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise ContactSheetError(f"{path} cannot be written: {error}.") from error
+        raise UserError(f"{path} cannot be written: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _check_path(path: Path) -> None:
     if not path.absolute().parent.is_dir():
-        raise ContactSheetError(f"{path}: its folder does not exist.")
+        raise UserError(f"{path}: its folder does not exist.")
     if path.is_dir():
-        raise ContactSheetError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
+        raise UserError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ContactSheetError(f"{path}: {path.suffix or 'no ending'} is no image format here; take .png or .jpg.")
+        raise UserError(f"{path}: {path.suffix or 'no ending'} is no image format here; take .png or .jpg.")
 
 
 def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: int = 8) -> list[int]:
@@ -124,7 +120,7 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
     """
     for name, number in (("images", images), ("views", views)):
         if number < 1:
-            raise ContactSheetError(f"{name}={number}: at least 1.")
+            raise UserError(f"{name}={number}: at least 1.")
     out = Path(out)
     _check_path(out)  # before the data are read
     augmentation = build_augmentation(recipe.augmentation, view_size_of(recipe))

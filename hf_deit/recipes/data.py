@@ -20,7 +20,7 @@ from ..errors import DataError, RecipeError, UserError
 from ..fingerprints import short_digest_of
 from ..losses import SINGLE_LABEL
 from ..models.configuration_deit import as_pair
-from ..models.loading import LoadingError, load_config, published_name
+from ..models.loading import load_config, published_name
 from .arguments import DataArguments, Recipe, as_size
 
 logger = logging.getLogger(__name__)
@@ -157,13 +157,10 @@ def view_size_of(recipe: Recipe) -> tuple[int, int]:
     """Gives the `(height, width)` of a recipe's views in pixels: view_size, or the student's, or 224.
 
     Raises:
-        RecipeError: The weights that the student starts from do not exist.
+        UserError: The weights that the student starts from do not exist.
     """
     given = as_size("view_size", recipe.data.view_size) or as_size("image_size", recipe.model.image_size)
     if given is not None or recipe.model.model is None:
         return given or (224, 224)
-    try:
-        config = load_config(published_name(recipe.model.model))
-    except LoadingError as error:
-        raise RecipeError(str(error)) from error
+    config = load_config(published_name(recipe.model.model))
     return as_pair(getattr(config, "image_size", None) or 224)

@@ -14,9 +14,9 @@ from transformers import set_seed
 
 from ..data.views import EvaluationDataset
 from ..distillation.teacher import Teacher
-from ..errors import RecipeError, UserError
+from ..errors import PublishError, RecipeError, UserError
 from ..files import staged_files, write_json
-from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, CardError, describe_run, read_facts
+from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, describe_run, read_facts
 from ..hub.model_card import write_card
 from ..models.configuration_deit import as_pair
 from ..models.fine_tuning import set_trainable
@@ -160,5 +160,5 @@ def _write_results(trainer: DistillationTrainer, output_dir: Path, metrics: dict
     write_json(output_dir / LOG_FILE, trainer.state.log_history)
     try:
         write_card(output_dir, read_facts(output_dir), output_dir.resolve().name)
-    except CardError as error:
+    except PublishError as error:
         logger.warning("No card was rendered: %s", error)

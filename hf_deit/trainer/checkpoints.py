@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import ResumeError
 from ..files import STAGING_PREFIX
 from ..fingerprints import changed_fields, differences
 
@@ -20,10 +20,6 @@ RUN_FILE = "hf_deit_run.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _STATE = "trainer_state.json"
-
-
-class ResumeError(UserError):
-    """A checkpoint that the present run cannot go on from; the message names the field that differs."""
 
 
 def remove_staging(output_dir: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ..errors import UserError
+from ..errors import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,6 @@ class AveragedWeights:
             parameter.copy_(value)
 
 
-class AveragingError(UserError):
-    """Averaged weights that would average nothing."""
-
-
 class _Averaging(TrainerCallback):
     """Has the average begin with the training and follow every update."""
 
@@ -99,7 +95,7 @@ class _Averaging(TrainerCallback):
             logger.warning("The data have no length: for ema_epochs all %d updates count as one epoch.", updates)
         horizon = args.ema_epochs * updates
         if horizon < 2:
-            raise AveragingError(
+            raise RecipeError(
                 f"ema_epochs={args.ema_epochs} × {updates} updates an epoch is a horizon of {horizon:g} updates: the average would "
                 f"be the last weights. Use at least {2 / updates:.2g} (a tenth of all epochs, for example), or 0 for none."
             )

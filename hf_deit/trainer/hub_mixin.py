@@ -13,9 +13,9 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.utils import PushInProgress
 
-from ..errors import UserError
+from ..errors import PublishError, UserError
 from ..files import write_json
-from ..hub.facts import LOG_FILE, RESULTS_FILE, CardError, Statements, facts_of_trainer
+from ..hub.facts import LOG_FILE, RESULTS_FILE, Statements, facts_of_trainer
 from ..hub.model_card import write_card
 from ..hub.publishing import commit, explained, published_files
 from .validation import Problems, publishing_problems
@@ -40,7 +40,7 @@ class PublishingTrainer:
 
         Raises:
             PublishError: The Hub does not know the token, or was not reached.
-            StudentError: The model could not be published in the end.
+            RecipeError: The model could not be published in the end.
         """
         problems = Problems()
         problems.add(publishing_problems(self.model, self.processing_class))
@@ -89,7 +89,7 @@ class PublishingTrainer:
         write_json(folder / RESULTS_FILE, facts.results)  # what the card says can be rendered again from the folder
         try:
             write_card(folder, facts, title, statements)
-        except CardError as error:
+        except PublishError as error:
             logger.warning("No card was rendered: %s", error)
 
     def push_to_hub(

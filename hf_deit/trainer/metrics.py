@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..errors import NonFiniteLossError
 from ..losses import decisions
 
 _CITATION = (
@@ -167,10 +168,6 @@ def per_class(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[st
 def to_arrays(batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
     """Joins what was kept of the batches to one array a name."""
     return {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]}
-
-
-class NonFiniteLossError(RuntimeError):
-    """Training diverged; the message holds the step, the terms and the learning rate."""
 
 
 class RunningTerms:

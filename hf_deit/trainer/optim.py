@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import RecipeError
 
 _NEVER = ("cls_token", "position_embeddings")
 # The paper's learning rate is one for 512 images at a time.
@@ -23,10 +23,6 @@ REFERENCE_BATCH = 512
 # What numbered layers are called by transformers and timm; within a stage the layers have numbers of their own.
 _NUMBERED = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)(?=\.)")
 _MAX_NESTING = 2
-
-
-class OptimizerError(UserError):
-    """An optimizer, or learning rates, that this model cannot have; the message says why and what to change."""
 
 
 def decay_parameter_names(model: nn.Module, distillation_token_decay: bool = True) -> list[str]:
@@ -55,14 +51,14 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     goes with the former.
 
     Raises:
-        OptimizerError: The model has no numbered layers.
+        RecipeError: The model has no numbered layers.
     """
     names = [name for name, _ in model.named_parameters()]
     keys = {name: tuple(map(int, _NUMBERED.findall(name)[:_MAX_NESTING])) for name in names}
     stages = {key[:1] for key in keys.values() if len(key) > 1}
     layers = list(dict.fromkeys(key for key in keys.values() if key and key not in stages))
     if not layers:
-        raise OptimizerError(
+        raise RecipeError(
             f"layer_decay needs numbered layers, and {type(model).__name__} has no parameter named like 'layers.0.…', "
             "'blocks.0.…' or 'stages.0.…': leave layer_decay at 1.0."
         )
@@ -86,7 +82,7 @@ def split_by_depth(optimizer: torch.optim.Optimizer, model: nn.Module, layer_dec
         layer_decay: Factor > 0 from one layer to the one before it; 1 leaves all alike.
 
     Raises:
-        OptimizerError: The model has no numbered layers, or the optimizer other parameters or no learning rate.
+        RecipeError: The model has no numbered layers, or the optimizer other parameters or no learning rate.
     """
     by_name = layer_depths(model)
     depth_of = {id(parameter): by_name[name] for name, parameter in model.named_parameters()}
@@ -94,7 +90,7 @@ def split_by_depth(optimizer: torch.optim.Optimizer, model: nn.Module, layer_dec
     rows = []
     for group in optimizer.param_groups:
         if group.get("lr") is None or any(id(parameter) not in depth_of for parameter in group["params"]):
-            raise OptimizerError(
+            raise RecipeError(
                 f"layer_decay={layer_decay} with {type(optimizer).__name__}, which sets learning rates of its own or holds "
                 "other tensors than the model's parameters: leave layer_decay at 1.0, or use optim='adamw_torch_fused'."
             )
@@ -112,18 +108,18 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Imports an optimizer class by `package.module:Class`.
 
     Raises:
-        OptimizerError: There is no such class, or it is no `torch.optim.Optimizer`.
+        RecipeError: There is no such class, or it is no `torch.optim.Optimizer`.
     """
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise OptimizerError(
+        raise RecipeError(
             f"optimizer_class={name!r} ({type(error).__name__}: {error}): give package.module:Class of something installed, "
             "such as torch.optim:SGD, or pytorch_optimizer:Lamb after pip install 'hf-deit[optim]'."
         ) from error
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise OptimizerError(f"optimizer_class={name!r} is no torch.optim.Optimizer: give package.module:Class of one.")
+        raise RecipeError(f"optimizer_class={name!r} is no torch.optim.Optimizer: give package.module:Class of one.")
     return found
 
 
@@ -131,7 +127,7 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
     """Reads `name=value, name=value`; values are Python's literals (numbers, True, None, tuples), or else strings.
 
     Raises:
-        OptimizerError: A part is no `name=value`.
+        RecipeError: A part is no `name=value`.
     """
     # A comma inside brackets belongs to a tuple such as betas=(0.9, 0.95).
     parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text or "") if part.strip()]
@@ -139,7 +135,7 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
     for part in parts:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (equals and name.isidentifier() and value):
-            raise OptimizerError(f"optim_args={text!r}: {part!r} is no name=value. Write betas=(0.9, 0.95), eps=1e-6.")
+            raise RecipeError(f"optim_args={text!r}: {part!r} is no name=value. Write betas=(0.9, 0.95), eps=1e-6.")
         try:
             arguments[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
+from ..errors import NonFiniteLossError, ResumeError
 from ..files import STAGING_PREFIX, publish_folder, staged_files, write_json
-from .checkpoints import RUN_FILE, ResumeError, check_same_run, newest_checkpoint, remove_staging
+from .checkpoints import RUN_FILE, check_same_run, newest_checkpoint, remove_staging
 from .ema import AveragedWeights, _Averaging
-from .metrics import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 

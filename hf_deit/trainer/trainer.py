@@ -29,6 +29,7 @@ from ..data.views import MixingCollator, collate, known_labels
 from ..distillation.cache import TeacherCache
 from ..distillation.cached_teacher import CachedAnswers, CachedSampler
 from ..distillation.teacher import Teacher
+from ..errors import RecipeError
 from ..losses import (
     balanced_weights,
     base_loss,
@@ -44,7 +45,6 @@ from .hub_mixin import PublishingTrainer
 from .metrics import RunningTerms
 from .optim import (
     REFERENCE_BATCH,
-    OptimizerError,
     cosine_rates,
     decay_parameter_names,
     optimizer_class,
@@ -56,7 +56,6 @@ from .resumable_trainer import AveragingTrainer
 from .training_args import DistillationTrainingArguments
 from .validation import (
     Problems,
-    StudentError,
     StudentInfo,
     distillation_target,
     inspect_student,
@@ -87,7 +86,7 @@ class OptimizingTrainer(PublishingTrainer, AveragingTrainer):
         """As the Trainer's, with the scaled learning rate, or `optimizer_class` with `optim_args`.
 
         Raises:
-            OptimizerError: `optimizer_class` or `optim_args` cannot be read.
+            RecipeError: `optimizer_class` or `optim_args` cannot be read.
         """
         if args.optimizer_class is not None:
             return optimizer_class(args.optimizer_class), {"lr": _peak(args), **parse_optim_args(args.optim_args)}
@@ -99,7 +98,7 @@ class OptimizingTrainer(PublishingTrainer, AveragingTrainer):
         """Builds the stock Trainer's optimizer, then gives each layer its learning rate.
 
         Raises:
-            OptimizerError: The optimizer does not take its arguments, or the layers cannot be told apart.
+            RecipeError: The optimizer does not take its arguments, or the layers cannot be told apart.
         """
         if self.optimizer is not None:
             return super().create_optimizer(model)
@@ -117,7 +116,7 @@ class OptimizingTrainer(PublishingTrainer, AveragingTrainer):
         except TypeError as error:
             if args.optimizer_class is None:
                 raise
-            raise OptimizerError(
+            raise RecipeError(
                 f"{args.optimizer_class} does not take optim_args={args.optim_args!r}: {error}. See its documentation."
             ) from error
         if args.layer_decay != 1:
@@ -274,9 +273,9 @@ def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[flo
 
 def _check_types(model: Any, args: Any) -> None:
     if not isinstance(args, DistillationTrainingArguments):
-        raise StudentError(f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments.")
+        raise RecipeError(f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments.")
     if not isinstance(model, nn.Module):
-        raise StudentError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
+        raise RecipeError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
 
 
 class DistillationTrainer(LoadingTrainer):
@@ -297,10 +296,10 @@ class DistillationTrainer(LoadingTrainer):
         **kwargs: As `transformers.Trainer`.
 
     Raises:
-        StudentError: Student, teacher and arguments do not go together.
+        RecipeError: Student, teacher and arguments do not go together.
         TeacherError: The teacher's classes are not the student's, or it fails on a view.
         TeacherCacheError: The stored answers are damaged, or answers to something else.
-        SetupError: Several such things (it is both of the above).
+        RecipeError: Several such things (it is both of the above).
     """
 
     # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
@@ -381,7 +380,7 @@ class DistillationTrainer(LoadingTrainer):
     def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedAnswers | None:
         if cache is None:
             if verified:
-                raise StudentError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
+                raise RecipeError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
             return None
         learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
         cached = CachedAnswers(
@@ -396,7 +395,7 @@ class DistillationTrainer(LoadingTrainer):
             cached.check_teacher(self.teacher, verified)
             self.teacher = None  # the answers are there: no memory for it, and no time
         elif verified:
-            raise StudentError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
+            raise RecipeError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
         return cached
 
     @functools.cached_property

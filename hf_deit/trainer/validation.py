@@ -14,18 +14,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.views import known_labels
-from ..distillation.teacher import TeacherError
-from ..errors import UserError
+from ..errors import RecipeError, UserError
 from ..losses import SINGLE_LABEL
 from ..models.configuration_deit import as_pair
 from ..models.label_names import class_names
 from .metrics import TOP_K
 from .optim import layer_depths, optimizer_class, parse_optim_args
 from .training_args import DistillationTrainingArguments, numbered
-
-
-class StudentError(UserError):
-    """A student that cannot be trained with these arguments; the message says why and what to change."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
         image_size: Number or (height, width) to try; default: `config.image_size`, else 224.
 
     Raises:
-        StudentError: It fails, or returns no `logits` of shape `(batch, num_labels)`.
+        RecipeError: It fails, or returns no `logits` of shape `(batch, num_labels)`.
     """
     config = getattr(model, "config", None)
     fixed_size = getattr(config, "image_size", None)
@@ -69,14 +64,14 @@ def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
         outputs = model(pixel_values=pixels.to(parameter.dtype))
         logits = outputs["logits"]
     except Exception as error:  # a user's module may raise anything
-        raise StudentError(
+        raise RecipeError(
             f"The student ({type(model).__name__}) must take pixel_values {tuple(pixels.shape)} and return an output with "
             f"'logits': {type(error).__name__}: {error}"
         ) from error
     finally:
         model.train(was_training)
     if logits.ndim != 2:
-        raise StudentError(
+        raise RecipeError(
             f"The student's logits are {tuple(logits.shape)} for one image: expected (batch, num_labels)."
         )
     problem_type = getattr(config, "problem_type", None)
@@ -98,28 +93,28 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
         "token", "class", or None without distillation.
 
     Raises:
-        StudentError: The arguments, the student and the teacher do not go together.
+        RecipeError: The arguments, the student and the teacher do not go together.
     """
     if args.distillation_type == "none":
         return None
     if not has_teacher:
-        raise StudentError(
+        raise RecipeError(
             f"distillation_type={args.distillation_type!r} needs a teacher and none was given: pass one, or set "
             "distillation_type='none'."
         )
     if student.problem_type != "single_label_classification":
-        raise StudentError(
+        raise RecipeError(
             f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's problem_type "
             f"is {student.problem_type!r}: train it with distillation_type='none'."
         )
     target = args.distillation_target or ("token" if student.two_heads else "class")
     if target == "token" and not student.two_heads:
-        raise StudentError(
+        raise RecipeError(
             "distillation_target='token' needs a student with a distillation head, and this one returns logits only: use "
             "DeiTForImageClassificationWithTeacher, or distillation_target='class' (labels and teacher on the one head)."
         )
     if target == "class" and student.two_heads:
-        raise StudentError(
+        raise RecipeError(
             "distillation_target='class' trains one head on labels and teacher, and this student has two: the other would "
             "learn nothing. Use distillation_target='token', or the plain student (ViTForImageClassification)."
         )
@@ -137,10 +132,6 @@ _METRICS = {
 }
 
 
-class SetupError(StudentError, TeacherError):
-    """Several things that do not go together; the message numbers them."""
-
-
 class Problems:
     """Gathers errors that a user can mend, to raise them at once."""
 
@@ -149,7 +140,7 @@ class Problems:
 
     def add(self, messages: Iterator[str]) -> None:
         """Takes messages on."""
-        self._errors += [StudentError(message) for message in messages]
+        self._errors += [RecipeError(message) for message in messages]
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
@@ -164,12 +155,12 @@ class Problems:
 
         Raises:
             UserError: There was one problem: that very error.
-            SetupError: There were several.
+            RecipeError: There were several.
         """
         if len(self._errors) == 1:
             raise self._errors[0]
         if self._errors:
-            raise SetupError(numbered([str(error) for error in self._errors]))
+            raise RecipeError(numbered([str(error) for error in self._errors]))
 
 
 def training_problems(

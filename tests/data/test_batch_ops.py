@@ -13,9 +13,9 @@ from scipy import stats
 
 from hf_deit.data.batch_ops import MIX_COLUMNS, Mixing, draw_mixes, mix_labels, mix_pixels, own_share
 from hf_deit.data.sampling import ViewSampler, pair_generator
+from hf_deit.errors import RecipeError
 from hf_deit.losses import base_loss
 from hf_deit.trainer.trainer import DistillationTrainer
-from hf_deit.trainer.validation import StudentError
 from tests.helpers import environment
 from tests.helpers.tiny import SIZE, arguments, conv_teacher, student, training_data
 
@@ -270,7 +270,7 @@ def test_a_users_own_data_are_mixed_too_and_a_last_odd_batch_is_left_out(tmp_pat
 
 def test_a_regression_is_not_mixed(tmp_path):
     model = student(two_heads=False, names=("value",), problem_type="regression")
-    with pytest.raises(StudentError, match="mixup_alpha"):
+    with pytest.raises(RecipeError, match="mixup_alpha"):
         DistillationTrainer(
             model, None, arguments(tmp_path, mixup_alpha=0.8, distillation_type="none"), train_dataset=Rows()
         )

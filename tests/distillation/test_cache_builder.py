@@ -9,9 +9,10 @@ from torch import nn
 
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.sampling import ViewKey, ViewSampler, keys_at, pair_generator, permutation
-from hf_deit.distillation.cache import Layout, TeacherCacheError
+from hf_deit.distillation.cache import Layout
 from hf_deit.distillation.cached_teacher import verify_teacher_cache
 from hf_deit.distillation.teacher import Teacher
+from hf_deit.errors import TeacherCacheError
 from hf_deit.losses import decisions, soft_distillation_loss, teacher_loss, top_k_distillation_loss
 from tests.helpers import tiny
 from tests.helpers.caches import LAYOUTS, build, tiny_teacher, tiny_views

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from hf_deit.distillation.cache import TeacherCacheError
 from hf_deit.distillation.cache_writer import CacheWriter, _make_folder, held
+from hf_deit.errors import TeacherCacheError
 
 NAME = "epoch-00000"
 BATCHES = [list(range(start, start + 4)) for start in range(0, 40, 4)]

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from hf_deit.distillation.cache import TeacherCache, TeacherCacheError, finished_epochs
+from hf_deit.distillation.cache import TeacherCache, finished_epochs
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import merge_caches
+from hf_deit.errors import TeacherCacheError
 from tests.helpers import tiny
 from tests.helpers.caches import LAYOUTS, build, flip, tiny_teacher, tiny_views
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_deit.distillation.cache import TeacherCache, TeacherCacheError, finished_epochs
+from hf_deit.distillation.cache import TeacherCache, finished_epochs
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import merge_caches
+from hf_deit.errors import TeacherCacheError
 from tests.helpers import SCRIPTS, environment, tiny
 from tests.helpers.caches import LAYOUTS, build, flip, tiny_teacher, tiny_views
 

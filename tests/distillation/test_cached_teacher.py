@@ -17,8 +17,9 @@ from hf_deit import fingerprints
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.sources import Source
 from hf_deit.data.streams import ViewStream
-from hf_deit.distillation.cache import Layout, TeacherCache, TeacherCacheError
+from hf_deit.distillation.cache import Layout, TeacherCache
 from hf_deit.distillation.cached_teacher import CachedAnswers, _chance
+from hf_deit.errors import TeacherCacheError
 from tests.helpers import SCRIPTS, cached_processes, environment, tiny
 from tests.helpers.caches import build, tiny_teacher, tiny_views, trainer_of
 

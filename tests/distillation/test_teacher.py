@@ -19,7 +19,8 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from hf_deit.distillation.teacher import Teacher, TeacherError
+from hf_deit.distillation.teacher import Teacher
+from hf_deit.errors import TeacherError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.label_names import class_names
 from hf_deit.trainer.trainer import DistillationTrainer

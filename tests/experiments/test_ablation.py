@@ -10,7 +10,6 @@ import yaml
 from hf_deit.errors import RecipeError
 from hf_deit.experiments.ablation import (
     Ablation,
-    AblationError,
     Row,
     Run,
     check_origin,
@@ -206,7 +205,7 @@ def test_a_row_without_results_is_shown_as_such():
 
 def test_a_metric_that_runs_do_not_have_raises():
     rows = (Row("a", "a"), Row("b", "a", "distillation_accuracy"))
-    with pytest.raises(AblationError, match="no metric 'distillation_accuracy', but accuracy"):
+    with pytest.raises(RecipeError, match="no metric 'distillation_accuracy', but accuracy"):
         markdown(ablation(*rows), {"a": {0: result(accuracy=0.5)}})
 
 
@@ -239,11 +238,11 @@ def test_results_of_two_data_sets_raise(written, tmp_path, second):
     runs = definition.runs()
     one = save(tmp_path, runs[0], result(accuracy=0.1))
     other = save(tmp_path, runs[second], result(accuracy=0.1), data="others")
-    with pytest.raises(AblationError, match="two data sets") as refused:
+    with pytest.raises(RecipeError, match="two data sets") as refused:
         read_results(tmp_path, definition)
     assert one.name in str(refused.value) and other.name in str(refused.value)
     check_origin(tmp_path, runs[3], result_file(tmp_path, runs[3], "data", "teacher"))  # has no result yet
-    with pytest.raises(AblationError, match="two data sets"):
+    with pytest.raises(RecipeError, match="two data sets"):
         check_origin(tmp_path, runs[0], result_file(tmp_path, runs[0], "third", "teacher"))
 
 
@@ -262,7 +261,7 @@ def test_results_of_two_data_sets_raise(written, tmp_path, second):
 def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
     definition = read_ablation(written())
     file = save(tmp_path, definition.runs()[0], content)
-    with pytest.raises(AblationError, match="remove it, and the run is done again") as refused:
+    with pytest.raises(RecipeError, match="remove it, and the run is done again") as refused:
         read_results(tmp_path, definition)
     assert str(file) in str(refused.value)
 
@@ -299,25 +298,25 @@ def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
 )
 def test_an_impossible_definition_is_refused_by_name(written, changes, named):
     path = written(**changes)
-    with pytest.raises(AblationError) as refused:
+    with pytest.raises(RecipeError) as refused:
         read_ablation(path)
     assert [text for text in [str(path), *named] if text not in str(refused.value)] == []
 
 
 def test_a_definition_that_is_no_yaml_or_is_not_there_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
-    with pytest.raises(AblationError, match="training/ablations/ holds some"):
+    with pytest.raises(RecipeError, match="training/ablations/ holds some"):
         read_ablation(path)
     for text in ("{", "- 1"):
         path.write_text(text)
-        with pytest.raises(AblationError, match="x.yaml"):
+        with pytest.raises(RecipeError, match="x.yaml"):
             read_ablation(path)
 
 
 def test_a_name_that_stands_there_twice_is_refused(written):
     path = written()
     path.write_text(path.read_text() + "title: another\n")
-    with pytest.raises(AblationError, match="'title' stands there twice"):
+    with pytest.raises(RecipeError, match="'title' stands there twice"):
         read_ablation(path)
 
 
@@ -337,20 +336,20 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(written):
 def test_what_the_command_line_says_is_not_taken_from_a_definition(written, name):
     own = {"student": "plain", "distillation_type": "none", name: "x"}
     for changes in ({"fields": {name: "x"}}, {"variants": {**DEFINITION["variants"], "plain": own}}):
-        with pytest.raises(AblationError, match=f"gives {name}: data and teacher are those of the command line"):
+        with pytest.raises(RecipeError, match=f"gives {name}: data and teacher are those of the command line"):
             read_ablation(written(**changes))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_torch_would_not_take_is_refused(written, seed):
-    with pytest.raises(AblationError, match="from 0 to"):
+    with pytest.raises(RecipeError, match="from 0 to"):
         read_ablation(written(seeds=[0, seed]))
 
 
 def test_a_date_that_is_none_is_told(written):
     path = written()
     path.write_text(path.read_text().replace("title: ", "title: 2026-13-45 # ", 1))
-    with pytest.raises(AblationError, match="not valid YAML"):
+    with pytest.raises(RecipeError, match="not valid YAML"):
         read_ablation(path)
 
 

@@ -7,7 +7,6 @@ import yaml
 from hf_deit.errors import RecipeError
 from hf_deit.experiments.search_space import (
     Parameter,
-    SweepError,
     asks_teacher,
     check_space,
     default_space,
@@ -130,7 +129,7 @@ def test_a_space_is_read_with_lists_whole_numbers_and_logarithms(written):
     ids=str,
 )
 def test_an_impossible_space_is_refused_by_name(written, content, named):
-    with pytest.raises(SweepError) as refused:
+    with pytest.raises(RecipeError) as refused:
         read_space(written(content), FIELDS, ["weight_decay"])
     assert [text for text in named if text not in str(refused.value)] == []
 
@@ -150,7 +149,7 @@ def test_an_impossible_space_is_refused_by_name(written, content, named):
     ],
 )
 def test_a_space_that_does_not_go_with_the_teacher_is_refused(space, own_type, has_teacher, named):
-    with pytest.raises(SweepError) as refused:
+    with pytest.raises(RecipeError) as refused:
         check_space(space, own_type, has_teacher)
     assert [text for text in named if text not in str(refused.value)] == []
     check_space([Parameter("distillation_type", ("none", "soft")), *space], "none", True)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hf_deit.data import views
-from hf_deit.errors import DataError
-from hf_deit.experiments.workers import Task, WorkError, alone_in, run_tasks, time_left
+from hf_deit.errors import DataError, UserError
+from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left
 from tests.helpers import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
         Task("behind good", give, (2,), log, after="good"),
     ]
     seen = []
-    with pytest.raises(WorkError) as refused:
+    with pytest.raises(UserError) as refused:
         run_tasks(tasks, 1, lambda task, result: seen.append((task.name, result)))
     assert [(name, str(result)) for name, result in seen] == [
         ("bad", "this cannot be"),
@@ -104,7 +104,7 @@ def test_a_bug_and_a_process_killed_from_outside_end_the_work_with_a_word(tmp_pa
     with pytest.raises(RuntimeError, match="one failed; its log") as raised:
         run_tasks([Task("one", fail, (), tmp_path / "log")], 1, lambda *unused: None)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
-    with pytest.raises(WorkError, match="killed from outside while it was at two"):
+    with pytest.raises(UserError, match="killed from outside while it was at two"):
         run_tasks([Task("two", kill_oneself, (), tmp_path / "log")], 1, lambda *unused: None)
     assert multiprocessing.active_children() == []
 
@@ -131,7 +131,7 @@ def test_a_folder_is_for_one_at_a_time_and_a_killed_one_keeps_nobody_out(tmp_pat
     )
     try:
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(WorkError, match="Another process works in"), alone_in(tmp_path):
+        with pytest.raises(UserError, match="Another process works in"), alone_in(tmp_path):
             pass
     finally:
         holder.kill()

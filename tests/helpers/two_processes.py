@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from hf_deit.trainer.checkpoints import ResumeError
-from hf_deit.trainer.metrics import NonFiniteLossError
+from hf_deit.errors import NonFiniteLossError, ResumeError
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers.tiny import FirstGradients, arguments, conv_teacher, evaluation_data, logged, student, training_data
 

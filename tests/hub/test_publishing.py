@@ -18,9 +18,10 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ResNetConfig
 
 from hf_deit.cli import main
+from hf_deit.errors import PublishError
 from hf_deit.hub import publishing
 from hf_deit.hub.model_card import MARKER
-from hf_deit.hub.publishing import PublishError, check_names, published_files, push
+from hf_deit.hub.publishing import check_names, published_files, push
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.trainer import hub_mixin
 from hf_deit.trainer.trainer import DistillationTrainer

@@ -14,7 +14,8 @@ from packaging.version import Version
 from PIL import Image
 
 from hf_deit.cli import main
-from hf_deit.hub.space import TEMPLATE, SpaceError, make_space
+from hf_deit.errors import PublishError
+from hf_deit.hub.space import TEMPLATE, make_space
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.loading import load_model
 from tests.helpers import tiny
@@ -195,7 +196,7 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path, capsys):
     assert main(["space", "deit-tiny", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
-    with pytest.raises(SpaceError, match="is a file"):
+    with pytest.raises(PublishError, match="is a file"):
         make_space("deit-tiny", tmp_path / "notes")
 
 
@@ -222,7 +223,7 @@ def test_a_folder_that_is_no_such_model_is_refused_and_nothing_is_written(tmp_pa
 
 @pytest.mark.parametrize("name", ["no_such_folder", "./missing/folder", "a/b/c", "two words/x"])
 def test_what_is_neither_a_folder_nor_a_name_on_the_hub_is_refused(tmp_path, name):
-    with pytest.raises(SpaceError, match="owner/name"):
+    with pytest.raises(PublishError, match="owner/name"):
         make_space(name, tmp_path / "space")
     assert not list(tmp_path.iterdir())
 

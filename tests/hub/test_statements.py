@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from hf_deit.cli import main
-from hf_deit.hub.facts import CardError, Statements
+from hf_deit.errors import PublishError
+from hf_deit.hub.facts import Statements
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
 
@@ -20,7 +21,7 @@ def test_identifiers_of_the_hub_are_licences(text):
     "text", ["Apache 2.0", "MIT", "", "mit\nmodel-index: x", "/home/me/LICENSE", "-mit", "mit-", TOKEN]
 )
 def test_what_is_no_identifier_is_no_licence(text):
-    with pytest.raises(CardError, match="license") as raised:
+    with pytest.raises(PublishError, match="license") as raised:
         Statements(license=text)
     assert TOKEN not in str(raised.value)
 
@@ -30,7 +31,7 @@ def test_what_is_no_identifier_is_no_licence(text):
     "text", ["/home/me/photos", "./photos", "a/b/c", "C:\\me\\x", "~/x", "two words", "a\nb", f"me/{TOKEN}"]
 )
 def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
-    with pytest.raises(CardError, match=field) as raised:
+    with pytest.raises(PublishError, match=field) as raised:
         Statements(**{field: text})
     assert TOKEN not in str(raised.value)
     assert Statements(**{field: "facebook/deit-tiny-patch16-224"})
@@ -41,7 +42,7 @@ def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
     "text", ["see /home/me/LICENSE", "C:\\me\\LICENSE", "../LICENSE", f"CC0 {TOKEN}", "CC0\n1.0", " "]
 )
 def test_words_on_a_licence_are_one_line_without_path_and_token(field, text):
-    with pytest.raises(CardError, match=field):
+    with pytest.raises(PublishError, match=field):
         Statements(**{field: text})
     assert Statements(**{field: "CC BY / CC0 1.0, https://example.org/licence"})
 

@@ -15,7 +15,6 @@ import hf_deit
 from hf_deit.cli import main
 from hf_deit.errors import UserError
 from hf_deit.models.convert import export_timm
-from hf_deit.models.timm_names import ConversionError
 from tests.helpers.timm_weights import naive_logits, official_twin, timm_weights
 
 STOCK = {
@@ -150,7 +149,7 @@ def test_a_pooler_is_left_out_and_a_backbone_alone_lacks_its_head(tmp_path, stoc
     save_file(weights | pooler, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_near(logits_of(hf_deit.load_checkpoint(tmp_path), pixels()), logits_of(stock, pixels()))
     stock.vit.save_pretrained(tmp_path / "backbone")
-    with pytest.raises(ConversionError, match="2 missing: classifier.bias, classifier.weight"):
+    with pytest.raises(UserError, match="2 missing: classifier.bias, classifier.weight"):
         hf_deit.load_checkpoint(tmp_path / "backbone")
 
 
@@ -158,10 +157,10 @@ def test_a_folder_of_another_family_is_refused(tmp_path, stock_model):
     stock_model("plain").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "beit"}))
-    with pytest.raises(ConversionError, match="by its config.json it is a 'beit', by its weights a 'vit'"):
+    with pytest.raises(UserError, match="by its config.json it is a 'beit', by its weights a 'vit'"):
         hf_deit.load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"patch_size": 5}))
-    with pytest.raises(ConversionError, match="patch_size=5 does not divide"):
+    with pytest.raises(UserError, match="patch_size=5 does not divide"):
         hf_deit.load_checkpoint(tmp_path)
 
 
@@ -261,7 +260,7 @@ def damaged(change):
 def test_what_does_not_fit_is_listed_and_refused_or_taken_in_part(tmp_path, caplog, change, told):
     weights = damaged(change)
     torch.save(weights, tmp_path / "w.pth")
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(UserError) as caught:
         hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2)
     assert told in str(caught.value) and "--partial" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
@@ -274,7 +273,7 @@ def test_weights_without_a_head_get_one_for_named_classes(tmp_path):
     weights = {name: weight for name, weight in timm_weights().items() if not name.startswith("head.")}
     torch.save(weights, tmp_path / "w.pth")
     (tmp_path / "names.txt").write_text("ant\nbee\n")
-    with pytest.raises(ConversionError, match="no class head"):
+    with pytest.raises(UserError, match="no class head"):
         hf_deit.load_checkpoint(tmp_path / "w.pth", num_attention_heads=2)
     fields = {"num_attention_heads": 2, "labels": tmp_path / "names.txt", "partial": True}
     model = hf_deit.load_checkpoint(tmp_path / "w.pth", **fields)
@@ -329,7 +328,7 @@ def test_what_is_there_already_is_not_overwritten(tmp_path, tiny_student):
     torch.save(timm_weights(), tmp_path / "w.pth")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(ConversionError, match="there already"):
+    with pytest.raises(UserError, match="there already"):
         hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2)
     tiny_student("plain").save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="there already"):
@@ -370,7 +369,7 @@ def test_a_broken_configuration_is_told(tmp_path, tiny_student, capsys, change):
 
 def test_a_name_that_says_a_hash_is_refused_and_one_that_does_not_is_not(tmp_path, tiny_student):
     tiny_student("plain").save_pretrained(tmp_path / "model")
-    with pytest.raises(ConversionError, match="eight digits"):
+    with pytest.raises(UserError, match="eight digits"):
         export_timm(tmp_path / "model", tmp_path / "deit_tiny_patch16_224-a1b2c3d4.pth", official=True)
     assert export_timm(tmp_path / "model", tmp_path / "mine-224.pth", official=True) == 0
 

@@ -12,8 +12,9 @@ import transformers
 from safetensors.torch import save_file
 
 from hf_deit.cli import main
+from hf_deit.errors import UserError
 from hf_deit.models import export
-from hf_deit.models.export import ExportError, export_onnx, export_program
+from hf_deit.models.export import export_onnx, export_program
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers.timm_weights import official_twin
 
@@ -207,22 +208,22 @@ def test_a_file_that_computes_something_else_is_not_left_behind(plain, tmp_path,
         "_onnx_runner",
         lambda path: lambda pixels: {name: logits + 0.01 for name, logits in right(path)(pixels).items()},
     )
-    with pytest.raises(ExportError, match="computes other logits"):
+    with pytest.raises(UserError, match="computes other logits"):
         export_onnx(plain[1], tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_extra_is_named(plain, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r'pip install "hf-deit\[onnx\]"'):
+    with pytest.raises(UserError, match=r'pip install "hf-deit\[onnx\]"'):
         export_onnx(plain[1], tmp_path / "m.onnx")
 
 
 def test_names_that_are_taken_or_of_another_suffix_are_refused(plain, tmp_path):
     (tmp_path / "m.onnx").write_text("mine")
-    with pytest.raises(ExportError, match="there already"):
+    with pytest.raises(UserError, match="there already"):
         export_onnx(plain[1], tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match=r"write a \.pt2"):
+    with pytest.raises(UserError, match=r"write a \.pt2"):
         export_program(plain[1], tmp_path / "m.bin")
     assert (tmp_path / "m.onnx").read_text() == "mine"
 
@@ -230,7 +231,7 @@ def test_names_that_are_taken_or_of_another_suffix_are_refused(plain, tmp_path):
 def test_one_channel_with_a_mean_of_three_is_told(tiny_student, tmp_path):
     tiny_student("plain", num_channels=1).save_pretrained(tmp_path / "m")
     DeiTImageProcessor.for_image_size((32, 32)).save_pretrained(tmp_path / "m")
-    with pytest.raises(ExportError, match=r"1 channel\(s\).*mean of 3"):
+    with pytest.raises(UserError, match=r"1 channel\(s\).*mean of 3"):
         export_program(tmp_path / "m", tmp_path / "m.pt2")
 
 
@@ -243,7 +244,7 @@ def test_a_family_that_cannot_be_run_or_traced_is_told(plain, tmp_path, monkeypa
         monkeypatch.setattr(export._Heads, "forward", fails)
     else:
         monkeypatch.setattr(torch.onnx, "export", fails)
-    with pytest.raises(ExportError, match="RuntimeError: no such operator"):
+    with pytest.raises(UserError, match="RuntimeError: no such operator"):
         export_onnx(plain[1], tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -7,14 +7,8 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinForImageClassification
 from transformers import ViTForImageClassification as StockViT
 
-from hf_deit.errors import UserError
-from hf_deit.models.fine_tuning import (
-    FineTuningError,
-    distilled_from_plain,
-    resize_positions,
-    set_trainable,
-    with_image_size,
-)
+from hf_deit.errors import ResumeError, UserError
+from hf_deit.models.fine_tuning import distilled_from_plain, resize_positions, set_trainable, with_image_size
 from hf_deit.recipes.arguments import ModelArguments
 from hf_deit.recipes.build import build_student
 from tests.helpers.tiny import arguments, conv_teacher, training_data
@@ -170,7 +164,7 @@ def test_students_of_other_families_are_frozen_by_the_same_words():
     set_trainable(model, "attention")
     assert all("attention" in name or name.startswith("classifier") for name in learning(model))
     assert any("attention" in name for name in learning(model))
-    with pytest.raises(FineTuningError, match="Use trainable='all'"):
+    with pytest.raises(UserError, match="Use trainable='all'"):
         set_trainable(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "head")
 
 
@@ -266,7 +260,6 @@ def test_the_same_classes_in_another_order_keep_their_heads(plain_folder, tiny_s
 
 
 def test_a_run_does_not_resume_with_other_parts_frozen(tmp_path):
-    from hf_deit.trainer.checkpoints import ResumeError
     from hf_deit.trainer.trainer import DistillationTrainer
 
     def trainer(part):

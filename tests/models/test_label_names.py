@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from hf_deit.models.label_names import LabelNamesError, label_fields, read_label_names
+from hf_deit.errors import UserError
+from hf_deit.models.label_names import label_fields, read_label_names
 
 
 @pytest.mark.parametrize(
@@ -37,15 +38,15 @@ def test_names_are_read_in_index_order(tmp_path, name, text):
 )
 def test_a_file_without_a_name_for_each_class_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(LabelNamesError, match=message):
+    with pytest.raises(UserError, match=message):
         read_label_names(tmp_path / name)
 
 
 def test_a_file_that_is_not_there_or_for_other_classes_is_refused(tmp_path):
-    with pytest.raises(LabelNamesError, match="one name a line"):
+    with pytest.raises(UserError, match="one name a line"):
         read_label_names(tmp_path / "names.txt")
     (tmp_path / "names.txt").write_text("ant\nbee")
-    with pytest.raises(LabelNamesError, match="names 2 classes and the weights have 3"):
+    with pytest.raises(UserError, match="names 2 classes and the weights have 3"):
         label_fields(3, tmp_path / "names.txt")
 
 

@@ -11,10 +11,11 @@ import transformers
 
 from hf_deit.cli import main
 from hf_deit.distillation.teacher import Teacher
+from hf_deit.errors import UserError
 from hf_deit.hub.space import make_space
 from hf_deit.models.convert import load_checkpoint
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
-from hf_deit.models.loading import LoadingError, load_model
+from hf_deit.models.loading import load_model
 from hf_deit.recipes.arguments import ModelArguments
 from hf_deit.recipes.build import build_student
 from tests.helpers import tiny
@@ -132,7 +133,7 @@ def test_a_pickle_that_lies_in_the_cache_of_the_hub_is_not_read(tmp_path, monkey
     (repo / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(LoadingError, match="pickles .* are not taken from the network"):
+    with pytest.raises(UserError, match="pickles .* are not taken from the network"):
         load_checkpoint("deit-tiny")
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hf_deit import load_checkpoint
-from hf_deit.distillation.teacher import TeacherError
-from hf_deit.errors import RecipeError
+from hf_deit.errors import TeacherError, UserError
 from hf_deit.models.loading import load_model, published_name
 from hf_deit.recipes import build
 from hf_deit.recipes.arguments import ModelArguments, TeacherArguments
@@ -89,5 +88,5 @@ def test_a_teachers_short_name_is_asked_of_the_hub_in_full(cached_hub):
 
 def test_a_file_where_a_folder_is_wanted_names_the_command(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"0")
-    with pytest.raises(RecipeError, match=r"w.pth is a file.*hf-deit convert"):
+    with pytest.raises(UserError, match=r"w.pth is a file.*hf-deit convert"):
         load_model(str(tmp_path / "w.pth"))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_deit.errors import UserError
 from hf_deit.models.timm_names import (
-    ConversionError,
     check_weights,
     describe_problems,
     from_timm_names,
@@ -85,37 +85,37 @@ def test_published_widths_have_the_papers_heads(width, heads):
 
 def test_heads_of_another_width_must_be_given():
     weights = own_names(timm_weights())
-    with pytest.raises(ConversionError, match="hidden_size=32.*Give num_attention_heads"):
+    with pytest.raises(UserError, match="hidden_size=32.*Give num_attention_heads"):
         infer_architecture(weights)
-    with pytest.raises(ConversionError, match="num_attention_heads=5 does not divide"):
+    with pytest.raises(UserError, match="num_attention_heads=5 does not divide"):
         infer_architecture(weights, num_attention_heads=5)
 
 
 @pytest.mark.parametrize("class_position", [True, False])
 def test_an_oblong_image_size_must_be_given(class_position):
     weights = own_names(timm_weights(rows=(2, 6), class_position=class_position))
-    with pytest.raises(ConversionError, match="no square"):
+    with pytest.raises(UserError, match="no square"):
         infer_architecture(with_class_position(weights), num_attention_heads=2)
     sized = with_class_position(weights, (16, 48))
     assert infer_architecture(sized, (16, 48), 2)["image_size"] == (16, 48)
-    with pytest.raises(ConversionError, match="2×3 patches.*positions of 12"):
+    with pytest.raises(UserError, match="2×3 patches.*positions of 12"):
         infer_architecture(sized, (16, 24), 2)
 
 
 def test_weights_of_another_kind_are_refused():
-    with pytest.raises(ConversionError, match="no 'cls_token'.*conv1.weight"):
+    with pytest.raises(UserError, match="no 'cls_token'.*conv1.weight"):
         own_names({"conv1.weight": torch.zeros(1)})
-    with pytest.raises(ConversionError, match="there is no .*patch_embed.proj.weight"):
+    with pytest.raises(UserError, match="there is no .*patch_embed.proj.weight"):
         infer_architecture(own_names({"cls_token": torch.zeros(1, 1, 4)}))
-    with pytest.raises(ConversionError, match="twice"):
+    with pytest.raises(UserError, match="twice"):
         from_timm_names(timm_weights(gamma="timm") | timm_weights(gamma="official"))
-    with pytest.raises(ConversionError, match="Linear has no names in timm"):
+    with pytest.raises(UserError, match="Linear has no names in timm"):
         to_timm_names(torch.nn.Linear(2, 2))
 
 
 def test_a_hostile_layer_number_builds_nothing():
     weights = own_names(timm_weights() | {"blocks.999999999.norm1.bias": torch.zeros(32)})
-    with pytest.raises(ConversionError, match="layer 999999999"):
+    with pytest.raises(UserError, match="layer 999999999"):
         infer_architecture(weights, num_attention_heads=2)
 
 

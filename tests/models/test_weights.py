@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_deit.models.weights import WeightsFileError, read_weights
+from hf_deit.errors import UserError
+from hf_deit.models.weights import read_weights
 
 WEIGHTS = {"cls_token": torch.arange(4.0).reshape(1, 1, 4), "norm.weight": torch.ones(4)}
 AVERAGED = {name: weight + 10 for name, weight in WEIGHTS.items()}
@@ -90,7 +91,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, where, legacy)
         content[where] = Hostile(target)
     path = tmp_path / "evil.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(WeightsFileError, match=r"evil.pth wants to run \w+.mkdir .* nothing was run"):
+    with pytest.raises(UserError, match=r"evil.pth wants to run \w+.mkdir .* nothing was run"):
         read_weights(path)
     assert not target.exists()
     torch.load(path, weights_only=False)
@@ -112,7 +113,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     torch.save(big, path) if suffix == "pth" else save_file(big, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(WeightsFileError, match=r"(damaged|empty|no readable safetensors).*(etch it again)"):
+    with pytest.raises(UserError, match=r"(damaged|empty|no readable safetensors).*(etch it again)"):
         read_weights(path)
 
 
@@ -128,7 +129,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
-    with pytest.raises(WeightsFileError, match=message):
+    with pytest.raises(UserError, match=message):
         read_weights(path)
 
 
@@ -137,7 +138,7 @@ def test_archives_that_are_no_plain_weights_are_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     for name, message in (("a.npz", "no checkpoint"), ("script.pth", "no checkpoint"), ("module.pth", "wants to run")):
-        with pytest.raises(WeightsFileError, match=message):
+        with pytest.raises(UserError, match=message):
             read_weights(tmp_path / name)
 
 
@@ -154,17 +155,17 @@ def test_archives_that_are_no_plain_weights_are_refused(tmp_path):
     ],
 )
 def test_a_file_without_the_weights_asked_for_is_refused(tmp_path, content, which, message):
-    with pytest.raises(WeightsFileError, match=message):
+    with pytest.raises(UserError, match=message):
         read_weights(saved(content, tmp_path / "w.pth"), which)
 
 
 def test_a_path_where_nothing_is_is_refused(tmp_path):
-    with pytest.raises(WeightsFileError, match="no file or folder"):
+    with pytest.raises(UserError, match="no file or folder"):
         read_weights(tmp_path / "w.pth")
-    with pytest.raises(WeightsFileError, match="holds no weights"):
+    with pytest.raises(UserError, match="holds no weights"):
         read_weights(tmp_path)
     saved(WEIGHTS, tmp_path / "a.pth"), saved(WEIGHTS, tmp_path / "b.pth")
-    with pytest.raises(WeightsFileError, match=r"2 files of weights \(a.pth, b.pth\): name"):
+    with pytest.raises(UserError, match=r"2 files of weights \(a.pth, b.pth\): name"):
         read_weights(tmp_path)
 
 
@@ -207,16 +208,16 @@ def test_shards_are_put_together(tmp_path):
 def test_odd_shards_are_refused(tmp_path):
     index, weight_map = write_shards(tmp_path)
     index.write_text(json.dumps({"weight_map": weight_map | {"cls_token": "../elsewhere.safetensors"}}))
-    with pytest.raises(WeightsFileError, match="outside its folder"):
+    with pytest.raises(UserError, match="outside its folder"):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": weight_map | {"pos_embed": "model-0.safetensors"}}))
-    with pytest.raises(WeightsFileError, match="different names: pos_embed"):
+    with pytest.raises(UserError, match="different names: pos_embed"):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": weight_map | {"pos_embed": "model-9.safetensors"}}))
-    with pytest.raises(WeightsFileError, match="not there: model-9"):
+    with pytest.raises(UserError, match="not there: model-9"):
         read_weights(index)
     index.write_text("[1]")
-    with pytest.raises(WeightsFileError, match="no index of shards"):
+    with pytest.raises(UserError, match="no index of shards"):
         read_weights(index)
 
 
@@ -228,7 +229,7 @@ def test_the_hash_in_an_official_file_name_is_verified(tmp_path):
     assert_same(read_weights(good), WEIGHTS)
     wrong = tmp_path / "deit_tiny_distilled_patch16_224-b40b3cf7.pth"
     good.rename(wrong)
-    with pytest.raises(WeightsFileError, match=f"begins with b40b3cf7, and it begins with {digest[:8]}"):
+    with pytest.raises(UserError, match=f"begins with b40b3cf7, and it begins with {digest[:8]}"):
         read_weights(wrong)
     wrong.rename(tmp_path / "my_deit-20240101.pth")  # eight digits in a name of one's own are no hash
     assert_same(read_weights(tmp_path / "my_deit-20240101.pth"), WEIGHTS)

@@ -14,7 +14,7 @@ from hf_deit.data.sources import Source
 from hf_deit.data.tables import Columns
 from hf_deit.errors import UserError
 from hf_deit.recipes import contact_sheet
-from hf_deit.recipes.contact_sheet import GAP, ContactSheetError, draw_sheet, save_image, show_augmentations
+from hf_deit.recipes.contact_sheet import GAP, draw_sheet, save_image, show_augmentations
 from hf_deit.recipes.recipe import load_recipe
 
 
@@ -129,7 +129,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(ContactSheetError, match="cannot be written: no space left"):
+    with pytest.raises(UserError, match="cannot be written: no space left"):
         save_image(picture(1), target)
     assert target.read_bytes() == before
     assert os.listdir(tmp_path) == ["sheet.png"]
@@ -165,13 +165,13 @@ def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     ],
 )
 def test_a_file_that_cannot_be_is_refused_before_the_data_are_read(tmp_path, name, message):
-    with pytest.raises(ContactSheetError, match=message):
+    with pytest.raises(UserError, match=message):
         show_augmentations(recipe_for("no/such/data"), tmp_path / name)
 
 
 @pytest.mark.parametrize("field", ["images", "views"])
 def test_fewer_than_one_row_or_column_is_refused(folder, tmp_path, field):
-    with pytest.raises(ContactSheetError, match=f"{field}=0: at least 1"):
+    with pytest.raises(UserError, match=f"{field}=0: at least 1"):
         show_augmentations(recipe_for(folder), tmp_path / "sheet.png", **{field: 0})
 
 
@@ -295,7 +295,7 @@ def test_a_line_of_pixels_is_still_seen_in_its_cell(tmp_path):
 
 
 def test_a_sheet_larger_than_can_be_is_refused_with_its_size(source):
-    with pytest.raises(ContactSheetError, match=r"×40 pixels.*fewer images or views"):
+    with pytest.raises(UserError, match=r"×40 pixels.*fewer images or views"):
         draw_sheet(source, [0], Augmentation((32, 32)), seed=0, views=100_000_000)
 
 

@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_deit.errors import ResumeError
 from hf_deit.files import STAGING_PREFIX, publish_folder, staged_files, staged_folder, write_json
 from hf_deit.fingerprints import changed_fields
-from hf_deit.trainer.checkpoints import (
-    RUN_FILE,
-    ResumeError,
-    check_same_run,
-    checkpoints,
-    newest_checkpoint,
-    remove_staging,
-)
+from hf_deit.trainer.checkpoints import RUN_FILE, check_same_run, checkpoints, newest_checkpoint, remove_staging
 
 
 class Killed(BaseException):

@@ -10,13 +10,12 @@ from torch import nn
 from transformers import DeiTForImageClassificationWithTeacher as StockDistilled
 from transformers import TrainerCallback
 
-from hf_deit.errors import UserError
+from hf_deit.errors import RecipeError, ResumeError, UserError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
-from hf_deit.trainer.checkpoints import ResumeError
 from hf_deit.trainer.ema import AveragedWeights, decay_of_horizon
 from hf_deit.trainer.trainer import DistillationTrainer
-from hf_deit.trainer.validation import StudentError, set_best_metric, trainer_problems
+from hf_deit.trainer.validation import set_best_metric, trainer_problems
 from tests.helpers.tiny import SIZE, arguments, conv_teacher, evaluation_data, logged, student, training_data
 
 
@@ -297,7 +296,7 @@ def test_the_trainer_asks_whether_parameters_are_sharded(tmp_path, monkeypatch):
         trainer.is_fsdp_enabled = True
 
     monkeypatch.setattr(DistillationTrainer, "create_accelerator_and_postprocess", sharding)
-    with pytest.raises(StudentError, match="with FSDP or DeepSpeed"):
+    with pytest.raises(RecipeError, match="with FSDP or DeepSpeed"):
         trainer_of(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_deit.distillation.cache import TeacherCacheError
+from hf_deit.errors import TeacherCacheError
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers import tiny
 from tests.helpers.caches import build, tiny_teacher, trainer_of

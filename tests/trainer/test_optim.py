@@ -16,10 +16,10 @@ from transformers import (
 from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViTForImageClassification
 
+from hf_deit.errors import RecipeError
 from hf_deit.models.configuration_deit import DeiTConfig, ViTConfig
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from hf_deit.trainer.optim import (
-    OptimizerError,
     cosine_rates,
     decay_parameter_names,
     layer_depths,
@@ -152,7 +152,7 @@ def test_layers_within_stages_are_counted_through_and_what_is_between_goes_with_
 
 
 def test_a_network_without_numbered_layers_is_refused_with_a_remedy():
-    with pytest.raises(OptimizerError, match="Sequential has no parameter named like.*leave layer_decay at 1.0"):
+    with pytest.raises(RecipeError, match="Sequential has no parameter named like.*leave layer_decay at 1.0"):
         layer_depths(nn.Sequential(nn.Linear(2, 2)))
 
 
@@ -182,7 +182,7 @@ def test_without_layer_decay_groups_optimizer_and_its_settings_are_the_stock_tra
 
 def test_an_optimizer_that_sets_its_own_rates_takes_no_layer_decay():
     model = student()
-    with pytest.raises(OptimizerError, match="layer_decay=0.5 with SGD.*leave layer_decay at 1.0"):
+    with pytest.raises(RecipeError, match="layer_decay=0.5 with SGD.*leave layer_decay at 1.0"):
         split_by_depth(torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1), model, 0.5)
 
 
@@ -217,7 +217,7 @@ def test_lamb_of_the_optim_extra_trains(tmp_path):
     ],
 )
 def test_a_class_that_is_no_optimizer_is_refused(name, message):
-    with pytest.raises(OptimizerError, match=message):
+    with pytest.raises(RecipeError, match=message):
         optimizer_class(name)
 
 
@@ -232,13 +232,13 @@ def test_optimizer_arguments_are_read_as_pythons_literals():
     }
     assert parse_optim_args(None) == parse_optim_args("") == {}
     for wrong in ("eps", "=3", "a b=1"):
-        with pytest.raises(OptimizerError, match="is no name=value"):
+        with pytest.raises(RecipeError, match="is no name=value"):
             parse_optim_args(wrong)
 
 
 def test_arguments_that_the_class_does_not_take_are_refused_by_name(tmp_path):
     trainer = trainer_of(tmp_path, optimizer_class="torch.optim:SGD", optim_args="speed=3")
-    with pytest.raises(OptimizerError, match="torch.optim:SGD does not take optim_args='speed=3'"):
+    with pytest.raises(RecipeError, match="torch.optim:SGD does not take optim_args='speed=3'"):
         trainer.create_optimizer()
 
 

@@ -16,8 +16,9 @@ from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViT
 
 from hf_deit.distillation.teacher import Teacher
+from hf_deit.errors import ResumeError
 from hf_deit.files import STAGING_PREFIX
-from hf_deit.trainer.checkpoints import RUN_FILE, ResumeError, checkpoints, newest_checkpoint
+from hf_deit.trainer.checkpoints import RUN_FILE, checkpoints, newest_checkpoint
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers import SCRIPTS, environment
 from tests.helpers.tiny import (

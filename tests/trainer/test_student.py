@@ -19,8 +19,9 @@ from transformers import DeiTForImageClassificationWithTeacher as StockDistilled
 from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViT
 
+from hf_deit.errors import RecipeError
 from hf_deit.trainer.trainer import DistillationTrainer
-from hf_deit.trainer.validation import StudentError, distillation_target, inspect_student
+from hf_deit.trainer.validation import distillation_target, inspect_student
 from tests.helpers.tiny import (
     NAMES,
     SIZE,
@@ -135,12 +136,12 @@ def test_asking_a_student_changes_neither_weights_nor_generator():
     ids=["fails", "bare-tensor", "maps"],
 )
 def test_what_is_no_classifier_is_refused(tmp_path, model, message):
-    with pytest.raises(StudentError, match=message):
+    with pytest.raises(RecipeError, match=message):
         DistillationTrainer(model, None, arguments(tmp_path, distillation_type="none"))
 
 
 def test_a_student_that_is_no_module_is_refused(tmp_path):
-    with pytest.raises(StudentError, match="The student is str"):
+    with pytest.raises(RecipeError, match="The student is str"):
         DistillationTrainer("facebook/deit", None, arguments(tmp_path, distillation_type="none"))
 
 
@@ -225,13 +226,13 @@ IMPOSSIBLE = {
 def test_what_cannot_be_trained_is_refused_before_the_first_step_with_a_remedy(tmp_path, case):
     model, teacher, changes, problem, remedy = IMPOSSIBLE[case]
     args = arguments(tmp_path, **changes)
-    with pytest.raises(StudentError, match=re.escape(remedy)) as caught:
+    with pytest.raises(RecipeError, match=re.escape(remedy)) as caught:
         DistillationTrainer(model(), teacher and teacher(), args, train_dataset=training_data(8))
     assert problem in str(caught.value)
 
 
 def test_plain_training_arguments_are_refused(tmp_path):
-    with pytest.raises(StudentError, match="args is TrainingArguments.*DistillationTrainingArguments"):
+    with pytest.raises(RecipeError, match="args is TrainingArguments.*DistillationTrainingArguments"):
         DistillationTrainer(student(), conv_teacher(), TrainingArguments(str(tmp_path), use_cpu=True))
 
 

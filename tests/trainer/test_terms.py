@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from hf_deit.trainer.metrics import NonFiniteLossError, RunningTerms
+from hf_deit.errors import NonFiniteLossError
+from hf_deit.trainer.metrics import RunningTerms
 
 CPU = torch.device("cpu")
 

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViT
 
+from hf_deit.errors import NonFiniteLossError
 from hf_deit.files import STAGING_PREFIX
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
-from hf_deit.trainer.metrics import NonFiniteLossError
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers.tiny import (
     MEAN,
