@@ -10,13 +10,13 @@ arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
+SINGLE_LABEL = "single_label_classification"
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
@@ -281,46 +281,44 @@ def distillation_terms(
     return {"loss": loss, "cls_loss": cls_loss, "distillation_loss": distillation_loss}
 
 
-ANSWERS = ("teacher_logits", "teacher_labels", "teacher_top_logits", "teacher_top_indices", "teacher_rest")
+# Names of a teacher's outputs in a batch. A live teacher or a dense cache gives `teacher_logits` `(batch, num_labels)`; a hard
+# cache `teacher_labels` `(batch,)`; a top-K cache `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
+# `teacher_rest` `(batch,)`.
+TEACHER_OUTPUTS = ("teacher_logits", "teacher_labels", "teacher_top_logits", "teacher_top_indices", "teacher_rest")
 
 
-def take_answers(inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Takes stored answers out of a batch; empty where there are none."""
-    return {name: inputs.pop(name) for name in ANSWERS if name in inputs}
-
-
-def decisions(answers: Mapping[str, Tensor]) -> Tensor | None:
-    """Gives the teacher's class of each image `(batch,)`; None where no teacher was asked."""
-    if "teacher_logits" in answers:
-        return answers["teacher_logits"].argmax(dim=-1)
-    if "teacher_top_indices" in answers:
-        return answers["teacher_top_indices"][:, 0]
-    return answers.get("teacher_labels")
+def teacher_decisions(teacher_outputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the class `(batch,)` that a teacher decides for; None where there are no outputs of a teacher."""
+    if "teacher_logits" in teacher_outputs:
+        return teacher_outputs["teacher_logits"].argmax(dim=-1)
+    if "teacher_top_indices" in teacher_outputs:
+        return teacher_outputs["teacher_top_indices"][:, 0]
+    return teacher_outputs.get("teacher_labels")
 
 
 def teacher_loss(
-    answers: Mapping[str, Tensor], distillation_type: str, tau: float, reduction: str
+    teacher_outputs: Mapping[str, Tensor], *, distillation_type: str, tau: float, reduction: str
 ) -> Callable[[Tensor], Tensor] | None:
-    """Gives the loss `(batch,)` of a head's logits on the teacher's answers; None where no teacher was asked.
+    """Return the function that gives the loss `(batch,)` of a head's logits on a teacher's outputs.
 
     Args:
-        answers: As above; other entries are not looked at.
+        teacher_outputs: By the names of `TEACHER_OUTPUTS`; other entries are not used.
         distillation_type: "hard" or "soft".
-        tau: Of soft distillation.
-        reduction: Likewise.
+        tau: Temperature of soft distillation.
+        reduction: As `soft_distillation_loss`.
+
+    Returns:
+        A function of `(batch, num_labels)`; None where there are no outputs of a teacher.
     """
-    said = decisions(answers)
-    if said is None:
+    decisions = teacher_decisions(teacher_outputs)
+    if decisions is None:
         return None
     if distillation_type == "hard":
-        return functools.partial(hard_distillation_loss, teacher_logits=said)
-    if "teacher_top_logits" in answers:
+        return functools.partial(hard_distillation_loss, teacher_logits=decisions)
+    if "teacher_top_logits" in teacher_outputs:
         top = ("top_logits", "top_indices", "rest")
-        stored = {name: answers[f"teacher_{name}"] for name in top}
-        return functools.partial(top_k_distillation_loss, **stored, tau=tau, reduction=reduction)
+        cached = {name: teacher_outputs[f"teacher_{name}"] for name in top}
+        return functools.partial(top_k_distillation_loss, **cached, tau=tau, reduction=reduction)
     return functools.partial(
-        soft_distillation_loss, teacher_logits=answers["teacher_logits"], tau=tau, reduction=reduction
+        soft_distillation_loss, teacher_logits=teacher_outputs["teacher_logits"], tau=tau, reduction=reduction
     )
-
-
-SINGLE_LABEL = "single_label_classification"

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..data.views import EvaluationDataset, ViewDataset, collate
 from ..errors import TeacherCacheError
-from ..losses import decisions
+from ..losses import teacher_decisions
 from .cache import FORMAT, FORMAT_VERSION, TEACHER_FACTS, VALIDATION, Layout, epoch_name, is_finished
 from .cache_writer import PART_RECORDS, CacheWriter
 from .teacher import Teacher
@@ -153,5 +153,5 @@ def _store_validation(
     writer.fill(VALIDATION, batches, ask)
     if "teacher_accuracy" not in writer.manifest:
         records = np.load(writer.folder / f"{VALIDATION}.npy", mmap_mode="r", allow_pickle=False)
-        answers = decisions(writer.layout.decode(records[:])).numpy()
+        answers = teacher_decisions(writer.layout.decode(records[:])).numpy()
         writer.note(teacher_accuracy=float(np.mean(answers == np.asarray(dataset.source.labels))))

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ..data.sampling import ViewSampler
 from ..data.views import EvaluationDataset
 from ..errors import TeacherCacheError
-from ..losses import decisions
+from ..losses import teacher_decisions
 from .cache import TeacherCache
 from .teacher import Teacher
 from .view_schedule import Views, describe_validation, describe_views, view_answers
@@ -71,7 +71,7 @@ def verify_teacher_cache(
             now = cache.layout.encode(logits)
             stored = cache.answers(epoch, batch)
             live = cache.layout.decode(now)
-            same += int((decisions(stored) == decisions(live)).sum())
+            same += int((teacher_decisions(stored) == teacher_decisions(live)).sum())
             equal += int(
                 torch.stack(
                     [

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.batch_ops import Mixing, mix_pixels, to_unit_range
+from ..data.batch_ops import Mixing
 from ..data.sampling import ViewKey, ViewSampler, keys_at
 from ..data.views import EvaluationDataset, MixingCollator, ViewDataset, collate
 from ..errors import TeacherCacheError
+from .objective import DistillationObjective, live_teacher_logits
 from .teacher import Teacher
 
 
@@ -107,7 +108,7 @@ def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
 
 
 def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
-    """Gives the teacher's logits `(batch, num_labels)` for batches of views as `Views.loader` has them."""
+    """Yield the teacher's logits `(batch, num_labels)` for batches of views as `Views.loader` has them."""
+    objective = DistillationObjective(num_labels=0, teacher=teacher)
     for batch in batches:
-        view = to_unit_range(batch.get("teacher_pixel_values", batch["pixel_values"]).to(teacher.device), 0.0, 1.0)
-        yield teacher(mix_pixels(view, batch["mixes"].to(teacher.device)) if "mixes" in batch else view)
+        yield live_teacher_logits(objective, batch)

@@ -1,4 +1,4 @@
-"""`PublishingTrainer`: what the Trainer pushes to the Hub, and the card it writes, made by this package's publishing.
+"""`HubMixin`: what the Trainer pushes to the Hub, and the card it writes, made by this package's publishing.
 
 The stock methods upload whatever lies in the folder and write a card without results, licence or recipe. Which files go up
 is in publishing.py, what the card says in model_card.py.
@@ -32,7 +32,7 @@ def _first(names: str | list[str] | None) -> str | None:
     return names[0] if isinstance(names, list) and names else names or None
 
 
-class PublishingTrainer:
+class HubMixin:
     """Adds cards and uploads that hold what they should to a `Trainer` that inherits from this class too."""
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, set_seed
 
 from ..data.augmentation import Augmentation
-from ..data.batch_ops import normalize
 from ..data.loading import load_splits
 from ..data.sampling import ViewSampler
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
 from ..data.views import EvaluationDataset, ViewDataset, collate
-from ..distillation.factories import classifier_name, replace_classifier
+from ..distillation.factories import classifier_name, logits_of, replace_classifier
+from ..distillation.objective import DistillationObjective, live_teacher_logits
 from ..distillation.teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
 from ..errors import UserError
 from ..files import staged_files
@@ -81,7 +81,7 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base.image_size, base.class_names = None, None  # from here on it is given pixels of its new size, and new classes
     base.to(device).try_on((arguments.image_size, arguments.image_size))
-    head = _fit_linear_head(arguments, base, train, device)
+    head = _fit_linear_head(arguments, base, train)
     with torch.no_grad():
         fresh = replace_classifier(network, len(class_names))
         fresh.load_state_dict(head.state_dict())
@@ -140,10 +140,10 @@ def _batches(arguments: TeacherTrainingArguments, source: Source) -> Iterator[di
 
 
 @torch.no_grad()
-def _features(
-    arguments: TeacherTrainingArguments, base: Teacher, source: Source, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _features(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> tuple[Tensor, Tensor]:
     """What goes into the network's last linear layer for each view, `(views, features)`, and the labels."""
+    base.dtype = torch.bfloat16 if arguments.bf16 else None
+    objective = DistillationObjective(num_labels=len(source.class_names), teacher=base)
     kept: list[Tensor] = []
     classifier = base.model.get_submodule(classifier_name(base.model))
     handle = classifier.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0].float().cpu()))
@@ -153,20 +153,16 @@ def _features(
 
         total = -(-len(source) * arguments.views // arguments.batch_size)
         for batch in tqdm(_batches(arguments, source), desc="features", total=total):
-            pixels = normalize(batch["pixel_values"].to(device).float() / 255, base.image_mean, base.image_std)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.bf16):
-                base.model(pixels.contiguous(memory_format=torch.channels_last))
+            live_teacher_logits(objective, batch)
             labels.append(batch["labels"])
     finally:
         handle.remove()
     return torch.cat(kept), torch.cat(labels)
 
 
-def _fit_linear_head(
-    arguments: TeacherTrainingArguments, base: Teacher, source: Source, device: torch.device
-) -> nn.Linear:
+def _fit_linear_head(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> nn.Linear:
     """Fits softmax regression on the features: full-batch L-BFGS with a small L2 penalty on standardised features."""
-    features, labels = _features(arguments, base, source, device)
+    features, labels = _features(arguments, base, source)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     standard = (features - mean) / std
     head = nn.Linear(features.shape[1], len(source.class_names))
@@ -198,8 +194,6 @@ class _Logits(nn.Module):
         self.network = network
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        from ..distillation.factories import logits_of
-
         return {"logits": logits_of(self.network(pixel_values))}
 
 

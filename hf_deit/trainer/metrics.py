@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..errors import NonFiniteLossError
-from ..losses import decisions
+from ..losses import teacher_decisions
 
 _CITATION = (
     "@article{touvron2020deit, title={Training data-efficient image transformers & distillation through attention}}"
@@ -98,7 +98,7 @@ def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tenso
     for name in ("logits", "cls_logits", "distillation_logits"):
         if name in heads:
             kept[name.replace("logits", "prediction")] = heads[name].argmax(dim=-1)
-    if (said := decisions(heads)) is not None:
+    if (said := teacher_decisions(heads)) is not None:
         kept["teacher_prediction"] = said
     if heads["logits"].shape[-1] > TOP_K:
         kept["top5"] = (heads["logits"].topk(TOP_K, dim=-1).indices == labels[:, None]).any(dim=-1).to(torch.uint8)

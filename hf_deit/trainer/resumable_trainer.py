@@ -1,8 +1,12 @@
-"""`AtomicTrainer`: the Hugging Face Trainer, saving whole or not at all, and resuming the same run or none.
+"""`ResumableTrainer`: the Hugging Face Trainer with atomic saves, exact resume and averaged weights (EMA).
 
-Three things the stock Trainer does not promise: a kill while saving leaves no broken newest checkpoint; what is saved for
-others holds no pickle and no token; a resumed run restores every weight and is the run it claims to be. It knows nothing
-of teachers. Folders and comparisons are in checkpoints.py.
+The stock Trainer does not promise three things: that a kill while saving leaves no broken newest checkpoint; that what is saved
+for others holds no pickle and no token; that a resumed run restores every weight and is the run it claims to be. This class
+does, and it knows nothing of teachers.
+
+`model.safetensors` of a checkpoint always holds the trained (raw) weights, and the folder `ema/` beside it the averaged model,
+which `from_pretrained` loads by itself. `counted_weights` decides which of the two are the run's result. Folders and
+comparisons are in checkpoints.py, the average itself is in ema.py.
 """
 
 import contextlib
@@ -26,6 +30,7 @@ from .ema import AveragedWeights, _Averaging
 
 logger = logging.getLogger(__name__)
 
+EMA_FOLDER = "ema"
 ARGUMENTS_FILE = "training_args.json"
 # Arguments that say where, how often and how fast, and not what is trained: a resumed run may change them. A name that ends
 # in an underscore stands for all that begin with it.
@@ -59,14 +64,21 @@ class _PresentCadence(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
 
-class AtomicTrainer(Trainer):
-    """Adds atomic, pickle-free saves and checked resuming to `transformers.Trainer`; arguments as there."""
+class ResumableTrainer(Trainer):
+    """Add atomic saves without pickles, checked and exact resuming, and averaged weights to `transformers.Trainer`.
+
+    The arguments are those of `transformers.Trainer`, with `DistillationTrainingArguments` as `args`.
+    """
 
     _writes_checkpoint = False
+    # Averaged weights while the trainer trains with `ema_epochs`; at the end the model holds the weights that count.
+    average: AveragedWeights | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(_PresentCadence)
+        if self.args.ema_epochs:
+            self.add_callback(_Averaging(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains; True resumes from the newest complete checkpoint in `output_dir`.
@@ -74,6 +86,7 @@ class AtomicTrainer(Trainer):
         Raises:
             ResumeError: There is none, or it belongs to a run with other data, recipe or model.
         """
+        self.average = None  # it begins again, or is restored from the checkpoint
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             remove_staging(output_dir)
@@ -111,6 +124,29 @@ class AtomicTrainer(Trainer):
             self.control.should_training_stop = True  # resumed at its end: the stock loop would take one step more
             return
         super()._run_epoch(*args, **kwargs)
+
+    # ---- averaged weights ----
+
+    @property
+    def _ema_counts(self) -> bool:
+        return self.args.ema_epochs > 0 and self.args.counted_weights == "ema"
+
+    def _evaluation_with_average(self, output: EvalLoopOutput, evaluate: Any) -> EvalLoopOutput:
+        """Adds the metrics of the averaged weights to those of the raw ones; `evaluate` gives them."""
+        if self.average is not None:
+            with self.average.applied():
+                averaged = evaluate()
+            output.metrics.update(
+                {name: value for name, value in averaged.metrics.items() if "preparation_time" not in name}
+            )
+        return output
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self._ema_counts and self.average is not None:
+            self.average.copy_to_model()
+            logger.info("The model now holds the averaged weights (counted_weights=ema).")
+        self.average = None
+        return super()._finalize_training(*args, **kwargs)
 
     # ---- checkpoints ----
 
@@ -169,14 +205,22 @@ class AtomicTrainer(Trainer):
         """Nothing: the stock method uploads pickles; `_save_checkpoint` pushes the model by itself."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Saves model, processor and arguments; outside checkpoints LayerScale is folded, for others to load."""
+        """Save model, processor and arguments.
+
+        A checkpoint holds the raw weights, and the averaged ones in a folder beside them. Elsewhere only the weights that
+        count are saved, with LayerScale folded, so that others can load them.
+        """
         if not self.args.should_save:
             return
         target = Path(output_dir if output_dir is not None else self.args.output_dir)
         if self._writes_checkpoint:
             self._save_into(target, state_dict, fold=False)
+            if self.average is not None:
+                with self.average.applied():
+                    self._save_into(target / EMA_FOLDER, None, fold=False)
             return
-        with staged_files(target) as staging:
+        counted = self._ema_counts and self.average is not None
+        with self.average.applied() if counted else contextlib.nullcontext(), staged_files(target) as staging:
             self._save_into(staging, state_dict, fold=True)
 
     def _save_into(self, folder: Path, state_dict: dict | None, fold: bool) -> None:
@@ -194,12 +238,30 @@ class AtomicTrainer(Trainer):
     # ---- restoring ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._restore_by_from_pretrained(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.ema_epochs:
+            folder = Path(resume_from_checkpoint) / EMA_FOLDER
+            if not folder.is_dir():
+                raise ResumeError(
+                    f"ema_epochs={self.args.ema_epochs}, but {resume_from_checkpoint} holds no averaged weights ({EMA_FOLDER}/): "
+                    "resume with ema_epochs=0, or start a new run from it (--model CHECKPOINT, new output_dir)."
+                )
+            self._load_weights(str(folder), model)
+            self.average = AveragedWeights(self.model)
+        self._load_weights(resume_from_checkpoint, model)
+
+    def _load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
+        if not self._restore_by_from_pretrained(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not self._restore_by_from_pretrained(self.state.best_model_checkpoint):
-            super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if self._ema_counts:
+            self.state.best_model_checkpoint = str(Path(best) / EMA_FOLDER)
+        try:
+            if not self._restore_by_from_pretrained(self.state.best_model_checkpoint):
+                super()._load_best_model()
+        finally:
+            self.state.best_model_checkpoint = best
 
     def _restore_by_from_pretrained(self, checkpoint: str) -> bool:
         """Restores a stock student, whose parameters have other names in files (transformers #48805); True if it did.
@@ -226,84 +288,3 @@ class AtomicTrainer(Trainer):
                 f"{sorted(missing)[:3]}), {len(load_result.unexpected_keys)} unknown (such as "
                 f"{sorted(load_result.unexpected_keys)[:3]}). It is of another model or was written by another version."
             )
-
-
-EMA_FOLDER = "ema"
-
-
-class AveragingTrainer(AtomicTrainer):
-    """Adds averaged weights to `AtomicTrainer`; arguments as there.
-
-    While it trains, `average` holds the averaged weights. At the end the model holds those that count, and there is no
-    average any more: what is evaluated, saved and published then is one and the same.
-    """
-
-    average: AveragedWeights | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if self.args.ema_epochs:
-            self.add_callback(_Averaging(self))
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `AtomicTrainer.train`; the average starts anew, or where the checkpoint left it."""
-        self.average = None
-        return super().train(*args, **kwargs)
-
-    @property
-    def _ema_counts(self) -> bool:
-        return self.args.ema_epochs > 0 and self.args.counted_weights == "ema"
-
-    def _evaluation_with_average(self, output: EvalLoopOutput, evaluate: Any) -> EvalLoopOutput:
-        """Adds the metrics of the averaged weights to those of the raw ones; `evaluate` gives them."""
-        if self.average is not None:
-            with self.average.applied():
-                averaged = evaluate()
-            output.metrics.update(
-                {name: value for name, value in averaged.metrics.items() if "preparation_time" not in name}
-            )
-        return output
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        if self._ema_counts and self.average is not None:
-            self.average.copy_to_model()
-            logger.info("The model now holds the averaged weights (counted_weights=ema).")
-        self.average = None
-        return super()._finalize_training(*args, **kwargs)
-
-    # ---- files ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Saves both into a checkpoint, and for others those that count."""
-        if self._writes_checkpoint:
-            super()._save(output_dir, state_dict)
-            if self.average is not None and self.args.should_save:
-                with self.average.applied():
-                    self._save_into(Path(output_dir) / EMA_FOLDER, None, fold=False)
-            return
-        counted = self._ema_counts and self.average is not None
-        with self.average.applied() if counted else contextlib.nullcontext():
-            super()._save(output_dir, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.args.ema_epochs:
-            folder = Path(resume_from_checkpoint) / EMA_FOLDER
-            if not folder.is_dir():
-                raise ResumeError(
-                    f"ema_epochs={self.args.ema_epochs} and {resume_from_checkpoint} holds no averaged weights ({EMA_FOLDER}/): "
-                    "resume with ema_epochs=0, or start a new run from it (--model CHECKPOINT, new output_dir)."
-                )
-            super()._load_from_checkpoint(str(folder), model)
-            self.average = AveragedWeights(self.model)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._ema_counts:
-            super()._load_best_model()
-            return
-        best = self.state.best_model_checkpoint
-        self.state.best_model_checkpoint = str(Path(best) / EMA_FOLDER)
-        try:
-            super()._load_best_model()
-        finally:
-            self.state.best_model_checkpoint = best

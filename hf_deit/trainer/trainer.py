@@ -23,25 +23,17 @@ from transformers import Trainer, get_scheduler
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 
-from ..data.batch_ops import Mixing, mix_labels, mix_pixels, normalize, resize, to_unit_range
 from ..data.sampling import ViewSampler
 from ..data.views import MixingCollator, collate, known_labels
 from ..distillation.cache import TeacherCache
 from ..distillation.cached_teacher import CachedAnswers, CachedSampler
+from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import RecipeError
-from ..losses import (
-    balanced_weights,
-    base_loss,
-    decisions,
-    distillation_terms,
-    supervised_loss,
-    take_answers,
-    teacher_loss,
-)
+from ..losses import balanced_weights, teacher_decisions
 from ..models.configuration_deit import as_pair
 from ..models.image_processing_deit import DeiTImageProcessor
-from .hub_mixin import PublishingTrainer
+from .hub_mixin import HubMixin
 from .metrics import RunningTerms
 from .optim import (
     REFERENCE_BATCH,
@@ -52,7 +44,7 @@ from .optim import (
     peak_learning_rate,
     split_by_depth,
 )
-from .resumable_trainer import AveragingTrainer
+from .resumable_trainer import ResumableTrainer
 from .training_args import DistillationTrainingArguments
 from .validation import (
     Problems,
@@ -72,85 +64,175 @@ def _peak(args: DistillationTrainingArguments) -> float:
     return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
 
 
-class OptimizingTrainer(PublishingTrainer, AveragingTrainer):
-    """Adds the paper's weight decay, learning rates and schedule to the Trainer; arguments as there."""
+def _view_size(dataset: Any) -> tuple[int, int] | None:
+    """The size of a keyed data set's views; other data sets are not asked for a row, which might draw random numbers."""
+    return getattr(dataset, "view_size", None)
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay as in the paper, see optim.py."""
-        return decay_parameter_names(model, self.args.distillation_token_decay)
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(
-        args: DistillationTrainingArguments, model: nn.Module | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """As the Trainer's, with the scaled learning rate, or `optimizer_class` with `optim_args`.
+def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
+    return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
 
-        Raises:
-            RecipeError: `optimizer_class` or `optim_args` cannot be read.
-        """
-        if args.optimizer_class is not None:
-            return optimizer_class(args.optimizer_class), {"lr": _peak(args), **parse_optim_args(args.optim_args)}
-        scaled = copy.copy(args)  # the arguments keep what was given: they are saved, and compared on resume
-        scaled.learning_rate = _peak(args)
-        return Trainer.get_optimizer_cls_and_kwargs(scaled, model)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Builds the stock Trainer's optimizer, then gives each layer its learning rate.
+def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[float]]:
+    if getattr(processing_class, "do_normalize", True) is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (getattr(processing_class, name, None) for name in ("image_mean", "image_std"))
+    return mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
 
-        Raises:
-            RecipeError: The optimizer does not take its arguments, or the layers cannot be told apart.
-        """
-        if self.optimizer is not None:
-            return super().create_optimizer(model)
-        args = self.args
-        if args.scale_learning_rate:
-            logger.info(
-                "Peak learning rate: %g × %d images / %d = %g.",
-                args.learning_rate,
-                args.global_batch_size,
-                REFERENCE_BATCH,
-                _peak(args),
-            )
-        try:
-            super().create_optimizer(model)
-        except TypeError as error:
-            if args.optimizer_class is None:
-                raise
-            raise RecipeError(
-                f"{args.optimizer_class} does not take optim_args={args.optim_args!r}: {error}. See its documentation."
-            ) from error
-        if args.layer_decay != 1:
-            split_by_depth(self.optimizer, self.model if model is None else model, args.layer_decay)
-        return self.optimizer
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """A "cosine" starts at `warmup_learning_rate` and ends at `min_learning_rate`; the others are the Trainer's."""
-        args = self.args
-        if self.lr_scheduler is not None or args.lr_scheduler_type != SchedulerType.COSINE:
-            return super().create_scheduler(num_training_steps, optimizer)
-        rates = cosine_rates(_peak(args), args.warmup_learning_rate, args.min_learning_rate)
-        self.lr_scheduler = get_scheduler(
-            SchedulerType.COSINE_WARMUP_WITH_MIN_LR,
-            optimizer=self.optimizer if optimizer is None else optimizer,
-            num_warmup_steps=args.get_warmup_steps(num_training_steps),
-            num_training_steps=num_training_steps,
-            scheduler_specific_kwargs={**rates, **(args.lr_scheduler_kwargs or {})},
+def _check_types(model: Any, args: Any) -> None:
+    if not isinstance(args, DistillationTrainingArguments):
+        raise RecipeError(f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments.")
+    if not isinstance(model, nn.Module):
+        raise RecipeError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
+
+
+class DistillationTrainer(HubMixin, ResumableTrainer):
+    """Trains a student on labels and on a teacher's answers.
+
+    Args:
+        model: The student: this package's, or anything that returns `logits` (any `AutoModelForImageClassification`).
+        teacher: A `Teacher`; a model (wrapped as one); a name or path (`Teacher.from_pretrained`); None. With
+            `distillation_type="none"` a teacher is asked at evaluation only, for its accuracy and the agreement.
+        args: `DistillationTrainingArguments`.
+        train_dataset: A `ViewDataset` (keyed views: exact resume, any number of workers), or any data set whose rows have
+            `pixel_values` and `labels` or `label`; then exactness is off, and the log says so.
+        processing_class: The image processor. Its mean and std normalise uint8 pixels, and undo the normalisation of
+            float pixels for the teacher. Default: one for the student's size, with ImageNet's mean and std.
+        teacher_cache: Stored answers of a teacher (`hf-deit cache-teacher`), which then is not needed. One that is given too is
+            compared with them and let go.
+        verify_teacher_cache: Number of stored answers that such a teacher is asked again.
+        **kwargs: As `transformers.Trainer`.
+
+    Raises:
+        RecipeError: Student, teacher and arguments do not go together.
+        TeacherError: The teacher's classes are not the student's, or it fails on a view.
+        TeacherCacheError: The stored answers are damaged, or answers to something else.
+        RecipeError: Several such things (it is both of the above).
+    """
+
+    # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Teacher | nn.Module | Callable[[Tensor], Any] | str | os.PathLike | None = None,
+        args: DistillationTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: Any = None,
+        teacher_cache: TeacherCache | str | os.PathLike | None = None,
+        verify_teacher_cache: int = 0,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else DistillationTrainingArguments(output_dir="trainer_output")
+        _check_types(model, args)
+        self.student = inspect_student(model, _view_size(train_dataset))
+        self.distillation_target = self.teacher = self.cached = None
+        problems = Problems()
+        has_teacher = teacher is not None or teacher_cache is not None
+        with problems.gathered():
+            self.distillation_target = distillation_target(args, self.student, has_teacher)
+        processing_class = processing_class if processing_class is not None else _default_processor(self.student)
+        self.image_mean, self.image_std = _normalization(processing_class)
+        set_best_metric(args, self.student.problem_type)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator if data_collator is not None else collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
         )
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
+        self.model_accepts_loss_kwargs = False
+        self.label_names = ["labels"]
+        with problems.gathered():
+            self.teacher = self._prepare_teacher(teacher)
+        self.mixing = args.mixing
+        with problems.gathered():
+            self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
+        self._running = RunningTerms(self.args.device)
+        self._kept: list[dict[str, Tensor]] = []
+        # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
+        self.keep_rows = False
+        self.rows: dict[str, np.ndarray] = {}
+        if args.load_best_model_at_end and self.compute_metrics is None and not isinstance(eval_dataset, Mapping):
+            problems.add(metric_problems(args, self.student))
+        brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
+        problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
+        if train_dataset is not None:
+            updates = args.planned_updates(train_dataset)
+            problems.add(training_problems(args, model, self.student, train_dataset, updates))
+        problems.raise_all()
+        self.objective = self._build_objective()
+        self._warn_if_not_keyed(train_dataset)
 
+    # ---- before the first step ----
 
-class LoadingTrainer(OptimizingTrainer):
-    """Adds keyed views, mixing and stored answers to the Trainer's loaders; arguments as there."""
+    def _prepare_teacher(self, teacher: Any) -> Teacher | None:
+        if teacher is None:
+            return None
+        if isinstance(teacher, str | os.PathLike):
+            teacher = Teacher.from_pretrained(teacher)
+        elif not isinstance(teacher, Teacher):
+            teacher = Teacher(teacher)
+        teacher.to(self.args.device)
+        view_size = _view_size(self.train_dataset) or self.student.image_size or teacher.image_size or (224, 224)
+        names = self.student.class_names
+        if names is None and len(getattr(self.train_dataset, "class_names", ())) == self.student.num_labels:
+            names = [name.strip() for name in self.train_dataset.class_names]  # what the student's outputs will mean
+        teacher.align(names, self.student.num_labels, as_pair(view_size))
+        return teacher
 
-    # Set by the trainer above: how partners are mixed, the stored answers, the head that learns from a teacher.
-    mixing: Mixing
-    cached: CachedAnswers | None
-    distillation_target: str | None
+    def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedAnswers | None:
+        if cache is None:
+            if verified:
+                raise RecipeError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
+            return None
+        learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
+        cached = CachedAnswers(
+            cache,
+            self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
+            self.eval_dataset,
+            distillation_type=self.args.distillation_type,
+            tau=self.args.distillation_tau,
+            is_main_process=self.args.process_index == 0,
+        )
+        if self.teacher is not None:
+            cached.check_teacher(self.teacher, verified)
+            self.teacher = None  # the answers are there: no memory for it, and no time
+        elif verified:
+            raise RecipeError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
+        return cached
 
-    def _say_if_not_keyed(self, dataset: Dataset | None) -> None:
+    def _build_objective(self) -> DistillationObjective:
+        args, labels = self.args, known_labels(self.train_dataset)
+        weights = None
+        if args.class_weights != "none" and labels is not None:  # an evaluation has no training data, and needs none
+            weights = balanced_weights(labels, self.student.num_labels).to(args.device)
+        return DistillationObjective(
+            num_labels=self.student.num_labels,
+            problem_type=self.student.problem_type,
+            teacher=self.teacher,
+            learns_from_teacher=self.distillation_target is not None,
+            distillation_type=args.distillation_type,
+            alpha=args.distillation_alpha,
+            tau=args.distillation_tau,
+            reduction=args.distillation_reduction,
+            label_loss=args.base_loss,
+            label_smoothing=args.label_smoothing_factor,
+            class_weights=weights,
+            image_size=self.student.image_size,
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+        )
+
+    # ---- loaders ----
+
+    def _warn_if_not_keyed(self, dataset: Dataset | None) -> None:
         # A stream makes keys itself, and says what it does not promise.
         keyed = getattr(dataset, "takes_view_keys", False) or getattr(dataset, "makes_view_keys", False)
         if dataset is not None and not keyed:
@@ -254,227 +336,91 @@ class LoadingTrainer(OptimizingTrainer):
         finally:
             self.data_collator = plain
 
+    # ---- optimizer and schedule ----
 
-def _view_size(dataset: Any) -> tuple[int, int] | None:
-    """The size of a keyed data set's views; other data sets are not asked for a row, which might draw random numbers."""
-    return getattr(dataset, "view_size", None)
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay as in the paper, see optim.py."""
+        return decay_parameter_names(model, self.args.distillation_token_decay)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: DistillationTrainingArguments, model: nn.Module | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """As the Trainer's, with the scaled learning rate, or `optimizer_class` with `optim_args`.
 
-def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
-    return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
+        Raises:
+            RecipeError: `optimizer_class` or `optim_args` cannot be read.
+        """
+        if args.optimizer_class is not None:
+            return optimizer_class(args.optimizer_class), {"lr": _peak(args), **parse_optim_args(args.optim_args)}
+        scaled = copy.copy(args)  # the arguments keep what was given: they are saved, and compared on resume
+        scaled.learning_rate = _peak(args)
+        return Trainer.get_optimizer_cls_and_kwargs(scaled, model)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Builds the stock Trainer's optimizer, then gives each layer its learning rate.
 
-def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[float]]:
-    if getattr(processing_class, "do_normalize", True) is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (getattr(processing_class, name, None) for name in ("image_mean", "image_std"))
-    return mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
+        Raises:
+            RecipeError: The optimizer does not take its arguments, or the layers cannot be told apart.
+        """
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        args = self.args
+        if args.scale_learning_rate:
+            logger.info(
+                "Peak learning rate: %g × %d images / %d = %g.",
+                args.learning_rate,
+                args.global_batch_size,
+                REFERENCE_BATCH,
+                _peak(args),
+            )
+        try:
+            super().create_optimizer(model)
+        except TypeError as error:
+            if args.optimizer_class is None:
+                raise
+            raise RecipeError(
+                f"{args.optimizer_class} does not take optim_args={args.optim_args!r}: {error}. See its documentation."
+            ) from error
+        if args.layer_decay != 1:
+            split_by_depth(self.optimizer, self.model if model is None else model, args.layer_decay)
+        return self.optimizer
 
-
-def _check_types(model: Any, args: Any) -> None:
-    if not isinstance(args, DistillationTrainingArguments):
-        raise RecipeError(f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments.")
-    if not isinstance(model, nn.Module):
-        raise RecipeError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
-
-
-class DistillationTrainer(LoadingTrainer):
-    """Trains a student on labels and on a teacher's answers.
-
-    Args:
-        model: The student: this package's, or anything that returns `logits` (any `AutoModelForImageClassification`).
-        teacher: A `Teacher`; a model (wrapped as one); a name or path (`Teacher.from_pretrained`); None. With
-            `distillation_type="none"` a teacher is asked at evaluation only, for its accuracy and the agreement.
-        args: `DistillationTrainingArguments`.
-        train_dataset: A `ViewDataset` (keyed views: exact resume, any number of workers), or any data set whose rows have
-            `pixel_values` and `labels` or `label`; then exactness is off, and the log says so.
-        processing_class: The image processor. Its mean and std normalise uint8 pixels, and undo the normalisation of
-            float pixels for the teacher. Default: one for the student's size, with ImageNet's mean and std.
-        teacher_cache: Stored answers of a teacher (`hf-deit cache-teacher`), which then is not needed. One that is given too is
-            compared with them and let go.
-        verify_teacher_cache: Number of stored answers that such a teacher is asked again.
-        **kwargs: As `transformers.Trainer`.
-
-    Raises:
-        RecipeError: Student, teacher and arguments do not go together.
-        TeacherError: The teacher's classes are not the student's, or it fails on a view.
-        TeacherCacheError: The stored answers are damaged, or answers to something else.
-        RecipeError: Several such things (it is both of the above).
-    """
-
-    # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
-    loss_is_scaled_for_ga = False
-
-    def __init__(
-        self,
-        model: nn.Module,
-        teacher: Teacher | nn.Module | Callable[[Tensor], Any] | str | os.PathLike | None = None,
-        args: DistillationTrainingArguments | None = None,
-        data_collator: Callable | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
-        processing_class: Any = None,
-        teacher_cache: TeacherCache | str | os.PathLike | None = None,
-        verify_teacher_cache: int = 0,
-        **kwargs: Any,
-    ):
-        args = args if args is not None else DistillationTrainingArguments(output_dir="trainer_output")
-        _check_types(model, args)
-        self.student = inspect_student(model, _view_size(train_dataset))
-        self.distillation_target = self.teacher = self.cached = None
-        problems = Problems()
-        has_teacher = teacher is not None or teacher_cache is not None
-        with problems.gathered():
-            self.distillation_target = distillation_target(args, self.student, has_teacher)
-        processing_class = processing_class if processing_class is not None else _default_processor(self.student)
-        self.image_mean, self.image_std = _normalization(processing_class)
-        set_best_metric(args, self.student.problem_type)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator if data_collator is not None else collate,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """A "cosine" starts at `warmup_learning_rate` and ends at `min_learning_rate`; the others are the Trainer's."""
+        args = self.args
+        if self.lr_scheduler is not None or args.lr_scheduler_type != SchedulerType.COSINE:
+            return super().create_scheduler(num_training_steps, optimizer)
+        rates = cosine_rates(_peak(args), args.warmup_learning_rate, args.min_learning_rate)
+        self.lr_scheduler = get_scheduler(
+            SchedulerType.COSINE_WARMUP_WITH_MIN_LR,
+            optimizer=self.optimizer if optimizer is None else optimizer,
+            num_warmup_steps=args.get_warmup_steps(num_training_steps),
+            num_training_steps=num_training_steps,
+            scheduler_specific_kwargs={**rates, **(args.lr_scheduler_kwargs or {})},
         )
-        self.model_accepts_loss_kwargs = False
-        self.label_names = ["labels"]
-        with problems.gathered():
-            self.teacher = self._prepare_teacher(teacher)
-        self.mixing = args.mixing
-        with problems.gathered():
-            self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
-        self._running = RunningTerms(self.args.device)
-        self._kept: list[dict[str, Tensor]] = []
-        # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
-        self.keep_rows = False
-        self.rows: dict[str, np.ndarray] = {}
-        if args.load_best_model_at_end and self.compute_metrics is None and not isinstance(eval_dataset, Mapping):
-            problems.add(metric_problems(args, self.student))
-        brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
-        problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
-        if train_dataset is not None:
-            updates = args.planned_updates(train_dataset)
-            problems.add(training_problems(args, model, self.student, train_dataset, updates))
-        problems.raise_all()
-        self._say_if_not_keyed(train_dataset)
-
-    # ---- before the first step ----
-
-    def _prepare_teacher(self, teacher: Any) -> Teacher | None:
-        if teacher is None:
-            return None
-        if isinstance(teacher, str | os.PathLike):
-            teacher = Teacher.from_pretrained(teacher)
-        elif not isinstance(teacher, Teacher):
-            teacher = Teacher(teacher)
-        teacher.to(self.args.device)
-        view_size = _view_size(self.train_dataset) or self.student.image_size or teacher.image_size or (224, 224)
-        names = self.student.class_names
-        if names is None and len(getattr(self.train_dataset, "class_names", ())) == self.student.num_labels:
-            names = [name.strip() for name in self.train_dataset.class_names]  # what the student's outputs will mean
-        teacher.align(names, self.student.num_labels, as_pair(view_size))
-        return teacher
-
-    def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedAnswers | None:
-        if cache is None:
-            if verified:
-                raise RecipeError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
-            return None
-        learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
-        cached = CachedAnswers(
-            cache,
-            self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
-            self.eval_dataset,
-            distillation_type=self.args.distillation_type,
-            tau=self.args.distillation_tau,
-            is_main_process=self.args.process_index == 0,
-        )
-        if self.teacher is not None:
-            cached.check_teacher(self.teacher, verified)
-            self.teacher = None  # the answers are there: no memory for it, and no time
-        elif verified:
-            raise RecipeError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
-        return cached
-
-    @functools.cached_property
-    def _class_weights(self) -> Tensor | None:
-        """`(num_labels,)` on the device; None where all classes count alike."""
-        labels = known_labels(self.train_dataset)
-        if self.args.class_weights == "none" or labels is None:  # without training data: an evaluation
-            return None
-        return balanced_weights(labels, self.student.num_labels).to(self.args.device)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # ---- a step ----
 
-    def _student_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Normalises a view for the student and brings it to its size; floats of that size are already what it wants."""
-        size = self.student.image_size
-        if pixel_values.is_floating_point() and (size is None or tuple(pixel_values.shape[-2:]) == size):
-            return pixel_values
-        return self._normalized(to_unit_range(pixel_values, self.image_mean, self.image_std))
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        """Run the student and, if it is needed and not cached, the teacher.
 
-    def _normalized(self, view: Tensor) -> Tensor:
-        """What the student takes of a view with values in [0, 1]."""
-        size = self.student.image_size
-        fits = size is None or tuple(view.shape[-2:]) == size
-        return normalize(view if fits else resize(view, size), self.image_mean, self.image_std)
-
-    def _view(self, pixel_values: Tensor, mixes: Tensor | None) -> Tensor:
-        """The view with values in [0, 1], mixed with its partner's."""
-        view = to_unit_range(pixel_values, self.image_mean, self.image_std)
-        return view if mixes is None else mix_pixels(view, mixes)
-
-    def _pixels(
-        self, inputs: dict[str, Any], mixes: Tensor | None, for_teacher: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """Takes the pixels out of a batch: normalised for the student, and the teacher's view with values in [0, 1]."""
-        pixel_values, teacher_pixels = inputs.pop("pixel_values"), inputs.pop("teacher_pixel_values", None)
-        view = None if mixes is None else self._view(pixel_values, mixes)
-        student_pixels = self._student_pixels(pixel_values) if view is None else self._normalized(view)
-        if not for_teacher:
-            return student_pixels, None
-        if view is None or teacher_pixels is not None:
-            view = self._view(pixel_values if teacher_pixels is None else teacher_pixels, mixes)
-        return student_pixels, view
-
-    def _forward(self, model: nn.Module, inputs: dict[str, Any], ask_teacher: bool) -> dict[str, Tensor]:
-        """Gives the student's heads `(batch, num_labels)` and, if asked, the teacher's answers (losses.py), live or stored."""
-        inputs = dict(inputs)
-        inputs.pop("labels", None)
-        answers = take_answers(inputs)
-        asks_live = ask_teacher and not answers and self.teacher is not None
-        pixel_values, teacher_view = self._pixels(inputs, inputs.pop("mixes", None), asks_live)
-        outputs = model(pixel_values=pixel_values, **inputs)
+        Returns:
+            The student's heads, each `(batch, num_labels)`; the teacher's outputs, as `DistillationObjective.teacher_outputs`,
+            empty if they are not needed; the labels, mixed as the pixels are.
+        """
+        objective = self.objective
+        prepared = objective.prepare(inputs, for_teacher=needs_teacher and objective.needs_live_teacher(inputs))
+        outputs = model(pixel_values=prepared.student_pixels, **objective.other_inputs(inputs))
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
-        if asks_live:
-            answers = {"teacher_logits": self.teacher(teacher_view)}
-        return heads | answers if ask_teacher else heads
-
-    def _labels(self, inputs: dict[str, Any]) -> Tensor:
-        """The labels of a batch, mixed as its pixels are."""
-        labels, mixes = inputs["labels"], inputs.get("mixes")
-        if mixes is None:
-            return labels
-        return mix_labels(labels, mixes, self.student.num_labels, tuple(inputs["pixel_values"].shape[-2:]))
-
-    def _terms(self, heads: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Gives `loss` and its named parts, each `(batch,)`."""
-        args = self.args
-        learns = None
-        if self.distillation_target is not None:
-            learns = teacher_loss(heads, args.distillation_type, args.distillation_tau, args.distillation_reduction)
-            if learns is None:  # an evaluation of images to which no answer is stored
-                heads = {"logits": heads.get("cls_logits", heads["logits"])}
-        if self.student.problem_type == "single_label_classification":
-            smoothing, weight = args.label_smoothing_factor, self._class_weights
-            label_loss = functools.partial(
-                base_loss, labels=labels, kind=args.base_loss, label_smoothing=smoothing, weight=weight
-            )
-        else:
-            label_loss = functools.partial(supervised_loss, labels=labels, problem_type=self.student.problem_type)
-        return distillation_terms(heads, label_loss, learns, args.distillation_alpha)
+        teacher_outputs = objective.teacher_outputs(inputs, prepared.teacher_pixels) if needs_teacher else {}
+        return heads, teacher_outputs, prepared.labels
 
     def compute_loss(
         self,
@@ -497,15 +443,17 @@ class DistillationTrainer(LoadingTrainer):
         """
         if inputs.get("labels") is None:
             raise ValueError(f"The batch has {', '.join(inputs)} and no 'labels': the loss needs them.")
-        heads = self._forward(model, inputs, ask_teacher=self.distillation_target is not None)
-        terms = self._terms(heads, self._labels(inputs))
+        heads, teacher_outputs, labels = self._forward(
+            model, inputs, needs_teacher=self.distillation_target is not None
+        )
+        terms = self.objective.terms(heads, teacher_outputs, labels)
         if model.training:
             logged = dict(terms)
-            if (said := decisions(heads)) is not None:
-                logged["teacher_agreement"] = heads["logits"].argmax(-1) == said
+            if (decisions := teacher_decisions(teacher_outputs)) is not None:
+                logged["teacher_agreement"] = heads["logits"].argmax(-1) == decisions
             self._running.add(logged, self.state.global_step + 1, self._learning_rate())
         loss = terms["loss"].mean()
-        return (loss, heads) if return_outputs else loss
+        return (loss, heads | teacher_outputs) if return_outputs else loss
 
     def _learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else 0.0
@@ -552,13 +500,13 @@ class DistillationTrainer(LoadingTrainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():
-            heads = self._forward(model, inputs, ask_teacher=labels is not None)
+            heads, teacher_outputs, _ = self._forward(model, inputs, needs_teacher=labels is not None)
             if labels is None:
                 return None, heads["logits"].detach(), None
-            kept = self._terms(heads, labels)
+            kept = self.objective.terms(heads, teacher_outputs, labels)
         loss = kept["loss"].mean()
         if self.student.problem_type == "single_label_classification":
-            kept |= reduce_batch(heads, labels)
+            kept |= reduce_batch(heads | teacher_outputs, labels)
         elif self.student.problem_type == "multi_label_classification":
             kept |= reduce_multi_label_batch(heads, labels)
         # The last batch is filled up to be shared out evenly; gather_for_metrics drops the surplus.

@@ -13,7 +13,7 @@ from hf_deit.distillation.cache import Layout
 from hf_deit.distillation.cached_teacher import verify_teacher_cache
 from hf_deit.distillation.teacher import Teacher
 from hf_deit.errors import TeacherCacheError
-from hf_deit.losses import decisions, soft_distillation_loss, teacher_loss, top_k_distillation_loss
+from hf_deit.losses import soft_distillation_loss, teacher_decisions, teacher_loss, top_k_distillation_loss
 from tests.helpers import tiny
 from tests.helpers.caches import LAYOUTS, build, tiny_teacher, tiny_views
 
@@ -83,7 +83,7 @@ def test_the_teachers_accuracy_is_that_of_its_validation_answers(tmp_path):
     said = tiny.conv_teacher().eval()(pixels).argmax(dim=-1)
     right = (said == torch.tensor([row["labels"] for row in rows])).float().mean().item()
     assert cache.summary()["teacher_accuracy"] == pytest.approx(right)
-    assert torch.equal(decisions(cache.validation_answers(range(len(images)))), said)
+    assert torch.equal(teacher_decisions(cache.validation_answers(range(len(images)))), said)
 
 
 def test_records_have_the_size_that_is_promised():
@@ -119,7 +119,7 @@ def test_top_k_holds_the_largest_logits_and_the_rest_at_its_temperature():
 def test_the_decision_among_equal_logits_is_the_same_in_every_layout():
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0], [2.0, 2.0, 0.0, 2.0]])
     for layout in LAYOUTS.values():
-        assert decisions(layout.decode(layout.encode(logits))).tolist() == [1, 0]
+        assert teacher_decisions(layout.decode(layout.encode(logits))).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 70000.0])
@@ -216,12 +216,16 @@ def test_the_top_k_loss_is_the_kl_of_the_classes_kept_and_the_rest_as_one(k, tau
     generator = torch.Generator().manual_seed(k)
     student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
     layout = Layout("top_k", 10, top_k=k, tau=tau)
-    loss = teacher_loss(layout.decode(layout.encode(teacher)), "soft", tau, "image")(student)
+    loss = teacher_loss(layout.decode(layout.encode(teacher)), distillation_type="soft", tau=tau, reduction="image")(
+        student
+    )
     expected = [top_k_by_hand(*pair, k, tau) for pair in zip(student, teacher, strict=True)]
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-4, atol=1e-6)
     whole = soft_distillation_loss(student, teacher, tau)
     assert (loss <= whole + 1e-5).all()
-    official = teacher_loss(layout.decode(layout.encode(teacher)), "soft", tau, "official")(student)
+    official = teacher_loss(
+        layout.decode(layout.encode(teacher)), distillation_type="soft", tau=tau, reduction="official"
+    )(student)
     torch.testing.assert_close(official, loss / 10)
 
 
@@ -230,7 +234,9 @@ def test_the_top_k_loss_is_the_whole_loss_where_one_class_is_the_rest():
     student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
     layout = Layout("top_k", 10, top_k=9, tau=3.0)
     student.requires_grad_()
-    loss = teacher_loss(layout.decode(layout.encode(teacher)), "soft", 3.0, "image")(student)
+    loss = teacher_loss(layout.decode(layout.encode(teacher)), distillation_type="soft", tau=3.0, reduction="image")(
+        student
+    )
     whole = soft_distillation_loss(student, teacher, 3.0)
     torch.testing.assert_close(loss, whole)
     ours, theirs = (torch.autograd.grad(value.sum(), student)[0] for value in (loss, whole))

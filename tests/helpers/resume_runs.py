@@ -59,7 +59,7 @@ class Kill(TrainerCallback):
 
 def kill_in_save(step, moment):
     """Has the process killed at a moment of the save at a step, or ("final") in the middle of the last save."""
-    trainer_class, replace = resumable_trainer.AtomicTrainer, os.replace
+    trainer_class, replace = resumable_trainer.ResumableTrainer, os.replace
     save_optimizer = trainer_class._save_optimizer_and_scheduler
     publish, rotate = resumable_trainer.publish_folder, resumable_trainer.rotate_checkpoints
     saved = []

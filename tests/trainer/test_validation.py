@@ -261,7 +261,7 @@ def test_balanced_weights_of_the_data_are_in_the_loss(tmp_path):
     labels = torch.tensor([0, 1, 2, 3])
     heads = {"logits": torch.randn(4, 4)}
     expected = torch.tensor([12 / (4 * count) for count in (6, 3, 2, 1)])
-    ratio = weighed._terms(heads, labels)["loss"] / plain._terms(heads, labels)["loss"]
+    ratio = weighed.objective.terms(heads, {}, labels)["loss"] / plain.objective.terms(heads, {}, labels)["loss"]
     torch.testing.assert_close(ratio, expected)
 
 
