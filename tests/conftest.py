@@ -6,6 +6,9 @@ from pathlib import Path
 # One thread a process, before torch is loaded: the models are tiny, the suite runs in two processes at once, and the
 # processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests never ask the network: a wrong name or path would wait for a Hub that is not there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch

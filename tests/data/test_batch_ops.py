@@ -164,8 +164,7 @@ def batches(tmp_path, batch_size=8, workers=0, epochs=2, repeats=1, **fields):
         loader.set_epoch(epoch)
         keys = iter(sampler)
         for batch in loader:
-            pixels, view = trainer._pixels(dict(batch), batch["mixes"])
-            labels = trainer._labels(batch)
+            pixels, view, labels = trainer.objective.prepare(batch)
             for row in range(len(labels)):
                 found[next(keys)[:3]] = (view[row], pixels[row], labels[row])
     return found
