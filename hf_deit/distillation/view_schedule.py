@@ -16,7 +16,7 @@ from .teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewSchedule:
     """The views a training shows its teacher, and how it asks for them.
 
     Args:
@@ -107,7 +107,7 @@ def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
 
 
 def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
-    """Gives the teacher's logits `(batch, num_labels)` for batches of views as `Views.loader` has them."""
+    """Gives the teacher's logits `(batch, num_labels)` for batches of views as `ViewSchedule.loader` has them."""
     for batch in batches:
         view = to_unit_range(batch.get("teacher_pixel_values", batch["pixel_values"]).to(teacher.device), 0.0, 1.0)
         yield teacher(mix_pixels(view, batch["mixes"].to(teacher.device)) if "mixes" in batch else view)
