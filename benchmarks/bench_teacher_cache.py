@@ -38,12 +38,12 @@ from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.loading import load_splits
 from hf_deit.data.sources import Source
 from hf_deit.data.views import ViewDataset
-from hf_deit.distillation.cache import FORMAT, FORMAT_VERSION, VALIDATION, Layout, TeacherCache, epoch_name
+from hf_deit.distillation.cache import FORMAT, FORMAT_VERSION, VALIDATION, RecordFormat, TeacherCache, epoch_name
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import CacheWriter
 from hf_deit.distillation.factories import FACTORY_NORMALIZATION, efficientnet_lite0, replace_classifier
 from hf_deit.distillation.teacher import Teacher
-from hf_deit.distillation.view_schedule import Views, view_answers
+from hf_deit.distillation.view_schedule import ViewSchedule, view_answers
 from hf_deit.models.configuration_deit import DeiTConfig
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.recipes.cache_teacher import cache_teacher
@@ -87,13 +87,13 @@ def some(source: Source, count: int) -> Source:
     return source.subset([index * len(source) // count for index in range(count)], f"{count} of {source.name}")
 
 
-def views_of(options: argparse.Namespace, size: int, batch: int) -> Views:
+def views_of(options: argparse.Namespace, size: int, batch: int) -> ViewSchedule:
     source = some(load_splits(options.data)[0], options.images)
     data = ViewDataset(source, Augmentation((size, size), auto_augment="randaugment", erasing_probability=0.25), 0)
-    return Views(data, MIXING, batch, batch, workers=options.workers)
+    return ViewSchedule(data, MIXING, batch, batch, workers=options.workers)
 
 
-def trainer_of(options: argparse.Namespace, views: Views, kind: str, **teacher: Any) -> DistillationTrainer:
+def trainer_of(options: argparse.Namespace, views: ViewSchedule, kind: str, **teacher: Any) -> DistillationTrainer:
     data = views.dataset
     names = dict(enumerate(data.class_names))
     config = DeiTConfig.from_preset(options.preset, image_size=data.view_size[0], id2label=names)
@@ -135,7 +135,7 @@ def epoch_seconds(trainer: DistillationTrainer) -> float:
     return time.perf_counter() - start
 
 
-def ready_teacher(title: str, views: Views, device: torch.device | str = "cpu") -> Teacher:
+def ready_teacher(title: str, views: ViewSchedule, device: torch.device | str = "cpu") -> Teacher:
     torch.manual_seed(1)
     names = views.dataset.class_names
     teacher = TEACHERS[title](names)
@@ -156,8 +156,8 @@ def measure_building(options: argparse.Namespace) -> dict[str, Any]:
         seconds: list[tuple[float, float]] = []
         for epoch in range(options.repeats + 1):
             start = time.perf_counter()
-            layout = Layout("hard", len(views.dataset.class_names))
-            build_teacher_cache(options.work / f"building-{title}", teacher, views, layout, range(epoch + 1))
+            record_format = RecordFormat("hard", len(views.dataset.class_names))
+            build_teacher_cache(options.work / f"building-{title}", teacher, views, record_format, range(epoch + 1))
             middle = time.perf_counter()
             for _ in view_answers(teacher, ready):
                 pass
@@ -182,9 +182,12 @@ def measure_time(options: argparse.Namespace) -> dict[str, Any]:
     for title in TEACHERS:
         teacher = ready_teacher(title, views, arms["no teacher"].args.device)
         folders = {kind: options.work / f"{kind}-{title}" for kind in ("hard", "soft")}
-        layouts = {"hard": Layout("hard", len(names)), "soft": Layout("top_k", len(names), "float16", top_k, 3.0)}
+        formats = {
+            "hard": RecordFormat("hard", len(names)),
+            "soft": RecordFormat("top_k", len(names), "float16", top_k, 3.0),
+        }
         for kind, folder in folders.items():
-            build_teacher_cache(folder, teacher, views, layouts[kind], range(1))
+            build_teacher_cache(folder, teacher, views, formats[kind], range(1))
         arms[f"live, {title}"] = trainer_of(options, views, "hard", teacher=teacher)
         arms[f"hard cache, {title}"] = trainer_of(options, views, "hard", teacher_cache=folders["hard"])
         arms[f"top-{top_k} cache, {title}"] = trainer_of(options, views, "soft", teacher_cache=folders["soft"])
@@ -232,9 +235,11 @@ def measure_rounding(options: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(1)
         teacher = light_teacher(names)
         teacher.align(list(names), len(names), (64, 64))
-        build_teacher_cache(options.work / f"rounding-{batch}", teacher, views, Layout("dense", len(names)), range(1))
+        build_teacher_cache(
+            options.work / f"rounding-{batch}", teacher, views, RecordFormat("dense", len(names)), range(1)
+        )
         cache = TeacherCache(options.work / f"rounding-{batch}")
-        answers[batch] = cache.answers(0, range(cache.records_per_epoch))["teacher_logits"]
+        answers[batch] = cache.outputs(0, range(cache.records_per_epoch))["teacher_logits"]
         first, now = answers[64], answers[batch]
         decisions = (first.argmax(1) != now.argmax(1)).float().mean().item()
         records = (first != now).any(1).float().mean().item()
@@ -254,12 +259,12 @@ def resident_mib() -> float:
 
 def measure_files(options: argparse.Namespace) -> dict[str, Any]:
     folder, images = options.work / "imagenet", IMAGENET["images"] // 2 * 2
-    layout = Layout("hard", IMAGENET["classes"])
+    record_format = RecordFormat("hard", IMAGENET["classes"])
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "teacher": {"fingerprint": "random"},
-        "layout": vars(layout),
+        "layout": vars(record_format),
         "views": {"records": images},
         "validation": None,
     }
@@ -276,7 +281,7 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
     positions = generator.integers(0, images, (4000, 256))
     start = time.perf_counter()
     for number, batch in enumerate(positions):
-        cache.answers(number * IMAGENET["epochs"] // len(positions), batch)  # one epoch of views after the other
+        cache.outputs(number * IMAGENET["epochs"] // len(positions), batch)  # one epoch of views after the other
     reading = positions.size / (time.perf_counter() - start)
     grown = resident_mib() - before
     found = {"bytes": size, "open_s": opening, "reads_per_s": reading, "memory_mib": grown}
@@ -295,18 +300,20 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def derived_cache(dense: Path, out: Path, layout: Layout) -> Path:
-    """A cache of another layout from one of all logits in float32: what the teacher would be stored as."""
+def derived_cache(dense: Path, out: Path, record_format: RecordFormat) -> Path:
+    """A cache of another record format from one of all logits in float32: what the teacher would be stored as."""
     source = TeacherCache(dense)
     stated = {name: source.manifest[name] for name in ("format", "version", "views")}
-    stated |= {"teacher": {"fingerprint": source.manifest["teacher"]["fingerprint"]}, "layout": vars(layout)}
+    stated |= {"teacher": {"fingerprint": source.manifest["teacher"]["fingerprint"]}, "layout": vars(record_format)}
     writer = CacheWriter(out, {**stated, "validation": source.manifest["validation"]})
     for epoch in range(source.epochs):
-        answers = source.answers(epoch, range(source.records_per_epoch))["teacher_logits"]
-        writer.fill(epoch_name(epoch), [range(len(answers))], lambda _, answers=answers: [layout.encode(answers)])
-    answers = source.validation_answers(range(source.manifest["validation"]["images"]))["teacher_logits"]
-    writer.fill(VALIDATION, [range(len(answers))], lambda _: [layout.encode(answers)])
-    writer.note(teacher_accuracy=source.manifest["teacher_accuracy"])
+        answers = source.outputs(epoch, range(source.records_per_epoch))["teacher_logits"]
+        writer.fill(
+            epoch_name(epoch), [range(len(answers))], lambda _, answers=answers: [record_format.encode(answers)]
+        )
+    answers = source.validation_outputs(range(source.manifest["validation"]["images"]))["teacher_logits"]
+    writer.fill(VALIDATION, [range(len(answers))], lambda _: [record_format.encode(answers)])
+    writer.add_to_manifest(teacher_accuracy=source.manifest["teacher_accuracy"])
     return out
 
 
@@ -352,11 +359,13 @@ def measure_accuracy(options: argparse.Namespace) -> dict[str, Any]:
             building = pool.submit(accuracy_cache, [*common, *live], str(dense))
             runs = {"hard, live": pool.submit(accuracy_run, [*common, *hard, *live], str(options.work / "hard-live"))}
             found["build_s"] = building.result()
-            labels = TeacherCache(dense).layout.num_labels
+            labels = TeacherCache(dense).record_format.num_labels
             tau = load_recipe(RECIPE, common).training.distillation_tau
-            half = derived_cache(dense, options.work / f"half-{seed}", Layout("dense", labels, "float16"))
+            half = derived_cache(dense, options.work / f"half-{seed}", RecordFormat("dense", labels, "float16"))
             tops = {
-                k: derived_cache(dense, options.work / f"top{k}-{seed}", Layout("top_k", labels, "float32", k, tau))
+                k: derived_cache(
+                    dense, options.work / f"top{k}-{seed}", RecordFormat("top_k", labels, "float32", k, tau)
+                )
                 for k in (1, 5)
             }
             cached = {

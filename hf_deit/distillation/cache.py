@@ -1,6 +1,6 @@
 """A teacher's stored answers: one record a view, found in constant time, checked before it is believed.
 
-A folder holds `manifest.json` (what the answers are answers to, by whom, in which layout), and for each epoch of views
+A folder holds `manifest.json` (what the answers are answers to, by whom, in which record format), and for each epoch of views
 `epoch-00000.npy` with a record a position of sampling.py, and beside it `epoch-00000.json` with its SHA-256. A record's
 place is (epoch of the view, position), which does not depend on batch size, workers or processes, so one cache serves them
 all. `validation.npy` holds the answers to the validation images by index. NumPy files, memory-mapped.
@@ -32,7 +32,7 @@ DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordFormat:
     """What a record holds.
 
     Args:
@@ -95,7 +95,7 @@ class Layout:
         """Makes records of the teacher's logits `(batch, num_labels)` float32.
 
         Raises:
-            TeacherCacheError: A logit is not finite, or not in the layout's type.
+            TeacherCacheError: A logit is not finite, or not in the type of the record format.
         """
         records = self.empty(len(logits))
         finite = logits.float().isfinite().all()
@@ -165,7 +165,7 @@ def epoch_name(epoch: int) -> str:
 
 
 def description_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two caches the same: teacher, layout, views and validation images, as JSON has them."""
+    """What makes two caches the same: teacher, record format, views and validation images, as JSON has them."""
     return json.loads(json.dumps({name: manifest[name] for name in _DESCRIPTION}, default=str))
 
 
@@ -266,7 +266,7 @@ class TeacherCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        self.layout = Layout(**self.manifest["layout"])
+        self.record_format = RecordFormat(**self.manifest["layout"])
         self._id = cache_id(self.manifest)
         self._maps: dict[str, np.ndarray] = {}
         finished = finished_epochs(self.folder)
@@ -335,15 +335,15 @@ class TeacherCache:
             self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return self._maps[name]
 
-    def answers(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
-        """Gives the teacher's answers to views of one epoch of views, as `Layout.decode`."""
+    def outputs(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
+        """Gives the teacher's answers to views of one epoch of views, as `RecordFormat.decode`."""
         self.check_epoch_file(epoch)
-        return self.layout.decode(self._records(epoch_name(epoch))[list(positions)])
+        return self.record_format.decode(self._records(epoch_name(epoch))[list(positions)])
 
-    def validation_answers(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Gives the teacher's answers to validation images, as `Layout.decode`."""
+    def validation_outputs(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Gives the teacher's answers to validation images, as `RecordFormat.decode`."""
         self.check_validation_file()
-        return self.layout.decode(self._records(VALIDATION)[list(indices)])
+        return self.record_format.decode(self._records(VALIDATION)[list(indices)])
 
     def check(self, part: str, present: Mapping[str, Any]) -> None:
         """Refuses a cache of other views or validation images.
@@ -377,19 +377,19 @@ class TeacherCache:
                 "was made of, none at all, or build a cache for this one."
             )
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Gives the teacher's `name`, `class` and `parameters` as far as they were kept, and what its answers hold."""
         teacher = {"name": None, "parameters": None, "class": self.manifest["teacher"].get("class")}
         teacher |= self.manifest.get(TEACHER_FACTS, {})
-        layout = {name: value for name, value in asdict(self.layout).items() if name != "num_labels"}
-        return {"teacher": teacher, "answers": {**layout, "view_epochs": self.epochs}}
+        record_format = {name: value for name, value in asdict(self.record_format).items() if name != "num_labels"}
+        return {"teacher": teacher, "outputs": {**record_format, "view_epochs": self.epochs}}
 
     def summary(self) -> dict[str, Any]:
-        """Gives layout, epochs of views, bytes a view and the teacher, to be shown."""
+        """Return the record format, epochs of views, bytes a view and the teacher, to be shown."""
         return {
-            **{name: value for name, value in asdict(self.layout).items() if value is not None},
+            **{name: value for name, value in asdict(self.record_format).items() if value is not None},
             "view_epochs": self.epochs,
             "records": self.epochs * self.records_per_epoch,
-            "bytes_per_view": self.layout.record.itemsize,
+            "bytes_per_view": self.record_format.record.itemsize,
             "teacher_accuracy": self.manifest.get("teacher_accuracy"),
         }

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader
 from ..data.views import EvaluationDataset, ViewDataset, collate
 from ..errors import TeacherCacheError
 from ..losses import teacher_decisions
-from .cache import FORMAT, FORMAT_VERSION, TEACHER_FACTS, VALIDATION, Layout, epoch_name, is_finished
+from .cache import FORMAT, FORMAT_VERSION, TEACHER_FACTS, VALIDATION, RecordFormat, epoch_name, is_finished
 from .cache_writer import PART_RECORDS, CacheWriter
 from .teacher import Teacher
-from .view_schedule import Views, describe_validation, describe_views, view_answers
+from .view_schedule import ViewSchedule, describe_validation, describe_views, view_answers
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class _Progress:
 def build_teacher_cache(
     folder: str | Path,
     teacher: Teacher,
-    views: Views,
-    layout: Layout,
+    views: ViewSchedule,
+    record_format: RecordFormat,
     epochs: Sequence[int],
     validation: EvaluationDataset | None = None,
     part_records: int = PART_RECORDS,
@@ -74,7 +74,7 @@ def build_teacher_cache(
         folder: New, or of the same cache.
         teacher: On its device, aligned to the data's classes (`Teacher.align`).
         views: Of the training.
-        layout: What a record holds.
+        record_format: What a record holds.
         epochs: Epochs of views, from 0.
         validation: Images whose answers are kept too, for accuracy and agreement; their teacher view counts.
         part_records: Records a killed build asks for again, at most about.
@@ -85,7 +85,7 @@ def build_teacher_cache(
         TeacherCacheError: The folder holds another cache, the disk is full, or an answer is not finite.
     """
     _check_classes(views.dataset)
-    manifest = _manifest(teacher, views, layout, validation, teacher_name)
+    manifest = _manifest(teacher, views, record_format, validation, teacher_name)
     rank, processes = share
     # The first process makes the folder, the others find it.
     with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
@@ -101,7 +101,7 @@ def build_teacher_cache(
             progress.expect(sum(map(len, batches)) - views.records)  # an earlier build's parts are not asked again
             for logits in view_answers(teacher, views.loader(epoch, batches)):
                 progress.add(len(logits))
-                yield layout.encode(logits)
+                yield record_format.encode(logits)
 
         writer.fill(epoch_name(epoch), views.batches(epoch), ask)
     progress.say_total()
@@ -117,13 +117,17 @@ def _check_classes(dataset: ViewDataset) -> None:
 
 
 def _manifest(
-    teacher: Teacher, views: Views, layout: Layout, validation: EvaluationDataset | None, teacher_name: str | None
+    teacher: Teacher,
+    views: ViewSchedule,
+    record_format: RecordFormat,
+    validation: EvaluationDataset | None,
+    teacher_name: str | None,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "teacher": {"fingerprint": teacher.fingerprint(), "class": type(teacher.model).__name__},
-        "layout": asdict(layout),
+        "layout": asdict(record_format),
         "views": {**describe_views(views.dataset, views.mixing), "records": views.records},
         "validation": None if validation is None else describe_validation(validation),
         TEACHER_FACTS: _teacher_facts(teacher, teacher_name),
@@ -138,7 +142,7 @@ def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
 
 
 def _store_validation(
-    writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: Views, progress: _Progress
+    writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, views: ViewSchedule, progress: _Progress
 ) -> None:
     indices = range(len(dataset))
     batches = [list(indices[start : start + views.batch_size]) for start in indices[:: views.batch_size]]
@@ -148,10 +152,10 @@ def _store_validation(
         progress.expect(sum(map(len, wanted)))
         for logits in view_answers(teacher, loader):
             progress.add(len(logits))
-            yield writer.layout.encode(logits)
+            yield writer.record_format.encode(logits)
 
     writer.fill(VALIDATION, batches, ask)
     if "teacher_accuracy" not in writer.manifest:
         records = np.load(writer.folder / f"{VALIDATION}.npy", mmap_mode="r", allow_pickle=False)
-        answers = teacher_decisions(writer.layout.decode(records[:])).numpy()
-        writer.note(teacher_accuracy=float(np.mean(answers == np.asarray(dataset.source.labels))))
+        answers = teacher_decisions(writer.record_format.decode(records[:])).numpy()
+        writer.add_to_manifest(teacher_accuracy=float(np.mean(answers == np.asarray(dataset.source.labels))))

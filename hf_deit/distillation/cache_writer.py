@@ -28,7 +28,7 @@ from .cache import (
     CACHE_AND_NOW,
     MANIFEST_FILE,
     VALIDATION,
-    Layout,
+    RecordFormat,
     cache_id,
     checked_sidecar,
     description_of,
@@ -189,7 +189,7 @@ class CacheWriter:
     def __init__(self, folder: str | Path, manifest: Mapping[str, Any], part_records: int = PART_RECORDS):
         self.folder = Path(folder)
         self.manifest = dict(manifest)
-        self.layout = Layout(**manifest["layout"])
+        self.record_format = RecordFormat(**manifest["layout"])
         self.part_records = part_records
         self._id = cache_id(manifest)
         check_folder(folder)
@@ -224,7 +224,7 @@ class CacheWriter:
                 "be used (num_views); make room and run the same command again, it goes on from the last part."
             ) from error
 
-    def note(self, **facts: Any) -> None:
+    def add_to_manifest(self, **facts: Any) -> None:
         """Adds to the manifest what describes the cache and does not identify it, such as the teacher's accuracy."""
         with self._room(), turn(self.folder):
             self.manifest = read_manifest(self.folder) | facts
@@ -307,16 +307,16 @@ class CacheWriter:
             records = np.load(parts / f"{number:06}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        wanted = self.layout.empty(0)
+        wanted = self.record_format.empty(0)
         fits = records.dtype == wanted.dtype and records.shape[1:] == wanted.shape[1:]
         return records if fits and len(records) == sum(map(len, group)) else None
 
     def _assemble(self, name: str, parts: Path, groups: Sequence[Sequence[Sequence[int]]]) -> None:
         count = sum(len(batch) for group in groups for batch in group)
-        target, empty = self.folder / f"{name}.npy", self.layout.empty(0)
+        target, empty = self.folder / f"{name}.npy", self.record_format.empty(0)
         with _published(target) as file:
             _write_header(file, empty, count)
-            start, size = file.tell(), count * self.layout.record.itemsize
+            start, size = file.tell(), count * self.record_format.record.itemsize
             if hasattr(os, "posix_fallocate"):
                 file.flush()
                 # Writing to a map of a file that the disk has no room for would kill the process: the room is taken before.
@@ -428,7 +428,7 @@ def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
         The epochs of views that `folder` now holds.
 
     Raises:
-        TeacherCacheError: The parts differ in teacher, layout or views (then nothing was written), or a file is damaged in all.
+        TeacherCacheError: The parts differ in teacher, record format or views (then nothing was written), or a file is damaged in all.
     """
     if not parts or not all(map(str, parts)):
         raise TeacherCacheError("No caches to merge were given, or one without a name: name their folders.")
@@ -445,7 +445,7 @@ def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
             writer.take(found, name)
     told = [manifest["teacher_accuracy"] for manifest in manifests.values() if "teacher_accuracy" in manifest]
     if told and "teacher_accuracy" not in writer.manifest:
-        writer.note(teacher_accuracy=told[0])
+        writer.add_to_manifest(teacher_accuracy=told[0])
     return finished_epochs(folder)
 
 

@@ -21,7 +21,7 @@ from ..errors import TeacherCacheError
 from ..losses import teacher_decisions
 from .cache import TeacherCache
 from .teacher import Teacher
-from .view_schedule import Views, describe_validation, describe_views, view_answers
+from .view_schedule import ViewSchedule, describe_validation, describe_views, view_answers
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Agreement:
 
 
 def verify_teacher_cache(
-    cache: TeacherCache, teacher: Teacher, views: Views, count: int, seed: int | None = None
+    cache: TeacherCache, teacher: Teacher, views: ViewSchedule, count: int, seed: int | None = None
 ) -> Agreement:
     """Asks the teacher again for randomly drawn records.
 
@@ -68,9 +68,9 @@ def verify_teacher_cache(
     for epoch, positions in sorted(drawn.items()):
         batches = [positions[start : start + views.batch_size] for start in range(0, len(positions), views.batch_size)]
         for batch, logits in zip(batches, view_answers(teacher, views.loader(epoch, batches)), strict=True):
-            now = cache.layout.encode(logits)
-            stored = cache.answers(epoch, batch)
-            live = cache.layout.decode(now)
+            now = cache.record_format.encode(logits)
+            stored = cache.outputs(epoch, batch)
+            live = cache.record_format.decode(now)
             same += int((teacher_decisions(stored) == teacher_decisions(live)).sum())
             equal += int(
                 torch.stack(
@@ -110,9 +110,9 @@ class CachedCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
         if "validation_index" in rows[0]:
-            return batch | self.cache.validation_answers([row["validation_index"] for row in rows])
+            return batch | self.cache.validation_outputs([row["validation_index"] for row in rows])
         keys = [row["view_key"] for row in rows]  # of one epoch: the sampler begins each with a new batch
-        return batch | self.cache.answers(keys[0].epoch, [key.position for key in keys])
+        return batch | self.cache.outputs(keys[0].epoch, [key.position for key in keys])
 
 
 class CachedSampler(ViewSampler):
@@ -148,7 +148,7 @@ class _Indexed(Dataset):
         return {**self.dataset[index], "validation_index": index}
 
 
-class CachedAnswers:
+class CachedTeacher:
     """The cache of one training, which fits it.
 
     Args:
@@ -166,7 +166,7 @@ class CachedAnswers:
     def __init__(
         self,
         cache: TeacherCache | str | os.PathLike,
-        schedule: Views | None,
+        schedule: ViewSchedule | None,
         eval_dataset: Any,
         distillation_type: str,
         tau: float,
@@ -176,7 +176,7 @@ class CachedAnswers:
         self.num_views = None
         self._verifies = is_main_process
         self._views = schedule
-        _check_layout(self.cache, distillation_type, tau)
+        _check_record_format(self.cache, distillation_type, tau)
         if schedule is not None:
             self.cache.check("views", describe_views(schedule.dataset, schedule.mixing))
             self.num_views = schedule.num_views
@@ -235,7 +235,7 @@ class CachedAnswers:
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before it; of exact answers the live teacher's."""
         teacher: dict[str, Any] = {"fingerprint": self.cache.manifest["teacher"]["fingerprint"]}
-        if not self.cache.layout.is_exact:
+        if not self.cache.record_format.is_exact:
             teacher["stored"] = self.cache.manifest["layout"]
         return teacher
 
@@ -302,17 +302,17 @@ def _chance(differing: int, records: int) -> float:
     return 1 - math.fsum(math.exp(log_of(count)) for count in range(differing))
 
 
-def _check_layout(cache: TeacherCache, distillation_type: str, tau: float) -> None:
-    layout = cache.layout
+def _check_record_format(cache: TeacherCache, distillation_type: str, tau: float) -> None:
+    record_format = cache.record_format
     if distillation_type != "soft":
         return
-    if layout.kind == "hard":
+    if record_format.kind == "hard":
         raise TeacherCacheError(
             f"{cache.folder} holds the teacher's decisions only (kind 'hard'), and distillation_type='soft' needs its logits: set "
             "distillation_type='hard', or build a cache with --kind soft."
         )
-    if layout.kind == "top_k" and layout.tau != tau:
+    if record_format.kind == "top_k" and record_format.tau != tau:
         raise TeacherCacheError(
-            f"{cache.folder} holds the {layout.top_k} largest logits and the rest at tau={layout.tau}, and distillation_tau is "
-            f"{tau}: set it to {layout.tau}, or build a cache for it (one of all logits serves every tau)."
+            f"{cache.folder} holds the {record_format.top_k} largest logits and the rest at tau={record_format.tau}, and distillation_tau is "
+            f"{tau}: set it to {record_format.tau}, or build a cache for it (one of all logits serves every tau)."
         )

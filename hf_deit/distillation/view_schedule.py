@@ -17,7 +17,7 @@ from .teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewSchedule:
     """The views a training shows its teacher, and how it asks for them.
 
     Args:
@@ -108,7 +108,7 @@ def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
 
 
 def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
-    """Yield the teacher's logits `(batch, num_labels)` for batches of views as `Views.loader` has them."""
+    """Yield the teacher's logits `(batch, num_labels)` for batches of views as `ViewSchedule.loader` has them."""
     objective = DistillationObjective(num_labels=0, teacher=teacher)
     for batch in batches:
         yield live_teacher_logits(objective, batch)

@@ -109,8 +109,8 @@ def describe_run(trainer: Any) -> dict[str, Any]:
 def _describe_teacher(trainer: Any) -> dict[str, Any]:
     cached = getattr(trainer, "cached", None)
     if cached is not None:
-        told = cached.cache.told()
-        return {"teacher": told["teacher"], "stored_answers": told["answers"]}
+        described = cached.cache.describe()
+        return {"teacher": described["teacher"], "stored_answers": described["outputs"]}
     teacher = getattr(getattr(trainer, "teacher", None), "model", None)
     known = None if teacher is None else {"class": type(teacher).__name__, "parameters": _count(teacher) or None}
     return {"teacher": known, "stored_answers": None}

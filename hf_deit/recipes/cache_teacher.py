@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..data.views import EvaluationDataset
-from ..distillation.cache import Layout, TeacherCache, finished_epochs
+from ..distillation.cache import RecordFormat, TeacherCache, finished_epochs
 from ..distillation.cache_builder import build_teacher_cache
 from ..distillation.cache_writer import check_folder
 from ..distillation.view_schedule import describe_views
@@ -62,11 +62,11 @@ def cache_teacher(
         raise RecipeError("The recipe names no teacher whose answers could be stored: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
     teacher.to(args.device).align(names, len(names), view_size)
-    layout = _layout(args, len(names), kind, top_k, dtype)
+    record_format = _record_format(args, len(names), kind, top_k, dtype)
     validation = EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio)
     share = (args.process_index, args.world_size)
     name = without_machine(recipe.teacher.teacher)
-    build_teacher_cache(out, teacher, views, layout, wanted, validation, share=share, teacher_name=name)
+    build_teacher_cache(out, teacher, views, record_format, wanted, validation, share=share, teacher_name=name)
     if args.world_size > 1:
         PartialState().wait_for_everyone()
     if args.process_index:
@@ -94,9 +94,9 @@ def _check_numbers(args: DistillationTrainingArguments, epochs: int | None, firs
         raise RecipeError(f"views={epochs}, first_view={first}: at least 1 epoch of views, the first at least 0.")
 
 
-def _layout(
+def _record_format(
     args: DistillationTrainingArguments, num_labels: int, kind: str | None, top_k: int | None, dtype: str
-) -> Layout:
+) -> RecordFormat:
     kind = kind if kind is not None else args.distillation_type
     if kind not in ("hard", "soft"):
         raise RecipeError(f"kind={kind!r}: choose hard (decisions) or soft (logits); the recipe's type is the default.")
@@ -105,10 +105,10 @@ def _layout(
             raise TeacherCacheError(
                 f"top_k={top_k}, dtype={dtype!r} with hard answers, which are class indices: give --kind soft, or leave them out."
             )
-        return Layout("hard", num_labels)
+        return RecordFormat("hard", num_labels)
     if top_k is None:
-        return Layout("dense", num_labels, dtype)
-    return Layout("top_k", num_labels, dtype, top_k, args.distillation_tau)
+        return RecordFormat("dense", num_labels, dtype)
+    return RecordFormat("top_k", num_labels, dtype, top_k, args.distillation_tau)
 
 
 # What the teacher's answers depend on; everything else may differ between runs that share a cache.

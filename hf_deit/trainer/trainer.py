@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutpu
 from ..data.sampling import ViewSampler
 from ..data.views import MixingCollator, collate, known_labels
 from ..distillation.cache import TeacherCache
-from ..distillation.cached_teacher import CachedAnswers, CachedSampler
+from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import RecipeError
@@ -187,13 +187,13 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         teacher.align(names, self.student.num_labels, as_pair(view_size))
         return teacher
 
-    def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedAnswers | None:
+    def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedTeacher | None:
         if cache is None:
             if verified:
                 raise RecipeError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
             return None
         learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
-        cached = CachedAnswers(
+        cached = CachedTeacher(
             cache,
             self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
             self.eval_dataset,

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.batch_ops import Mixing
-from ..distillation.view_schedule import Views
+from ..distillation.view_schedule import ViewSchedule
 from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
 
 # Strategies that upload whole checkpoints: optimizer state is a pickle, and pickles are not published.
@@ -176,14 +176,14 @@ class DistillationTrainingArguments(TrainingArguments):
         whole = math.floor(batches) if keyed or self.mixup_alpha or self.cutmix_alpha else math.ceil(batches)
         return math.ceil(max(1, whole) * self.num_train_epochs)
 
-    def view_schedule(self, dataset: Any, workers: int = 0) -> Views:
+    def view_schedule(self, dataset: Any, workers: int = 0) -> ViewSchedule:
         """Gives the views that a training on `dataset` shows its teacher, and their order.
 
         Args:
             dataset: A `ViewDataset`.
             workers: Processes that make the pixels where the views are asked for outside the training.
         """
-        return Views(
+        return ViewSchedule(
             dataset,
             self.mixing,
             batch_size=self.train_batch_size,

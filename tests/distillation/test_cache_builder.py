@@ -1,4 +1,4 @@
-"""Built records against the teacher asked about one view after the other, and layouts against NumPy."""
+"""Built records against the teacher asked about one view after the other, and record formats against NumPy."""
 
 import re
 
@@ -9,13 +9,13 @@ from torch import nn
 
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.sampling import ViewKey, ViewSampler, keys_at, pair_generator, permutation
-from hf_deit.distillation.cache import Layout
+from hf_deit.distillation.cache import RecordFormat
 from hf_deit.distillation.cached_teacher import verify_teacher_cache
 from hf_deit.distillation.teacher import Teacher
 from hf_deit.errors import TeacherCacheError
 from hf_deit.losses import soft_distillation_loss, teacher_decisions, teacher_loss, top_k_distillation_loss
 from tests.helpers import tiny
-from tests.helpers.caches import LAYOUTS, build, tiny_teacher, tiny_views
+from tests.helpers.caches import RECORD_FORMATS, build, tiny_teacher, tiny_views
 
 MIXING = Mixing(0.8, 1.0)
 MEAN, STD = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (tiny.MEAN, tiny.STD))
@@ -51,11 +51,11 @@ def test_every_record_is_the_teachers_answer_to_the_view_at_its_position(tmp_pat
         sampler = ViewSampler(11, 10, seed=0, repeats=2)  # another batch size
         sampler.set_epoch(epoch)
         shown = list(sampler)
-        stored = cache.answers(epoch, [key.position for key in shown])["teacher_logits"]
+        stored = cache.outputs(epoch, [key.position for key in shown])["teacher_logits"]
         expected = torch.stack([logits_by_hand(key, data, mixing) for key in shown])
         torch.testing.assert_close(stored, expected, rtol=1e-4, atol=1e-4)
         assert expected.std(dim=0).min() > 0.1  # views differ, so a record in a wrong place would show
-        everything = cache.answers(epoch, range(20))["teacher_logits"]
+        everything = cache.outputs(epoch, range(20))["teacher_logits"]
         assert len(everything.unique(dim=0)) >= 18  # the crops of two views may be one and the same
 
 
@@ -83,31 +83,31 @@ def test_the_teachers_accuracy_is_that_of_its_validation_answers(tmp_path):
     said = tiny.conv_teacher().eval()(pixels).argmax(dim=-1)
     right = (said == torch.tensor([row["labels"] for row in rows])).float().mean().item()
     assert cache.summary()["teacher_accuracy"] == pytest.approx(right)
-    assert torch.equal(teacher_decisions(cache.validation_answers(range(len(images)))), said)
+    assert torch.equal(teacher_decisions(cache.validation_outputs(range(len(images)))), said)
 
 
 def test_records_have_the_size_that_is_promised():
-    assert Layout("hard", 1000).record.itemsize == 2
-    assert Layout("hard", 65536).record.itemsize == 2
-    assert Layout("hard", 65537).record.itemsize == 4
-    assert Layout("dense", 1000).record.itemsize == 4000
-    assert Layout("dense", 1000, "float16").record.itemsize == 2000
-    assert Layout("top_k", 1000, "float16", 10, 3.0).record.itemsize == 10 * (2 + 2) + 4
+    assert RecordFormat("hard", 1000).record.itemsize == 2
+    assert RecordFormat("hard", 65536).record.itemsize == 2
+    assert RecordFormat("hard", 65537).record.itemsize == 4
+    assert RecordFormat("dense", 1000).record.itemsize == 4000
+    assert RecordFormat("dense", 1000, "float16").record.itemsize == 2000
+    assert RecordFormat("top_k", 1000, "float16", 10, 3.0).record.itemsize == 10 * (2 + 2) + 4
 
 
 def test_hard_records_hold_the_largest_index_there_is():
     logits = torch.zeros(2, 70000)
     logits[0, 69999] = logits[1, 65535] = 1.0
-    layout = Layout("hard", 70000)
-    assert layout.decode(layout.encode(logits))["teacher_labels"].tolist() == [69999, 65535]
-    small = Layout("hard", 65536)
+    record_format = RecordFormat("hard", 70000)
+    assert record_format.decode(record_format.encode(logits))["teacher_labels"].tolist() == [69999, 65535]
+    small = RecordFormat("hard", 65536)
     assert small.decode(small.encode(logits[1:, :65536]))["teacher_labels"].tolist() == [65535]
 
 
 def test_top_k_holds_the_largest_logits_and_the_rest_at_its_temperature():
     logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 4
-    layout = Layout("top_k", 12, top_k=3, tau=2.5)
-    stored = layout.decode(layout.encode(logits))
+    record_format = RecordFormat("top_k", 12, top_k=3, tau=2.5)
+    stored = record_format.decode(record_format.encode(logits))
     ordered = np.sort(logits.double().numpy(), axis=1)[:, ::-1]
     np.testing.assert_array_equal(stored["teacher_top_logits"].numpy(), ordered[:, :3].astype(np.float32))
     rest = np.log(np.exp(ordered[:, 3:] / 2.5).sum(axis=1))
@@ -116,21 +116,21 @@ def test_top_k_holds_the_largest_logits_and_the_rest_at_its_temperature():
     assert torch.equal(gathered, stored["teacher_top_logits"])
 
 
-def test_the_decision_among_equal_logits_is_the_same_in_every_layout():
+def test_the_decision_among_equal_logits_is_the_same_in_every_record_format():
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0], [2.0, 2.0, 0.0, 2.0]])
-    for layout in LAYOUTS.values():
-        assert teacher_decisions(layout.decode(layout.encode(logits))).tolist() == [1, 0]
+    for record_format in RECORD_FORMATS.values():
+        assert teacher_decisions(record_format.decode(record_format.encode(logits))).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 70000.0])
-def test_logits_that_a_layout_cannot_hold_are_refused(value):
+def test_logits_that_a_record_format_cannot_hold_are_refused(value):
     logits = torch.zeros(3, 4)
     logits[1, 2] = value
     for name in ("half", *(() if value == 70000 else ("hard", "dense", "top_k"))):
         with pytest.raises(TeacherCacheError, match="not finite in float"):
-            LAYOUTS[name].encode(logits)
+            RECORD_FORMATS[name].encode(logits)
     if value == 70000:
-        assert LAYOUTS["dense"].encode(logits)[1, 2] == 70000
+        assert RECORD_FORMATS["dense"].encode(logits)[1, 2] == 70000
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,15 @@ def test_logits_that_a_layout_cannot_hold_are_refused(value):
     ],
     ids=str,
 )
-def test_impossible_layouts_are_refused(fields):
+def test_impossible_record_formats_are_refused(fields):
     with pytest.raises(TeacherCacheError):
-        Layout(**{"kind": "hard", "num_labels": 4, **fields})
+        RecordFormat(**{"kind": "hard", "num_labels": 4, **fields})
 
 
 def test_a_rest_that_a_small_temperature_makes_infinite_is_refused():
-    layout = Layout("top_k", 4, top_k=2, tau=1e-38)
+    record_format = RecordFormat("top_k", 4, top_k=2, tau=1e-38)
     with pytest.raises(TeacherCacheError, match="tau=1e-38 is not finite"):
-        layout.encode(torch.tensor([[400.0, 300.0, 200.0, 100.0]]))
+        record_format.encode(torch.tensor([[400.0, 300.0, 200.0, 100.0]]))
 
 
 def reports(caplog):
@@ -215,16 +215,16 @@ def top_k_by_hand(student, teacher, k, tau):
 def test_the_top_k_loss_is_the_kl_of_the_classes_kept_and_the_rest_as_one(k, tau):
     generator = torch.Generator().manual_seed(k)
     student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
-    layout = Layout("top_k", 10, top_k=k, tau=tau)
-    loss = teacher_loss(layout.decode(layout.encode(teacher)), distillation_type="soft", tau=tau, reduction="image")(
-        student
-    )
+    record_format = RecordFormat("top_k", 10, top_k=k, tau=tau)
+    loss = teacher_loss(
+        record_format.decode(record_format.encode(teacher)), distillation_type="soft", tau=tau, reduction="image"
+    )(student)
     expected = [top_k_by_hand(*pair, k, tau) for pair in zip(student, teacher, strict=True)]
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-4, atol=1e-6)
     whole = soft_distillation_loss(student, teacher, tau)
     assert (loss <= whole + 1e-5).all()
     official = teacher_loss(
-        layout.decode(layout.encode(teacher)), distillation_type="soft", tau=tau, reduction="official"
+        record_format.decode(record_format.encode(teacher)), distillation_type="soft", tau=tau, reduction="official"
     )(student)
     torch.testing.assert_close(official, loss / 10)
 
@@ -232,11 +232,11 @@ def test_the_top_k_loss_is_the_kl_of_the_classes_kept_and_the_rest_as_one(k, tau
 def test_the_top_k_loss_is_the_whole_loss_where_one_class_is_the_rest():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
-    layout = Layout("top_k", 10, top_k=9, tau=3.0)
+    record_format = RecordFormat("top_k", 10, top_k=9, tau=3.0)
     student.requires_grad_()
-    loss = teacher_loss(layout.decode(layout.encode(teacher)), distillation_type="soft", tau=3.0, reduction="image")(
-        student
-    )
+    loss = teacher_loss(
+        record_format.decode(record_format.encode(teacher)), distillation_type="soft", tau=3.0, reduction="image"
+    )(student)
     whole = soft_distillation_loss(student, teacher, 3.0)
     torch.testing.assert_close(loss, whole)
     ours, theirs = (torch.autograd.grad(value.sum(), student)[0] for value in (loss, whole))
@@ -294,7 +294,7 @@ def test_the_teachers_classes_are_stored_in_the_datas_order(tmp_path):
     names = [tiny.NAMES[index] for index in order]
     teacher = Teacher(network, id2label=dict(enumerate(names)))
     teacher.align(list(tiny.NAMES), 4, (tiny.SIZE, tiny.SIZE))
-    turned = build(tmp_path / "turned", "dense", teacher=teacher, validation=None).answers(0, range(42))
-    plain = build(tmp_path / "plain", "dense", validation=None).answers(0, range(42))
+    turned = build(tmp_path / "turned", "dense", teacher=teacher, validation=None).outputs(0, range(42))
+    plain = build(tmp_path / "plain", "dense", validation=None).outputs(0, range(42))
     # The network's output i is the class names[i]: it stands at the data's index of that name.
     torch.testing.assert_close(turned["teacher_logits"][:, order], plain["teacher_logits"])

@@ -107,8 +107,8 @@ def test_a_dead_builders_lock_that_its_workers_still_hold_is_waited_for(tmp_path
 
 def test_who_begins_at_once_finds_the_manifest_of_the_first_and_notes_are_joined(tmp_path):
     one, two = writer_of(tmp_path / "cache"), writer_of(tmp_path / "cache")
-    one.note(teacher_accuracy=0.5)
-    two.note(other=1)
+    one.add_to_manifest(teacher_accuracy=0.5)
+    two.add_to_manifest(other=1)
     assert (two.manifest["teacher_accuracy"], two.manifest["other"]) == (0.5, 1)
 
 

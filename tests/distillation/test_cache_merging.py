@@ -9,12 +9,12 @@ from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import merge_caches
 from hf_deit.errors import TeacherCacheError
 from tests.helpers import tiny
-from tests.helpers.caches import LAYOUTS, build, flip, tiny_teacher, tiny_views
+from tests.helpers.caches import RECORD_FORMATS, build, flip, tiny_teacher, tiny_views
 
 
 def part_of(folder, epochs, teacher=None):
     build_teacher_cache(
-        folder, teacher or tiny_teacher(), tiny_views(), LAYOUTS["hard"], epochs, tiny.evaluation_data()
+        folder, teacher or tiny_teacher(), tiny_views(), RECORD_FORMATS["hard"], epochs, tiny.evaluation_data()
     )
 
 

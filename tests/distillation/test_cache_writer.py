@@ -16,7 +16,7 @@ from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import merge_caches
 from hf_deit.errors import TeacherCacheError
 from tests.helpers import SCRIPTS, environment, tiny
-from tests.helpers.caches import LAYOUTS, build, flip, tiny_teacher, tiny_views
+from tests.helpers.caches import RECORD_FORMATS, build, flip, tiny_teacher, tiny_views
 
 RECORD_FILES = {"epoch-00000.npy", "epoch-00001.npy", "validation.npy"}
 
@@ -65,7 +65,7 @@ def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
             tmp_path / "three",
             tiny_teacher(),
             views,
-            LAYOUTS["hard"],
+            RECORD_FORMATS["hard"],
             range(2),
             tiny.evaluation_data(),
             share=(rank, 2),
@@ -222,6 +222,6 @@ def test_a_large_cache_is_checked_when_it_is_first_read(copy, monkeypatch):
     monkeypatch.setattr("hf_deit.distillation.cache.CHECKED_AT_ONCE", 100)
     flip(copy / "epoch-00001.npy", 300)
     cache = TeacherCache(copy)
-    assert np.isfinite(cache.answers(0, [3, 1])["teacher_logits"].numpy()).all()
+    assert np.isfinite(cache.outputs(0, [3, 1])["teacher_logits"].numpy()).all()
     with pytest.raises(TeacherCacheError, match="epoch-00001.npy is damaged"):
-        cache.answers(1, [0])
+        cache.outputs(1, [0])

@@ -17,8 +17,8 @@ from hf_deit import fingerprints
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.sources import Source
 from hf_deit.data.streams import ViewStream
-from hf_deit.distillation.cache import Layout, TeacherCache
-from hf_deit.distillation.cached_teacher import CachedAnswers, _chance
+from hf_deit.distillation.cache import RecordFormat, TeacherCache
+from hf_deit.distillation.cached_teacher import CachedTeacher, _chance
 from hf_deit.errors import TeacherCacheError
 from tests.helpers import SCRIPTS, cached_processes, environment, tiny
 from tests.helpers.caches import build, tiny_teacher, tiny_views, trainer_of
@@ -70,8 +70,8 @@ def test_one_head_learns_from_stored_answers_as_from_the_live_teacher(tmp_path):
 
 
 def test_top_k_answers_that_leave_one_class_out_train_as_all_logits(tmp_path):
-    layout = Layout("top_k", len(tiny.NAMES), top_k=len(tiny.NAMES) - 1, tau=3.0)
-    cached = trainer_of(tmp_path / "cached", cache=build(tmp_path / "cache", layout), distillation_type="soft")
+    record_format = RecordFormat("top_k", len(tiny.NAMES), top_k=len(tiny.NAMES) - 1, tau=3.0)
+    cached = trainer_of(tmp_path / "cached", cache=build(tmp_path / "cache", record_format), distillation_type="soft")
     live = trainer_of(tmp_path / "live", tiny_teacher(), distillation_type="soft")
     cached.train()
     live.train()
@@ -205,7 +205,7 @@ def drifting(tmp_path):
     views = tiny_views(tiny.training_data(64))
     cache = build(tmp_path / "cache", teacher=teacher, views=views, epochs=1)
     teacher.model.turned = 1
-    return teacher, CachedAnswers(cache, replace(views, updates=8), None, "hard", 3.0)
+    return teacher, CachedTeacher(cache, replace(views, updates=8), None, "hard", 3.0)
 
 
 def test_verifying_refuses_what_chance_does_not_explain_and_warns_of_the_rest(drifting, caplog):
@@ -231,13 +231,13 @@ def test_the_chance_of_a_verification_is_the_binomial_one():
 def test_only_the_first_process_asks_the_teacher_again(drifting):
     teacher, cached = drifting
     views = replace(tiny_views(tiny.training_data(64)), updates=8)
-    second = CachedAnswers(cached.cache, views, None, "hard", 3.0, is_main_process=False)
+    second = CachedTeacher(cached.cache, views, None, "hard", 3.0, is_main_process=False)
     assert second.check_teacher(teacher, 64) is None
 
 
 def test_verifying_without_views_to_ask_about_is_refused(drifting):
     teacher, cached = drifting
-    without = CachedAnswers(cached.cache, None, None, "hard", 3.0)
+    without = CachedTeacher(cached.cache, None, None, "hard", 3.0)
     with pytest.raises(TeacherCacheError, match="verify_teacher_cache=5 .*leave it out"):
         without.check_teacher(teacher, 5)
     assert without.check_teacher(teacher, 0) is None
@@ -359,5 +359,5 @@ def test_two_processes_build_a_cache_and_train_by_it_as_one_does_by_the_teacher(
     both = TeacherCache(tmp_path / "cache")
     assert both.epochs == 4
     for epoch in range(4):
-        ours, theirs = (cache.answers(epoch, range(42))["teacher_logits"] for cache in (both, alone))
+        ours, theirs = (cache.outputs(epoch, range(42))["teacher_logits"] for cache in (both, alone))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from hf_deit.data.batch_ops import Mixing, draw_mixes
 from hf_deit.data.sampling import pair_generator
-from hf_deit.distillation.cache import Layout
+from hf_deit.distillation.cache import RecordFormat
 from hf_deit.distillation.objective import DistillationObjective, live_teacher_logits
 from hf_deit.distillation.teacher import Teacher
 
@@ -158,7 +158,7 @@ def test_hard_distillation_takes_the_teachers_decision_live_or_cached():
 def test_a_top_k_cache_stands_for_the_logits_it_was_made_of():
     # Student and teacher share the rest out alike, since there is one class in it: the loss is that of all logits.
     teacher, tau = logits(3), 2.0
-    layout = Layout("top_k", NUM_LABELS, top_k=NUM_LABELS - 1, tau=tau)
+    layout = RecordFormat("top_k", NUM_LABELS, top_k=NUM_LABELS - 1, tau=tau)
     objective = objective_of(learns_from_teacher=True, alpha=1.0, tau=tau)
     cached = objective.terms({"logits": logits(0)}, layout.decode(layout.encode(teacher)), LABELS)
     live = objective.terms({"logits": logits(0)}, {"teacher_logits": teacher}, LABELS)

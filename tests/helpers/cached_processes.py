@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hf_deit.distillation.cache_builder import build_teacher_cache
-from tests.helpers.caches import LAYOUTS, tiny_teacher, tiny_views, trainer_of
+from tests.helpers.caches import RECORD_FORMATS, tiny_teacher, tiny_views, trainer_of
 from tests.helpers.tiny import arguments, evaluation_data, logged, training_data
 
 CHANGES = {"distillation_type": "soft", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "max_steps": 20}
@@ -29,7 +29,7 @@ def main(folder):
     views = tiny_views(training_data(IMAGES), batch, GLOBAL_BATCH, mixing)
     share = (args.process_index, args.world_size)
     build_teacher_cache(
-        folder / "cache", tiny_teacher(), views, LAYOUTS["dense"], range(4), evaluation_data(), share=share
+        folder / "cache", tiny_teacher(), views, RECORD_FORMATS["dense"], range(4), evaluation_data(), share=share
     )
     args.distributed_state.wait_for_everyone()
     trainer = trainer_of(folder / "run", cache=folder / "cache", per_device_train_batch_size=batch, **CHANGES)

@@ -1,18 +1,18 @@
 """Tiny teacher caches, and the trainings that use them; shared by the tests of caches and the script that is killed."""
 
 from hf_deit.data.batch_ops import Mixing
-from hf_deit.distillation.cache import Layout, TeacherCache
+from hf_deit.distillation.cache import RecordFormat, TeacherCache
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.teacher import Teacher
-from hf_deit.distillation.view_schedule import Views
+from hf_deit.distillation.view_schedule import ViewSchedule
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers.tiny import NAMES, SIZE, arguments, conv_teacher, evaluation_data, student, training_data
 
-LAYOUTS = {
-    "hard": Layout("hard", len(NAMES)),
-    "dense": Layout("dense", len(NAMES)),
-    "half": Layout("dense", len(NAMES), dtype="float16"),
-    "top_k": Layout("top_k", len(NAMES), top_k=2, tau=3.0),
+RECORD_FORMATS = {
+    "hard": RecordFormat("hard", len(NAMES)),
+    "dense": RecordFormat("dense", len(NAMES)),
+    "half": RecordFormat("dense", len(NAMES), dtype="float16"),
+    "top_k": RecordFormat("top_k", len(NAMES), top_k=2, tau=3.0),
 }
 
 
@@ -24,15 +24,15 @@ def tiny_teacher(seed=1, network=None, names=NAMES):
 
 def tiny_views(dataset=None, batch_size=8, global_batch_size=8, mixing=None, **fields):
     dataset = training_data(43) if dataset is None else dataset
-    return Views(dataset, mixing or Mixing(), batch_size, global_batch_size, **fields)
+    return ViewSchedule(dataset, mixing or Mixing(), batch_size, global_batch_size, **fields)
 
 
 def build(folder, kind="hard", epochs=2, teacher=None, validation="tiny", views=None, **options):
     """Builds a cache of 43 images and gives it, read back."""
     validation = evaluation_data() if validation == "tiny" else validation
-    layout = LAYOUTS[kind] if isinstance(kind, str) else kind
+    record_format = RECORD_FORMATS[kind] if isinstance(kind, str) else kind
     build_teacher_cache(
-        folder, teacher or tiny_teacher(), views or tiny_views(), layout, range(epochs), validation, **options
+        folder, teacher or tiny_teacher(), views or tiny_views(), record_format, range(epochs), validation, **options
     )
     return TeacherCache(folder)
 
