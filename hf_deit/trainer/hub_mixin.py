@@ -1,4 +1,4 @@
-"""`PublishingTrainer`: what the Trainer pushes to the Hub, and the card it writes, made by this package's publishing.
+"""`HubMixin`: what the Trainer pushes to the Hub, and the card it writes, made by this package's publishing.
 
 The stock methods upload whatever lies in the folder and write a card without results, licence or recipe. Which files go up
 is in publishing.py, what the card says in model_card.py.
@@ -15,7 +15,7 @@ from transformers.utils import PushInProgress
 
 from ..errors import PublishError, UserError
 from ..files import write_json
-from ..hub.facts import LOG_FILE, RESULTS_FILE, Statements, facts_of_trainer
+from ..hub.facts import LOG_FILE, RESULTS_FILE, CardMetadata, facts_of_trainer
 from ..hub.model_card import write_card
 from ..hub.publishing import commit, explained, published_files
 from .validation import Problems, publishing_problems
@@ -32,7 +32,7 @@ def _first(names: str | list[str] | None) -> str | None:
     return names[0] if isinstance(names, list) and names else names or None
 
 
-class PublishingTrainer:
+class HubMixin:
     """Adds cards and uploads that hold what they should to a `Trainer` that inherits from this class too."""
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +84,7 @@ class PublishingTrainer:
             return
         folder = Path(self.args.output_dir)
         title = model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1]
-        statements = Statements(license, finetuned_from, _first(dataset_tags) or _first(dataset))
+        statements = CardMetadata(license, finetuned_from, _first(dataset_tags) or _first(dataset))
         facts = facts_of_trainer(self)
         write_json(folder / RESULTS_FILE, facts.results)  # what the card says can be rendered again from the folder
         try:

@@ -41,7 +41,7 @@ from ..losses import (
 )
 from ..models.configuration_deit import as_pair
 from ..models.image_processing_deit import DeiTImageProcessor
-from .hub_mixin import PublishingTrainer
+from .hub_mixin import HubMixin
 from .metrics import RunningTerms
 from .optim import (
     REFERENCE_BATCH,
@@ -72,7 +72,7 @@ def _peak(args: DistillationTrainingArguments) -> float:
     return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
 
 
-class OptimizingTrainer(PublishingTrainer, AveragingTrainer):
+class OptimizingTrainer(HubMixin, AveragingTrainer):
     """Adds the paper's weight decay, learning rates and schedule to the Trainer; arguments as there."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
