@@ -41,11 +41,11 @@ def _add_publishing(commands: Any) -> None:
 
 
 def _card(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..hub.facts import Statements
+    from ..hub.facts import CardMetadata
     from ..hub.model_card import render_model_card
 
     names = ("license", "base_model", "dataset", "data_license", "base_model_license")
-    statements = Statements(**{name: getattr(options, name) for name in names})
+    statements = CardMetadata(**{name: getattr(options, name) for name in names})
     print(f"Written to {render_model_card(options.model, statements)}")
 
 

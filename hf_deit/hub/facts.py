@@ -33,7 +33,7 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunSummary:
     """What is known of a model and of the run that made it.
 
     Args:
@@ -169,7 +169,7 @@ def measured_by(trainer: Any) -> dict[str, Any]:
     return metrics | {"steps": state.global_step, "epochs": state.epoch}
 
 
-def facts_of_trainer(trainer: Any) -> RunFacts:
+def facts_of_trainer(trainer: Any) -> RunSummary:
     """Gives the facts of a trainer as it stands, whether or not they are in files yet."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     folder = Path(trainer.args.output_dir)
@@ -178,10 +178,10 @@ def facts_of_trainer(trainer: Any) -> RunFacts:
     if written.get("steps") == trainer.state.global_step:
         results |= written  # it knows more: broken images, times
     recipe = _read(folder / RECIPE_FILE) or json.loads(trainer.args.to_json_string())
-    return RunFacts(json.loads(model.config.to_json_string(use_diff=False)), recipe, json.loads(json.dumps(results)))
+    return RunSummary(json.loads(model.config.to_json_string(use_diff=False)), recipe, json.loads(json.dumps(results)))
 
 
-def read_facts(folder: str | Path) -> RunFacts:
+def read_facts(folder: str | Path) -> RunSummary:
     """Reads the facts of a saved model: config.json, and recipe.yaml and results.json where there are any.
 
     Raises:
@@ -201,7 +201,7 @@ def read_facts(folder: str | Path) -> RunFacts:
         raise PublishError(
             f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it."
         )
-    return RunFacts(config, recipe, _read(folder / RESULTS_FILE))
+    return RunSummary(config, recipe, _read(folder / RESULTS_FILE))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def _names_a_path(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Statements:
+class CardMetadata:
     """What only the author can say; None: not said.
 
     Args:
@@ -301,11 +301,11 @@ class Statements:
         if self.license is not None:
             check_license(self.license)
 
-    def or_else(self, other: "Statements") -> "Statements":
+    def or_else(self, other: "CardMetadata") -> "CardMetadata":
         """Gives these, and where one is missing the other's."""
-        return Statements(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return CardMetadata(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
-    def without_withdrawn(self) -> "Statements":
+    def without_withdrawn(self) -> "CardMetadata":
         """Gives these without the licences that are "unknown", which is as good as not said."""
         return replace(self, **{name: None for name in _LICENCES if getattr(self, name) == UNKNOWN})
 

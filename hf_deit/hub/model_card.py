@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..errors import PublishError
 from ..files import check_place, staged_files
 from ..models.loading import full_name
-from .facts import UNKNOWN, RunFacts, Statements, is_path, is_repo_name, last_part, read_facts, without_machine
+from .facts import UNKNOWN, CardMetadata, RunSummary, is_path, is_repo_name, last_part, read_facts, without_machine
 
 _HEADS = {"": "prediction", "cls_": "class head", "distillation_": "distillation head"}
 # Name in results.json: words, the Hub's metric type (None: not for model-index), whether it is a share of the images.
@@ -103,23 +103,23 @@ def tags(recipe: dict[str, Any]) -> list[str]:
     return ["vision", "image-classification", "hf_deit", *(["knowledge-distillation"] if distilled else [])]
 
 
-def _is_distilled(facts: RunFacts) -> bool:
+def _is_distilled(facts: RunSummary) -> bool:
     return facts.config.get("model_type") == "deit"
 
 
-def _class_names(facts: RunFacts) -> list[str]:
+def _class_names(facts: RunSummary) -> list[str]:
     names = facts.config.get("id2label") or {}
     return [names[index] for index in sorted(names, key=int)]
 
 
-def class_list(facts: RunFacts, most: int = 50) -> str:
+def class_list(facts: RunSummary, most: int = 50) -> str:
     """The names of the classes, at most `most` of them."""
     names = _class_names(facts)
     rest = f" … ({len(names):,} in all; `config.json` has them)" if len(names) > most else ""
     return ", ".join(map(plain, names[:most])) + rest if names else UNKNOWN
 
 
-def _several(facts: RunFacts) -> bool:
+def _several(facts: RunSummary) -> bool:
     return facts.config.get("problem_type") == "multi_label_classification"
 
 
@@ -130,7 +130,7 @@ def _size(value: Any) -> str:
     return f"{height} × {width} pixels"
 
 
-def summary(facts: RunFacts, recipe: dict[str, Any]) -> str:
+def summary(facts: RunSummary, recipe: dict[str, Any]) -> str:
     """What it is and how it learned, in a sentence."""
     what = "several classes an image" if _several(facts) else "one class an image"
     count = len(_class_names(facts))
@@ -143,7 +143,7 @@ def summary(facts: RunFacts, recipe: dict[str, Any]) -> str:
     return f"An image classifier for {count:,} classes, {what}; {how}."
 
 
-def overview(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> list[tuple[str, str]]:
+def overview(facts: RunSummary, recipe: dict[str, Any], stated: CardMetadata) -> list[tuple[str, str]]:
     """The model: rows of name and value."""
     heads = "class and distillation token, two heads (their mean is the prediction)" if _is_distilled(facts) else "one"
     base = _code(stated.base_model) + " on the Hub" if stated.base_model else _source(recipe.get("model"), "")
@@ -172,21 +172,21 @@ def _shape(config: dict[str, Any]) -> str:
     return f"{layers} × {width}, {heads}"
 
 
-def _metric(facts: RunFacts, name: str) -> float | None:
+def _metric(facts: RunSummary, name: str) -> float | None:
     value = facts.results.get(f"eval_{name}")
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _heads(facts: RunFacts) -> list[str]:
+def _heads(facts: RunSummary) -> list[str]:
     return [prefix for prefix in _HEADS if any(_metric(facts, prefix + name) is not None for name in _MEASURES)]
 
 
-def head_titles(facts: RunFacts) -> list[str]:
+def head_titles(facts: RunSummary) -> list[str]:
     """The heads that were measured: the columns of the results."""
     return [_HEADS[prefix] for prefix in _heads(facts)]
 
 
-def result_rows(facts: RunFacts) -> list[list[str]]:
+def result_rows(facts: RunSummary) -> list[list[str]]:
     """A row for each measure: its words, then a figure for each head."""
     rows = []
     for name, (words, _, share) in _MEASURES.items():
@@ -197,7 +197,7 @@ def result_rows(facts: RunFacts) -> list[list[str]]:
     return rows
 
 
-def eval_results(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> list[EvalResult]:
+def eval_results(facts: RunSummary, recipe: dict[str, Any], stated: CardMetadata) -> list[EvalResult]:
     """The shares of every head; a mean loss is no metric to be compared with another model's."""
     data = recipe.get("data")
     loader = _TABLES.get(Path(data).suffix, "imagefolder") if data else UNKNOWN
@@ -218,7 +218,7 @@ def eval_results(facts: RunFacts, recipe: dict[str, Any], stated: Statements) ->
     ]
 
 
-def evaluated_on(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> str:
+def evaluated_on(facts: RunSummary, recipe: dict[str, Any], stated: CardMetadata) -> str:
     """Which images the figures are of, and how many."""
     images = facts.run.get("validation_images")
     data = stated.dataset or recipe.get("data")
@@ -228,7 +228,7 @@ def evaluated_on(facts: RunFacts, recipe: dict[str, Any], stated: Statements) ->
     )
 
 
-def remarks(facts: RunFacts) -> list[str]:
+def remarks(facts: RunSummary) -> list[str]:
     """What puts the figures into proportion."""
     lines = []
     images, top1 = facts.run.get("validation_images"), _metric(facts, "accuracy")
@@ -250,7 +250,7 @@ def remarks(facts: RunFacts) -> list[str]:
     return lines
 
 
-def data_rows(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> list[tuple[str, str]]:
+def data_rows(facts: RunSummary, recipe: dict[str, Any], stated: CardMetadata) -> list[tuple[str, str]]:
     """The data: rows of name and value."""
     broken = facts.results.get("broken_images")
     said = (
@@ -267,7 +267,7 @@ def data_rows(facts: RunFacts, recipe: dict[str, Any], stated: Statements) -> li
     ]
 
 
-def class_counts(facts: RunFacts) -> list[tuple[str, str, str]]:
+def class_counts(facts: RunSummary) -> list[tuple[str, str, str]]:
     """Rows of class, training and validation images; empty where they are not known, or too many."""
     counts = facts.run.get("classes") or {}
     if len(counts) > 200:
@@ -277,7 +277,7 @@ def class_counts(facts: RunFacts) -> list[tuple[str, str, str]]:
     return [(plain(name), _number(images.get("train")), _number(images.get("validation"))) for name, images in rows]
 
 
-def training_rows(facts: RunFacts, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+def training_rows(facts: RunSummary, recipe: dict[str, Any]) -> list[tuple[str, str]]:
     """How it was trained: rows of name and value."""
     seconds, teacher = facts.results.get("train_runtime"), facts.run.get("teacher")
     what = "" if not teacher else f", {plain(teacher['class'])} of {_number(teacher.get('parameters'))} parameters"
@@ -310,7 +310,7 @@ def _stored(answers: dict[str, Any]) -> str:
     return f"stored before the training: {what.get(answers['kind'], UNKNOWN)}, {_number(answers['view_epochs'])} epoch(s) of views"
 
 
-def environment_rows(facts: RunFacts) -> list[tuple[str, str]]:
+def environment_rows(facts: RunSummary) -> list[tuple[str, str]]:
     """Where it was trained: rows of name and value."""
     versions = facts.run.get("versions") or {}
     if not versions and facts.config.get("transformers_version"):
@@ -320,7 +320,7 @@ def environment_rows(facts: RunFacts) -> list[tuple[str, str]]:
     return rows if facts.run.get("versions") else [*rows, ("other versions", UNKNOWN)]
 
 
-def limits(facts: RunFacts) -> list[str]:
+def limits(facts: RunSummary) -> list[str]:
     """What it is for and what it is not."""
     names = _class_names(facts)
     answer = (
@@ -344,7 +344,9 @@ _MORE = "[More Information Needed]"
 MARKER = "Rendered by hf_deit from the files beside it. Delete this line to keep what you change."
 
 
-def render_card(facts: RunFacts, title: str, location: str = ".", statements: Statements | None = None) -> ModelCard:
+def render_card(
+    facts: RunSummary, title: str, location: str = ".", statements: CardMetadata | None = None
+) -> ModelCard:
     """Renders a card.
 
     Args:
@@ -354,8 +356,8 @@ def render_card(facts: RunFacts, title: str, location: str = ".", statements: St
         statements: Of the author.
     """
     recipe = without_machine(facts.recipe)
-    known = Statements(base_model=hub_name(recipe.get("model")), dataset=hub_name(recipe.get("data")))
-    stated = (statements or Statements()).or_else(known).without_withdrawn()
+    known = CardMetadata(base_model=hub_name(recipe.get("model")), dataset=hub_name(recipe.get("data")))
+    stated = (statements or CardMetadata()).or_else(known).without_withdrawn()
     metadata = ModelCardData(
         **stated.metadata(),
         library_name="transformers",
@@ -387,7 +389,7 @@ def render_card(facts: RunFacts, title: str, location: str = ".", statements: St
 
 
 def write_card(
-    folder: str | Path, facts: RunFacts, title: str, statements: Statements | None = None, location: str = "."
+    folder: str | Path, facts: RunSummary, title: str, statements: CardMetadata | None = None, location: str = "."
 ) -> Path:
     """Renders a card into a folder, at once; what the author stated in the card that lies there is kept.
 
@@ -396,7 +398,7 @@ def write_card(
     """
     path = Path(folder) / CARD_FILE
     check_place(path, PublishError)
-    stated = (statements or Statements()).or_else(statements_of(path))
+    stated = (statements or CardMetadata()).or_else(statements_of(path))
     card = render_card(facts, title, location, stated)
     with staged_files(Path(folder)) as staging:
         card.save(staging / CARD_FILE)
@@ -414,14 +416,14 @@ def _is_placeholder(path: Path) -> bool:
     return "library_name: peft" in text and "# Model Card for Model ID" in text and _MORE in text
 
 
-def statements_of(path: Path) -> Statements:
+def statements_of(path: Path) -> CardMetadata:
     """Reads what the author stated in a rendered card; nothing where there is none.
 
     Raises:
         PublishError: It was not rendered, or was changed by hand.
     """
     if not path.is_file() or _is_placeholder(path):
-        return Statements()
+        return CardMetadata()
     if not is_rendered(path):
         raise PublishError(
             f"{path} was not rendered by hf_deit (or was changed by hand): move it away to have it rendered."
@@ -429,7 +431,7 @@ def statements_of(path: Path) -> Statements:
     data = ModelCard.load(path, ignore_metadata_errors=True).data
     datasets = data.get("datasets") or [None]
     license = data.get("license")
-    return Statements(
+    return CardMetadata(
         None if license == UNKNOWN else license,
         data.get("base_model"),
         datasets[0],
@@ -438,7 +440,7 @@ def statements_of(path: Path) -> Statements:
     )
 
 
-def render_model_card(folder: str, statements: Statements | None = None) -> Path:
+def render_model_card(folder: str, statements: CardMetadata | None = None) -> Path:
     """Renders the card of a saved model again, from the files in its folder.
 
     Args:

@@ -15,7 +15,7 @@ from transformers.utils import PushInProgress
 
 from ..errors import PublishError, UserError
 from ..files import write_json
-from ..hub.facts import LOG_FILE, RESULTS_FILE, Statements, facts_of_trainer
+from ..hub.facts import LOG_FILE, RESULTS_FILE, CardMetadata, facts_of_trainer
 from ..hub.model_card import write_card
 from ..hub.publishing import commit, explained, published_files
 from .validation import Problems, publishing_problems
@@ -84,7 +84,7 @@ class HubMixin:
             return
         folder = Path(self.args.output_dir)
         title = model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1]
-        statements = Statements(license, finetuned_from, _first(dataset_tags) or _first(dataset))
+        statements = CardMetadata(license, finetuned_from, _first(dataset_tags) or _first(dataset))
         facts = facts_of_trainer(self)
         write_json(folder / RESULTS_FILE, facts.results)  # what the card says can be rendered again from the folder
         try:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from hf_deit.cli import main
 from hf_deit.hub.facts import (
-    RunFacts,
-    Statements,
+    CardMetadata,
+    RunSummary,
     facts_of_trainer,
     is_path,
     public_recipe,
@@ -158,7 +158,7 @@ def test_a_folder_without_a_model_is_refused(capsys, tmp_path):
 
 def test_what_is_unknown_says_so():
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "id2label": {"0": "a", "1": "b"}}
-    card = render_card(RunFacts(config), "bare")
+    card = render_card(RunSummary(config), "bare")
     text = str(card)
     for name in ("training images", "validation images", "data", "parameters", "base model", "device"):
         assert cell(text, name) == "unknown"
@@ -170,7 +170,7 @@ def test_what_is_unknown_says_so():
 
 def test_names_of_the_hub_are_links_and_paths_are_not():
     recipe = {"model": "facebook/deit-tiny-patch16-224", "data": "food101", "teacher": "/home/me/teachers/best"}
-    card = render_card(RunFacts({"id2label": {"0": "a"}}, recipe), "student")
+    card = render_card(RunSummary({"id2label": {"0": "a"}}, recipe), "student")
     assert (card.data.base_model, card.data.datasets) == ("facebook/deit-tiny-patch16-224", ["food101"])
     assert "`best` (local" in str(card) and "/home/me" not in str(card)
     for path in ("/a/b", "./a", "../a", "~/a", "C:\\a\\b", "photos.csv", "a/b/c", "module:factory", None):
@@ -179,7 +179,7 @@ def test_names_of_the_hub_are_links_and_paths_are_not():
 
 def test_a_short_name_is_given_as_the_hubs():
     recipe = {"model": "deit-tiny-distilled", "teacher": "regnet-y-160", "distillation_type": "hard"}
-    card = render_card(RunFacts({"id2label": {"0": "a"}}, recipe), "student")
+    card = render_card(RunSummary({"id2label": {"0": "a"}}, recipe), "student")
     assert card.data.base_model == "facebook/deit-tiny-distilled-patch16-224"
     assert cell(str(card), "teacher") == "`facebook/regnet-y-160` on the Hub"
 
@@ -200,12 +200,12 @@ def test_licences_of_data_and_base_model_are_shown_and_kept(run):
 def test_names_with_marks_of_markdown_do_not_break_a_table():
     names = {"0": "a|b", "1": "<script>", "2": "x\ny"}
     run = {"classes": {name: {"train": 1, "validation": 1} for name in names.values()}}
-    card = str(render_card(RunFacts({"id2label": names}, {}, {"run": run}), "od|d*"))
+    card = str(render_card(RunSummary({"id2label": names}, {}, {"run": run}), "od|d*"))
     assert cell(card, "a\\|b") == cell(card, "\\<script\\>") == cell(card, "x y") == "1 | 1"
 
 
 def test_a_value_that_is_not_finite_is_not_published():
-    facts = RunFacts({"id2label": {"0": "a"}}, {}, {"eval_accuracy": 0.5, "eval_loss": float("nan")})
+    facts = RunSummary({"id2label": {"0": "a"}}, {}, {"eval_accuracy": 0.5, "eval_loss": float("nan")})
     card = render_card(facts, "broken")
     assert [entry.metric_value for entry in card.data.eval_results] == [0.5]
     assert "| loss |" not in str(card)
@@ -214,7 +214,7 @@ def test_a_value_that_is_not_finite_is_not_published():
 def test_several_classes_an_image_are_told_from_one():
     config = {"id2label": {"0": "red", "1": "wide"}, "problem_type": "multi_label_classification"}
     results = {"eval_mean_average_precision": 0.41, "eval_cls_mean_average_precision": 0.39}
-    card = render_card(RunFacts(config, {"distillation_type": "none", "distillation_alpha": 0.5}, results), "many")
+    card = render_card(RunSummary(config, {"distillation_type": "none", "distillation_alpha": 0.5}, results), "many")
     assert cell(str(card), "mean average precision") == "41.00 % | 39.00 %"
     assert "several classes an image" in str(card) and "above 0.5" in str(card)
     assert "weight of the distillation term" not in str(card)
@@ -272,7 +272,7 @@ def test_the_trainers_own_card_is_this_card(tmp_path):
     assert cell(str(card), "validation images") == "6" and cell(str(card), "distillation") == "`hard`"
     assert str(tmp_path) not in str(card)
     assert str(
-        render_card(read_facts(tmp_path / "mine"), "mine", ".", Statements("mit", "some/base", "some/data"))
+        render_card(read_facts(tmp_path / "mine"), "mine", ".", CardMetadata("mit", "some/base", "some/data"))
     ) == str(card)
 
 

@@ -5,7 +5,7 @@ from huggingface_hub import SpaceCard
 
 from hf_deit.cli import main
 from hf_deit.errors import PublishError
-from hf_deit.hub.facts import Statements
+from hf_deit.hub.facts import CardMetadata
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
 
@@ -14,7 +14,7 @@ TOKEN = "hf_" + "a1B2" * 8
 
 @pytest.mark.parametrize("text", ["apache-2.0", "mit", "cc-by-nc-4.0", "other", "unknown", "bigscience-openrail-m"])
 def test_identifiers_of_the_hub_are_licences(text):
-    assert Statements(license=text).license == text
+    assert CardMetadata(license=text).license == text
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_identifiers_of_the_hub_are_licences(text):
 )
 def test_what_is_no_identifier_is_no_licence(text):
     with pytest.raises(PublishError, match="license") as raised:
-        Statements(license=text)
+        CardMetadata(license=text)
     assert TOKEN not in str(raised.value)
 
 
@@ -32,9 +32,9 @@ def test_what_is_no_identifier_is_no_licence(text):
 )
 def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
     with pytest.raises(PublishError, match=field) as raised:
-        Statements(**{field: text})
+        CardMetadata(**{field: text})
     assert TOKEN not in str(raised.value)
-    assert Statements(**{field: "facebook/deit-tiny-patch16-224"})
+    assert CardMetadata(**{field: "facebook/deit-tiny-patch16-224"})
 
 
 @pytest.mark.parametrize("field", ["data_license", "base_model_license"])
@@ -43,8 +43,8 @@ def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
 )
 def test_words_on_a_licence_are_one_line_without_path_and_token(field, text):
     with pytest.raises(PublishError, match=field):
-        Statements(**{field: text})
-    assert Statements(**{field: "CC BY / CC0 1.0, https://example.org/licence"})
+        CardMetadata(**{field: text})
+    assert CardMetadata(**{field: "CC BY / CC0 1.0, https://example.org/licence"})
 
 
 def test_the_commands_refuse_them_before_anything_is_written(tmp_path, capsys):
