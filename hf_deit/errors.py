@@ -13,7 +13,13 @@ class DataError(UserError):
 
 
 class RecipeError(UserError):
-    """Fields or arguments that are unknown, missing or impossible, or that do not go together."""
+    """Fields or arguments that are unknown, missing or impossible, or that do not go together.
+
+    Attributes:
+        problems: Where the message numbers several problems, an error for each.
+    """
+
+    problems: tuple[UserError, ...] = ()
 
 
 class TeacherError(UserError):

@@ -72,13 +72,16 @@ class Teacher:
             model.to(memory_format=torch.channels_last)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, needs_head: bool = True, **kwargs: Any) -> "Teacher":
+    def from_pretrained(
+        cls, name_or_path: str | Path, needs_head: bool = True, with_weights: bool = True, **kwargs: Any
+    ) -> "Teacher":
         """Loads a teacher with its own mean, standard deviation, size and class names.
 
         Args:
             name_or_path: A folder `hf-deit train-teacher` saved, or a folder or Hub name that
                 `AutoModelForImageClassification` loads; also a short one (`regnet-y-160`, see loading.py).
             needs_head: Refuse weights without a classifier; False for a network that gets one (linear_probe.py).
+            with_weights: Read the weights; False: as `models.loading.load_pretrained`.
             **kwargs: As the constructor's, in place of what the files say.
 
         Raises:
@@ -88,14 +91,16 @@ class Teacher:
         path = Path(name_or_path)
         refuse_adapters(path)
         if (path / TEACHER_FILE).is_file():
-            return cls._from_teacher_file(path, **kwargs)
+            return cls._from_teacher_file(path, with_weights, **kwargs)
         if path.is_dir() and not (path / "config.json").is_file():
             raise TeacherError(f"{path} holds neither config.json nor {TEACHER_FILE}: it is no model folder.")
         from transformers import AutoModelForImageClassification
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            model = load_pretrained(AutoModelForImageClassification, str(name_or_path), needs_head, dtype=torch.float32)
+            model = load_pretrained(
+                AutoModelForImageClassification, str(name_or_path), needs_head, with_weights, dtype=torch.float32
+            )
         except UserError as error:
             raise TeacherError(
                 f"No teacher at {str(name_or_path)!r}: {error}\nGive the folder of a model, a Hub name, or "
@@ -135,7 +140,7 @@ class Teacher:
         return cls(network, **kwargs)
 
     @classmethod
-    def _from_teacher_file(cls, path: Path, **kwargs: Any) -> "Teacher":
+    def _from_teacher_file(cls, path: Path, with_weights: bool, **kwargs: Any) -> "Teacher":
         try:
             saved = json.loads((path / TEACHER_FILE).read_text(encoding="utf-8"))
             factory, classes = saved["factory"], len(saved["class_names"])
@@ -147,7 +152,10 @@ class Teacher:
             ) from error
         network = build_network(factory)
         replace_classifier(network, classes)
-        load_weights(network, path / WEIGHTS_FILE)
+        if with_weights:
+            load_weights(network, path / WEIGHTS_FILE)
+        elif not (path / WEIGHTS_FILE).is_file():
+            raise TeacherError(f"{path} holds {TEACHER_FILE}, but no {WEIGHTS_FILE} beside it.")
         settings["id2label"] = dict(enumerate(saved["class_names"]))
         return cls(network, **{**settings, **kwargs})
 

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.initialization import no_init_weights
 
 from ..errors import UserError
 from .image_processing_deit import DeiTImageProcessor
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 NO_CODE = {"trust_remote_code": False}
 ADAPTER_FILE = "adapter_config.json"
 WHOLE_FILES = ("model.safetensors", "model.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def refuse_adapters(folder: str | Path) -> None:
@@ -60,8 +63,12 @@ def no_safetensors(name: str) -> UserError:
     )
 
 
-def load_config(name_or_path: str) -> Any:
-    """Loads a configuration.
+def load_config(name_or_path: str, **fields: Any) -> Any:
+    """Load a configuration.
+
+    Args:
+        name_or_path: Folder or full Hub name.
+        **fields: Take the place of what the file says.
 
     Raises:
         UserError: There is none, or it needs code of its own.
@@ -70,24 +77,30 @@ def load_config(name_or_path: str) -> Any:
 
     refuse_adapters(name_or_path)
     try:
-        return AutoConfig.from_pretrained(name_or_path, **NO_CODE)
+        return AutoConfig.from_pretrained(name_or_path, **NO_CODE, **fields)
     except Exception as error:  # a broken config.json fails in as many ways as there are fields
         raise _explained(name_or_path, error) from error
 
 
-def load_pretrained(model_class: Any, name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Any:
-    """Loads a model by one of its classes.
+def load_pretrained(
+    model_class: Any, name_or_path: str, needs_head: bool = True, with_weights: bool = True, **kwargs: Any
+) -> Any:
+    """Load a model by one of its classes.
 
     Args:
         model_class: With `from_pretrained`.
         name_or_path: Folder or full Hub name.
         needs_head: Refuse weights that are not all there, as a backbone's without classifier: used as they are, they
             would answer at random. False: what is missing starts anew.
+        with_weights: Read the weights. False: only the configuration is read, and the model's weights are arbitrary, which
+            serves to check what goes together (recipes/validate.py).
         **kwargs: Of `from_pretrained`.
 
     Raises:
         UserError: There is no such model, it needs code of its own, is a pickle on the Hub, or is not whole.
     """
+    if not with_weights:
+        return _without_weights(model_class, name_or_path, needs_head, **kwargs)
     refuse_adapters(name_or_path)
     try:
         refuse_pickles_of_the_hub(name_or_path)
@@ -102,13 +115,41 @@ def load_pretrained(model_class: Any, name_or_path: str, needs_head: bool = True
             f"{name_or_path} is not whole: it holds no {', '.join(missing[:4])}{more} for {type(model).__name__}, which would "
             "answer at random. Train it first (hf-deit train --model), or give the folder of a trained classifier."
         )
-    names = getattr(model.config, "id2label", None)
-    if needs_head and names and set(names) != set(range(len(names))):
+    if needs_head:
+        _check_class_names(name_or_path, model.config)
+    return model
+
+
+def _check_class_names(name_or_path: str, config: Any) -> None:
+    names = getattr(config, "id2label", None)
+    if names and set(names) != set(range(len(names))):
         raise UserError(
             f"{name_or_path}: id2label in its config.json must name the classes 0 to {len(names) - 1}, and is "
-            f"{str(names)[:200]}: mend it."
+            f"{str(names)[:200]}. Correct it."
         )
-    return model
+
+
+def _without_weights(
+    model_class: Any,
+    name_or_path: str,
+    needs_head: bool,
+    ignore_mismatched_sizes: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **fields: Any,
+) -> Any:
+    """Build a model from its configuration; its weights are whatever lies in memory."""
+    config = load_config(name_or_path, **fields)
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any(file.is_file() for pattern in _WEIGHTS for file in folder.glob(pattern)):
+        raise UserError(f"No model at {str(name_or_path)!r}: there is a config.json, but no file of weights beside it.")
+    if needs_head:
+        _check_class_names(name_or_path, config)
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    try:
+        with no_init_weights():
+            return build(config, dtype=dtype)
+    except Exception as error:
+        raise _explained(name_or_path, error) from error
 
 
 def _explained(name_or_path: str, error: Exception) -> UserError:
@@ -167,7 +208,7 @@ def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Pre
     Args:
         name_or_path: Folder or Hub name, also a short one of a published DeiT (`deit-tiny-distilled`).
         needs_head: Refuse weights that are not all there; False: what is missing starts anew.
-        **kwargs: Of `from_pretrained`.
+        **kwargs: Of `load_pretrained`.
 
     Raises:
         UserError: There is no such model, or none that is whole.

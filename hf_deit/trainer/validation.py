@@ -133,34 +133,41 @@ _METRICS = {
 
 
 class Problems:
-    """Gathers errors that a user can mend, to raise them at once."""
+    """Collects errors that a user can fix, so that they are raised together."""
 
     def __init__(self) -> None:
         self._errors: list[UserError] = []
 
     def add(self, messages: Iterator[str]) -> None:
-        """Takes messages on."""
+        """Add an error for each message."""
         self._errors += [RecipeError(message) for message in messages]
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Takes an error raised inside on, and goes on behind the block."""
+        """Keep an error that is raised inside, and continue after the block."""
         try:
             yield
         except UserError as error:
-            self._errors.append(error)
+            self._errors += problems_of(error)
 
     def raise_all(self) -> None:
-        """Raises what was gathered.
+        """Raise what was collected.
 
         Raises:
-            UserError: There was one problem: that very error.
-            RecipeError: There were several.
+            UserError: There was one problem; it is raised as it is.
+            RecipeError: There were several; its `problems` are the errors.
         """
         if len(self._errors) == 1:
             raise self._errors[0]
         if self._errors:
-            raise RecipeError(numbered([str(error) for error in self._errors]))
+            several = RecipeError(numbered([str(error) for error in self._errors]))
+            several.problems = tuple(self._errors)
+            raise several
+
+
+def problems_of(error: UserError) -> list[UserError]:
+    """Return the problems that an error names: several of a `RecipeError` that has several, else the error itself."""
+    return list(getattr(error, "problems", ())) or [error]
 
 
 def training_problems(
