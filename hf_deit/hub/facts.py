@@ -95,7 +95,7 @@ def describe_run(
     train_dataset: Any,
     eval_dataset: Any,
     teacher: dict[str, Any] | None,
-    stored_answers: dict[str, Any] | None,
+    teacher_outputs: dict[str, Any] | None,
     device: torch.device,
     processes: int,
 ) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def describe_run(
         train_dataset: The training data, or None.
         eval_dataset: The validation data, a dict of several data sets, or None.
         teacher: The teacher's `class` and `parameters`, and `name` if it is known; None without a teacher.
-        stored_answers: What the teacher cache holds, if one is used.
+        teacher_outputs: What the teacher cache holds, if one is used: the field `stored_answers`.
         device: The device of this process.
         processes: Number of processes.
 
@@ -122,7 +122,7 @@ def describe_run(
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "learning_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "teacher": teacher,
-        "stored_answers": stored_answers,
+        "stored_answers": teacher_outputs,  # under this name in results.json of all versions
         "device": _device_name(device),
         "processes": processes,
         "versions": {"python": platform.python_version(), **_versions()},

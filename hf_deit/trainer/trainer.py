@@ -629,7 +629,7 @@ class DistillationTrainer(LoadingTrainer):
             train_dataset=self.train_dataset,
             eval_dataset=self.eval_dataset,
             teacher=known["teacher"],
-            stored_answers=known["answers"],
+            teacher_outputs=known["answers"],
             device=args.device,
             processes=args.world_size,
         )
