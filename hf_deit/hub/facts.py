@@ -143,7 +143,7 @@ def latest_metrics(
     Args:
         log_history: The log of the trainer's state.
         step: Optimizer steps so far.
-        best_step: The step of the best weights, if the trainer loads them at the end.
+        best_step: The step of the best weights, if the trainer has loaded them.
         ema_counts: Whether the averaged weights are the result of the run. Their metrics then replace those of the raw
             weights.
     """

@@ -633,10 +633,11 @@ class DistillationTrainer(LoadingTrainer):
             device=args.device,
             processes=args.world_size,
         )
+        holds_best = args.load_best_model_at_end and not self.is_in_train  # it is loaded when training ends
         metrics = latest_metrics(
             state.log_history,
             step=state.global_step,
-            best_step=state.best_global_step if args.load_best_model_at_end else None,
+            best_step=state.best_global_step if holds_best else None,
             ema_counts=self._ema_counts,
         )
         config = getattr(model, "config", None)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import TrainerCallback
 
 from hf_deit.cli import main
 from hf_deit.hub.facts import (
@@ -356,7 +357,16 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
         greater_is_better=True,  # the worst, which is an early step
         learning_rate=1e-2,
     )
+    shown = {}
+
+    class Recorder(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            shown[state.global_step] = trainer.summary().results["eval_cls_loss"]
+
+    trainer.add_callback(Recorder)
     trainer.train()
+    logged = {entry["step"]: entry["eval_cls_loss"] for entry in trainer.state.log_history if "eval_cls_loss" in entry}
+    assert shown == logged and len(logged) == 3  # during training the model is that of the present step
     best = max(
         (entry for entry in trainer.state.log_history if "eval_cls_loss" in entry), key=lambda e: e["eval_cls_loss"]
     )
