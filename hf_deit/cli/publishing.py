@@ -45,8 +45,8 @@ def _card(options: argparse.Namespace, fields: list[str]) -> None:
     from ..hub.model_card import render_model_card
 
     names = ("license", "base_model", "dataset", "data_license", "base_model_license")
-    statements = CardMetadata(**{name: getattr(options, name) for name in names})
-    print(f"Written to {render_model_card(options.model, statements)}")
+    metadata = CardMetadata(**{name: getattr(options, name) for name in names})
+    print(f"Written to {render_model_card(options.model, metadata)}")
 
 
 def _space(options: argparse.Namespace, fields: list[str]) -> None:
@@ -61,7 +61,7 @@ def _push(options: argparse.Namespace, fields: list[str]) -> None:
     from ..hub.publishing import push
 
     files, address = push(options.model, options.repo, options.private, options.branch, options.tag, options.dry_run)
-    print_table([["file", "bytes"], *([file.name, f"{file.size:,}"] for file in files)])
-    total = sum(file.size for file in files)
+    sizes = {file.path_in_repo: file.upload_info.size for file in files}
+    print_table([["file", "bytes"], *([name, f"{size:,}"] for name, size in sizes.items())])
     done = f"Pushed to {address}" if address else f"Dry run: nothing was sent to {options.repo}"
-    print(f"\n{done}: {len(files)} files, {total:,} bytes.")
+    print(f"\n{done}: {len(sizes)} files, {sum(sizes.values()):,} bytes.")

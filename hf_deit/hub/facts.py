@@ -1,13 +1,15 @@
-"""What a model card needs to know of a run: gathered from a trainer when it ends, read back from its folder later.
+"""The facts of a run that a model card shows: `RunSummary`, as a trainer reports it or as its folder holds it.
 
-A fact that was not recorded is not there; it is never guessed. Where the author's files lie is no fact for others: paths are
-shortened to their last part. How facts are worded is in model_card.py.
+A fact that was not recorded is missing; it is never guessed. Paths of the author's machine mean nothing to others, so they are
+shortened to their last part. What only the author knows, such as a licence, is `CardMetadata`. The words of the card are in
+model_card.md.jinja.
 """
 
 import json
 import platform
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,20 +28,20 @@ RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "training_log.json"
 _PACKAGES = ("hf_deit", "transformers", "torch", "accelerate", "datasets", "pillow", "numpy")
-# Fields of a recipe that hold names and signs, which may look like paths ("/m/0k4j", "/").
+# Fields of a recipe that hold names and separators, which may look like paths ("/m/0k4j", "/").
 _NO_PATHS = ("teacher_labels", "label_column", "label_separator", "image_column")
-# A token of the Hub, wherever it got into a text.
+# A token of the Hub, at any place of a text.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is known of a model and of the run that made it.
+    """What is known about a model and about the run that trained it, in plain values.
 
     Args:
-        config: The model's config.json.
-        recipe: Every field of the recipe; empty if there is none.
-        results: Metrics (`eval_…`), steps, epochs and `run` as results.json has them; empty if there are none.
+        config: The content of the model's config.json.
+        recipe: Every field of the recipe; empty if there is no recipe.
+        results: The content of results.json: metrics (`eval_…`), `steps`, `epochs` and `run`; empty if there are no results.
     """
 
     config: dict[str, Any]
@@ -48,23 +50,26 @@ class RunSummary:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What `describe_run` recorded; empty for a run that did not."""
+        """Return what `describe_run` recorded; empty if it was not recorded."""
         return self.results.get("run", {})
 
 
+# ---- texts for others ----
+
+
 def is_path(text: str) -> bool:
-    """Whether a text is a path on somebody's machine: absolute, or from the folder one is in (./, ../, ~)."""
+    """Return whether a text is a path on a machine: absolute, or relative with a leading `.` or `~`."""
     parts = (PurePosixPath(text), PureWindowsPath(text))
     return any(path.is_absolute() for path in parts) or text.startswith((".", "~"))
 
 
 def last_part(path: str) -> str:
-    """Gives the name of a file or folder of either kind of system."""
+    """Return the name of a file or folder, from a POSIX or a Windows path."""
     return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
 
 
 def without_machine(value: Any) -> Any:
-    """Gives a copy of plain values for others: paths end as `./name`, tokens of the Hub as `(removed)`."""
+    """Return a copy of plain values for others: a path becomes `./name`, a token of the Hub becomes `(removed)`."""
     if isinstance(value, dict):
         return {name: without_machine(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -75,55 +80,85 @@ def without_machine(value: Any) -> Any:
 
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Gives a recipe as others may read it: it runs once the folders it names are put beside it."""
+    """Return a recipe for others, without tokens and paths. It runs where the folders that it names lie beside it."""
     names = {name: recipe[name] for name in _NO_PATHS if name in recipe}
     public = without_machine({name: value for name, value in recipe.items() if not name.endswith("token")}) | names
     return public | ({"output_dir": "./out"} if "output_dir" in public else {})
 
 
-def describe_run(trainer: Any) -> dict[str, Any]:
-    """Gives what a run knows of itself and no other file of it says, in plain values.
+# ---- the facts a trainer reports ----
+
+
+def describe_run(
+    *,
+    model: torch.nn.Module,
+    train_dataset: Any,
+    eval_dataset: Any,
+    teacher: dict[str, Any] | None,
+    teacher_outputs: dict[str, Any] | None,
+    device: torch.device,
+    processes: int,
+) -> dict[str, Any]:
+    """Return the facts of a run that no other file of it holds, in plain values: the field `run` of results.json.
 
     Args:
-        trainer: A `DistillationTrainer`, or any Trainer.
+        model: The student, without wrappers.
+        train_dataset: The training data, or None.
+        eval_dataset: The validation data, a dict of several data sets, or None.
+        teacher: The teacher's `class` and `parameters`, and `name` if it is known; None without a teacher.
+        teacher_outputs: What the teacher cache holds, if one is used: the field `stored_answers`.
+        device: The device of this process.
+        processes: Number of processes.
 
     Returns:
-        `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, where each image
-        has one class), `parameters`, `learning_parameters`, `teacher`, `stored_answers` (of a teacher, if they were used),
-        `device`, `processes`, `versions`. Each that is not known is None.
+        `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, for single-label
+        data), `parameters`, `learning_parameters`, `teacher`, `stored_answers`, `device`, `processes`, `versions`. An unknown
+        value is None.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    sets = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
+    sets = {"train": train_dataset, "validation": eval_dataset}
     return {
         **{f"{name}_images": None if isinstance(data, dict) else _length(data) for name, data in sets.items()},
         "classes": _class_counts(sets),
-        "parameters": _count(model),
-        "learning_parameters": _count(model, learning=True),
-        **_describe_teacher(trainer),
-        "device": _device_name(trainer.args.device),
-        "processes": trainer.args.world_size,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "learning_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "teacher": teacher,
+        "stored_answers": teacher_outputs,  # under this name in results.json of all versions
+        "device": _device_name(device),
+        "processes": processes,
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
 
-def _describe_teacher(trainer: Any) -> dict[str, Any]:
-    cached = getattr(trainer, "cached", None)
-    if cached is not None:
-        described = cached.cache.describe()
-        return {"teacher": described["teacher"], "stored_answers": described["outputs"]}
-    teacher = getattr(getattr(trainer, "teacher", None), "model", None)
-    known = None if teacher is None else {"class": type(teacher).__name__, "parameters": _count(teacher) or None}
-    return {"teacher": known, "stored_answers": None}
+def describe_teacher(network: Any) -> dict[str, Any]:
+    """Return the class of a teacher's network and its number of parameters, None if it has none."""
+    weights = network.parameters() if isinstance(network, torch.nn.Module) else ()
+    return {"class": type(network).__name__, "parameters": sum(weight.numel() for weight in weights) or None}
+
+
+def latest_metrics(
+    log_history: Sequence[dict[str, Any]], *, step: int, best_step: int | None = None, ema_counts: bool = False
+) -> dict[str, Any]:
+    """Return the metrics (`eval_…`) of the weights that a trainer holds, empty if they were never evaluated.
+
+    Args:
+        log_history: The log of the trainer's state.
+        step: Optimizer steps so far.
+        best_step: The step of the best weights, if the trainer has loaded them.
+        ema_counts: Whether the averaged weights are the result of the run. Their metrics then replace those of the raw
+            weights.
+    """
+    evaluations = [entry for entry in log_history if any(name.startswith("eval_") for name in entry)]
+    # Two evaluations of one step: the second is of the best weights, evaluated after training.
+    evaluated_again = len(evaluations) > 1 and evaluations[-1]["step"] == evaluations[-2]["step"]
+    held = best_step if best_step and not evaluated_again else step
+    entry = next((entry for entry in reversed(evaluations) if entry["step"] == held), {})
+    metrics = {name: value for name, value in entry.items() if name.startswith("eval_")}
+    averaged = {"eval_" + name[9:]: value for name, value in metrics.items() if name.startswith("eval_ema_")}
+    return averaged if ema_counts and averaged else metrics
 
 
 def _length(data: Any) -> int | None:
     return len(data) if hasattr(data, "__len__") else None
-
-
-def _count(model: Any, learning: bool = False) -> int:
-    if not isinstance(model, torch.nn.Module):
-        return 0
-    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not learning)
 
 
 def _class_counts(sets: dict[str, Any]) -> dict[str, dict[str, int]] | None:
@@ -131,7 +166,7 @@ def _class_counts(sets: dict[str, Any]) -> dict[str, dict[str, int]] | None:
     for split, data in sets.items():
         labels, names = known_labels(data), getattr(getattr(data, "source", None), "class_names", ())
         if labels is None or any(not isinstance(label, int) for label in labels):
-            return None  # a stream, a user's own data, or several classes an image
+            return None  # a stream, a data set of another kind, or multi-label data
         images = Counter(labels)
         for index, name in enumerate(names):
             counts.setdefault(name, {})[split] = images[index]
@@ -155,51 +190,47 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def measured_by(trainer: Any) -> dict[str, Any]:
-    """Gives the last evaluation of a trainer as results.json has it; no metrics if it never evaluated what it holds now."""
-    state = trainer.state
-    logged = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
-    held = {state.global_step}
-    if trainer.args.load_best_model_at_end and state.best_global_step:
-        held = {state.best_global_step} if len(logged) < 2 or logged[-1]["step"] != logged[-2]["step"] else held
-    entry = next((entry for entry in reversed(logged) if entry["step"] in held), {})
-    metrics = {name: value for name, value in entry.items() if name.startswith("eval_")}
-    if getattr(trainer, "_ema_counts", False) and any(name.startswith("eval_ema_") for name in metrics):
-        metrics = {"eval_" + name[9:]: value for name, value in metrics.items() if name.startswith("eval_ema_")}
-    return metrics | {"steps": state.global_step, "epochs": state.epoch}
+# ---- the facts in a folder ----
 
 
-def facts_of_trainer(trainer: Any) -> RunSummary:
-    """Gives the facts of a trainer as it stands, whether or not they are in files yet."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    folder = Path(trainer.args.output_dir)
-    results = measured_by(trainer) | {"run": describe_run(trainer)}
+def with_files(summary: RunSummary, folder: str | Path) -> RunSummary:
+    """Return the summary of a trainer, completed by recipe.yaml and results.json of its folder.
+
+    results.json is used only if it is of the same step. It may hold more than the trainer knows, such as times.
+
+    Raises:
+        PublishError: A file is not valid.
+    """
+    folder = Path(folder)
     written = _read(folder / RESULTS_FILE)
-    if written.get("steps") == trainer.state.global_step:
-        results |= written  # it knows more: broken images, times
-    recipe = _read(folder / RECIPE_FILE) or json.loads(trainer.args.to_json_string())
-    return RunSummary(json.loads(model.config.to_json_string(use_diff=False)), recipe, json.loads(json.dumps(results)))
+    same_step = written.get("steps") == summary.results["steps"]
+    return replace(
+        summary,
+        recipe=_read(folder / RECIPE_FILE) or summary.recipe,
+        results=summary.results | (written if same_step else {}),
+    )
 
 
 def read_facts(folder: str | Path) -> RunSummary:
-    """Reads the facts of a saved model: config.json, and recipe.yaml and results.json where there are any.
+    """Read the facts of a saved model: config.json, and recipe.yaml and results.json if they exist.
 
     Raises:
-        PublishError: There is no model, or a file of it cannot be read.
+        PublishError: The folder holds no model, or a file is not valid.
     """
     folder = Path(folder)
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise PublishError(
-            f"No model in {folder}: a card is rendered from a folder with config.json (and recipe.yaml, results.json), such as "
-            "the output_dir of hf-deit train."
+            f"No model in {folder}: config.json is missing. Give the folder of a saved model, such as the output_dir of "
+            "hf-deit train. recipe.yaml and results.json in it are optional."
         )
     recipe = _read(folder / RECIPE_FILE) or _read(folder / "training_args.json")
     config = _read(folder / "config.json")
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
         raise PublishError(
-            f"{folder / 'config.json'}: id2label must be numbers and names, and is {str(names)[:200]}: mend it."
+            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, such as "
+            '{"0": "cat", "1": "dog"}.'
         )
     return RunSummary(config, recipe, _read(folder / RESULTS_FILE))
 
@@ -211,21 +242,23 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise PublishError(f"{path} cannot be read: {error}. Mend it, or move it away.") from error
+        raise PublishError(f"{path} is invalid: {error}. Fix the file, or rename it to leave it out.") from error
     if not isinstance(content, dict):
-        raise PublishError(f"{path} must hold fields and values, and holds a {type(content).__name__}.")
+        raise PublishError(f"{path} holds a {type(content).__name__}. It must hold fields and their values.")
     return content
 
 
+# ---- what only the author knows ----
+
 UNKNOWN = "unknown"
-# huggingface_hub knows no list of the licences; this is what the identifiers of its website are made of.
+# huggingface_hub has no list of licences. The identifiers on its website have this form.
 _LICENSE = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
 _NAMES = ("base_model", "dataset")
 _LICENCES = ("license", "data_license", "base_model_license")
 
 
 def is_repo_name(text: str) -> bool:
-    """Whether a text can be a name on the Hub."""
+    """Return whether a text is a valid name of a repository on the Hub."""
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -233,29 +266,29 @@ def is_repo_name(text: str) -> bool:
     return not is_path(text)
 
 
-def check_license(text: str, what: str = "license") -> None:
-    """Checks an identifier of a licence.
+def check_license(text: str) -> None:
+    """Check the form of a licence identifier.
 
     Raises:
-        PublishError: The Hub has none that looks like it.
+        PublishError: The Hub has no identifier of this form.
     """
     if not _LICENSE.fullmatch(text):
         raise PublishError(
-            f"{what}={TOKEN.sub('(removed)', text)!r} is no identifier of a licence on the Hub: it takes small letters, digits, "
-            "- and ., such as apache-2.0, mit, cc-by-nc-4.0, other; unknown takes one back that was stated."
+            f"license={TOKEN.sub('(removed)', text)!r} is not a licence identifier of the Hub. An identifier has lower-case "
+            "letters, digits, - and ., such as apache-2.0, mit, cc-by-nc-4.0 or other; use unknown to withdraw a licence."
         )
 
 
-def check_line(text: str, what: str) -> None:
-    """Checks a text for others: one line, no token of the Hub.
+def check_line(text: str, name: str) -> None:
+    """Check that a text for others is one line and holds no token of the Hub.
 
     Raises:
-        PublishError: It is not.
+        PublishError: The text has line breaks, is empty, or holds a token.
     """
     if TOKEN.search(text):
-        raise PublishError(f"{what} holds what looks like a token of the Hub (hf_…): leave it out.")
+        raise PublishError(f"{name} contains a token of the Hub (hf_…). Give it without the token.")
     if not text.strip() or not text.isprintable():
-        raise PublishError(f"{what}={text!r}: give one line of text, without line breaks.")
+        raise PublishError(f"{name}={text!r} is invalid. Give one line of text, without line breaks.")
 
 
 def _names_a_path(text: str) -> bool:
@@ -266,18 +299,18 @@ def _names_a_path(text: str) -> bool:
 
 @dataclass(frozen=True)
 class CardMetadata:
-    """What only the author can say; None: not said.
+    """The metadata of a card that only the author knows; None if it is not given.
 
     Args:
-        license: The Hub's identifier, such as "apache-2.0"; "unknown" takes back what was stated before, as it does for
-            the other licences.
-        base_model: Hub name of the weights the run began with.
+        license: Licence identifier of the Hub, such as "apache-2.0". "unknown" withdraws a licence that an earlier card
+            has, here and in the other licences.
+        base_model: Hub name of the weights that training started from.
         dataset: Hub name of the data.
-        data_license: Of the data, in words or as the Hub's identifier.
-        base_model_license: Of the weights the run began with, likewise.
+        data_license: Licence of the data, in words or as the Hub's identifier.
+        base_model_license: Licence of the weights that training started from, in words or as the Hub's identifier.
 
     Raises:
-        PublishError: A text is no such name or identifier, or holds a path, a token or a line break.
+        PublishError: A name or an identifier is invalid, or a text holds a path, a token or a line break.
     """
 
     license: str | None = None
@@ -294,23 +327,28 @@ class CardMetadata:
             check_line(text, name)
             if name in _NAMES and not is_repo_name(text):
                 raise PublishError(
-                    f"{name}={text!r} is no name on the Hub: give owner/name; a path is nothing for others."
+                    f"{name}={text!r} is not a name on the Hub. Give owner/name; a local path means nothing to others."
                 )
             if name in _LICENCES and _names_a_path(text):
-                raise PublishError(f"{name}={text!r} holds a path, which is nothing for others: name the licence.")
+                raise PublishError(
+                    f"{name}={text!r} contains a path, which means nothing to others. Give the name of the licence."
+                )
         if self.license is not None:
             check_license(self.license)
 
     def or_else(self, other: "CardMetadata") -> "CardMetadata":
-        """Gives these, and where one is missing the other's."""
+        """Return these values, with missing ones taken from `other`."""
         return CardMetadata(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
-    def without_withdrawn(self) -> "CardMetadata":
-        """Gives these without the licences that are "unknown", which is as good as not said."""
+    def without_unknown(self) -> "CardMetadata":
+        """Return these values without the licences that are "unknown"."""
         return replace(self, **{name: None for name in _LICENCES if getattr(self, name) == UNKNOWN})
 
-    def metadata(self) -> dict[str, object]:
-        """The fields of the Hub's metadata; also those that it has no field for, to be known when a card is rendered again."""
+    def hub_fields(self) -> dict[str, object]:
+        """Return the fields of the card's YAML header.
+
+        The Hub does not define `data_license` and `base_model_license`; they are kept for the next rendering of the card.
+        """
         return {
             "license": self.license or UNKNOWN,
             "base_model": self.base_model,

@@ -1,16 +1,16 @@
-"""What of a model's folder goes to the Hub, and the upload: weights, processor, card, recipe, results; nothing else.
+"""Which files of a model's folder are uploaded to the Hub, and the upload: weights, image processor, card, recipe, results, log.
 
-The files are listed by name, so that optimizer states, pickles, arguments (which may hold a token), checkpoints and the
-teacher cannot get in by accident. Recipe and card are written for others: without paths of the author's machine. Nothing in
-the folder is changed. What the Trainer pushes while it trains goes through here too (hub_mixin.py).
+The files are listed by name, so that optimizer states, pickles, training arguments (which may hold a token), checkpoints and the
+teacher are never uploaded by accident. Configuration, recipe, results and card are written for others, without paths of the
+author's machine. The folder is not changed. What the Trainer pushes during training is uploaded here too (trainer/hub_mixin.py).
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -21,99 +21,86 @@ from safetensors import SafetensorError, safe_open
 from ..errors import PublishError, UserError
 from ..models.loading import WHOLE_FILES, load_model, refuse_adapters
 from .facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
-from .model_card import CARD_FILE, is_rendered, render_card, statements_of
+from .model_card import CARD_FILE, is_rendered, read_metadata, render_card
 
-T = TypeVar("T")
-_PROCESSOR = "preprocessor_config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
 _WEIGHTS, _INDEX = WHOLE_FILES
 _REVISION = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w-])?(?:/[A-Za-z0-9](?:[\w.-]*[\w-])?)*", re.ASCII)
 
 
-@dataclass(frozen=True)
-class PublishedFile:
-    """A file as it goes up.
-
-    Args:
-        name: In the repository.
-        content: Its bytes, or the local file that holds them.
-    """
-
-    name: str
-    content: bytes | Path
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-
 def check_names(repo: str, branch: str | None = None, tag: str | None = None) -> None:
-    """Checks the name of a repository, a branch and a tag before anything is sent.
+    """Check the name of a repository, a branch and a tag before anything is sent.
 
     Raises:
-        PublishError: One is not allowed.
+        PublishError: A name is invalid.
     """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise PublishError(f"{repo!r} is no name of a repository: give owner/name. {error}") from error
-    for what, name in (("branch", branch), ("tag", tag)):
+        raise PublishError(f"{repo!r} is not a valid name of a repository. Give owner/name. {error}") from error
+    for kind, name in (("branch", branch), ("tag", tag)):
         if name is not None and (not _REVISION.fullmatch(name) or ".." in name or name.endswith(".lock")):
             raise PublishError(
-                f"{name!r} is no name of a {what}: letters, digits, -, _, . and / between them, such as v1.0."
+                f"{name!r} is not a valid name of a {kind}. Use letters, digits, - and _, with . and / only between them, such "
+                "as v1.0."
             )
 
 
-def published_files(folder: str | Path, repo: str) -> list[PublishedFile]:
-    """Lists what of a model's folder goes up, with its content for others.
+# ---- the files ----
+
+
+def published_files(folder: str | Path, repo: str) -> list[CommitOperationAdd]:
+    """List the files of a model's folder that are uploaded, with their content for others.
 
     Args:
-        folder: With config.json, image processor and safetensors weights, such as the output_dir of `hf-deit train`.
-        repo: The card's code block loads the model by this name. A card written by hand goes up as it is.
+        folder: A folder with config.json, image processor and safetensors weights, such as the output_dir of
+            `hf-deit train`.
+        repo: The name by which the card's code block loads the model. A card written by hand is uploaded unchanged.
 
     Raises:
-        PublishError: There is no model, its weights are broken or hold LayerScale, or a text holds a token of the Hub.
-        PublishError: config.json, recipe.yaml or results.json cannot be read.
+        PublishError: The folder holds no model, its weights are broken or contain LayerScale, a text contains a token of
+            the Hub, or config.json, recipe.yaml or results.json is invalid.
     """
     folder = Path(folder)
     _check_folder(folder)
     facts = read_facts(folder)
     config = {name: value for name, value in facts.config.items() if name != "_name_or_path"}
-    files = [PublishedFile("config.json", _json(config))]
-    files += [PublishedFile(path.name, path) for path in _weights(folder)]
+    contents: dict[str, bytes | Path] = {"config.json": _json(config)}
+    contents |= {path.name: path for path in _weight_files(folder)}
     card = folder / CARD_FILE
     if card.is_file() and not is_rendered(card):
-        content = card.read_bytes()
+        contents[CARD_FILE] = card.read_bytes()
     else:
-        content = str(render_card(facts, repo.split("/")[-1], repo, statements_of(card))).encode()
-    files.append(PublishedFile(CARD_FILE, content))
-    files.append(PublishedFile(_PROCESSOR, folder / _PROCESSOR))
+        contents[CARD_FILE] = str(render_card(facts, repo.split("/")[-1], repo, read_metadata(card))).encode()
+    contents[PROCESSOR_FILE] = folder / PROCESSOR_FILE
     if facts.recipe:
         recipe = yaml.safe_dump(public_recipe(facts.recipe), sort_keys=True, allow_unicode=True)
-        files.append(PublishedFile(RECIPE_FILE, recipe.encode()))
+        contents[RECIPE_FILE] = recipe.encode()
     if facts.results:
-        files.append(PublishedFile(RESULTS_FILE, _json(without_machine(facts.results))))
+        contents[RESULTS_FILE] = _json(without_machine(facts.results))
     if (folder / LOG_FILE).is_file():
-        files.append(PublishedFile(LOG_FILE, folder / LOG_FILE))
-    for file in files:
-        _refuse_token(file)
-    return files
+        contents[LOG_FILE] = folder / LOG_FILE
+    for name, content in contents.items():
+        _refuse_token(name, content)
+    return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
 
 
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise PublishError(
-            f"{folder} is a file, and a folder is published: make one with hf-deit convert {folder} FOLDER."
+            f"{folder} is a file. Give the folder of a saved model; hf-deit convert {folder} FOLDER makes one from a file of "
+            "weights."
         )
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise PublishError(
-            f"No model in {folder}: give a folder with config.json and weights, such as the output_dir of hf-deit train."
+            f"No model in {folder}: config.json is missing. Give a folder with config.json and weights, such as the "
+            "output_dir of hf-deit train."
         )
-    if not (folder / _PROCESSOR).is_file():
+    if not (folder / PROCESSOR_FILE).is_file():
         raise PublishError(
-            f"{folder} holds no {_PROCESSOR}, without which others cannot give the model an image: save the image processor "
-            f'beside the weights, processor.save_pretrained("{folder}").'
+            f"{folder} has no {PROCESSOR_FILE}. Others need it to prepare images for the model. Save the image processor "
+            f'beside the weights: processor.save_pretrained("{folder}").'
         )
 
 
@@ -121,78 +108,59 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _refuse_token(file: PublishedFile) -> None:
-    if file.name.endswith(".safetensors"):
+def _refuse_token(name: str, content: bytes | Path) -> None:
+    if name.endswith(".safetensors"):
         return
-    content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-    if TOKEN.search(content.decode(errors="replace")):
+    text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+    if TOKEN.search(text):
         raise PublishError(
-            f"{file.name} holds what looks like a token of the Hub (hf_…): take it out, then push again."
+            f"{name} contains a token of the Hub (hf_…). Delete the token from the file, then push again."
         )
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The weights in one file or in shards; each is opened."""
-    paths = [folder / _WEIGHTS]
-    if (folder / _INDEX).is_file():
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of the weights, one or shards and their index, after opening each."""
+    paths, index = [folder / _WEIGHTS], folder / _INDEX
+    if index.is_file():
         try:
-            shards = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise PublishError(f"{folder / _INDEX} is no index of weights: save the model again.") from error
-        if any(
-            not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") for name in shards
-        ):
-            raise PublishError(f"{folder / _INDEX} names files that are no safetensors of this folder: {shards}.")
+            raise PublishError(f"{index} is not a valid index of weights. Save the model again.") from error
+        outside = [
+            name
+            for name in shards
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors")
+        ]
+        if outside:
+            raise PublishError(f"{index} names files that are not safetensors files of this folder: {outside}.")
         paths = [folder / name for name in shards]
     for path in paths:
         _check_weights(path)
-    return [*paths, *([folder / _INDEX] if (folder / _INDEX).is_file() else [])]
+    return [*paths, *([index] if index.is_file() else [])]
 
 
 def _check_weights(path: Path) -> None:
     if not path.is_file():
         raise PublishError(
-            f"No weights at {path}: only safetensors are published, as save_model and save_pretrained write them (a .bin or "
-            ".pth is a pickle: convert it first)."
+            f"No weights at {path}. Only safetensors are published, as save_model and save_pretrained write them. A .bin or "
+            ".pth file is a pickle; convert it with hf-deit convert."
         )
     try:
         with safe_open(path, framework="pt") as weights:
             names = list(weights.keys())
     except (SafetensorError, OSError) as error:
-        raise PublishError(f"{path} is broken ({error}): save the model again.") from error
-    gammas = [name for name in names if name.endswith(".lambda1") or ".layer_scale" in name]
-    if gammas:
+        raise PublishError(f"{path} is broken: {error}. Save the model again.") from error
+    scales = [name for name in names if name.endswith(".lambda1") or ".layer_scale" in name]
+    if scales:
         raise PublishError(
-            f"{path} holds LayerScale ({len(gammas)} tensors, the first {gammas[0]!r}), which stock transformers would ignore "
-            "without a word and compute another function. Push the output_dir of the run instead of a checkpoint, or fold it: "
-            "load the model, then model.save_pretrained(OTHER_FOLDER, fold_layer_scale=True)."
+            f"{path} contains LayerScale ({len(scales)} tensors, the first {scales[0]!r}). transformers would ignore it without "
+            "a warning and compute another function. Push the output_dir of the run instead of a checkpoint, or fold "
+            "LayerScale into the other weights: load the model, then "
+            "model.save_pretrained(OTHER_FOLDER, fold_layer_scale=True)."
         )
 
 
-def commit(
-    api: HfApi,
-    repo: str,
-    files: list[PublishedFile],
-    message: str,
-    revision: str | None = None,
-    token: str | None = None,
-    run_as_future: bool = False,
-) -> Any:
-    """Sends files in one commit: all of them are there afterwards, or none.
-
-    Returns:
-        huggingface_hub's CommitInfo, or a future of one.
-    """
-    operations = [
-        CommitOperationAdd(
-            path_in_repo=file.name,
-            path_or_fileobj=file.content if isinstance(file.content, bytes) else str(file.content),
-        )
-        for file in files
-    ]
-    return api.create_commit(
-        repo, operations, commit_message=message, revision=revision, token=token, run_as_future=run_as_future
-    )
+# ---- the upload ----
 
 
 def push(
@@ -203,86 +171,84 @@ def push(
     tag: str | None = None,
     dry_run: bool = False,
     api: HfApi | None = None,
-) -> tuple[list[PublishedFile], str | None]:
-    """Publishes a saved model; can be repeated after a failure, and changes nothing in the folder.
+) -> tuple[list[CommitOperationAdd], str | None]:
+    """Publish a saved model in one commit. A push that failed can be repeated; the folder is not changed.
 
     Args:
-        folder: As `published_files`.
-        repo: owner/name, or a name in one's own account; made if it is not there.
-        private: Make it private; a public one that is there already is refused.
-        branch: To push to, made if it is not there; default: main.
-        tag: To set on the commit.
-        dry_run: Only list; nothing is sent, and no login is needed.
-        api: Of another server or with a token; default: the login of `hf auth login`.
+        folder: The folder of the model, see `published_files`.
+        repo: owner/name, or a name in the account of the login. A missing repository is created.
+        private: Whether to create a private repository. A public one that exists is refused.
+        branch: The branch to push to; a missing one is created. Default: main.
+        tag: A new tag for the commit.
+        dry_run: Whether to list the files only. Nothing is sent, and no login is needed.
+        api: Default: the Hub, with the login of `hf auth login`.
 
     Returns:
-        The files, and the address of the commit; None for a dry run.
+        The files, and the address of the commit, None for a dry run.
 
     Raises:
-        PublishError: The model or a name is not allowed, or the Hub did not take it.
-        PublishError: As `published_files`.
-        UserError: The weights are not whole, such as a backbone's without classifier.
+        PublishError: The model or a name is invalid, or the upload failed.
+        UserError: The model is incomplete, such as a backbone without classifier.
     """
     check_names(repo, branch, tag)
     files = published_files(folder, repo)
-    load_model(str(folder))  # whole, or refused
+    load_model(str(folder))  # refuses an incomplete model
     if dry_run:
         return files, None
     api = api if api is not None else HfApi()
-
-    def send() -> str:
-        made = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
-        if private and not api.model_info(made).private:
+    with explain_failures(repo, folder):
+        name = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+        if private and not api.model_info(name).private:
             raise PublishError(
-                f"{made} is there already and public: make it private on the Hub first, or leave --private out."
+                f"{name} exists and is public. Make it private on the Hub first, or push without --private."
             )
-        if tag is not None and tag in [known.name for known in api.list_repo_refs(made).tags]:
-            raise PublishError(f"{made} has a tag {tag!r} already, so nothing was sent: choose another name.")
+        if tag is not None and tag in [known.name for known in api.list_repo_refs(name).tags]:
+            raise PublishError(f"{name} already has a tag {tag!r}. Choose another tag. Nothing was sent.")
         if branch is not None:
-            api.create_branch(made, branch=branch, exist_ok=True)
-        done = commit(api, made, files, "Push by hf_deit", revision=branch)
+            api.create_branch(name, branch=branch, exist_ok=True)
+        commit = api.create_commit(name, files, commit_message="Push by hf_deit", revision=branch)
         if tag is not None:
-            api.create_tag(made, tag=tag, revision=done.oid)
-        return done.commit_url
-
-    return files, explained(send, repo, folder)
+            api.create_tag(name, tag=tag, revision=commit.oid)
+        return files, commit.commit_url
 
 
-def explained(send: Callable[[], T], repo: str, folder: str | Path) -> T:
-    """Calls `send`, and says of an error of the Hub or of the connection what it means and how to mend it.
+@contextlib.contextmanager
+def explain_failures(repo: str, folder: str | Path) -> Iterator[None]:
+    """Turn a failure of the Hub or of the connection into an error that names its meaning and what to do.
+
+    Args:
+        repo: The repository that the code in the `with` block sends to.
+        folder: The folder of the model.
 
     Raises:
-        PublishError: It failed.
+        PublishError: The code in the block failed.
     """
     try:
-        return send()
+        yield
     except UserError:
         raise
     except LocalTokenNotFoundError as error:
-        raise PublishError(f"Nobody is logged in to push to {repo}: hf auth login (a token that may write).") from error
+        raise PublishError(
+            f"A push to {repo} needs a login. Run hf auth login with a token that has write access."
+        ) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # An upload that fails on a thread comes wrapped; what the Hub or the connection said is its cause.
+        # An upload that fails in a thread is raised as a RuntimeError; the error of the Hub or the connection is its cause.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-        if isinstance(cause, HfHubHTTPError):
-            meaning = _meaning(getattr(cause.response, "status_code", None), repo)
-        elif isinstance(cause, ValueError):
-            meaning = f"The Hub does not take what was pushed to {repo}."
-        else:
-            meaning = (
-                f"The Hub was not reached for {repo} ({type(cause).__name__}): push again once the connection is back."
-            )
-        raise PublishError(f"{meaning} Nothing in {folder} was changed.\n{_said(cause)}") from error
+        reason = TOKEN.sub("(removed)", str(cause))
+        raise PublishError(f"{_meaning(cause, repo)} Nothing in {folder} was changed.\n{reason}") from error
 
 
-def _said(error: Exception) -> str:
-    return TOKEN.sub("(removed)", str(error))
-
-
-def _meaning(status: int | None, repo: str) -> str:
-    meanings = {
-        401: f"The Hub does not know the token for {repo}: hf auth login again, with one that may write.",
-        403: f"The token may not write to {repo}: take one with write access, or another owner.",
-        404: f"The Hub has no {repo}, or hides it from this token: check owner and name, and the token.",
-        409: f"The Hub has something of that name at {repo} already (a tag?): choose another name.",
-    }
-    return meanings.get(status, f"The Hub failed ({status or 'no answer'}) while {repo} was pushed: push again later.")
+def _meaning(error: BaseException, repo: str) -> str:
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", None)
+        meanings = {
+            401: f"The Hub does not accept the token for {repo}. Run hf auth login with a token that has write access.",
+            403: f"The token has no write access to {repo}. Use a token with write access, or another owner.",
+            404: f"{repo} does not exist, or the token has no access to it. Check owner and name, and the token.",
+            409: f"{repo} already has a branch, tag or repository of this name. Choose another name.",
+        }
+        failed = f"The Hub failed ({status or 'no response'}) during the push to {repo}. Push again later."
+        return meanings.get(status, failed)
+    if isinstance(error, ValueError):
+        return f"The Hub does not accept the files for {repo}."
+    return f"The Hub could not be reached for {repo} ({type(error).__name__}). Push again when the connection is back."

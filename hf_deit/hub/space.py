@@ -1,45 +1,45 @@
-"""A folder to push as a Gradio Space: a model to try, with every head's classes and where its tokens look.
+"""A folder to push as a Gradio Space: an app that shows the classes of every head of a model and the attention of its tokens.
 
-The app is hf_deit/space/app.py, plain transformers and gradio; only the model's name and title are put in. Of a local model the files
-that `hf-deit push` would publish are copied beside it (publishing.py): weights, configuration, processor.
+The app is space_template/app.py, which needs transformers and gradio only; the name of the model and the title are filled in. The
+files of a local model that `hf-deit push` would publish (publishing.py) are copied beside the app.
 """
 
 import json
 import shutil
 from pathlib import Path
 
-from huggingface_hub import SpaceCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, SpaceCard
+from huggingface_hub.utils import filter_repo_objects
 
 from ..errors import PublishError
 from ..files import new_folder, staged_folder
 from ..models.loading import load_model, published_name, refuse_adapters
-from .facts import check_license, check_line, is_path, read_facts
-from .publishing import PublishedFile, published_files
+from .facts import check_license, check_line, is_repo_name, read_facts
+from .publishing import PROCESSOR_FILE, published_files
 
 TEMPLATE = Path(__file__).with_name("space_template")
 MODEL_FOLDER = "model"
 _MODEL, _TITLE = "__MODEL__", "__TITLE__"
-_FAMILIES = ("deit", "vit")
-_PROCESSOR = "preprocessor_config.json"
+_MODEL_TYPES = ("deit", "vit")
+_LOADED_FILES = ("config.json", PROCESSOR_FILE, "*.safetensors", "*.safetensors.index.json")
 
 
 def make_space(model: str, out: str | Path, license: str | None = None, title: str | None = None) -> list[str]:
-    """Writes a Space, whole or not at all.
+    """Write the files of a Space, all of them or none.
 
     Args:
-        model: Folder of a saved DeiT or ViT, which is copied; or a name on the Hub, also a short one, which the app loads.
-        out: New or empty folder.
-        license: The Hub's identifier; default: unknown.
-        title: Of the Space; default: the model's name.
+        model: The folder of a saved DeiT or ViT, whose files are copied; or a name or short name on the Hub, from where the
+            app loads the model.
+        out: A new or empty folder.
+        license: Licence identifier of the Hub. Default: unknown.
+        title: Title of the Space. Default: the name of the model.
 
     Returns:
-        The files, by their path in `out`.
+        The paths of the files, relative to `out`.
 
     Raises:
-        PublishError: There is no such model, or `out` is in use.
-        UserError: The model's files cannot be published, or license or title are not allowed.
+        PublishError: The model does not exist or cannot be published, `out` is in use, or license or title is invalid.
+        UserError: The model is incomplete.
     """
     if license is not None:
         check_license(license)
@@ -53,52 +53,49 @@ def make_space(model: str, out: str | Path, license: str | None = None, title: s
     with staged_folder(target) as staging:
         _write_template(staging, name, title, license, hub_name=None if files else name)
         for file in files:
-            _write(staging / MODEL_FOLDER / file.name, file.content)
+            path = staging / MODEL_FOLDER / file.path_in_repo
+            path.parent.mkdir(exist_ok=True)
+            with file.as_file() as source, path.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
     return sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
 
 
 def _hub_name(model: str) -> str:
     name = published_name(model)
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        name = ""
-    if is_path(model) or name.count("/") != 1:
-        raise PublishError(f"No model at {model!r}: give the folder of a saved model, or owner/name on the Hub.")
+    if not is_repo_name(model) or not is_repo_name(name) or name.count("/") != 1:
+        raise PublishError(f"No model at {model!r}. Give the folder of a saved model, or owner/name on the Hub.")
     return name
 
 
-def _model_files(folder: Path) -> list[PublishedFile]:
-    """What of a saved model the app loads: no card, recipe, log, optimizer or pickle."""
+def _model_files(folder: Path) -> list[CommitOperationAdd]:
+    """Return the files of a saved model that the app loads: weights, configuration and image processor."""
     if not folder.is_dir():
         raise PublishError(
-            f"{folder} is a file, and a folder is wanted: make one with hf-deit convert {folder} FOLDER."
+            f"{folder} is a file. Give the folder of a saved model; hf-deit convert {folder} FOLDER makes one from a file of "
+            "weights."
         )
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
-        raise PublishError(f"{folder} holds no config.json: give the folder of a saved model (--output_dir of a run).")
-    family = read_facts(folder).config.get("model_type")
-    if family not in _FAMILIES:
-        raise PublishError(f"{folder} is a {family!r}: the app shows the tokens of {' and '.join(_FAMILIES)} only.")
-    channels = read_facts(folder).config.get("num_channels", 3)
-    if channels != 3:
-        raise PublishError(f"{folder} takes images of {channels} channel(s): the app shows pictures in colour, of 3.")
-    if not (folder / _PROCESSOR).is_file():
-        raise PublishError(f"{folder} holds no {_PROCESSOR}: save the image processor beside the weights.")
-    kept = ("config.json", _PROCESSOR)
+        raise PublishError(f"{folder} has no config.json. Give the folder of a saved model (--output_dir of a run).")
+    config = read_facts(folder).config
+    if config.get("model_type") not in _MODEL_TYPES:
+        raise PublishError(
+            f"{folder} has model_type={config.get('model_type')!r}. The app shows the attention of the tokens of "
+            f"{' and '.join(_MODEL_TYPES)} models only."
+        )
+    if config.get("num_channels", 3) != 3:
+        raise PublishError(
+            f"{folder} has num_channels={config['num_channels']}. The app shows colour images, with 3 channels, only."
+        )
     files = published_files(folder, f"local/{MODEL_FOLDER}")
-    load_model(str(folder))  # whole, or refused
-    return [file for file in files if _is_weights(file) or file.name in kept]
-
-
-def _is_weights(file: PublishedFile) -> bool:
-    return file.name.endswith((".safetensors", ".safetensors.index.json"))
+    load_model(str(folder))  # refuses an incomplete model
+    return list(filter_repo_objects(files, allow_patterns=list(_LOADED_FILES), key=lambda file: file.path_in_repo))
 
 
 def _write_template(folder: Path, name: str, title: str, license: str | None, hub_name: str | None) -> None:
     app = (TEMPLATE / "app.py").read_text(encoding="utf-8").replace(_MODEL, name)
     app = app.replace(f'"{_TITLE}"', json.dumps(title, ensure_ascii=False))
-    _write(folder / "app.py", app.encode())
+    (folder / "app.py").write_text(app, encoding="utf-8")
     shutil.copyfile(TEMPLATE / "requirements.txt", folder / "requirements.txt")
     card = SpaceCard((TEMPLATE / "README.md").read_text(encoding="utf-8"))
     card.text = card.text.replace(_TITLE, title)
@@ -107,12 +104,4 @@ def _write_template(folder: Path, name: str, title: str, license: str | None, hu
         card.data.license = license
     if hub_name is not None:
         card.data.models = [hub_name]
-    _write(folder / "README.md", str(card).encode())
-
-
-def _write(path: Path, content: bytes | Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    if isinstance(content, Path):
-        shutil.copyfile(content, path)
-    else:
-        path.write_bytes(content)
+    card.save(folder / "README.md")

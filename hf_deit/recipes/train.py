@@ -16,7 +16,7 @@ from ..data.views import EvaluationDataset
 from ..distillation.teacher import Teacher
 from ..errors import PublishError, RecipeError, UserError
 from ..files import staged_files, write_json
-from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, describe_run, read_facts
+from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, read_facts
 from ..hub.model_card import write_card
 from ..models.configuration_deit import as_pair
 from ..models.fine_tuning import set_trainable
@@ -151,14 +151,14 @@ def train(recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None 
 
 
 def _write_results(trainer: DistillationTrainer, output_dir: Path, metrics: dict[str, Any]) -> None:
-    """Writes what came out of a run beside its weights: the figures, the log, and the card made of them."""
+    """Write results.json, the log and the model card into the folder of the weights."""
     speed = ("train_runtime", "train_samples_per_second")
     results = {name: value for name, value in metrics.items() if name.startswith("eval_") or name in speed}
     results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
-    results |= {"broken_images": metrics["broken_images"], "run": describe_run(trainer)}
+    results |= {"broken_images": metrics["broken_images"], "run": trainer.summary().run}
     write_json(output_dir / RESULTS_FILE, results)
     write_json(output_dir / LOG_FILE, trainer.state.log_history)
     try:
         write_card(output_dir, read_facts(output_dir), output_dir.resolve().name)
     except PublishError as error:
-        logger.warning("No card was rendered: %s", error)
+        logger.warning("No model card was written: %s", error)

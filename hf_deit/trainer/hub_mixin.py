@@ -1,10 +1,9 @@
-"""`HubMixin`: what the Trainer pushes to the Hub, and the card it writes, made by this package's publishing.
+"""`HubMixin`: a Trainer whose pushes and model cards are made by this package's hub wing.
 
-The stock methods upload whatever lies in the folder and write a card without results, licence or recipe. Which files go up
-is in publishing.py, what the card says in model_card.py.
+The stock methods upload every file of the output folder and write a card without results, licence or recipe. Which files are
+uploaded is in hub/publishing.py, what a card contains is in hub/model_card.py.
 """
 
-import functools
 import logging
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,9 +14,9 @@ from transformers.utils import PushInProgress
 
 from ..errors import PublishError, UserError
 from ..files import write_json
-from ..hub.facts import LOG_FILE, RESULTS_FILE, CardMetadata, facts_of_trainer
+from ..hub.facts import LOG_FILE, RESULTS_FILE, CardMetadata, RunSummary, with_files
 from ..hub.model_card import write_card
-from ..hub.publishing import commit, explained, published_files
+from ..hub.publishing import explain_failures, published_files
 from .validation import Problems, publishing_problems
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def _warn_of_failure(upload: Future) -> None:
     if not upload.cancelled() and upload.exception() is not None:
-        logger.warning("A push to the Hub failed, training goes on: %s", upload.exception())
+        logger.warning("A push to the Hub failed; training continues: %s", upload.exception())
 
 
 def _first(names: str | list[str] | None) -> str | None:
@@ -33,21 +32,25 @@ def _first(names: str | list[str] | None) -> str | None:
 
 
 class HubMixin:
-    """Adds cards and uploads that hold what they should to a `Trainer` that inherits from this class too."""
+    """Replaces cards and uploads of a `Trainer`. A class inherits from this one and from a Trainer, in this order."""
+
+    def summary(self) -> RunSummary:
+        """Return the facts of the run that its card shows. A trainer defines this method."""
+        raise NotImplementedError(f"{type(self).__name__} does not define summary(), which the model card needs.")
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's: makes the repository before the first step, if `push_to_hub` is asked for.
+        """Create the repository before the first step, if `push_to_hub` is set, as the Trainer does.
 
         Raises:
-            PublishError: The Hub does not know the token, or was not reached.
-            RecipeError: The model could not be published in the end.
+            PublishError: The token is invalid, or the Hub cannot be reached.
+            RecipeError: The model could not be published at the end of the run.
         """
         problems = Problems()
         problems.add(publishing_problems(self.model, self.processing_class))
         problems.raise_all()
-        init = functools.partial(super().init_hf_repo, *args, **kwargs)
         folder = Path(self.args.output_dir)
-        explained(init, self.args.hub_model_id or folder.resolve().name, folder)
+        with explain_failures(self.args.hub_model_id or folder.resolve().name, folder):
+            super().init_hf_repo(*args, **kwargs)
 
     def create_model_card(
         self,
@@ -61,21 +64,21 @@ class HubMixin:
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Writes README.md into `output_dir`: the facts of this run as it stands, see model_card.py; and results.json.
+        """Write the card of the run in its present state, README.md, and results.json into `output_dir`.
 
-        A README.md that was written by hand is left as it is, and the log says so. A student without a transformers
+        A README.md that was written by hand is not changed, and a warning is logged. A student without a transformers
         configuration gets the stock card.
 
         Args:
-            language: As the stock method; not in our card.
-            license: Identifier of the Hub.
-            tags: As the stock method; not in our card.
-            model_name: Title; default: the name in `hub_model_id`, or of `output_dir`.
-            finetuned_from: Hub name of the weights the run began with.
-            tasks: As the stock method; not in our card.
+            language: Used by the stock card only.
+            license: Licence identifier of the Hub.
+            tags: Used by the stock card only.
+            model_name: Title of the card. Default: the name in `hub_model_id`, else that of `output_dir`.
+            finetuned_from: Hub name of the weights that training started from.
+            tasks: Used by the stock card only.
             dataset_tags: Hub name of the data.
-            dataset: The same.
-            dataset_args: As the stock method; not in our card.
+            dataset: Hub name of the data, if `dataset_tags` is not given.
+            dataset_args: Used by the stock card only.
         """
         if not self.is_world_process_zero():
             return
@@ -84,13 +87,15 @@ class HubMixin:
             return
         folder = Path(self.args.output_dir)
         title = model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1]
-        statements = CardMetadata(license, finetuned_from, _first(dataset_tags) or _first(dataset))
-        facts = facts_of_trainer(self)
-        write_json(folder / RESULTS_FILE, facts.results)  # what the card says can be rendered again from the folder
+        metadata = CardMetadata(
+            license=license, base_model=finetuned_from, dataset=_first(dataset_tags) or _first(dataset)
+        )
+        summary = with_files(self.summary(), folder)
+        write_json(folder / RESULTS_FILE, summary.results)  # so that the card can be rendered again from the folder
         try:
-            write_card(folder, facts, title, statements)
+            write_card(folder, summary, title, metadata)
         except PublishError as error:
-            logger.warning("No card was rendered: %s", error)
+            logger.warning("No model card was written: %s", error)
 
     def push_to_hub(
         self,
@@ -101,27 +106,27 @@ class HubMixin:
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Saves the model and uploads it with processor, card, recipe, results and log, and nothing else.
+        """Save the model and upload it with its image processor, card, recipe, results and log, and no other files.
 
         Args:
-            commit_message: Of the commit.
-            blocking: Whether to wait until it is up. If not, a failure is logged and training goes on.
-            token: Default: `args.hub_token`, or the login.
-            revision: Branch; default: `args.hub_revision`, or main.
-            private: Of a repository that is made now; default: `args.hub_private_repo`.
-            **kwargs: As `create_model_card`.
+            commit_message: Message of the commit.
+            blocking: Whether to wait until the upload is finished. If not, a failure is logged and training continues.
+            token: Default: `args.hub_token`, else the login.
+            revision: Branch. Default: `args.hub_revision`, else main.
+            private: Whether a new repository is private. Default: `args.hub_private_repo`.
+            **kwargs: Arguments of `create_model_card`.
 
         Returns:
-            huggingface_hub's CommitInfo, or a future of one; None in processes other than the first.
+            huggingface_hub's CommitInfo, or a future of it; None in all processes except the first.
 
         Raises:
-            PublishError: The model cannot be published, or the Hub did not take it (only if `blocking`).
+            PublishError: The model cannot be published, or the upload failed (only if `blocking`).
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
-        self._finish_current_push()  # before the files are replaced that it is reading
+        self._finish_current_push()  # it reads the files that are now replaced
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -133,14 +138,18 @@ class HubMixin:
         except UserError as error:
             if blocking:
                 raise
-            logger.warning("Nothing was pushed, training goes on: %s", error)
+            logger.warning("Nothing was pushed; training continues: %s", error)
             return None
-        revision = revision if revision is not None else self.args.hub_revision
-        send = functools.partial(
-            commit, HfApi(), self.hub_model_id, files, commit_message, revision, token, not blocking
-        )
-        done = explained(send, self.hub_model_id, folder)
+        with explain_failures(self.hub_model_id, folder):
+            upload = HfApi().create_commit(
+                self.hub_model_id,
+                files,
+                commit_message=commit_message,
+                revision=revision if revision is not None else self.args.hub_revision,
+                token=token,
+                run_as_future=not blocking,
+            )
         if not blocking:
-            done.add_done_callback(_warn_of_failure)
-            self.push_in_progress = PushInProgress([done])
-        return done
+            upload.add_done_callback(_warn_of_failure)
+            self.push_in_progress = PushInProgress([upload])
+        return upload

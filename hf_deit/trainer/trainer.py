@@ -10,6 +10,7 @@ Paper: Touvron et al., arXiv:2012.12877.
 import contextlib
 import copy
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import RecipeError
+from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
 from ..losses import balanced_weights, teacher_decisions
 from ..models.configuration_deit import as_pair
 from ..models.image_processing_deit import DeiTImageProcessor
@@ -559,3 +561,37 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     def _teacher_fingerprint(self) -> str | None:
         # Once a run and not at every save: the teacher is frozen, and its weights may be large and on the device.
         return self.teacher.fingerprint() if self.distillation_target is not None else None
+
+    # ---- what the model card shows ----
+
+    def summary(self) -> RunSummary:
+        """Return the facts of this run in its present state: configuration, recipe, metrics, data, teacher and machine."""
+        args, state, model = self.args, self.state, self.accelerator.unwrap_model(self.model)
+        known = {"teacher": None, "outputs": None}
+        if self.cached is not None:
+            known = self.cached.cache.describe()
+        elif self.teacher is not None:
+            known["teacher"] = describe_teacher(self.teacher.model)
+        run = describe_run(
+            model=model,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            teacher=known["teacher"],
+            teacher_outputs=known["outputs"],
+            device=args.device,
+            processes=args.world_size,
+        )
+        holds_best = args.load_best_model_at_end and not self.is_in_train  # it is loaded when training ends
+        metrics = latest_metrics(
+            state.log_history,
+            step=state.global_step,
+            best_step=state.best_global_step if holds_best else None,
+            ema_counts=self._ema_counts,
+        )
+        config = getattr(model, "config", None)
+        has_config = hasattr(config, "to_json_string")  # any torch module can be a student
+        return RunSummary(
+            config=json.loads(config.to_json_string(use_diff=False)) if has_config else {},
+            recipe=json.loads(args.to_json_string()),
+            results={**metrics, "steps": state.global_step, "epochs": state.epoch, "run": run},
+        )

@@ -1,4 +1,4 @@
-"""What an author states gets into pages for others only if it is of the right kind, and holds no path and no token."""
+"""Metadata of a card that the author states must have a valid form, and hold no path and no token."""
 
 import pytest
 from huggingface_hub import SpaceCard
@@ -20,7 +20,7 @@ def test_identifiers_of_the_hub_are_licences(text):
 @pytest.mark.parametrize(
     "text", ["Apache 2.0", "MIT", "", "mit\nmodel-index: x", "/home/me/LICENSE", "-mit", "mit-", TOKEN]
 )
-def test_what_is_no_identifier_is_no_licence(text):
+def test_an_invalid_licence_identifier_is_refused(text):
     with pytest.raises(PublishError, match="license") as raised:
         CardMetadata(license=text)
     assert TOKEN not in str(raised.value)

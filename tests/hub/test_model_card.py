@@ -1,10 +1,12 @@
-"""Cards say what the files of a run say, and nothing else: against the files, the raw metadata and stock transformers."""
+"""Cards show what the files of a run hold, and nothing else; checked against the files, the metadata and transformers."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,22 +14,24 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import TrainerCallback
 
 from hf_deit.cli import main
 from hf_deit.hub.facts import (
     CardMetadata,
     RunSummary,
-    facts_of_trainer,
     is_path,
     public_recipe,
     read_facts,
     without_machine,
 )
-from hf_deit.hub.model_card import MARKER, hub_name, render_card, statements_of
+from hf_deit.hub.model_card import MARKER, hub_name, read_metadata, render_card
+from hf_deit.trainer.hub_mixin import HubMixin
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers import tiny
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+PUBLISHED = Path(__file__).resolve().parents[1] / "fixtures" / "published"
 # Three training and two validation images of the first class and so on.
 COUNTS = {"ant": (3, 2), "bee": (4, 3), "cat": (5, 1)}
 TOKEN = "hf_" + "a1B2" * 8
@@ -83,7 +87,7 @@ def test_the_card_of_a_run_holds_what_the_run_measured(run):
     assert cell(card, "parameters") == f"{weights:,}"
     assert cell(card, "torch") == torch.__version__
     assert cell(card, "optimizer steps") == "2"
-    assert "`tests.helpers.tiny:conv_network` (Python factory), ConvTeacher of" in cell(card, "teacher")
+    assert "`tests.helpers.tiny:conv_network` (Python factory), ConvTeacher with" in cell(card, "teacher")
 
 
 def torch_weights(folder):
@@ -145,7 +149,7 @@ def test_a_card_written_by_hand_is_never_overwritten(capsys, run):
     mine = before.replace(MARKER, "mine")
     (run / "README.md").write_text(mine)
     assert main(["card", str(run)]) == 2
-    assert "move it away" in capsys.readouterr().err
+    assert str(run / "README.md") in capsys.readouterr().err
     assert (run / "README.md").read_text() == mine
     (run / "README.md").write_text(before)
 
@@ -211,12 +215,12 @@ def test_a_value_that_is_not_finite_is_not_published():
     assert "| loss |" not in str(card)
 
 
-def test_several_classes_an_image_are_told_from_one():
+def test_the_card_of_a_multi_label_model_has_its_metrics_and_names_no_other_kind():
     config = {"id2label": {"0": "red", "1": "wide"}, "problem_type": "multi_label_classification"}
     results = {"eval_mean_average_precision": 0.41, "eval_cls_mean_average_precision": 0.39}
     card = render_card(RunSummary(config, {"distillation_type": "none", "distillation_alpha": 0.5}, results), "many")
     assert cell(str(card), "mean average precision") == "41.00 % | 39.00 %"
-    assert "several classes an image" in str(card) and "above 0.5" in str(card)
+    assert "multi-label" in str(card) and "single-label" not in str(card) and "above 0.5" in str(card)
     assert "weight of the distillation term" not in str(card)
     assert {entry.metric_type for entry in card.data.eval_results} == {"mean_average_precision"}
 
@@ -248,6 +252,44 @@ def test_a_recipe_for_others_names_no_folder_of_the_author_and_no_token():
     }
 
 
+@pytest.mark.parametrize(
+    ("outputs", "shown"),
+    [
+        ({"kind": "hard", "view_epochs": 3}, ["predicted classes", "3 epochs"]),
+        ({"kind": "dense", "dtype": "float32", "view_epochs": 1}, ["float32", "1 epoch of"]),
+        (
+            {"kind": "top_k", "dtype": "float16", "top_k": 5, "tau": 2.5, "view_epochs": 2},
+            ["the 5 largest", "float16", "τ = 2.5", "2 epochs"],
+        ),
+    ],
+)
+def test_a_card_shows_what_a_teacher_cache_held(outputs, shown):
+    teacher = {"name": "regnet-y-160", "class": "RegNet", "parameters": 1234567}
+    run = {"teacher": teacher, "stored_answers": outputs}
+    card = str(render_card(RunSummary({}, {"distillation_type": "soft"}, {"run": run}), "cached"))
+    assert cell(card, "teacher") == "`facebook/regnet-y-160` on the Hub, RegNet with 1,234,567 parameters"
+    for value in shown:
+        assert value in cell(card, "teacher outputs")
+
+
+def test_class_names_are_listed_without_counts_and_cut_at_fifty():
+    config = {"id2label": {str(index): f"kind_{index}" for index in range(60)}}
+    card = str(render_card(RunSummary(config), "many"))
+    assert "kind\\_49" in card and "kind\\_50" not in card and "(60 in all" in card
+
+
+@pytest.mark.parametrize("name", ["plain", "distilled", "layer_scale"])
+def test_a_folder_of_an_earlier_version_renders_with_the_same_metadata(name, tmp_path):
+    folder = shutil.copytree(PUBLISHED / name, tmp_path / name)
+    before = ModelCard.load(folder / "README.md").data.to_dict()
+    assert main(["card", str(folder), "--license", "mit"]) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict() == {**before, "license": "mit"}
+    results = json.loads((folder / "results.json").read_text())
+    assert cell(str(card), "parameters") == f"{results['run']['parameters']:,}"
+    assert cell(str(card), "optimizer steps") == str(results["steps"])
+
+
 # ---- the Trainer ----
 
 
@@ -276,12 +318,33 @@ def test_the_trainers_own_card_is_this_card(tmp_path):
     ) == str(card)
 
 
+def test_the_summary_of_a_trainer_is_plain_and_counts_its_model_and_data(tmp_path):
+    trainer = trainer_in(tmp_path)
+    summary = trainer.summary()
+    assert json.loads(json.dumps(asdict(summary))) == asdict(summary)
+    weights = sum(tensor.numel() for tensor in trainer.model.state_dict().values())
+    teacher = sum(tensor.numel() for tensor in trainer.teacher.model.parameters())
+    assert summary.run["parameters"] == weights
+    assert summary.run["teacher"] == {"class": "ConvTeacher", "parameters": teacher}
+    assert (summary.run["train_images"], summary.run["validation_images"]) == (16, 6)
+    assert (summary.results["steps"], summary.recipe["distillation_type"]) == (0, "hard")
+    assert summary.config["id2label"] == {str(index): name for index, name in enumerate(tiny.NAMES)}
+
+
+def test_a_trainer_without_a_summary_gets_no_card():
+    class Publishing(HubMixin):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Publishing"):
+        Publishing().summary()
+
+
 def test_an_evaluation_of_earlier_weights_is_not_given_as_that_of_the_present_ones(tmp_path):
     trainer = trainer_in(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1)
     trainer.train()
-    assert "eval_accuracy" in facts_of_trainer(trainer).results
+    assert "eval_accuracy" in trainer.summary().results
     trainer.state.global_step += 1  # trained on, and not evaluated since
-    assert not [name for name in facts_of_trainer(trainer).results if name.startswith("eval_")]
+    assert not [name for name in trainer.summary().results if name.startswith("eval_")]
 
 
 def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
@@ -297,14 +360,23 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
         greater_is_better=True,  # the worst, which is an early step
         learning_rate=1e-2,
     )
+    shown = {}
+
+    class Recorder(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            shown[state.global_step] = trainer.summary().results["eval_cls_loss"]
+
+    trainer.add_callback(Recorder)
     trainer.train()
+    logged = {entry["step"]: entry["eval_cls_loss"] for entry in trainer.state.log_history if "eval_cls_loss" in entry}
+    assert shown == logged and len(logged) == 3  # during training the model is that of the present step
     best = max(
         (entry for entry in trainer.state.log_history if "eval_cls_loss" in entry), key=lambda e: e["eval_cls_loss"]
     )
     assert best["step"] < 3
-    assert facts_of_trainer(trainer).results["eval_cls_loss"] == best["eval_cls_loss"]
+    assert trainer.summary().results["eval_cls_loss"] == best["eval_cls_loss"]
     measured = trainer.evaluate()
-    assert facts_of_trainer(trainer).results["eval_cls_loss"] == pytest.approx(measured["eval_cls_loss"])
+    assert trainer.summary().results["eval_cls_loss"] == pytest.approx(measured["eval_cls_loss"])
 
 
 # ---- the cards in the checkout ----
@@ -313,7 +385,7 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
 @pytest.mark.parametrize("folder", sorted((CARDS / "facts").iterdir()), ids=lambda folder: folder.name)
 def test_a_committed_card_is_what_the_code_renders(folder):
     card = CARDS / f"{folder.name}.md"
-    stated = statements_of(card)
+    stated = read_metadata(card)
     assert card.read_text(encoding="utf-8") == str(render_card(read_facts(folder), folder.name, ".", stated))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert public_recipe(recipe) == recipe

@@ -1,9 +1,10 @@
-"""What goes to the Hub and what does not: the real huggingface_hub against a server in a thread (helpers/hub.py)."""
+"""What is uploaded to the Hub and what is not, with the real huggingface_hub and a server in a thread (helpers/hub.py)."""
 
 import hashlib
 import json
 import os
 import pickletools
+import re
 import subprocess
 import sys
 
@@ -95,8 +96,10 @@ def test_a_push_holds_what_others_need_and_nothing_else(hub, saved):
     before = state_of(saved)
     files, address = push(saved, "me/student", api=api(hub))
     up = hub.files("me/student")
-    assert set(up) == PUBLISHED == {file.name for file in files}
-    assert {file.name: file.size for file in files} == {name: len(content) for name, content in up.items()}
+    assert set(up) == PUBLISHED == {file.path_in_repo for file in files}
+    assert {file.path_in_repo: file.upload_info.size for file in files} == {
+        name: len(content) for name, content in up.items()
+    }
     assert up["model.safetensors"] == (saved / "model.safetensors").read_bytes()
     assert address.startswith(f"{hub.endpoint}/me/student/commit/")
     assert state_of(saved) == before
@@ -147,7 +150,9 @@ def test_the_card_that_goes_up_loads_the_model_by_its_name(hub, saved):
 def test_a_card_written_by_hand_goes_up_as_it_is(saved, tmp_path):
     copy = copied(saved, tmp_path)
     (copy / "README.md").write_text("# mine\n")
-    assert {file.name: file.content for file in published_files(copy, "me/x")}["README.md"] == b"# mine\n"
+    assert {file.path_in_repo: file.path_or_fileobj for file in published_files(copy, "me/x")}[
+        "README.md"
+    ] == b"# mine\n"
 
 
 def test_private_branch_and_tag_are_made(hub, saved):
@@ -159,7 +164,7 @@ def test_private_branch_and_tag_are_made(hub, saved):
 
 def test_a_private_push_into_a_public_repository_is_refused_before_anything_goes_up(hub, saved):
     api(hub).create_repo("me/student")
-    with pytest.raises(PublishError, match="already and public"):
+    with pytest.raises(PublishError, match="me/student .*public.*--private"):
         push(saved, "me/student", private=True, api=api(hub))
     assert hub.files("me/student") == {}
 
@@ -180,11 +185,11 @@ def test_a_dry_run_lists_and_sends_nothing(hub, saved, capsys, monkeypatch):
     ("beginning", "failure", "said"),
     [
         ("POST /api/repos/create", 403, "write access"),
-        ("POST /api/models/me/student/preupload", 404, "check owner and name"),
-        ("PUT /lfs/", 500, "push again later"),
-        ("PUT /lfs/", "drop", "once the connection is back"),
-        ("POST /api/models/me/student/commit", 500, "push again later"),
-        ("POST /api/models/me/student/commit", "drop", "once the connection is back"),
+        ("POST /api/models/me/student/preupload", 404, "owner and name"),
+        ("PUT /lfs/", 500, r"\(500\)"),
+        ("PUT /lfs/", "drop", "connection"),
+        ("POST /api/models/me/student/commit", 500, r"\(500\)"),
+        ("POST /api/models/me/student/commit", "drop", "connection"),
     ],
 )
 def test_a_failure_is_explained_changes_nothing_and_the_push_can_be_repeated(hub, saved, beginning, failure, said):
@@ -200,17 +205,17 @@ def test_a_failure_is_explained_changes_nothing_and_the_push_can_be_repeated(hub
     assert set(hub.files("me/student")) == PUBLISHED
 
 
-def test_a_wrong_token_is_told_without_the_token(hub, saved):
+def test_the_error_of_a_wrong_token_does_not_contain_the_token(hub, saved):
     wrong = "hf_" + "Zz9Y" * 8
     with pytest.raises(PublishError, match="hf auth login") as raised:
         push(saved, "me/student", api=api(hub, wrong))
     assert wrong not in str(raised.value) and hub.repos == {}
 
 
-def test_a_tag_that_is_taken_is_told_before_anything_goes_up(hub, saved):
+def test_a_tag_that_exists_is_refused_before_anything_goes_up(hub, saved):
     push(saved, "me/student", tag="v1", api=api(hub))
     sent = len([path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path])
-    with pytest.raises(PublishError, match="has a tag 'v1' already, so nothing was sent"):
+    with pytest.raises(PublishError, match="me/student .*'v1'"):
         push(saved, "me/student", tag="v1", branch="other", api=api(hub))
     assert sent == len(
         [path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path]
@@ -221,15 +226,15 @@ def test_a_tag_that_is_taken_is_told_before_anything_goes_up(hub, saved):
 
 
 @pytest.mark.parametrize("repo", ["a/b/c", "../up", "me/na me", "me/x--y", "-me/x", "me/x.git", "me/", "", "é/x"])
-def test_a_name_that_is_none_is_refused_before_anything_is_read(repo, tmp_path):
+def test_an_invalid_repository_name_is_refused_before_anything_is_read(repo, tmp_path):
     with pytest.raises(PublishError, match="owner/name"):
         push(tmp_path / "nowhere", repo)
 
 
 @pytest.mark.parametrize("name", ["-x", "a..b", "a b", "x.lock", "a//b", "/a", "refs~1", "", "a/"])
-def test_a_branch_or_tag_that_is_none_is_refused(name):
+def test_an_invalid_branch_or_tag_is_refused(name):
     for place in ("branch", "tag"):
-        with pytest.raises(PublishError, match=f"no name of a {place}"):
+        with pytest.raises(PublishError, match=f"{re.escape(repr(name))}.*{place}"):
             check_names("me/x", **{place: name})
     check_names("me/x", "feature/one", "v1.0")
 
@@ -254,7 +259,7 @@ def test_unfolded_layer_scale_is_refused_and_a_folded_model_is_not(tmp_path):
     with pytest.raises(PublishError, match="fold_layer_scale=True"):
         published_files(tmp_path / "raw", "me/x")
     model.save_pretrained(tmp_path / "folded", fold_layer_scale=True)
-    assert {file.name for file in published_files(tmp_path / "folded", "me/x")} == {
+    assert {file.path_in_repo for file in published_files(tmp_path / "folded", "me/x")} == {
         *("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
     }
 
@@ -263,10 +268,10 @@ def test_pickled_or_broken_weights_are_refused(saved, tmp_path):
     copy = copied(saved, tmp_path)
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PublishError, match="broken"):
+    with pytest.raises(PublishError, match=r"model\.safetensors is broken"):
         published_files(copy, "me/x")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    with pytest.raises(PublishError, match="only safetensors"):
+    with pytest.raises(PublishError, match=r"model\.safetensors.*\.bin"):
         published_files(copy, "me/x")
 
 
@@ -275,17 +280,17 @@ def test_shards_go_up_together_and_an_index_cannot_reach_out_of_the_folder(tmp_p
     DeiTImageProcessor.for_image_size((tiny.SIZE, tiny.SIZE)).save_pretrained(tmp_path)
     shards = {path.name for path in tmp_path.glob("*.safetensors")}
     assert len(shards) > 1
-    assert {file.name for file in published_files(tmp_path, "me/x")} == {
+    assert {file.path_in_repo for file in published_files(tmp_path, "me/x")} == {
         *("README.md", "config.json", "model.safetensors.index.json", "preprocessor_config.json"),
         *shards,
     }
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(sorted(shards)[0], "../../secret.safetensors"))
-    with pytest.raises(PublishError, match="no safetensors of this folder"):
+    with pytest.raises(PublishError, match=r"\.\./\.\./secret\.safetensors"):
         published_files(tmp_path, "me/x")
 
 
-def test_a_folder_without_image_processor_and_a_file_are_refused_with_the_way_to_mend_it(saved, tmp_path, capsys):
+def test_a_folder_without_image_processor_and_a_file_are_refused_with_a_way_to_fix_it(saved, tmp_path, capsys):
     copy = copied(saved, tmp_path)
     (copy / "preprocessor_config.json").unlink()
     assert main(["push", str(copy), "me/x", "--dry-run"]) == 2
@@ -308,7 +313,7 @@ def test_a_student_without_image_processor_is_refused_before_there_is_a_reposito
 def test_a_token_in_a_card_by_hand_is_refused(saved, tmp_path):
     copy = copied(saved, tmp_path)
     (copy / "README.md").write_text(f"# mine\nlogin with {TOKEN}\n")
-    with pytest.raises(PublishError, match=r"README\.md holds what looks like a token") as raised:
+    with pytest.raises(PublishError, match=r"README\.md .*token") as raised:
         published_files(copy, "me/x")
     assert TOKEN not in str(raised.value)
 
@@ -345,19 +350,19 @@ def test_the_trainer_pushes_the_same_files_at_every_save_and_at_the_end(hub, tmp
         assert TOKEN.encode() not in body and str(tmp_path).encode() not in body, path
 
 
-def test_a_push_that_fails_in_mid_training_is_logged_and_training_goes_on(hub, tmp_path, monkeypatch, caplog):
+def test_a_push_that_fails_during_training_is_logged_and_training_continues(hub, tmp_path, monkeypatch, caplog):
     trainer = pushing_trainer(hub, tmp_path, monkeypatch, save_strategy="steps", save_steps=1)
     hub.failures["POST /api/models/me/student/commit"] = 500
     trainer.train()
     assert trainer.state.global_step == 2
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
     assert hub.files("me/student") == {} and (tmp_path / "model.safetensors").is_file()
     assert MARKER in (tmp_path / "README.md").read_text()
 
 
-def test_a_wrong_token_is_told_before_the_first_step(hub, tmp_path, monkeypatch):
+def test_a_wrong_token_is_an_error_before_the_first_step(hub, tmp_path, monkeypatch):
     hub.token = "another"
-    with pytest.raises(PublishError, match="does not know the token"):
+    with pytest.raises(PublishError, match="token for me/student"):
         pushing_trainer(hub, tmp_path, monkeypatch)
 
 

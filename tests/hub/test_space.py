@@ -209,7 +209,7 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path, capsys):
         (lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "swin"})), "'swin'"),
         (
             lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "vit", "num_channels": 1})),
-            "1 channel",
+            "num_channels=1",
         ),
     ],
 )

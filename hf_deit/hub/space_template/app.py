@@ -1,7 +1,7 @@
-"""A picture goes in; out come the classes of every head, and where the tokens that the heads read look.
+"""Show the classes that every head of a model predicts for an image, and the attention of the tokens that the heads read.
 
-Plain transformers, torch, numpy and Pillow compute; gradio shows it. Nothing of hf_deit is needed here.
-Rollout: Abnar and Zuidema, arXiv:2005.00928.
+The app needs transformers, torch, numpy, Pillow and gradio. It does not need hf_deit.
+Attention rollout: Abnar and Zuidema, arXiv:2005.00928.
 """
 
 from collections.abc import Sequence
@@ -15,55 +15,58 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 MODEL = "__MODEL__"
 TITLE = "__TITLE__"
-# No code that the model brings, and no pickle.
+# Never run code that comes with the model, and never load a pickle.
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 TOP = 5
-SIDE = 384  # pixels a map is shown with
+SIDE = 384  # longer side of a shown map, in pixels
 LAST, ROLLOUT = "last layer", "rollout of all layers"
-# What looks away is dark, what is looked at goes from red to pale yellow.
+# Colours from low attention (dark) over red to high attention (pale yellow).
 RAMP = np.array([(20, 10, 60), (170, 30, 90), (250, 140, 20), (255, 250, 180)], dtype=np.float32)
 
 
 def load(name: str = MODEL) -> tuple[Any, Any]:
-    """Loads model and image processor: from the folder of that name beside this file if there is one, else from the Hub."""
+    """Load model and image processor, from the folder of this name beside this file if it exists, else from the Hub."""
     folder = Path(__file__).parent / name
     where = str(folder) if folder.is_dir() else name
-    # Only this implementation gives its attention away.
+    # Only this implementation returns its attention weights.
     model, info = AutoModelForImageClassification.from_pretrained(
         where, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **SAFE
     )
     if info["missing_keys"]:
-        raise ValueError(f"{name} is no trained classifier: it holds no {', '.join(sorted(info['missing_keys']))}.")
+        raise ValueError(
+            f"{name} is not a trained classifier: the weights {', '.join(sorted(info['missing_keys']))} are missing."
+        )
     if model.config.model_type not in ("deit", "vit"):
         raise ValueError(
-            f"{name} is a {model.config.model_type}: the maps are those of the tokens of a DeiT or ViT (deit, vit)."
+            f"{name} has model_type={model.config.model_type!r}. This app shows the attention of deit and vit models only."
         )
     return model.eval(), AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
 
 
 def head_names(model: Any) -> list[str]:
-    """Names the heads whose classes are shown."""
+    """Return the names of the heads whose classes are shown."""
     two = type(model).__name__ == "DeiTForImageClassificationWithTeacher"
     return ["Both heads", "Class head", "Distillation head"] if two else ["Prediction"]
 
 
 def token_names(model: Any) -> list[str]:
-    """Names the tokens that a head reads, in their order before the patches."""
+    """Return the names of the tokens that a head reads, in their order before the patches."""
     return ["Class token", "Distillation token"][: max(1, len(head_names(model)) - 1)]
 
 
 def patch_attention(
     attentions: Sequence[torch.Tensor], tokens: int, prefix: int, grid: tuple[int, int], how: str = LAST
 ) -> np.ndarray:
-    """Gives where tokens look: the share of their attention that each patch gets.
+    """Return the share of a token's attention that each patch gets.
 
     Args:
-        attentions: Of each layer, `(1, heads, tokens, tokens)`; row i says where token i looks.
-        tokens: How many of the first tokens are wanted.
-        prefix: How many tokens stand before the patches.
-        grid: Rows and columns of patches.
-        how: LAST, the mean of the last layer's heads; or ROLLOUT, the product of all layers, each half its input.
+        attentions: The attention weights of each layer, `(1, heads, tokens, tokens)`; row i is the attention of token i.
+        tokens: Number of leading tokens to return.
+        prefix: Number of tokens before the patches.
+        grid: Number of rows and columns of patches.
+        how: LAST, the mean of the attention heads of the last layer; or ROLLOUT, the product of all layers, each averaged
+            with the identity.
 
     Returns:
         `(tokens, rows, columns)`; each map sums to 1.
@@ -81,14 +84,14 @@ def patch_attention(
 
 
 def seen_pixels(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
-    """Gives the picture that the model sees, its normalisation undone."""
+    """Return the image that the model sees, with its normalisation undone."""
     mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
     pixels = (pixel_values[0] * std + mean).clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Lays a map over the picture that the model saw, from its least looked-at patch (dark) to its most (bright)."""
+    """Draw a map over the image that the model saw, from the lowest attention (dark) to the highest (bright)."""
     scale = SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     level = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-12)
@@ -104,11 +107,11 @@ def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
 def predict(
     model: Any, processor: Any, image: Image.Image, how: str = LAST
 ) -> tuple[list[dict[str, float]], list[np.ndarray], Image.Image]:
-    """Asks the model about one picture.
+    """Predict the classes of one image.
 
     Returns:
-        The TOP classes of each head with their probabilities (of a model for several classes an image: each class by
-        itself); the map of each token; the picture as the model saw it.
+        The TOP classes of each head with their probabilities (independent ones if the model is multi-label); the map of each
+        token; the image as the model saw it.
     """
     image = ImageOps.exif_transpose(image).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
@@ -121,7 +124,7 @@ def predict(
     for logits in heads:
         shares = logits[0].sigmoid() if several else logits[0].softmax(dim=-1)
         best = shares.topk(min(TOP, len(shares)))
-        # By number as well where two classes have one name (ImageNet's "crane").
+        # With its number where two classes have the same name (ImageNet's "crane").
         answers.append(_named(model.config.id2label, best.indices.tolist(), best.values.tolist()))
     patch = model.config.patch_size
     high, wide = (patch, patch) if isinstance(patch, int) else patch
@@ -140,7 +143,7 @@ def _named(names: dict[int, str], indices: list[int], shares: list[float]) -> di
 
 
 def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
-    """Builds the page."""
+    """Build the page."""
     import gradio
 
     heads, tokens = head_names(model), token_names(model)
@@ -153,7 +156,9 @@ def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
         return [*answers, shown, *(overlay(seen, attention) for attention in maps)]
 
     with gradio.Blocks(title=title) as demo:
-        gradio.Markdown(f"# {title}\nDrop an image: what each head says, and where the tokens they read look.")
+        gradio.Markdown(
+            f"# {title}\nDrop an image to see the classes that each head predicts, and the attention of the tokens that the heads read."
+        )
         with gradio.Row():
             image = gradio.Image(type="pil", label="Image", height=SIDE)
             with gradio.Column():
@@ -165,9 +170,11 @@ def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
         with gradio.Row():
             for name in ("What the model sees", *tokens):
                 with gradio.Column(min_width=200):
-                    gradio.Markdown(f"**{name}**")  # a label would lie over the picture
+                    gradio.Markdown(f"**{name}**")  # a label would cover the image
                     pictures.append(gradio.Image(label=name, show_label=False, interactive=False, height=SIDE))
-        gradio.Markdown("Each map goes from its own least (dark) to its own most looked-at patch (bright).")
+        gradio.Markdown(
+            "Each map is scaled to its own range, from the lowest attention (dark) to the highest (bright)."
+        )
         for event in (image.change, how.change, start.click):
             event(answer, [image, how], [*labels, *pictures])
     return demo
