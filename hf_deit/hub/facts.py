@@ -18,7 +18,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..data.views import known_labels
+from ..data.dataset_info import inspect_dataset
 from ..errors import PublishError
 from ..models.loading import refuse_adapters
 
@@ -95,7 +95,10 @@ def describe_run(trainer: Any) -> dict[str, Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     sets = {"train": trainer.train_dataset, "validation": trainer.eval_dataset}
     return {
-        **{f"{name}_images": None if isinstance(data, dict) else _length(data) for name, data in sets.items()},
+        **{
+            f"{name}_images": None if isinstance(data, dict) else inspect_dataset(data).images
+            for name, data in sets.items()
+        },
         "classes": _class_counts(sets),
         "parameters": _count(model),
         "learning_parameters": _count(model, learning=True),
@@ -116,10 +119,6 @@ def _describe_teacher(trainer: Any) -> dict[str, Any]:
     return {"teacher": known, "stored_answers": None}
 
 
-def _length(data: Any) -> int | None:
-    return len(data) if hasattr(data, "__len__") else None
-
-
 def _count(model: Any, learning: bool = False) -> int:
     if not isinstance(model, torch.nn.Module):
         return 0
@@ -129,11 +128,11 @@ def _count(model: Any, learning: bool = False) -> int:
 def _class_counts(sets: dict[str, Any]) -> dict[str, dict[str, int]] | None:
     counts: dict[str, dict[str, int]] = {}
     for split, data in sets.items():
-        labels, names = known_labels(data), getattr(getattr(data, "source", None), "class_names", ())
-        if labels is None or any(not isinstance(label, int) for label in labels):
+        info = inspect_dataset(data)
+        if info.labels is None or any(not isinstance(label, int) for label in info.labels):
             return None  # a stream, a user's own data, or several classes an image
-        images = Counter(labels)
-        for index, name in enumerate(names):
+        images = Counter(info.labels)
+        for index, name in enumerate(info.class_names or ()):
             counts.setdefault(name, {})[split] = images[index]
     return counts or None
 

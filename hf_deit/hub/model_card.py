@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import PublishError
 from ..files import check_place, staged_files
+from ..losses import ProblemType
 from ..models.loading import full_name
 from .facts import UNKNOWN, RunFacts, Statements, is_path, is_repo_name, last_part, read_facts, without_machine
 
@@ -120,7 +121,7 @@ def class_list(facts: RunFacts, most: int = 50) -> str:
 
 
 def _several(facts: RunFacts) -> bool:
-    return facts.config.get("problem_type") == "multi_label_classification"
+    return facts.config.get("problem_type") == ProblemType.MULTI_LABEL
 
 
 def _size(value: Any) -> str:
