@@ -10,14 +10,13 @@ arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
-SINGLE_LABEL = "single_label_classification"
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
 DISTILLATION_REDUCTIONS = ("image", "official")
@@ -25,6 +24,29 @@ DISTILLATION_REDUCTIONS = ("image", "official")
 _NOTHING = torch.iinfo(torch.int64).min
 # The paper's weight of the distillation term for each type.
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
+
+
+class ProblemType(str, Enum):
+    """What the labels of an image are: the values of `config.problem_type` in transformers.
+
+    A member equals its text, and is written as its text in messages, JSON files and format strings.
+
+    Raises:
+        ValueError: `ProblemType(text)` of an unknown text.
+    """
+
+    SINGLE_LABEL = "single_label_classification"
+    MULTI_LABEL = "multi_label_classification"
+    REGRESSION = "regression"
+
+    # As enum.StrEnum of Python 3.11. Without these, what a format string writes depends on the version of Python.
+    __str__ = str.__str__
+    __format__ = str.__format__
+    __repr__ = str.__repr__
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"problem_type={value!r}: choose one of {', '.join(cls)}.")
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -228,11 +250,10 @@ def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = N
     Raises:
         ValueError: Labels of another shape.
     """
-    if problem_type is None and logits.shape[-1] == 1:
-        problem_type = "regression"
-    if problem_type not in (None, *PROBLEM_TYPES):
-        raise ValueError(f"problem_type={problem_type!r}: choose one of {', '.join(PROBLEM_TYPES)}.")
-    if problem_type not in ("regression", "multi_label_classification"):
+    if problem_type is None:
+        problem_type = ProblemType.REGRESSION if logits.shape[-1] == 1 else ProblemType.SINGLE_LABEL
+    problem_type = ProblemType(problem_type)
+    if problem_type is ProblemType.SINGLE_LABEL:
         return base_loss(logits, labels)
     logits = _at_least_float32(logits)
     if labels.numel() != logits.numel() or labels.shape[0] != logits.shape[0]:
@@ -240,7 +261,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = N
             f"{problem_type} takes labels {tuple(logits.shape)}, one a logit, and got {tuple(labels.shape)}."
         )
     labels = labels.reshape(logits.shape).to(logits.dtype)
-    elementwise: Callable = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    elementwise: Callable = F.mse_loss if problem_type is ProblemType.REGRESSION else F.binary_cross_entropy_with_logits
     return elementwise(logits, labels, reduction="none").mean(dim=-1)
 
 

@@ -1,6 +1,9 @@
 """Every loss against its formula in float64 NumPy, and which head learns from what."""
 
+import copy
 import functools
+import json
+import pickle
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from hf_deit.losses import (
     DEFAULT_ALPHA,
+    ProblemType,
     balanced_weights,
     base_loss,
     distillation_terms,
@@ -15,6 +19,7 @@ from hf_deit.losses import (
     soft_distillation_loss,
     supervised_loss,
 )
+from hf_deit.models.configuration_deit import DeiTConfig
 
 BATCH, CLASSES = 6, 5
 
@@ -521,3 +526,23 @@ def test_labels_that_are_not_one_a_logit_are_refused_by_problem_type(problem_typ
 def test_a_label_that_is_no_class_raises_and_does_not_count_as_learned(label):
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         base_loss(torch.zeros(2, 3), torch.tensor([0, label]))
+
+
+# ---- the problem type ----
+
+
+def test_a_problem_type_is_its_text_wherever_it_is_written():
+    text = "multi_label_classification"
+    kind = ProblemType(text)
+    assert kind is ProblemType.MULTI_LABEL and kind == text and hash(kind) == hash(text)
+    assert [str(kind), f"{kind}", "%s" % kind, "{:s}".format(kind), ", ".join([kind])] == [text] * 5  # noqa: UP031, UP032
+    assert f"{kind!r}" == repr(text) and json.dumps({"type": kind}) == json.dumps({"type": text})
+    assert pickle.loads(pickle.dumps(kind)) is copy.deepcopy(kind) is kind
+    with pytest.raises(ValueError, match="problem_type='many': choose one of single_label_classification, multi"):
+        ProblemType("many")
+
+
+def test_a_configuration_with_a_problem_type_is_saved_as_one_with_its_text(tmp_path):
+    for name, kind in (("a", ProblemType.REGRESSION), ("b", "regression")):
+        DeiTConfig(problem_type=kind).save_pretrained(tmp_path / name)
+    assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()

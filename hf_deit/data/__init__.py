@@ -1,1 +1,1 @@
-"""The images: where they come from, in which order they are shown, and what is done to their pixels."""
+"""Images: where they come from, in which order they are shown, and how their pixels are changed."""

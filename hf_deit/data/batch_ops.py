@@ -1,9 +1,8 @@
 """One batch: mixup and cutmix of partners, on tensors and on the device, with soft labels.
 
-Partners are neighbours in the batch (rows 2k and 2k + 1); sampling.py lays them side by side. λ and box are drawn per pair
-from the pair's own generator (sampling.py: a function of seed, epoch and pair), in the worker that collates, as five numbers
-an image; what happens to pixels is arithmetic on the device. So what an image becomes depends neither on the batch size nor
-on workers or processes.
+Partners are neighbours in the batch (rows 2k and 2k + 1), placed there by sampling.py. λ and box are drawn from the pair's own
+generator (sampling.py: a function of seed, epoch and pair) in the worker that collates, as five numbers per image. The pixels are
+mixed on the device. So a mixed image depends neither on the batch size nor on workers or processes.
 
 mixup: Zhang et al., arXiv:1710.09412; cutmix: Yun et al., arXiv:1905.04899; both in DeiT: arXiv:2012.12877, section 6.
 """
@@ -24,16 +23,16 @@ _UNMIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Mixing:
-    """How partners are mixed. With both on, cutmix takes the place of mixup with `switch_probability`.
+    """How partners are mixed. If both are on, cutmix takes the place of mixup with `switch_probability`.
 
     Args:
-        mixup_alpha: λ ~ Beta(α, α) of mixup; 0: no mixup (paper: 0.8).
-        cutmix_alpha: λ ~ Beta(α, α) of cutmix, the share of the image that stays; 0: no cutmix (paper: 1.0).
-        probability: Of a pair being mixed at all (paper: 1).
-        switch_probability: Of cutmix where both are on (paper: 0.5).
+        mixup_alpha: α of λ ~ Beta(α, α) for mixup; 0 for no mixup (paper: 0.8).
+        cutmix_alpha: α of λ ~ Beta(α, α) for cutmix, the share of the image that stays; 0 for no cutmix (paper: 1.0).
+        probability: Probability that a pair is mixed at all (paper: 1).
+        switch_probability: Probability of cutmix if both are on (paper: 0.5).
 
     Raises:
-        ValueError: A value is not within its limits.
+        ValueError: A value is outside its range.
     """
 
     mixup_alpha: float = 0.0
@@ -44,26 +43,28 @@ class Mixing:
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be 0 (off) or above (paper: 0.8 and 1.0).")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: it must be finite and at least 0, where 0 is off (paper: 0.8 and 1.0)."
+                )
         for name in ("probability", "switch_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"mix {name}={getattr(self, name)}: it must lie in [0, 1].")
+                raise ValueError(f"mix {name}={getattr(self, name)}: it must be in [0, 1].")
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is ever mixed."""
+        """Whether any pair can be mixed."""
         return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     def draw(self, generator: random.Random, height: int, width: int) -> tuple[float, ...]:
-        """Draws what two partners share.
+        """Draw how two partners are mixed.
 
         Args:
-            generator: Of the pair.
-            height: Of the view, in pixels.
-            width: Of the view, in pixels.
+            generator: Generator of the pair.
+            height: Height of the view, in pixels.
+            width: Width of the view, in pixels.
 
         Returns:
-            The numbers of `MIX_COLUMNS`; the box is empty for mixup, and has the share 1 outside it for cutmix.
+            The numbers of `MIX_COLUMNS`. For mixup the box is empty; for cutmix the share outside the box is 1.
         """
         if not self.is_on or generator.random() >= self.probability:
             return _UNMIXED
@@ -103,14 +104,14 @@ def _inside(mixes: Tensor, height: int, width: int) -> Tensor:
 
 
 def mix_pixels(pixel_values: Tensor, mixes: Tensor) -> Tensor:
-    """Mixes every image with its partner.
+    """Mix every image with its partner.
 
     Args:
-        pixel_values: `(batch, channels, height, width)` floats, batch even; partners are rows 2k and 2k + 1.
-        mixes: `(batch, 5)`, columns as `MIX_COLUMNS`.
+        pixel_values: `(batch, channels, height, width)` floats with an even batch; partners are rows 2k and 2k + 1.
+        mixes: `(batch, 5)`, the columns of `MIX_COLUMNS`.
 
     Returns:
-        As `pixel_values`: the partner's pixels inside the box, share · own + (1 - share) · partner's outside it.
+        The shape of `pixel_values`: the partner's pixels inside the box, share · own + (1 - share) · partner's outside.
     """
     partners = _partners(pixel_values)
     share = mixes[:, 0, None, None, None]
@@ -119,22 +120,22 @@ def mix_pixels(pixel_values: Tensor, mixes: Tensor) -> Tensor:
 
 
 def own_share(mixes: Tensor, height: int, width: int) -> Tensor:
-    """The share of an image that is its own after mixing, `(batch,)`: for a clipped box that of what was really pasted."""
+    """Return the share of an image that is its own after mixing, `(batch,)`, from the area of the clipped box."""
     pasted = _inside(mixes, height, width).float().mean(dim=(1, 2, 3))
     return mixes[:, 0] * (1 - pasted)
 
 
 def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, int]) -> Tensor:
-    """Mixes the labels as the pixels were mixed.
+    """Mix the labels as the pixels are mixed.
 
     Args:
         labels: Class indices `(batch,)`, or soft or multi-hot labels `(batch, num_labels)`.
-        mixes: `(batch, 5)`, columns as `MIX_COLUMNS`.
+        mixes: `(batch, 5)`, the columns of `MIX_COLUMNS`.
         num_labels: Number of classes.
         size: `(height, width)` of the mixed views, in pixels.
 
     Returns:
-        Soft labels `(batch, num_labels)` float32. Smoothing them afterwards is smoothing both labels before.
+        Soft labels `(batch, num_labels)` float32. To smooth them is the same as to smooth both labels before.
     """
     soft = F.one_hot(labels.long(), num_labels).float() if labels.ndim == 1 else labels.float()
     share = own_share(mixes, *size)[:, None]
@@ -142,7 +143,7 @@ def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, 
 
 
 def draw_mixes(mixing: Mixing, generators: list[random.Random], height: int, width: int) -> Tensor:
-    """Draws for a batch, one generator a pair; `(2 · pairs, 5)` float32, partners equal."""
+    """Return the mixes of a batch, `(2 · pairs, 5)` float32, the same row for both partners, from one generator per pair."""
     rows = [mixing.draw(generator, height, width) for generator in generators]
     return torch.tensor(rows, dtype=torch.float32).repeat_interleave(2, dim=0)
 
@@ -152,26 +153,26 @@ def _channels(values: float | Sequence[float], like: Tensor) -> Tensor:
 
 
 def to_unit_range(pixel_values: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Brings a batch to float32 in [0, 1].
+    """Convert a batch to float32 in [0, 1].
 
     Args:
-        pixel_values: `(batch, channels, height, width)`; uint8 in [0, 255], or floats that were normalised.
-        mean: That floats were normalised with, one a channel; not used for uint8.
-        std: Likewise.
+        pixel_values: `(batch, channels, height, width)`, uint8 in [0, 255] or normalised floats.
+        mean: Mean with which floats were normalised, one per channel; not used for uint8.
+        std: Standard deviation, likewise.
     """
     if pixel_values.dtype == torch.uint8:
-        return pixel_values.float().div_(255)  # in place: the copy is ours
+        return pixel_values.float().div_(255)  # in place, because float() made a copy
     pixel_values = pixel_values.float()
     return pixel_values * _channels(std, pixel_values) + _channels(mean, pixel_values)
 
 
 def normalize(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Normalises `(batch, channels, height, width)` in [0, 1] with a mean and a standard deviation a channel."""
+    """Normalise `(batch, channels, height, width)` in [0, 1] with a mean and a standard deviation per channel."""
     return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), bicubic and antialiased."""
+    """Resize `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), bicubic and antialiased."""
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,7 +1,8 @@
-"""Images as they lie in files and tables: read one, look at the beginnings of many, find those that cannot be read.
+"""Images in files and tables: read one, read the beginnings of many, find those that cannot be read.
 
-An item is a path, or `{"bytes", "path"}` as `datasets` keeps an image, with its `"row"` where that is known. Which
-images and labels there are is in sources.py and tables.py, what becomes of a broken one in sources.py (before training) and views.py (during it).
+An item is a path, or `{"bytes", "path"}` as `datasets` stores an image, with its `"row"` if that is known. loading.py and
+tables.py find images and labels. What happens to an unreadable image is decided in sources.py (before training) and in views.py
+and streams.py (during training).
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from ..errors import DataError
 from ..models.image_processing_deit import upright_rgb
 
 BROKEN_IMAGE_POLICIES = ("skip", "raise")
-# Headers are read before training up to this many images, so that a broken one is named at once.
+# The headers of up to this many images are read before training, so that an unreadable one is named at once.
 MAX_CHECKED_FILES = 50_000
 HEAD_BYTES = 16_384
 _TINY_SIDE, _LARGE_PIXELS = 8, 25_000_000
@@ -27,22 +28,22 @@ _LISTED = 100
 
 
 def check_policy(policy: str) -> None:
-    """Checks the policy for images that cannot be read.
+    """Check the value of `broken_images`: what to do with images that cannot be read.
 
     Raises:
-        DataError: It is none.
+        DataError: The value is unknown.
     """
     if policy not in BROKEN_IMAGE_POLICIES:
         raise DataError(f"broken_images={policy!r}: choose one of {', '.join(BROKEN_IMAGE_POLICIES)}.")
 
 
 def as_item(value: Any, root: Path | None, row: int) -> Any:
-    """Gives the item of a cell of a table.
+    """Return the item of a cell of a table.
 
     Args:
-        value: A path, bytes, or both by name; None where there is no image.
-        root: Folder that a relative path starts from; None: the working folder.
-        row: Its number, for messages.
+        value: A path, bytes, or a mapping with `path` and `bytes`; None if there is no image.
+        root: Folder that a relative path starts from; None for the working folder.
+        row: Number of the row, for messages.
     """
     if isinstance(value, str) and value:
         return value if root is None else str(root / value)
@@ -66,7 +67,7 @@ def _opened(item: Any) -> Image.Image:
 
 
 def describe_item(item: Any) -> str:
-    """Names an item in messages: its path; of one that is embedded or missing also the row, where it is known."""
+    """Return the name of an item in messages: its path and, if the image is embedded or missing, its row if known."""
     path, content = _parts(item)
     row = item.get("row") if isinstance(item, dict) else None
     name = path or ("embedded" if content is not None else "no image")
@@ -74,30 +75,32 @@ def describe_item(item: Any) -> str:
 
 
 def read_image(item: Any, what: str) -> Image.Image:
-    """Reads an image as upright 8-bit RGB.
+    """Read an image as upright 8-bit RGB.
 
     Args:
         item: A path, or `{"bytes", "path"}`.
-        what: Its name in messages, as "Image 3 of photos".
+        what: Name of the image in messages, such as "Image 3 of photos".
 
     Raises:
-        DataError: It cannot be decoded; the message names it.
+        DataError: The image cannot be decoded; the message names it.
     """
     try:
         with _opened(item) as image:
             return upright_rgb(image)
-    except Exception as error:  # Pillow's plugins raise what they like: RuntimeError, DecompressionBombError, …
-        raise DataError(f"{what} ({describe_item(item)}) cannot be read: {error}. Repair or remove it.") from error
+    except Exception as error:  # Pillow's plugins raise errors of many classes: RuntimeError, DecompressionBombError, …
+        raise DataError(
+            f"{what} ({describe_item(item)}) cannot be read: {error}. Repair it, or leave it out of the data."
+        ) from error
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the beginnings of images say.
+    """What the beginnings of images show.
 
     Args:
-        broken: What is wrong, by index, of those that are no images.
-        digest: Changes with size and first 16 KiB of the images looked at.
-        notes: What is unusual and how it is treated, one sentence each.
+        broken: The reason by index, for items that are not images.
+        digest: A digest of size and first 16 KiB of the images read.
+        notes: What is unusual and how it is treated, a sentence each.
     """
 
     broken: dict[int, str]
@@ -106,7 +109,7 @@ class Scan:
 
 
 def scan_images(items: Sequence[Any]) -> Scan:
-    """Opens the images, up to a number evenly chosen, without decoding them."""
+    """Open the images without decoding them; above `MAX_CHECKED_FILES`, an even selection of that many."""
     broken: dict[int, str] = {}
     unusual: dict[str, list[str]] = {}
     digest = hashlib.sha256()
@@ -136,14 +139,16 @@ def _unusual(image: Image.Image) -> list[str]:
     if min(image.size) < _TINY_SIDE:
         kinds.append(f"images with a side under {_TINY_SIDE} pixels, enlarged")
     if image.size[0] * image.size[1] > _LARGE_PIXELS:
-        kinds.append(f"images of more than {_LARGE_PIXELS // 1_000_000} megapixels, reduced at every reading (slow)")
+        kinds.append(
+            f"images of more than {_LARGE_PIXELS // 1_000_000} megapixels, resized each time they are read (slow)"
+        )
     return kinds
 
 
 def find_unreadable(items: Sequence[Any]) -> dict[int, str]:
-    """Decodes all images once, in threads; gives what is wrong, by index, with those that cannot be decoded."""
+    """Decode all images once, in threads. Return the reason by index, for images that cannot be decoded."""
 
-    def trouble(index: int) -> str | None:
+    def reason(index: int) -> str | None:
         try:
             read_image(items[index], f"Image {index}")
         except DataError as error:
@@ -151,11 +156,11 @@ def find_unreadable(items: Sequence[Any]) -> dict[int, str]:
         return None
 
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as threads:
-        found = enumerate(threads.map(trouble, range(len(items))))
+        found = enumerate(threads.map(reason, range(len(items))))
         return {index: text for index, text in found if text is not None}
 
 
 def listed(texts: Sequence[str]) -> str:
-    """Lists what is broken, a line each; very many are cut short."""
+    """Return a line for each text, or for the first 100 and the number of the others."""
     rest = f"\n  … and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
     return "\n  ".join(["", *texts[:_LISTED]]) + rest

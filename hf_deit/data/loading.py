@@ -1,6 +1,6 @@
-"""Finds the images of a data set: image folders, tables, saved `datasets` folders and Hub names.
+"""Find the images of a data set: image folders, tables, folders saved by `datasets`, and names on the Hub.
 
-A `Source` (sources.py) comes out of it; tables are read in tables.py, streams made in streams.py.
+The result is a `Source` (sources.py) for each split, or the reader of a stream (streams.py). Tables are read in tables.py.
 """
 
 import os
@@ -15,32 +15,13 @@ from ..errors import DataError
 from .images import check_policy
 from .sources import (
     Source,
-    _checked,
     check_class_names,
     check_classes,
     check_files_exist,
-    path_of,
     warn_of_shared_files,
+    with_fingerprint,
 )
 from .tables import Columns, TableReader
-
-
-def check_not_empty(files: dict[str, list[str]]) -> None:
-    """Checks that no table is an empty file.
-
-    Args:
-        files: Of each split.
-
-    Raises:
-        DataError: One has no content; the message names it.
-    """
-    for split, paths in files.items():
-        for path in paths:
-            if os.path.getsize(path) == 0:
-                raise DataError(
-                    f"{path} (the split {split!r}) is an empty file: give it a row for each image, or remove it."
-                )
-
 
 BUILDERS = {
     ".csv": "csv",
@@ -54,9 +35,9 @@ VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 
 
 def table_files(path: Path) -> dict[str, list[str]]:
-    """Gives the files of each split: of a file itself as train, of a folder train.*, validation.* or train-*.*.
+    """Return the files of each split: a file itself as train, or the files train.*, validation.* or train-*.* of a folder.
 
-    Empty where there are none.
+    The result is empty if there are no tables.
     """
     if path.is_file():
         return {"train": [str(path)]} if path.suffix.lower() in BUILDERS else {}
@@ -72,23 +53,23 @@ def table_files(path: Path) -> dict[str, list[str]]:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether `datasets` saved this folder."""
+    """Whether this folder was saved by `datasets`."""
     return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
 
 
 def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Opens the splits of tables or of a data set.
+    """Open the splits of tables or of a data set.
 
     Args:
-        data: A table, a folder with train.* and perhaps validation.*, a folder saved by `datasets`, or a name.
-        streaming: Give `IterableDataset`s, that read nothing yet.
-        only: Names of the splits wanted; None: all.
+        data: A table, a folder with train.* and possibly validation.*, a folder saved by `datasets`, or a name on the Hub.
+        streaming: Whether to return `IterableDataset`s, which are read later.
+        only: Names of the splits to open; None for all.
 
     Returns:
-        A `datasets` data set for each split, `train` among them if it is wanted.
+        A `datasets` data set for each split, by name.
 
     Raises:
-        DataError: There is nothing, or `datasets` cannot read it.
+        DataError: Nothing is found, there is no split `train`, a table is empty, or `datasets` cannot read it.
     """
     import datasets
 
@@ -97,7 +78,6 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
     try:
         if files:
             files = {name: found for name, found in files.items() if only is None or name in only}
-            check_not_empty(files)
             loaded = _load_files(files, streaming) if files else {}
         elif path.is_dir():
             loaded = datasets.load_from_disk(str(path))
@@ -105,12 +85,12 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
             loaded = datasets.load_dataset(data, streaming=streaming)
     except DataError:
         raise
-    except Exception as error:  # whatever the Hub, the disk or a builder raises, the user needs the same facts
+    except Exception as error:  # the Hub, the disk and the builders raise errors of many classes
         cause = error.__cause__ or error
         if files:
             raise DataError(
-                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows (and all splits) need the "
-                "same columns, and a column one type in all rows."
+                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows and all splits need the "
+                "same columns, and a column needs the same type in all rows."
             ) from error
         raise DataError(
             f"No data at {data!r}: it is neither a folder or a table here nor a data set that `datasets` can load "
@@ -118,7 +98,9 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
         ) from error
     splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     if "train" not in splits and (only is None or "train" in only):
-        raise DataError(f"{data} has no split 'train', only {', '.join(splits)}.")
+        raise DataError(
+            f"{data} has no split 'train', only {', '.join(splits)}: rename the split of the training images."
+        )
     if streaming and not files and path.is_dir():
         splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
     return {name: split for name, split in splits.items() if only is None or name in only}
@@ -127,10 +109,14 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
 def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, Any]:
     import datasets
 
+    for split, names in files.items():
+        for name in names:
+            if os.path.getsize(name) == 0:
+                raise DataError(f"{name} (the split {split!r}) is an empty file: write a row for each image into it.")
     suffixes = {Path(name).suffix.lower() for names in files.values() for name in names}
     if len({(BUILDERS[suffix], suffix == ".tsv") for suffix in suffixes}) > 1:
         raise DataError(
-            f"The tables are of different kinds ({', '.join(sorted(suffixes))}): give all splits as one kind."
+            f"The tables have different formats ({', '.join(sorted(suffixes))}): give all splits in one format."
         )
     options: dict[str, Any] = {"data_files": files, "streaming": streaming}
     if BUILDERS[next(iter(suffixes))] == "csv":
@@ -140,7 +126,7 @@ def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, An
 
 
 def validation_name(splits: Mapping[str, Any]) -> str | None:
-    """Gives the name of the split to validate on; `test` where nothing else is there."""
+    """Return the name of the split to validate on: `test` if there is no other, None if there is none."""
     return next((name for name in (*VALIDATION_NAMES, "test") if name in splits), None)
 
 
@@ -151,30 +137,31 @@ def load_splits(
     columns: Columns | None = None,
     broken_images: str = "skip",
 ) -> tuple[Source, Source]:
-    """Finds the training and the validation images behind a path or a Hub name.
+    """Find the training and the validation images of a path or a Hub name.
 
     Args:
-        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder `CLASS/…`, of
+        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder `CLASS/…`, from
             which a share is split off; a table (CSV, TSV, JSON lines, parquet), or a folder with `train.*` and
             `validation.*`; a folder saved by `datasets`; or the name of a data set on the Hub.
-        validation_share: Share in (0, 1) of each class to split off where there is no validation split.
-        seed: Of that split.
-        columns: Which columns of a table or data set hold images and labels; None: found by type and usual names.
-        broken_images: "skip" leaves out and reports what is no image by its header; "raise" refuses it.
+        validation_share: Share in (0, 1) of each class to split off if there is no validation split.
+        seed: Seed of that split.
+        columns: The columns of images and labels in a table or data set; None to find them by type and usual names.
+        broken_images: What to do with a file whose header is not that of an image. "skip": leave it out and log it.
+            "raise": raise a DataError.
 
     Returns:
         The training and the validation source, with the same classes.
 
     Raises:
-        DataError: Nothing there, no images, one class only, or a class missing from the training split.
+        DataError: Nothing is found, there are no images, there is only one class, or a class has no training image.
     """
     if not 0 < validation_share < 1:
-        raise DataError(f"validation_share={validation_share}: it must lie between 0 and 1, for example 0.1.")
+        raise DataError(f"validation_share={validation_share}: it must be between 0 and 1, for example 0.1.")
     train, validation = _load(data, columns, broken_images)
     check_classes(train.name, train.labels, train.class_names, train.problem_type)
     if validation is None:
         train, validation = train.split(validation_share, seed)
-        validation = replace(validation, left_out=())  # they are among those of the other part
+        validation = replace(validation, left_out=())  # the training source lists them
     warn_of_shared_files(train.items, validation.items, data)
     return train, validation
 
@@ -186,24 +173,19 @@ def load_training(
     columns: Columns | None = None,
     broken_images: str = "skip",
 ) -> Source:
-    """Finds the training images to look at: those of `load_splits`, or all where nothing can be split off.
+    """Find the training images, to look at them: those of `load_splits`, or all if nothing can be split off.
 
-    Args:
-        data: As `load_splits`.
-        validation_share: As `load_splits`.
-        seed: As `load_splits`.
-        columns: As `load_splits`.
-        broken_images: As `load_splits`.
+    The arguments are those of `load_splits`.
 
     Raises:
-        DataError: As `load_splits`; here a single class or image is allowed.
+        DataError: As `load_splits`, except that a single class or image is allowed.
     """
     train, validation = _load(data, columns, broken_images)
     if validation is not None or len(train) < 2:
         return train
     try:
         return train.split(validation_share, seed)[0]
-    except DataError:  # a class of one image: nothing can be held out
+    except DataError:  # a class has only one image, which cannot be split off
         return train
 
 
@@ -214,29 +196,25 @@ def load_validation(
     columns: Columns | None = None,
     broken_images: str = "skip",
 ) -> Source:
-    """Finds the images to evaluate on: the validation split; without one the share a run split off, or all images.
+    """Find the images to evaluate on: the validation split or, without one, the share that a run split off.
 
-    Args:
-        data: As `load_splits`.
-        validation_share: Of the run whose held-out part is wanted; None: all images.
-        seed: Of that run.
-        columns: As `load_splits`.
-        broken_images: As `load_splits`.
+    The arguments are those of `load_splits`, with the share and the seed of the run. Without a validation split and with
+    `validation_share=None`, all images are returned.
 
     Raises:
-        DataError: As `load_splits`; here a single class is allowed.
+        DataError: As `load_splits`, except that a single class is allowed.
     """
-    rest, validation = _load(data, columns, broken_images)
-    if validation is None:
-        validation = rest if validation_share is None else rest.split(validation_share, seed)[1]
-    return validation
+    source, validation = _load(data, columns, broken_images)
+    if validation is not None:
+        return validation
+    return source if validation_share is None else source.split(validation_share, seed)[1]
 
 
 def load_stream(data: str, columns: Columns | None = None, broken_images: str = "skip") -> tuple[TableReader, Source]:
-    """Opens the training images of a table or data set as a stream, and finds the validation images.
+    """Open the training images of a table or data set as a stream, and find the validation images.
 
     Args:
-        data: As `load_splits`, but no folder of class folders.
+        data: As `load_splits`, except for folders of class folders, which cannot be streamed.
         columns: As `load_splits`.
         broken_images: As `load_splits`, for the validation images.
 
@@ -244,7 +222,7 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
         The reader of the stream, and the validation source (in memory, undecoded, if it comes from the Hub).
 
     Raises:
-        DataError: As `load_splits`; or there is no validation split.
+        DataError: As `load_splits`, or there is no validation split.
     """
     check_policy(broken_images)
     columns = columns or Columns()
@@ -252,14 +230,14 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
     validation = validation_name(splits)
     if validation is None:
         raise DataError(
-            f"{data} has no validation split, and of a stream none can be split off: add one (validation.csv, "
-            f"validation.parquet; one of {', '.join(VALIDATION_NAMES)}), or leave streaming out."
+            f"{data} has no validation split, and none can be split off from a stream: add one (validation.csv, "
+            f"validation.parquet; one of {', '.join(VALIDATION_NAMES)}), or set streaming: false."
         )
     reader = TableReader(splits["train"], columns, f"{data} (train)", table_root(data))
     check_class_names(reader.name, reader.class_names, reader.problem_type)
     if Path(data).expanduser().exists():
         held_out = open_splits(data, only=(validation,))[validation]
-    else:  # by name: `datasets` would copy all splits here to index one
+    else:  # a name on the Hub: to index one split, `datasets` would download all of them
         held_out = _in_memory(splits[validation])
     return reader, _table_source(held_out, data, validation, columns, broken_images, reader.class_names)
 
@@ -274,7 +252,7 @@ def _in_memory(stream: Any) -> Any:
 
 
 def is_image_folder(data: str) -> bool:
-    """Whether `data` is a folder of class folders, and not a table, a saved data set or a name."""
+    """Whether `data` is a folder of class folders, and not a table, a saved data set or a name on the Hub."""
     path = Path(data).expanduser()
     if not path.is_dir() or is_saved_dataset(path):
         return False
@@ -287,14 +265,15 @@ def _load(data: str, columns: Columns | None, broken_images: str) -> tuple[Sourc
     if is_image_folder(data):
         if columns not in (None, Columns()) and not table_files(path):
             raise DataError(
-                f"{data} is a folder of class folders: columns go with tables and data sets, leave them out."
+                f"{data} is a folder of class folders: image_column, label_column and label_separator are for tables and "
+                "data sets, leave them out."
             )
         if columns in (None, Columns()):
             return _load_folders(path, broken_images)
     if path.exists() and not path.is_dir() and not table_files(path):
         raise DataError(
-            f"{data} is a file of an unknown kind. Give a folder with a folder per class, a table (.csv, .tsv, .jsonl, "
-            ".parquet), or the name of a data set."
+            f"{data} is a file of an unknown format: give a folder with a folder for each class, a table (.csv, .tsv, "
+            ".jsonl, .parquet), or the name of a data set."
         )
     return _load_tables(data, columns or Columns(), broken_images)
 
@@ -313,8 +292,8 @@ def _load_folders(path: Path, broken_images: str) -> tuple[Source, Source | None
             unknown = sorted(set(_subfolders(path / name)) - set(train.class_names))
             if unknown:
                 raise DataError(
-                    f"Class(es) {', '.join(map(repr, unknown))} are in {path / name} and not in {path / 'train'}, which "
-                    f"has {', '.join(map(repr, train.class_names))}: the names of the class folders must agree."
+                    f"{path / name} has the class(es) {', '.join(map(repr, unknown))}, which {path / 'train'} does not have (its "
+                    f"classes are {', '.join(map(repr, train.class_names))}): the names of the class folders must agree."
                 )
             return train, _scan_folder(path / name, train.class_names, broken_images)
     return train, None
@@ -322,7 +301,7 @@ def _load_folders(path: Path, broken_images: str) -> tuple[Source, Source | None
 
 def _scan_folder(path: Path, class_names: Sequence[str], broken_images: str) -> Source:
     if not class_names:
-        raise DataError(f"{path} holds no folders. Expected a folder per class, for example {path}/cat/1.jpg.")
+        raise DataError(f"{path} holds no folders: it must have a folder for each class, for example {path}/cat/1.jpg.")
     extensions = set(Image.registered_extensions())
     items, labels = [], []
     for label, name in enumerate(class_names):
@@ -332,23 +311,11 @@ def _scan_folder(path: Path, class_names: Sequence[str], broken_images: str) -> 
                 items.append(str(file))
                 labels.append(label)
     if not items:
-        raise DataError(f"No images in {path}: looked for files such as .jpg and .png in {', '.join(class_names)}.")
+        raise DataError(
+            f"{path} has no images: put files such as .jpg and .png into its folders {', '.join(class_names)}."
+        )
     source = Source(items, labels, tuple(class_names), "", str(path))
-    return _checked(source, broken_images, _names(items, path))
-
-
-def _names(items: Sequence[Any], root: Path | None) -> list[str]:
-    """What a fingerprint keeps of a path: where it is from the data's folder, and its size; of embedded images nothing."""
-    if not isinstance(items, list):
-        return [""] * len(items)
-    start = root if root is not None else Path.cwd()
-    paths = map(path_of, items)
-    return [
-        ""
-        if path is None
-        else f"{os.path.relpath(path, start)}\t{os.path.getsize(path) if os.path.exists(path) else -1}"
-        for path in paths
-    ]
+    return with_fingerprint(source, broken_images, path)
 
 
 def _load_tables(data: str, columns: Columns, broken_images: str) -> tuple[Source, Source | None]:
@@ -361,7 +328,7 @@ def _load_tables(data: str, columns: Columns, broken_images: str) -> tuple[Sourc
 
 
 def table_root(data: str) -> Path | None:
-    """Gives the folder that the paths in a table start from; None for what `datasets` keeps itself."""
+    """Return the folder that the paths in a table start from, or None for a data set of `datasets`."""
     path = Path(data).expanduser()
     files = table_files(path) if path.exists() else {}
     return Path(files["train"][0]).parent if files else None
@@ -377,13 +344,13 @@ def _table_source(
 ) -> Source:
     name, root = f"{data} ({split})", table_root(data)
     if len(dataset) == 0:
-        raise DataError(f"{name} has no rows: give a table with a row for each image.")
+        raise DataError(f"{name} has no rows: it needs a row for each image.")
     reader = TableReader(dataset, columns, name, root, class_names)
     items = reader.items()
     source = Source(items, reader.labels(), reader.class_names, "", name, reader.problem_type)
     if isinstance(items, list):
         check_files_exist(items, name, reader.image_column, root)
-    return _checked(source, broken_images, _names(items, root))
+    return with_fingerprint(source, broken_images, root)
 
 
 def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
@@ -391,5 +358,7 @@ def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
     import datasets
 
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
-    asked = [name for name in columns.labels if name in dataset.features]
-    return bool(columns.labels) and not asked or any(set(dataset[name]) <= {-1, None} for name in asked or typed)
+    named = [name for name in columns.labels if name in dataset.features]
+    if columns.labels and not named:
+        return True
+    return any(set(dataset[name]) <= {-1, None} for name in named or typed)

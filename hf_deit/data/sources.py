@@ -1,7 +1,7 @@
-"""From folders and tables to rows: which images there are, their labels, class names and a fingerprint.
+"""A `Source`: images with labels, class names and a fingerprint.
 
-Nothing is augmented or batched here (views.py). Tables are read in tables.py, images in images.py; here is which splits there
-are, how a validation share is split off, and what is left out because it cannot be read.
+Here images that cannot be read are left out, a validation share is split off, and labels are checked. loading.py finds the
+images; tables.py reads tables, images.py reads images, and views.py augments them.
 """
 
 import hashlib
@@ -16,30 +16,29 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
+from ..losses import ProblemType
 from .images import find_unreadable, listed, read_image, scan_images
 from .sampling import permutation
 from .tables import Label
 
 logger = logging.getLogger(__name__)
 
-MULTI_LABEL = "multi_label_classification"
 
-
-def check_class_names(name: str, class_names: Sequence[str], problem_type: str) -> None:
-    """Checks that there is something to tell apart, and warns of classes that differ in case or outer blanks only.
+def check_class_names(name: str, class_names: Sequence[str], problem_type: ProblemType) -> None:
+    """Check that there are at least two classes. Warn of names that differ only in case or in outer spaces.
 
     Args:
-        name: Of the data, for messages.
-        class_names: Of the training images.
-        problem_type: "multi_label_classification" may have one class.
+        name: Name of the data in messages.
+        class_names: Class names of the training images.
+        problem_type: Data with several classes per image may have a single class.
 
     Raises:
         DataError: There is one class only.
     """
-    if len(class_names) < 2 and problem_type != MULTI_LABEL:
+    if len(class_names) < 2 and problem_type != ProblemType.MULTI_LABEL:
         raise DataError(
-            f"{name} has one class only ({', '.join(class_names)}): a classifier needs at least 2, each a folder "
-            "of its own or a label of its own."
+            f"{name} has only one class ({', '.join(class_names)}): a classifier needs at least 2, each with a folder or "
+            "a label of its own."
         )
     alike: dict[str, list[str]] = defaultdict(list)
     for class_name in class_names:
@@ -47,80 +46,84 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: str) 
     for names in alike.values():
         if len(names) > 1:
             logger.warning(
-                "%s has %d classes whose names differ in upper and lower case or outer blanks only: %s. Each is learned as a "
-                "class of its own; if they are one, give them one name.",
+                "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each is learned "
+                "as a separate class; if they are the same class, give them the same name.",
                 *(name, len(names), ", ".join(map(repr, names))),
             )
 
 
-def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], problem_type: str) -> None:
-    """Checks that a classifier can be trained on these labels.
+def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], problem_type: ProblemType) -> None:
+    """Check that a classifier can be trained on these labels.
 
     Args:
-        name: Of the data, for messages.
-        labels: Class index of each image, or zeros and ones `(classes,)`.
-        class_names: Name of each class.
-        problem_type: "single_label_classification" or "multi_label_classification".
+        name: Name of the data in messages.
+        labels: Label of each image: a class index, or zeros and ones `(classes,)`.
+        class_names: Name of each class, in index order.
+        problem_type: Whether an image has one class or several.
 
     Raises:
-        DataError: There is one class only, or no image of a class.
+        DataError: There is only one class, or a class has no image.
     """
     check_class_names(name, class_names, problem_type)
     counts = Counter(labels)
-    if problem_type == MULTI_LABEL:
+    if problem_type == ProblemType.MULTI_LABEL:
         counts = Counter({label: sum(row[label] for row in labels) for label in range(len(class_names))})
     missing = [class_name for label, class_name in enumerate(class_names) if not counts[label]]
     if missing:
-        raise DataError(f"No training image in {name} for class(es) {', '.join(map(repr, missing))}: add some.")
+        raise DataError(
+            f"{name} has no training image of the class(es) {', '.join(map(repr, missing))}: add images of them."
+        )
 
 
 def path_of(item: Any) -> str | None:
-    """Gives the path of an item that is a file here; None of one that is embedded or missing."""
+    """Return the path of an item that is a file, or None if the image is embedded or missing."""
     return item if isinstance(item, str) else None
 
 
 def check_files_exist(items: Sequence[Any], name: str, column: str, root: Path | None) -> None:
-    """Checks that not all paths of a table lead nowhere.
+    """Check that at least one path of a table is a file.
 
     Args:
-        items: As images.py says; embedded and missing images are passed over.
-        name: Of the table, for messages.
-        column: The paths are in.
-        root: Folder the paths start from; None: the working folder.
+        items: Items as described in images.py. Embedded and missing images are ignored.
+        name: Name of the table in messages.
+        column: Name of the column of paths.
+        root: Folder that the paths start from; None for the working folder.
 
     Raises:
-        DataError: There are paths, and none is a file.
+        DataError: There are paths, and none of them is a file.
     """
     paths = [path for path in map(path_of, items) if path is not None]
     if not paths or any(map(os.path.exists, paths)):
         return
-    # A backslash is a letter like any other where paths have slashes.
+    # Where paths are written with slashes, a backslash is part of a file name.
     windows = os.sep == "/" and any("\\" in path for path in paths)
     hint = (
-        " The paths have backslashes, as on Windows: here the separator is /, so write them with /." if windows else ""
+        " The paths have backslashes, as on Windows. On this system the separator is /: write the paths with /."
+        if windows
+        else ""
     )
     raise DataError(
-        f"None of the {len(paths)} files of {name} exist, the first: {paths[0]}. Column {column!r} holds paths from the "
-        f"folder of the table, {root}.{hint}"
+        f"None of the {len(paths)} files of {name} exist; the first is {paths[0]}. The paths in column {column!r} must "
+        f"start from the folder of the table, {root}.{hint}"
     )
 
 
 def warn_of_shared_files(train: Sequence[Any], validation: Sequence[Any], name: str) -> None:
-    """Warns if image files are both among the training and the validation images; embedded images are not compared.
+    """Warn if image files are among both the training and the validation images. Embedded images are not compared.
 
     Args:
-        train: Items.
-        validation: Items.
-        name: Of the data, for the message.
+        train: Items of the training images.
+        validation: Items of the validation images.
+        name: Name of the data in the message.
     """
     if not isinstance(train, list) or not isinstance(validation, list):
-        return  # a column of embedded images, which would have to be read
+        return  # a column of embedded images, all of which would have to be read
     seen = {os.path.normpath(path) for path in map(path_of, train) if path is not None}
     shared = [path for path in map(path_of, validation) if path is not None and os.path.normpath(path) in seen]
     if shared:
         logger.warning(
-            "%d of %d validation images of %s are training images too, the first: %s. Their accuracy says nothing about new "
-            "images: remove the repeated rows.",
+            "%d of %d validation images of %s are also training images; the first is %s. The accuracy on them does not tell how "
+            "well the model does on new images: name each file in one split only.",
             *(len(shared), len(validation), name, shared[0]),
         )
 
@@ -131,13 +134,16 @@ class Source:
 
     Args:
         items: A path for each image, or a `datasets` column of undecoded images (`{"bytes", "path"}`).
-        labels: Class index of each image; for several classes an image a row of zeros and ones `(classes,)`.
+        labels: Label of each image: a class index or, for several classes per image, zeros and ones `(classes,)`.
         class_names: Name of each class, in index order.
-        fingerprint: Changes when an image, a label, their order or a class changes. Of a file its name, size and first
-            16 KiB count (above 50,000 files: of an even selection of them).
-        name: For messages.
-        problem_type: "single_label_classification" or "multi_label_classification".
-        left_out: What could not be read as an image and is not among the items, with the reason.
+        fingerprint: A digest that changes when an image, a label, their order or a class changes. It covers the name, the
+            size and the first 16 KiB of a file (above 50,000 files: of an even selection of them).
+        name: Name of the data in messages.
+        problem_type: Whether an image has one class or several. A text is converted to a `ProblemType`.
+        left_out: The images that cannot be read and are not among the items, with the reason for each.
+
+    Raises:
+        ValueError: `problem_type` is unknown.
     """
 
     items: Sequence[Any]
@@ -145,14 +151,17 @@ class Source:
     class_names: tuple[str, ...]
     fingerprint: str
     name: str
-    problem_type: str = "single_label_classification"
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
     left_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problem_type", ProblemType(self.problem_type))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """Reads an image as upright 8-bit RGB.
+        """Read an image as upright 8-bit RGB.
 
         Raises:
             DataError: It cannot be decoded; the message names it.
@@ -160,33 +169,33 @@ class Source:
         return read_image(self.items[index], f"Image {index} of {self.name}")
 
     def subset(self, indices: Iterable[int], name: str) -> "Source":
-        """Gives the images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         indices = list(indices)
         items = self.items.select(indices) if hasattr(self.items, "select") else [self.items[i] for i in indices]
         digest = hashlib.sha256(f"{self.fingerprint}:{indices}".encode()).hexdigest()
         return replace(self, items=items, labels=[self.labels[i] for i in indices], fingerprint=digest, name=name)
 
     def split(self, share: float, seed: int) -> tuple["Source", "Source"]:
-        """Splits off `share` of every class (at least one image) for validation, as a function of the seed.
+        """Split off `share` of every class (at least one image) for validation, as a function of the seed.
 
-        Of images with several classes `share` of all is split off.
+        If images have several classes, `share` of all images is split off, whatever their classes.
 
         Returns:
-            The rest and the split-off part.
+            The remaining images, and those that are split off.
 
         Raises:
-            DataError: A class has a single image.
+            DataError: A class has only one image.
         """
         order = permutation(seed, 0, len(self), purpose="split").tolist()
-        if self.problem_type == "multi_label_classification":
+        if self.problem_type == ProblemType.MULTI_LABEL:
             return self._parted(order[: min(max(round(share * len(self)), 1), len(self) - 1)])
         validation: list[int] = []
         for label, name in enumerate(self.class_names):
             members = [index for index in order if self.labels[index] == label]
             if len(members) == 1:
                 raise DataError(
-                    f"Class {name!r} of {self.name} has one image and cannot be split: add images, or give a validation "
-                    "folder of your own."
+                    f"Class {name!r} of {self.name} has only one image and cannot be split: add images, or add a validation "
+                    "split of your own."
                 )
             validation += members[: max(round(share * len(members)), 1)] if members else []
         return self._parted(validation)
@@ -199,26 +208,49 @@ class Source:
 
 
 def without_unreadable(source: Source, broken_images: str = "skip") -> Source:
-    """Decodes every image once and leaves out, with a warning, those that cannot be decoded.
+    """Decode every image once, and leave out those that cannot be decoded, with a warning.
 
     Args:
         source: The images.
-        broken_images: "skip", or "raise" to refuse them.
+        broken_images: "skip" to leave them out, or "raise" to raise a DataError.
 
     Raises:
-        DataError: The policy is "raise" and there is one, or all are broken.
+        DataError: An image cannot be decoded and `broken_images` is "raise", or no image can be decoded.
     """
     return _without(source, find_unreadable(source.items), broken_images)
 
 
-def _checked(source: Source, broken_images: str, names: Sequence[str]) -> Source:
-    """Looks at the beginnings of the images, says what is unusual, and gives the source its fingerprint."""
+def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> Source:
+    """Read the beginning of every image, and return the source with its fingerprint and without unreadable images.
+
+    Args:
+        source: The images; its own fingerprint is ignored.
+        broken_images: As `without_unreadable`.
+        root: Folder of the data; None for the working folder. Paths enter the fingerprint as seen from it.
+
+    Raises:
+        DataError: As `without_unreadable`.
+    """
     scan = scan_images(source.items)
-    lines = [f"{name}\t{label}" for name, label in zip(names, source.labels, strict=True)]
+    lines = [f"{name}\t{label}" for name, label in zip(_names(source.items, root), source.labels, strict=True)]
     digest = hashlib.sha256("\n".join([*source.class_names, *lines, scan.digest]).encode()).hexdigest()
     for note in scan.notes:
         logger.info("%s: %s.", source.name, note)
     return _without(replace(source, fingerprint=digest), scan.broken, broken_images)
+
+
+def _names(items: Sequence[Any], root: Path | None) -> list[str]:
+    """Return what a fingerprint holds of each path: the path from the folder of the data, and the size of the file."""
+    if not isinstance(items, list):
+        return [""] * len(items)  # embedded images have no names
+    start = root if root is not None else Path.cwd()
+    paths = map(path_of, items)
+    return [
+        ""
+        if path is None
+        else f"{os.path.relpath(path, start)}\t{os.path.getsize(path) if os.path.exists(path) else -1}"
+        for path in paths
+    ]
 
 
 def _without(source: Source, broken: dict[int, str], broken_images: str) -> Source:
@@ -227,8 +259,8 @@ def _without(source: Source, broken: dict[int, str], broken_images: str) -> Sour
     reasons = tuple(broken.values())
     if broken_images == "raise":
         raise DataError(
-            f"{len(broken)} file(s) of {source.name} cannot be read as images; repair or remove them, or leave them out "
-            f"(broken_images: skip):{listed(reasons)}"
+            f"{len(broken)} file(s) of {source.name} cannot be read as images: repair them, or set broken_images: skip to "
+            f"leave them out.{listed(reasons)}"
         )
     if len(broken) == len(source):
         raise DataError(f"None of the {len(source)} images of {source.name} can be read:{listed(reasons)}")

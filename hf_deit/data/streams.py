@@ -1,7 +1,7 @@
-"""Training images that come one after the other: a data set read from its beginning, shuffled in a buffer, as views.
+"""Training images as a stream: a data set that is read from its beginning and shuffled in a buffer, as views.
 
-For data that are too large to index or too far away to copy. The rows come from tables.py, a view is made as in views.py;
-which of the promises of keyed views a stream cannot keep is said in `NOT_PROMISED`.
+A stream is for data that are too large to index or too far away to copy. The rows come from tables.py, a view is computed as
+in views.py. `NOT_PROMISED` lists the properties of keyed views that a stream does not have.
 """
 
 import logging
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import DataError
+from ..losses import ProblemType
 from .augmentation import Augmentation
 from .images import check_policy, read_image
 from .sampling import ViewKey, buffer_generator
@@ -23,17 +24,17 @@ from .views import view_row
 logger = logging.getLogger(__name__)
 
 NOT_PROMISED = (
-    "The training images are streamed. A stream does not promise an exact resume (it cannot be resumed at all), repeated views "
-    "of an image, the same views for another number of workers, nor that a stored teacher answer fits a view again."
+    "The training images are streamed. A streamed training cannot be resumed, cannot show several views of an image in an "
+    "epoch, shows other views if the number of workers changes, and cannot use stored teacher outputs."
 )
 _MAX_WORKERS = 256
 _Row = TypeVar("_Row")
 
 
 def shuffled(rows: Iterable[_Row], size: int, generator: random.Random) -> Iterator[_Row]:
-    """Gives the rows in an order drawn from `generator`: each takes a random place in a buffer of `size` rows.
+    """Yield the rows in an order drawn from `generator`, through a buffer of `size` rows.
 
-    A row comes at most `size - 1` places before its own; of a buffer of one row the order is kept.
+    A row is yielded at most `size - 1` places earlier than in the data. A buffer of one row keeps the order.
     """
     buffer: list[_Row] = []
     for row in rows:
@@ -48,9 +49,9 @@ def shuffled(rows: Iterable[_Row], size: int, generator: random.Random) -> Itera
 
 
 def whole_batches(rows: Iterable[_Row], size: int) -> Iterator[_Row]:
-    """Gives the rows in their order without the last ones that do not fill a batch of `size`.
+    """Yield the rows in their order, without the last ones that do not fill a batch of `size`.
 
-    It runs `size - 1` rows behind, so that none is held longer than needed and none of an unfilled batch is ever given.
+    At most `size - 1` rows are held back, and no row of an incomplete batch is ever yielded.
     """
     held: deque[_Row] = deque()
     count = 0
@@ -66,24 +67,26 @@ def whole_batches(rows: Iterable[_Row], size: int) -> Iterator[_Row]:
 class ViewStream(torch.utils.data.IterableDataset):
     """Training views of a stream, as rows of `pixel_values` `(3, height, width)` uint8 and `labels`.
 
-    The key of a view has as index the row's position before the shuffle buffer, as position its place after it. Workers
-    share the rows: the stream's files where `datasets` shards them, and count in steps of their number.
+    In the key of a view, `index` is the row's number before the shuffle buffer and `position` its place after it. Workers
+    share the rows: each reads a part of the files (`datasets` distributes them) and counts in steps of the number of workers.
 
     Args:
-        reader: Of the streamed data set.
-        augmentation: What makes a view.
-        seed: Of the run.
-        shuffle_buffer: Undecoded images held to be shuffled; 1 keeps the order.
-        batch_size: Rows of one optimizer step over all processes and accumulation steps; a worker's rows at the end of a
-            pass that do not fill as many are left out, so that no step takes gradients of two passes.
-        broken_images: "skip" leaves out and reports an image that cannot be decoded; "raise" stops.
+        reader: Reader of the streamed data set.
+        augmentation: The augmentation that computes a view.
+        seed: Seed of the run.
+        shuffle_buffer: Number of undecoded images in the shuffle buffer; 1 keeps the order.
+        batch_size: Number of rows of one optimizer step over all processes and accumulation steps. The last rows of a
+            worker's pass that do not fill a batch are left out, so that no step has gradients of two passes.
+        broken_images: What to do if an image cannot be decoded. "skip": leave it out and log it. "raise": raise a DataError.
 
     Raises:
-        DataError: A number is below 1, or the policy is none.
+        DataError: A number is below 1, or `broken_images` is unknown.
     """
 
-    # The Trainer brings no sampler; partners stand side by side in whole batches all the same.
+    # The Trainer brings no sampler. Partners are neighbours in whole batches nevertheless.
     makes_view_keys = True
+    # The labels of a stream are known only when its rows are read.
+    labels = None
 
     def __init__(
         self,
@@ -96,17 +99,17 @@ class ViewStream(torch.utils.data.IterableDataset):
     ):
         check_policy(broken_images)
         if shuffle_buffer < 1 or batch_size < 1:
-            raise DataError(f"shuffle_buffer={shuffle_buffer}, batch_size={batch_size}: both are at least 1.")
+            raise DataError(f"shuffle_buffer={shuffle_buffer}, batch_size={batch_size}: both must be at least 1.")
         self.reader = reader
         self.augmentation = augmentation
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.batch_size = batch_size
         self.broken_images = broken_images
-        # Shared, for workers that live on from epoch to epoch.
+        # Shared with workers that persist from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
-        # Of each worker the pass it has ended, counted from 1, and how many rows it gave in it.
+        # For each worker the last pass it completed, counted from 1, and the number of rows it yielded in it.
         self._ended = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
         self._given = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
@@ -116,17 +119,22 @@ class ViewStream(torch.utils.data.IterableDataset):
         return self.reader.class_names
 
     @property
+    def problem_type(self) -> ProblemType:
+        """Whether an image has one class or several."""
+        return self.reader.problem_type
+
+    @property
     def view_size(self) -> tuple[int, int]:
         """`(height, width)` of a view, in pixels."""
         return self.augmentation.view_size
 
     @property
     def broken_count(self) -> int:
-        """Number of images that could not be decoded in the first pass, up to now."""
+        """Number of images that could not be decoded so far in the first pass."""
         return int(self._broken.sum())
 
     def describe(self) -> dict[str, Any]:
-        """What two runs must have in common to be the same."""
+        """Return what two runs must have in common to be the same."""
         return {
             "stream": self.reader.name,
             "classes": list(self.class_names),
@@ -137,14 +145,15 @@ class ViewStream(torch.utils.data.IterableDataset):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer at the start of every pass; order and views depend on it."""
+        """Set the epoch, on which order and views depend. The Trainer calls this at the start of every pass."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Gives one pass, or this worker's share of it.
+        """Yield the rows of one pass, or this worker's share of them.
 
         Raises:
-            DataError: A row has no label, an image cannot be decoded and the policy is "raise", or no worker can fill a batch.
+            DataError: A row has no label, an image cannot be decoded and `broken_images` is "raise", or no worker can fill a
+                batch.
         """
         epoch = int(self._epoch)
         worker = torch.utils.data.get_worker_info()
@@ -156,8 +165,8 @@ class ViewStream(torch.utils.data.IterableDataset):
         self._check_given(given, epoch, number, count)
 
     def _views(self, epoch: int, number: int, count: int) -> Iterator[dict[str, Any]]:
-        """Gives the views of worker `number` of `count`."""
-        # `datasets` gives a worker a part of the files by itself, so a worker numbers what it is given.
+        """Yield the views of worker `number` of `count`."""
+        # `datasets` distributes the files among the workers, so a worker numbers only its own rows.
         rows = ((count * place + number, row) for place, row in enumerate(self.reader.rows()))
         running = 0
         for index, (item, label) in shuffled(rows, self.shuffle_buffer, buffer_generator(self.seed, epoch, number)):
@@ -168,25 +177,25 @@ class ViewStream(torch.utils.data.IterableDataset):
                     raise
                 self._report(error, epoch, number)
                 continue
-            # Partners stay side by side in a worker's batch, and no two workers give a position twice.
+            # Partners are neighbours in a worker's batch, and no position occurs in two workers.
             position = 2 * (count * (running // 2) + number) + running % 2
             key = ViewKey(epoch, index, 0, position)
             yield view_row(image, label, self.augmentation, self.seed, key)
             running += 1
 
     def _check_given(self, given: int, epoch: int, number: int, count: int) -> None:
-        """Refuses a pass in which no worker filled a batch; the last worker to end finds it out."""
+        """Raise a DataError if no worker filled a batch in this pass. The last worker to finish finds out."""
         self._given[number % _MAX_WORKERS] = given
         self._ended[number % _MAX_WORKERS] = epoch + 1
         if bool((self._ended[:count] == epoch + 1).all()) and int(self._given[:count].sum()) == 0:
             raise DataError(
-                f"A pass over {self.reader.name} fills no batch of {self.batch_size} images (per-device batch × processes × "
-                f"gradient accumulation steps) in any of {count} worker(s), each of which reads a part; {self.broken_count} "
-                "image(s) cannot be read. Use a smaller per_device_train_batch_size or gradient_accumulation_steps, fewer "
-                "dataloader_num_workers, or leave streaming out."
+                f"No worker could fill a batch of {self.batch_size} images (per-device batch × processes × gradient accumulation "
+                f"steps) in a pass over {self.reader.name}: each of {count} worker(s) reads a part of the rows, and "
+                f"{self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size or gradient_accumulation_steps, fewer "
+                "dataloader_num_workers, or set streaming: false."
             )
 
     def _report(self, error: DataError, epoch: int, worker: int) -> None:
-        if epoch == 0:  # a later pass meets the same images again
+        if epoch == 0:  # later passes read the same images
             self._broken[worker % _MAX_WORKERS] += 1
             logger.warning("%s It is left out.", error)

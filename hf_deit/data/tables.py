@@ -1,8 +1,8 @@
-"""Tables of images with labels: CSV, TSV, JSON lines, parquet, data sets of `datasets`, by name or on disk.
+"""Tables of images with labels, as `datasets` data sets.
 
-`open_splits` finds the tables behind a name, `TableReader` says which columns hold what and turns rows to items (images.py)
-and labels: class indices, or for several classes an image rows of zeros and ones. Sources (sources.py) and streams
-(streams.py) are made of these. Parsing is the business of `datasets`.
+`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels: class indices or, for
+several classes per image, rows of zeros and ones. Sources (sources.py) and streams (streams.py) are made of them. loading.py
+finds and opens tables; `datasets` parses them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..losses import ProblemType
 from .images import as_item
 
-# Taken without being named where no column has the type.
+# Names of columns that are used if none is given and no column has the type.
 _IMAGE_NAMES = ("image", "file_name", "file", "path")
 _LABEL_NAMES = ("label", "labels", "class")
 _FLAGS = {0: 0, 1: 1, "0": 0, "1": 1}  # True and False are 1 and 0
@@ -28,16 +29,17 @@ Label = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what.
+    """The columns of images and labels.
 
     Args:
-        image: Paths or embedded images. None: the only image column, or one called image, file_name, file or path.
-        labels: A column of classes, or several of 0 and 1, a class each. Empty: the only ClassLabel column, or one called
-            label, labels or class.
-        separator: Between the classes of an image in one column of texts.
+        image: Column of paths or embedded images. None for the only image column, or the one called image, file_name, file
+            or path.
+        labels: A column of classes, or several columns of 0 and 1, one for each class. Empty for the only ClassLabel column,
+            or the one called label, labels or class.
+        separator: Text between the classes of an image in a single column of texts.
 
     Raises:
-        DataError: A separator for several columns, or an empty one.
+        DataError: The separator is empty, or given together with several label columns.
     """
 
     image: str | None = None
@@ -47,8 +49,8 @@ class Columns:
     def __post_init__(self) -> None:
         if self.separator is not None and (not self.separator or len(self.labels) > 1):
             raise DataError(
-                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: a separator is a "
-                "text such as ';' and stands between the classes within one column."
+                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: a separator must be a "
+                "text such as ';' that separates the classes within a single column."
             )
 
 
@@ -62,7 +64,7 @@ def _described(features: Mapping[str, Any]) -> str:
 
 
 def _is_embedded(feature: Any) -> bool:
-    """Whether a column holds images without saying so: bytes, or structures of bytes and path."""
+    """Whether a column without the type Image holds images: bytes, or structures of bytes and path."""
     if isinstance(feature, Mapping):
         return {"bytes", "path"} >= set(feature) and "bytes" in feature
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
@@ -77,44 +79,48 @@ def _named(asked: Iterable[str], features: Mapping[str, Any], name: str, field: 
     missing = [column for column in asked if column not in features]
     if missing:
         raise DataError(
-            f"{name} has no column {', '.join(map(repr, missing))} ({field}); its columns: {_described(features)}."
+            f"{name} has no column {', '.join(map(repr, missing))} ({field}). Its columns are {_described(features)}."
         )
     return list(asked)
 
 
 def _kind(feature: Any) -> str | None:
-    """The type of a column's values, or of the entries of its lists."""
+    """Return the type of a column's values, or of the entries of its lists."""
     return getattr(getattr(feature, "feature", None) or feature, "dtype", None)
 
 
-def _found(features: Mapping[str, Any], kind: type, others: Any, names: Sequence[str], field: str, table: str) -> str:
-    """The only column of a type, or of a kin of it, or with a usual name."""
+def _found(
+    features: Mapping[str, Any], kind: type, is_similar: Any, names: Sequence[str], field: str, table: str
+) -> str:
+    """Return the only column of a type, or of a similar type, or with a usual name."""
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
-    kin = [column for column, feature in features.items() if others(feature)]
+    similar = [column for column, feature in features.items() if is_similar(feature)]
     usual = [column for column in names if column in features and _kind(features[column]) in _LABEL_TYPES]
-    candidates = typed or kin or usual
+    candidates = typed or similar or usual
     if len(candidates) != 1:
         raise DataError(
             f"{table} needs exactly one {kind.__name__} column and has {len(candidates)} "
-            f"({', '.join(candidates) or 'none'}); its columns: {_described(features)}. Name the one that is meant: {field}."
+            f"({', '.join(candidates) or 'none'}): set {field} to the name of the column. Its columns are "
+            f"{_described(features)}."
         )
     return candidates[0]
 
 
 class TableReader:
-    """Turns the rows of a data set to items and labels; the class names are those of the data set it is made for.
+    """Converts the rows of a data set to items and labels.
 
-    `row_count` is the number of rows; None of a stream whose labels need not be read beforehand.
+    `class_names` and `problem_type` are those of the data set. `row_count` is the number of rows, or None for a stream whose
+    labels need not be read beforehand.
 
     Args:
-        dataset: A `datasets` data set, whole or streamed. Where its labels are no ClassLabel they are read once here.
-        columns: Which columns hold what.
-        name: For messages.
-        root: Folder that relative paths start from; None: the working folder.
-        class_names: Of the training split, for another split of the same data; labels must be among them.
+        dataset: A `datasets` data set, indexed or streamed. Labels that are not of the type ClassLabel are read once here.
+        columns: The columns of images and labels.
+        name: Name of the data in messages.
+        root: Folder that relative paths start from; None for the working folder.
+        class_names: Class names of the training split, for another split of the same data. Labels must be among them.
 
     Raises:
-        DataError: A column is missing, ambiguous or of a type that is none of a label; a label read here is empty.
+        DataError: A column is missing or ambiguous, has a type that cannot be a label, or a label read here is empty.
     """
 
     def __init__(
@@ -128,11 +134,13 @@ class TableReader:
         import datasets
 
         features = dataset.features
-        if features is None:  # a streamed CSV or JSON does not say them
+        if features is None:  # a streamed CSV or JSON file does not know them before it is read
             dataset = dataset._resolve_features()
             features = dataset.features or {}
         self.name, self.root, self.separator = name, root, columns.separator
-        self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None  # of a stream if read below
+        self.row_count: int | None = (
+            len(dataset) if hasattr(dataset, "__len__") else None
+        )  # for a stream set below if it is read
         self.image_column = (
             _named([columns.image], features, name, "image_column")[0]
             if columns.image is not None
@@ -153,27 +161,31 @@ class TableReader:
             or isinstance(features[self.image_column], datasets.Image)
         ):
             raise DataError(
-                f"Column {self.image_column!r} of {name} holds neither paths nor images; its columns: {_described(features)}."
+                f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another one. Its "
+                f"columns are {_described(features)}."
             )
         self._read_label_type(features, class_names)
 
     def _read_label_type(self, features: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
         feature = features[self.label_columns[0]]
         inner = getattr(feature, "feature", None)  # of a list
-        self.problem_type = "single_label_classification"
+        self.problem_type = ProblemType.SINGLE_LABEL
         if len(self.label_columns) > 1 or inner is not None or self.separator is not None:
-            self.problem_type = "multi_label_classification"
+            self.problem_type = ProblemType.MULTI_LABEL
         self._is_list = inner is not None
         for column in self.label_columns:
             in_lists = getattr(features[column], "feature", None) is not None
             one_each = self.separator is not None or len(self.label_columns) > 1
             if _kind(features[column]) not in _LABEL_TYPES or (in_lists and one_each):
                 raise DataError(
-                    f"Column {column!r} of {self.name} is no column of classes: texts, whole numbers or lists of them are, "
-                    f"all of one type and none missing; its columns: {_described(features)}."
+                    f"Column {column!r} of {self.name} cannot be a column of classes: it must hold texts, whole numbers or lists "
+                    f"of them, all of one type and none missing. Its columns are {_described(features)}."
                 )
         if self.separator is not None and "string" not in feature.dtype:
-            raise DataError(f"label_separator={self.separator!r}: column {self.label_columns[0]!r} holds no texts.")
+            raise DataError(
+                f"label_separator={self.separator!r} needs a column of texts, and {self.label_columns[0]!r} holds none: choose "
+                "another label_column, or leave the separator out."
+            )
         names = getattr(inner or feature, "names", None)
         self._index: dict[Any, int] = {}
         if len(self.label_columns) > 1:
@@ -185,11 +197,13 @@ class TableReader:
             by_text = {str(value): value for value in values}
             self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, values))
             for text in set(by_text) - set(self.class_names):
-                raise DataError(f"{self.name} has the class {text!r}, and the training images do not.")
+                raise DataError(
+                    f"{self.name} has the class {text!r}, which the training images do not have: add training images of it."
+                )
             self._index = {by_text[text]: index for index, text in enumerate(self.class_names) if text in by_text}
         if class_names is not None and tuple(class_names) != self.class_names:
             raise DataError(
-                f"{self.name} has the classes {', '.join(self.class_names)}, the training images "
+                f"{self.name} has the classes {', '.join(self.class_names)}, and the training images have "
                 f"{', '.join(class_names)}: both need the same names in the same order (dataset.cast_column)."
             )
 
@@ -209,8 +223,8 @@ class TableReader:
 
     def _unlabelled(self, number: int) -> DataError:
         return DataError(
-            f"{self.name} has images without a label (-1, null or empty), the first in row {number}: choose a labelled "
-            "split, or remove them."
+            f"{self.name} has images without a label (-1, null or empty); the first is in row {number}: give each image a "
+            "label, or choose a labelled split."
         )
 
     def _classes_of(self, cell: Any) -> list[Any]:
@@ -221,18 +235,22 @@ class TableReader:
         return list(cell) if self._is_list else [cell]
 
     def label(self, row: Mapping[str, Any], number: int) -> Label:
-        """Gives the label of a row: a class index, or zeros and ones `(classes,)`.
+        """Return the label of a row: a class index, or zeros and ones `(classes,)`.
+
+        Args:
+            row: The row, by column name.
+            number: Its number, for messages.
 
         Raises:
-            DataError: The row has none, or one of the several is neither 0 nor 1.
+            DataError: The row has no label, or one of several label columns holds neither 0 nor 1.
         """
         if len(self.label_columns) > 1:
             try:
                 return tuple(_FLAGS[row[column]] for column in self.label_columns)
             except KeyError as error:
                 raise DataError(
-                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: several label columns hold 0 "
-                    "or 1 each."
+                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: with several label columns, each "
+                    "must hold 0 or 1."
                 ) from error
         cell = row[self.label_columns[0]]
         try:
@@ -240,25 +258,27 @@ class TableReader:
         except KeyError as error:
             found = None
             if error.args[0] not in (None, "", -1):
-                raise DataError(f"Row {number} of {self.name}: the class {error.args[0]!r} is unknown.") from error
+                raise DataError(
+                    f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training images of it."
+                ) from error
         if found is None or cell is None:
             raise self._unlabelled(number)
-        if self.problem_type == "single_label_classification":
+        if self.problem_type == ProblemType.SINGLE_LABEL:
             return found[0]
         return tuple(int(index in found) for index in range(len(self.class_names)))
 
     def labels(self) -> list[Label]:
-        """Gives the labels of all rows.
+        """Return the labels of all rows.
 
         Raises:
-            DataError: As `label`.
+            DataError: See `label`.
         """
         columns = [self.dataset[column] for column in self.label_columns]
         rows = zip(*columns, strict=True)
         return [self.label(dict(zip(self.label_columns, row, strict=True)), number) for number, row in enumerate(rows)]
 
     def items(self) -> Sequence[Any]:
-        """Gives the undecoded images of all rows: a list of paths, or a view of the column."""
+        """Return the undecoded images of all rows: a list of paths, or a view of the column."""
         if self._holds_paths:
             cells = enumerate(self.dataset[self.image_column])
             return [as_item(value, self.root, number) for number, value in cells]
@@ -266,7 +286,7 @@ class TableReader:
         return _ImageColumn(column, self.image_column, self.root, range(len(column)))
 
     def rows(self) -> Iterator[tuple[Any, Label]]:
-        """Gives item and label row by row, for a stream."""
+        """Yield item and label row by row, for a stream."""
         wanted = self.dataset.select_columns([self.image_column, *self.label_columns])
         for number, row in enumerate(wanted):
             yield as_item(row[self.image_column], self.root, number), self.label(row, number)

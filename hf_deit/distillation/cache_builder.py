@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..data.views import EvaluationDataset, ViewDataset, collate
 from ..errors import TeacherCacheError
-from ..losses import teacher_decisions
+from ..losses import ProblemType, teacher_decisions
 from .cache import FORMAT, FORMAT_VERSION, TEACHER_FACTS, VALIDATION, RecordFormat, epoch_name, is_finished
 from .cache_writer import PART_RECORDS, CacheWriter
 from .teacher import Teacher
@@ -109,9 +109,9 @@ def build_teacher_cache(
 
 
 def _check_classes(dataset: ViewDataset) -> None:
-    if dataset.source.problem_type != "single_label_classification":
+    if dataset.problem_type != ProblemType.SINGLE_LABEL:
         raise TeacherCacheError(
-            f"The images of {dataset.source.name} have several classes each, and a teacher's answers are learned from with "
+            f"The images of {dataset.name} have several classes each, and a teacher's answers are learned from with "
             "one class an image only: train with distillation_type='none'."
         )
 
@@ -158,4 +158,4 @@ def _store_validation(
     if "teacher_accuracy" not in writer.manifest:
         records = np.load(writer.folder / f"{VALIDATION}.npy", mmap_mode="r", allow_pickle=False)
         answers = teacher_decisions(writer.record_format.decode(records[:])).numpy()
-        writer.add_to_manifest(teacher_accuracy=float(np.mean(answers == np.asarray(dataset.source.labels))))
+        writer.add_to_manifest(teacher_accuracy=float(np.mean(answers == np.asarray(dataset.labels))))

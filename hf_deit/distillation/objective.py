@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..data.batch_ops import mix_labels, mix_pixels, normalize, resize, to_unit_range
 from ..losses import (
-    SINGLE_LABEL,
     TEACHER_OUTPUTS,
+    ProblemType,
     base_loss,
     distillation_terms,
     supervised_loss,
@@ -68,7 +68,7 @@ class DistillationObjective:
         self,
         *,
         num_labels: int,
-        problem_type: str = SINGLE_LABEL,
+        problem_type: str = ProblemType.SINGLE_LABEL,
         teacher: Teacher | None = None,
         learns_from_teacher: bool = False,
         distillation_type: str = "soft",
@@ -204,7 +204,7 @@ class DistillationObjective:
         return distillation_terms(heads, self._label_loss(labels), learns, self.alpha)
 
     def _label_loss(self, labels: Tensor) -> functools.partial:
-        if self.problem_type != SINGLE_LABEL:
+        if self.problem_type != ProblemType.SINGLE_LABEL:
             return functools.partial(supervised_loss, labels=labels, problem_type=self.problem_type)
         return functools.partial(
             base_loss,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.batch_ops import Mixing
+from ..data.dataset_info import inspect_dataset
 from ..data.sampling import ViewKey, ViewSampler, keys_at
 from ..data.views import EvaluationDataset, MixingCollator, ViewDataset, collate
 from ..errors import TeacherCacheError
@@ -89,7 +90,7 @@ def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
     Raises:
         TeacherCacheError: The data are a stream, or others without views by key.
     """
-    if not getattr(dataset, "takes_view_keys", False):
+    if not inspect_dataset(dataset).takes_view_keys:
         raise TeacherCacheError(
             f"A teacher cache needs views that come again, and {type(dataset).__name__} has none: its images have no index, or "
             "are augmented by a global generator. Use a ViewDataset (streaming: false)."
@@ -100,7 +101,7 @@ def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
 def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
     """What changes the pixels that a teacher sees of the validation images."""
     return {
-        "fingerprint": dataset.source.fingerprint,
+        "fingerprint": dataset.fingerprint,
         "images": len(dataset),
         "crop_ratio": dataset.crop_ratio,
         "view_size": dataset.view_size or dataset.image_size,

@@ -106,7 +106,7 @@ def do_run(place: Place, planned: PlannedRun) -> dict[str, Any]:
     fields |= {} if planned.cache is None else {"teacher_cache": str(planned.cache)}
     start = time.monotonic()
     try:
-        train(_loaded(place, run, **fields))
+        train(_loaded(place, run, **fields), concurrent_trainings=place.jobs)
         results = read_facts(out).results
         metrics: dict[str, Any] | None = {key: value for key, value in results.items() if key.startswith("eval_")}
     except NonFiniteLossError as error:
@@ -206,10 +206,10 @@ def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], data: Run
 
 
 def _check_metrics(ablation: Ablation) -> None:
-    from ..losses import SINGLE_LABEL
+    from ..losses import ProblemType
     from ..trainer.validation import metric_names
 
-    known = metric_names(SINGLE_LABEL)
+    known = metric_names(ProblemType.SINGLE_LABEL)
     for row in ablation.rows:
         if row.metric.removeprefix("ema_") not in known or row.metric.endswith("loss"):
             shares = ", ".join(name for name in known if not name.endswith("loss"))

@@ -423,7 +423,8 @@ def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
         fields = suggest_fields(trial, sweep.space, sweep.own_type)
         trial.set_user_attr("fields", fields)
         reporter = _reporter(trial)
-        metrics = train(_trial_recipe(sweep, fields, out), lambda trainer: trainer.add_callback(reporter))
+        trained = _trial_recipe(sweep, fields, out)
+        metrics = train(trained, lambda trainer: trainer.add_callback(reporter), concurrent_trainings=sweep.jobs)
         study.tell(trial, metrics["eval_accuracy"])
         told = f"{100 * metrics['eval_accuracy']:.1f} %"
     except TrialPruned:

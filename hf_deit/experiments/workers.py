@@ -151,15 +151,12 @@ def _raise_failures(failed: dict[Task, Exception]) -> None:
 
 
 def _begin_worker(jobs: int) -> None:
-    """Ends with the parent, leaves Ctrl-C to it, takes its share of the memory, and of the cores, or fewer by OMP_NUM_THREADS."""
+    """Ends with the parent, leaves Ctrl-C to it, and takes its share of the cores, or fewer by OMP_NUM_THREADS."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    from ..data.views import share_memory
-
     torch.set_num_threads(min(threads_for(jobs), torch.get_num_threads()))
-    share_memory(jobs)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..data.views import known_labels
+from ..data.dataset_info import inspect_dataset
 from ..errors import PublishError
 from ..models.loading import refuse_adapters
 
@@ -117,7 +117,10 @@ def describe_run(
     """
     sets = {"train": train_dataset, "validation": eval_dataset}
     return {
-        **{f"{name}_images": None if isinstance(data, dict) else _length(data) for name, data in sets.items()},
+        **{
+            f"{name}_images": None if isinstance(data, dict) else inspect_dataset(data).images
+            for name, data in sets.items()
+        },
         "classes": _class_counts(sets),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "learning_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
@@ -157,18 +160,14 @@ def latest_metrics(
     return averaged if ema_counts and averaged else metrics
 
 
-def _length(data: Any) -> int | None:
-    return len(data) if hasattr(data, "__len__") else None
-
-
 def _class_counts(sets: dict[str, Any]) -> dict[str, dict[str, int]] | None:
     counts: dict[str, dict[str, int]] = {}
     for split, data in sets.items():
-        labels, names = known_labels(data), getattr(getattr(data, "source", None), "class_names", ())
-        if labels is None or any(not isinstance(label, int) for label in labels):
-            return None  # a stream, a data set of another kind, or multi-label data
-        images = Counter(labels)
-        for index, name in enumerate(names):
+        info = inspect_dataset(data)
+        if info.labels is None or any(not isinstance(label, int) for label in info.labels):
+            return None  # a stream, a user's own data, or several classes an image
+        images = Counter(info.labels)
+        for index, name in enumerate(info.class_names or ()):
             counts.setdefault(name, {})[split] = images[index]
     return counts or None
 

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import PublishError
 from ..files import check_place, staged_files
+from ..losses import ProblemType
 from ..models.loading import full_name
 from .facts import UNKNOWN, CardMetadata, RunSummary, is_path, is_repo_name, last_part, read_facts, without_machine
 
@@ -167,7 +168,7 @@ def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata)
     return {
         "architecture": (config.get("architectures") or [None])[0],
         "two_heads": config.get("model_type") == "deit",
-        "multi_label": config.get("problem_type") == "multi_label_classification",
+        "multi_label": config.get("problem_type") == ProblemType.MULTI_LABEL,
         "shape": shape if all(isinstance(value, int) for value in shape) else None,
         "image_size": size if size is None or isinstance(size, list) else [size, size],
         "class_names": _class_names(config),

@@ -16,6 +16,8 @@ from transformers import DeiTConfig as StockDeiTConfig
 from transformers import ViTConfig as StockViTConfig
 from transformers.activations import ACT2FN
 
+from ..losses import ProblemType
+
 PRESETS = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -99,11 +101,8 @@ def validate_config(config: StockDeiTConfig | StockViTConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)!r}: no such activation. The official one is 'gelu'.")
     if config.pooler_output_size < 1:
         raise ValueError(f"pooler_output_size={config.pooler_output_size}: it must be at least 1.")
-    problem_types = (None, "single_label_classification", "multi_label_classification", "regression")
-    if getattr(config, "problem_type", None) not in problem_types:
-        raise ValueError(
-            f"problem_type={config.problem_type!r}: choose one of {', '.join(problem_types[1:])}, or None."
-        )
+    if getattr(config, "problem_type", None) not in (None, *ProblemType):
+        raise ValueError(f"problem_type={config.problem_type!r}: choose one of {', '.join(ProblemType)}, or None.")
 
 
 class _StudentConfig:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import check_place, staged_files
+from ..losses import ProblemType
 from .configuration_deit import as_pair
 from .convert import folder_of, json_beside, load_checkpoint
 from .loading import load_model, load_processor
@@ -218,7 +219,7 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     size = getattr(config, "image_size", None) or _processed_size(processor) or 224
     metadata = {
         "class_names": [config.id2label[index] for index in range(config.num_labels)],
-        "problem_type": config.problem_type or "single_label_classification",
+        "problem_type": str(ProblemType(config.problem_type or ProblemType.SINGLE_LABEL)),
         "image_size": list(as_pair(size)),
     }
     if processor is not None:

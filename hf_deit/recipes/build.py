@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..data.augmentation import Augmentation
 from ..distillation.teacher import Teacher
 from ..errors import RecipeError
+from ..losses import ProblemType
 from ..models.configuration_deit import DeiTConfig, ViTConfig, as_pair
 from ..models.fine_tuning import distilled_from_plain, with_image_size
 from ..models.image_processing_deit import DeiTImageProcessor
@@ -51,7 +52,7 @@ def build_student(
     arguments: ModelArguments,
     names: Sequence[str],
     distils: bool = False,
-    problem_type: str = "single_label_classification",
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL,
 ) -> PreTrainedModel:
     """Builds the student of a recipe for the classes of the data.
 
@@ -60,13 +61,13 @@ def build_student(
         names: Of the classes, in index order.
         distils: Whether a distillation token will have something to learn: then plain weights get one, unless
             `student` says otherwise.
-        problem_type: One class an image, or several ("multi_label_classification").
+        problem_type: Whether an image has one class or several.
 
     Raises:
         RecipeError: Fields are unknown, impossible or at odds.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    labels["problem_type"] = None if problem_type == "single_label_classification" else problem_type
+    labels["problem_type"] = None if problem_type == ProblemType.SINGLE_LABEL else str(problem_type)
     if arguments.student not in (None, "distilled", "plain"):
         raise RecipeError(f"student={arguments.student!r}: choose distilled (two heads) or plain (one head).")
     if arguments.model is not None:

@@ -1,6 +1,6 @@
-"""The data of a run: what the data fields of a recipe become, as a whole; broken images counted.
+"""The data of a run: the images that the data fields of a recipe describe, and the number of unreadable ones.
 
-Sources are made in sources.py, streams in streams.py, views in views.py; train.py brings student, teacher and trainer to them.
+The images are found in data/loading.py; train.py builds student, teacher and trainer for them.
 """
 
 import logging
@@ -18,7 +18,7 @@ from ..data.tables import Columns, TableReader
 from ..data.views import ViewDataset
 from ..errors import DataError, RecipeError, UserError
 from ..fingerprints import short_digest_of
-from ..losses import SINGLE_LABEL
+from ..losses import ProblemType
 from ..models.configuration_deit import as_pair
 from ..models.loading import load_config, published_name
 from .arguments import DataArguments, Recipe, as_size
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunData:
-    """Training and validation images of a run, readable ones only as far as that can be known before.
+    """Training and validation images of a run, without those that were found unreadable before the first step.
 
     Args:
         train: The training images, or the reader of a stream of them.
-        validation: The validation images, each decoded once.
-        arguments: The fields they were made of.
-        left_out_at_scan: Number of images whose beginnings were none.
-        left_out_of_validation: Number of validation images that could not be decoded.
+        validation: The validation images, each of which was decoded once.
+        arguments: The data fields of the recipe.
+        left_out_at_scan: Number of files whose header is not that of an image.
+        left_out_of_validation: Number of validation images that cannot be decoded.
     """
 
     train: Source | TableReader
@@ -46,51 +46,56 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """What the images, labels and their order are known by: it changes with those of training and of validation."""
+        """A short digest of the training and validation images, their labels and their order."""
         return short_digest_of([self.train.fingerprint, self.validation.fingerprint])
 
     def check_one_class_an_image(self, error: type[UserError]) -> None:
-        """Refuses data that accuracies cannot be compared on.
+        """Check that every image has one class, so that accuracies can be compared.
 
         Args:
-            error: What to raise.
+            error: Class of the error to raise.
 
         Raises:
-            UserError: An image has several classes.
+            UserError: Images have several classes.
         """
-        if self.train.problem_type != SINGLE_LABEL:
+        if self.train.problem_type != ProblemType.SINGLE_LABEL:
             raise error(
-                f"{self.train.name} has several classes an image: what is compared here are accuracies, of one class each."
+                f"The problem type of {self.train.name} is {self.train.problem_type}, and accuracies are compared here: use "
+                "data with one class per image."
             )
 
-    def training_set(self, augmentation: Augmentation, seed: int, step_size: int) -> ViewDataset | ViewStream:
-        """Gives the training images as views.
+    def training_set(
+        self, augmentation: Augmentation, seed: int, step_size: int, concurrent_trainings: int = 1
+    ) -> ViewDataset | ViewStream:
+        """Return the training images as views.
 
         Args:
-            augmentation: What makes a view.
-            seed: Of the run.
-            step_size: Images of one optimizer step over all processes and accumulation steps; a stream comes in whole steps.
+            augmentation: The augmentation that computes a view.
+            seed: Seed of the run.
+            step_size: Number of images of one optimizer step over all processes and accumulation steps. A stream yields
+                whole steps only.
+            concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
 
         Raises:
             DataError: A stream is known to have fewer rows than a step.
         """
         policy = self.arguments.broken_images
         if isinstance(self.train, Source):
-            return ViewDataset(self.train, augmentation, seed, policy)
+            return ViewDataset(self.train, augmentation, seed, policy, concurrent_trainings=concurrent_trainings)
         if self.train.row_count is not None and self.train.row_count < step_size:
             raise DataError(
                 f"{self.train.name} has {self.train.row_count} row(s) and an optimizer step takes {step_size} (per-device batch "
                 "× processes × gradient accumulation steps): use a smaller per_device_train_batch_size or "
-                "gradient_accumulation_steps, or leave streaming out."
+                "gradient_accumulation_steps, or set streaming: false."
             )
         return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, step_size, policy)
 
     def broken_images(self, training_set: ViewDataset | ViewStream, accelerator: Any) -> dict[str, int]:
-        """Gives the number of broken images by what was done with them; call it in all processes.
+        """Return the number of unreadable images, by what was done with them. Call it in all processes.
 
         Args:
-            training_set: As it was trained on.
-            accelerator: Of the trainer; each process has met other images.
+            training_set: The data set of the training.
+            accelerator: Accelerator of the trainer; each process has read other images.
         """
         counts = {"left_out_at_scan": self.left_out_at_scan, "left_out_of_validation": self.left_out_of_validation}
         if isinstance(training_set, ViewDataset):
@@ -101,24 +106,24 @@ class RunData:
 
 
 def columns_of(arguments: DataArguments | Namespace) -> Columns:
-    """Gives the columns that the fields of a recipe, or of a command line, name.
+    """Return the columns that the fields of a recipe, or of a command line, name.
 
     Raises:
-        DataError: They do not go together.
+        DataError: The fields contradict each other.
     """
     return Columns(arguments.image_column, tuple(arguments.label_column or ()), arguments.label_separator)
 
 
 def load_run_data(recipe: Recipe) -> RunData:
-    """Loads the data of a recipe and checks what can be checked before the first step.
+    """Load the data of a recipe, and check what can be checked before the first step.
 
     Raises:
-        RecipeError: No data are named, or streaming does not go with the other fields.
-        DataError: The data are not what they should be.
+        RecipeError: The recipe names no data, or streaming contradicts another field.
+        DataError: The data cannot be used.
     """
     arguments, seed = recipe.data, recipe.training.seed
     if arguments.data is None:
-        raise RecipeError("The recipe names no data: give --data FOLDER, a table or a Hub name.")
+        raise RecipeError("The recipe names no data: set data to a folder, a table or a name on the Hub (--data).")
     columns, policy = columns_of(arguments), arguments.broken_images
     if arguments.streaming:
         _check_streaming(recipe)
@@ -135,26 +140,29 @@ def _check_streaming(recipe: Recipe) -> None:
     arguments = recipe.data
     if is_image_folder(arguments.data):
         raise RecipeError(
-            f"streaming: {arguments.data} is a folder of class folders, which is read image by image anyway: leave "
-            "streaming out."
+            f"streaming: {arguments.data} is a folder of class folders, which is not loaded into memory anyway: set "
+            "streaming: false."
         )
     if recipe.run.resume:
         raise RecipeError(
-            "--resume with streaming: where a stream stood is not kept. Leave streaming out, or start anew."
+            "--resume with streaming: the position in a stream is not saved, so a streamed training cannot be resumed. Set "
+            "streaming: false, or start a new run in another output_dir."
         )
     if recipe.training.repeated_augmentation != 1:
         raise RecipeError(
-            f"repeated_augmentation={recipe.training.repeated_augmentation} with streaming: a stream gives each image once. Set "
-            "it to 1, or leave streaming out."
+            f"repeated_augmentation={recipe.training.repeated_augmentation} with streaming: a stream yields each image once. Set "
+            "it to 1, or set streaming: false."
         )
     if recipe.training.max_steps < 1:
-        raise RecipeError("The length of a stream is not known: give max_steps, the number of optimizer steps.")
+        raise RecipeError("streaming: the length of a stream is unknown. Set max_steps, the number of optimizer steps.")
     if arguments.shuffle_buffer < 1:
-        raise RecipeError(f"shuffle_buffer={arguments.shuffle_buffer}: at least 1; 1 keeps the order of the data.")
+        raise RecipeError(
+            f"shuffle_buffer={arguments.shuffle_buffer}: it must be at least 1, where 1 keeps the order of the data."
+        )
 
 
 def view_size_of(recipe: Recipe) -> tuple[int, int]:
-    """Gives the `(height, width)` of a recipe's views in pixels: view_size, or the student's, or 224.
+    """Return the `(height, width)` of a recipe's views in pixels: view_size, the student's image size, or 224.
 
     Raises:
         UserError: The weights that the student starts from do not exist.

@@ -15,6 +15,7 @@ from ..data.tables import Columns
 from ..data.views import EvaluationDataset
 from ..errors import RecipeError
 from ..hub.facts import RECIPE_FILE
+from ..losses import ProblemType
 from ..models.configuration_deit import as_pair
 from ..models.loading import load_model, load_processor
 from ..trainer.resumable_trainer import EMA_FOLDER
@@ -28,54 +29,35 @@ from .recipe import load_recipe
 logger = logging.getLogger(__name__)
 
 
-class ProcessedDataset(torch.utils.data.Dataset):
-    """A source through a saved image processor: exactly the pixels a user of the model will have.
+def relabel(source: Source, names: Sequence[str], problem_type: ProblemType) -> Source:
+    """Return a source with its labels in a model's class order. Classes are matched by name.
 
     Args:
-        source: The images.
-        processor: Of the model.
-        teacher_view_size: `(height, width)` of the view a teacher sees; None: the model's pixels.
-    """
-
-    def __init__(self, source: Source, processor: Any, teacher_view_size: tuple[int, int] | None = None):
-        self.source = source
-        self.processor = processor
-        self.views = None if teacher_view_size is None else EvaluationDataset(source, teacher_view_size)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Gives `pixel_values` `(3, height, width)`, `labels` and, if asked for, `teacher_pixel_values`."""
-        pixels = self.processor(self.source.image(index), return_tensors="pt")["pixel_values"][0]
-        row = {"pixel_values": pixels, "labels": self.source.labels[index]}
-        return row if self.views is None else row | {"teacher_pixel_values": self.views[index]["pixel_values"]}
-
-
-def relabel(source: Source, names: Sequence[str], problem_type: str) -> Source:
-    """Brings the labels of a source to a model's class order, by name.
+        source: The images and their labels.
+        names: Class names of the model, in index order.
+        problem_type: Problem type of the model.
 
     Raises:
-        RecipeError: The data have a class that the model does not know, or one label an image and the model several.
+        RecipeError: The data have a class that the model does not know, or are for another problem type.
     """
     if problem_type != source.problem_type:
         raise RecipeError(
-            f"The model is for {problem_type} and the labels of {source.name} for {source.problem_type}: give the "
-            "label_column (and label_separator) that the model was trained on."
+            f"The problem type of the model is {problem_type}, that of the labels of {source.name} is "
+            f"{source.problem_type}: give the label_column (and label_separator) that the model was trained on."
         )
     if tuple(names) == source.class_names:
         return source
     unknown = sorted(set(source.class_names) - set(names))
     if unknown:
         raise RecipeError(
-            f"The data have class(es) {', '.join(map(repr, unknown))} that the model does not know; it knows "
-            f"{', '.join(map(repr, names[:20]))}{' …' if len(names) > 20 else ''}."
+            f"{source.name} has the class(es) {', '.join(map(repr, unknown))}, which the model does not know. Its classes are "
+            f"{', '.join(map(repr, names[:20]))}{' …' if len(names) > 20 else ''}: evaluate it on images of these classes."
         )
     order = [names.index(name) for name in source.class_names]
-    if problem_type == "multi_label_classification":
-        places = {place: own for own, place in enumerate(order)}
+    if problem_type is ProblemType.MULTI_LABEL:
+        own = {place: index for index, place in enumerate(order)}
         labels: list[Any] = [
-            tuple(row[places[place]] if place in places else 0 for place in range(len(names))) for row in source.labels
+            tuple(row[own[place]] if place in own else 0 for place in range(len(names))) for row in source.labels
         ]
     else:
         labels = [order[label] for label in source.labels]
@@ -122,11 +104,11 @@ def evaluate(
     found = load_validation(data, *_split_of(own, data), columns or _columns_of(own, data))
     validation = without_unreadable(found)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    problem_type = model.config.problem_type or "single_label_classification"
+    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
     if teacher_view_size is not None and teacher_view_size < 1:
         raise RecipeError(f"teacher_view_size={teacher_view_size}: a number of pixels, at least 1.")
     view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
-    dataset = ProcessedDataset(relabel(validation, names, problem_type), processor, view_size)
+    dataset = EvaluationDataset(relabel(validation, names, problem_type), processor=processor, view_size=view_size)
     with tempfile.TemporaryDirectory() as unused:
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
@@ -197,7 +179,7 @@ def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[li
     for index in range(len(images)):
         pixels = processor(source.image(index), return_tensors="pt")["pixel_values"]
         logits = model(pixel_values=pixels).logits[0].float()
-        several = model.config.problem_type == "multi_label_classification"
+        several = model.config.problem_type == ProblemType.MULTI_LABEL
         probabilities = logits.sigmoid() if several else logits.softmax(dim=-1)
         best = probabilities.topk(min(top_k, len(probabilities)))
         answers.append(

@@ -30,8 +30,14 @@ from .data import RunData, load_run_data
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
-    """Builds everything a recipe names, and checks it together, before the first step; `data` if they are loaded."""
+def build_trainer(recipe: Recipe, data: RunData | None = None, concurrent_trainings: int = 1) -> DistillationTrainer:
+    """Build everything that a recipe names, and check it together before the first step.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Its data, if they are loaded already.
+        concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
+    """
     args = recipe.training
     set_seed(args.seed)
     data = data if data is not None else load_run_data(recipe)
@@ -55,12 +61,18 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
     problems.raise_all()
+    training_set = data.training_set(
+        augmentation,
+        seed=args.seed,
+        step_size=args.global_batch_size,
+        concurrent_trainings=concurrent_trainings,
+    )
     try:
         return DistillationTrainer(
             student,
             teacher,
             args,
-            train_dataset=data.training_set(augmentation, args.seed, args.global_batch_size),
+            train_dataset=training_set,
             eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
             processing_class=processor,
             teacher_cache=recipe.teacher.teacher_cache,
@@ -109,12 +121,15 @@ def _teacher_of(arguments: TeacherArguments) -> Teacher | None:
         return None
 
 
-def train(recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None = None) -> dict[str, Any] | None:
+def train(
+    recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None = None, concurrent_trainings: int = 1
+) -> dict[str, Any] | None:
     """Trains a student and saves it, its processor, the recipe and the results in `output_dir`.
 
     Args:
         recipe: Of the run.
         prepare: Gets the trainer before its first step, to add callbacks.
+        concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
 
     Returns:
         The validation metrics of the saved weights, and `broken_images`, how many there were by what was done; None in
@@ -130,7 +145,7 @@ def train(recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None 
             f"{output_dir} holds an earlier run. Add --resume to go on from its checkpoints, or choose another --output_dir."
         )
     data = load_run_data(recipe)
-    trainer = build_trainer(recipe, data)
+    trainer = build_trainer(recipe, data, concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))

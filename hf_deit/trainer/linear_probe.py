@@ -28,6 +28,7 @@ from ..distillation.objective import DistillationObjective, live_teacher_logits
 from ..distillation.teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
 from ..errors import UserError
 from ..files import staged_files
+from ..losses import ProblemType
 from ..models.image_processing_deit import DeiTImageProcessor
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
@@ -72,7 +73,7 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     columns = Columns(arguments.image_column, (arguments.label_column,) if arguments.label_column else ())
     train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed, columns)
     validation = without_unreadable(validation)
-    if train.problem_type != "single_label_classification":
+    if train.problem_type != ProblemType.SINGLE_LABEL:
         raise UserError(
             f"{train.name} has several classes an image: a teacher learns one. Train a student without one."
         )

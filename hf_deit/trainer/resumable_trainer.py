@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
+from ..data.dataset_info import describe_dataset
 from ..errors import NonFiniteLossError, ResumeError
 from ..files import STAGING_PREFIX, publish_folder, staged_files, write_json
 from .checkpoints import RUN_FILE, check_same_run, newest_checkpoint, remove_staging
@@ -109,15 +110,7 @@ class ResumableTrainer(Trainer):
         if hasattr(self.model, "config"):
             unrelated = ("transformers_version", "architectures", "dtype", "_name_or_path")
             model |= {name: value for name, value in self.model.config.to_dict().items() if name not in unrelated}
-        data = self.train_dataset
-        if hasattr(data, "describe"):
-            data = data.describe()
-        else:
-            data = {
-                "fingerprint": getattr(data, "_fingerprint", None),
-                "images": len(data) if hasattr(data, "__len__") else None,
-            }
-        return {"model": model, "recipe": recipe, "data": data}
+        return {"model": model, "recipe": recipe, "data": describe_dataset(self.train_dataset)}
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:

@@ -24,15 +24,16 @@ from transformers import Trainer, get_scheduler
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 
+from ..data.dataset_info import inspect_dataset
 from ..data.sampling import ViewSampler
-from ..data.views import MixingCollator, collate, known_labels
+from ..data.views import MixingCollator, ViewDataset, collate
 from ..distillation.cache import TeacherCache
 from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import RecipeError
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
-from ..losses import balanced_weights, teacher_decisions
+from ..losses import ProblemType, balanced_weights, teacher_decisions
 from ..models.configuration_deit import as_pair
 from ..models.image_processing_deit import DeiTImageProcessor
 from .hub_mixin import HubMixin
@@ -64,11 +65,6 @@ logger = logging.getLogger(__name__)
 
 def _peak(args: DistillationTrainingArguments) -> float:
     return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
-
-
-def _view_size(dataset: Any) -> tuple[int, int] | None:
-    """The size of a keyed data set's views; other data sets are not asked for a row, which might draw random numbers."""
-    return getattr(dataset, "view_size", None)
 
 
 def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
@@ -131,7 +127,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     ):
         args = args if args is not None else DistillationTrainingArguments(output_dir="trainer_output")
         _check_types(model, args)
-        self.student = inspect_student(model, _view_size(train_dataset))
+        self.student = inspect_student(model, inspect_dataset(train_dataset).view_size)
         self.distillation_target = self.teacher = self.cached = None
         problems = Problems()
         has_teacher = teacher is not None or teacher_cache is not None
@@ -182,10 +178,11 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         elif not isinstance(teacher, Teacher):
             teacher = Teacher(teacher)
         teacher.to(self.args.device)
-        view_size = _view_size(self.train_dataset) or self.student.image_size or teacher.image_size or (224, 224)
+        info = inspect_dataset(self.train_dataset)
+        view_size = info.view_size or self.student.image_size or teacher.image_size or (224, 224)
         names = self.student.class_names
-        if names is None and len(getattr(self.train_dataset, "class_names", ())) == self.student.num_labels:
-            names = [name.strip() for name in self.train_dataset.class_names]  # what the student's outputs will mean
+        if names is None and info.class_names is not None and len(info.class_names) == self.student.num_labels:
+            names = [name.strip() for name in info.class_names]  # what the student's outputs will mean
         teacher.align(names, self.student.num_labels, as_pair(view_size))
         return teacher
 
@@ -211,7 +208,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         return cached
 
     def _build_objective(self) -> DistillationObjective:
-        args, labels = self.args, known_labels(self.train_dataset)
+        args, labels = self.args, inspect_dataset(self.train_dataset).labels
         weights = None
         if args.class_weights != "none" and labels is not None:  # an evaluation has no training data, and needs none
             weights = balanced_weights(labels, self.student.num_labels).to(args.device)
@@ -236,8 +233,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     def _warn_if_not_keyed(self, dataset: Dataset | None) -> None:
         # A stream makes keys itself, and says what it does not promise.
-        keyed = getattr(dataset, "takes_view_keys", False) or getattr(dataset, "makes_view_keys", False)
-        if dataset is not None and not keyed:
+        info = inspect_dataset(dataset)
+        if dataset is not None and not (info.takes_view_keys or info.makes_view_keys):
             logger.warning(
                 "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
                 "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
@@ -246,7 +243,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if not getattr(dataset, "takes_view_keys", False):
+        if not inspect_dataset(dataset).takes_view_keys:
             return super()._get_train_sampler(dataset)
         learns = self.cached is not None and self.distillation_target is not None
         sampler = ViewSampler if not learns else functools.partial(CachedSampler, self.cached.cache)
@@ -259,7 +256,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         )
 
     def _log_epoch(self) -> None:
-        if getattr(self.train_dataset, "takes_view_keys", False):
+        if inspect_dataset(self.train_dataset).takes_view_keys:
             sampler = self._get_train_sampler()
             views = (
                 f"{self.args.repeated_augmentation} views of an image, " if self.args.repeated_augmentation > 1 else ""
@@ -277,7 +274,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self._keep_views()
         collator = self.data_collator
         if self.mixing.is_on:
-            collator = MixingCollator(collator, self.mixing, getattr(self.train_dataset, "seed", self.args.seed))
+            seed = inspect_dataset(self.train_dataset).seed
+            collator = MixingCollator(collator, self.mixing, self.args.seed if seed is None else seed)
         if self.cached is not None and self.distillation_target is not None:
             collator = self.cached.training_collator(collator)
         with self._collating(collator), self._pairing():
@@ -285,7 +283,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     def _keep_views(self) -> None:
         """Where views come again, and the data set can keep them."""
-        if self.args.num_views is None or not hasattr(self.train_dataset, "keep_views"):
+        if self.args.num_views is None or not isinstance(self.train_dataset, ViewDataset):
             return
         sampler = self._get_train_sampler()
         steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * sampler.num_batches
@@ -323,7 +321,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     def _pairing(self) -> Iterator[None]:
         """Leaves out a last batch that could not be paired, of the training data alone: the loader of an evaluation is whole."""
         given = self.args.dataloader_drop_last
-        if not getattr(self.train_dataset, "takes_view_keys", False):
+        if not inspect_dataset(self.train_dataset).takes_view_keys:
             self.args.dataloader_drop_last = given or self.mixing.is_on
         try:
             yield
@@ -507,9 +505,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 return None, heads["logits"].detach(), None
             kept = self.objective.terms(heads, teacher_outputs, labels)
         loss = kept["loss"].mean()
-        if self.student.problem_type == "single_label_classification":
+        if self.student.problem_type == ProblemType.SINGLE_LABEL:
             kept |= reduce_batch(heads | teacher_outputs, labels)
-        elif self.student.problem_type == "multi_label_classification":
+        elif self.student.problem_type == ProblemType.MULTI_LABEL:
             kept |= reduce_multi_label_batch(heads, labels)
         # The last batch is filled up to be shared out evenly; gather_for_metrics drops the surplus.
         self._kept.append(self.accelerator.gather_for_metrics(kept))

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.batch_ops import Mixing
+from ..data.dataset_info import inspect_dataset
 from ..distillation.view_schedule import ViewSchedule
 from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
 
@@ -168,12 +169,14 @@ class DistillationTrainingArguments(TrainingArguments):
         """Gives the number of optimizer steps of a training on `dataset`; None where the data have no length."""
         if self.max_steps > 0:
             return self.max_steps
-        if not hasattr(dataset, "__len__"):
+        info = inspect_dataset(dataset)
+        if info.images is None:
             return None
-        batches = len(dataset) / self.global_batch_size
+        batches = info.images / self.global_batch_size
         # Keyed views drop the tail of an epoch, as mixing does; the stock sampler trains on it.
-        keyed = getattr(dataset, "takes_view_keys", False)
-        whole = math.floor(batches) if keyed or self.mixup_alpha or self.cutmix_alpha else math.ceil(batches)
+        whole = (
+            math.floor(batches) if info.takes_view_keys or self.mixup_alpha or self.cutmix_alpha else math.ceil(batches)
+        )
         return math.ceil(max(1, whole) * self.num_train_epochs)
 
     def view_schedule(self, dataset: Any, workers: int = 0) -> ViewSchedule:

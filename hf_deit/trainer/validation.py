@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..data.views import known_labels
+from ..data.dataset_info import inspect_dataset
 from ..errors import RecipeError, UserError
-from ..losses import SINGLE_LABEL
+from ..losses import ProblemType
 from ..models.configuration_deit import as_pair
 from ..models.label_names import class_names
 from .metrics import TOP_K
@@ -32,14 +32,14 @@ class StudentInfo:
         num_labels: Number of outputs of a head.
         two_heads: Whether it has a distillation head.
         class_names: In index order; None if it has none.
-        problem_type: "single_label_classification", "multi_label_classification" or "regression".
+        problem_type: What its outputs are trained on.
     """
 
     image_size: tuple[int, int] | None
     num_labels: int
     two_heads: bool
     class_names: list[str] | None
-    problem_type: str
+    problem_type: ProblemType
 
 
 @torch.no_grad()
@@ -76,13 +76,13 @@ def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
         )
     problem_type = getattr(config, "problem_type", None)
     if problem_type is None:
-        problem_type = "regression" if logits.shape[-1] == 1 else "single_label_classification"
+        problem_type = ProblemType.REGRESSION if logits.shape[-1] == 1 else ProblemType.SINGLE_LABEL
     return StudentInfo(
         image_size=None if fixed_size is None else (height, width),
         num_labels=logits.shape[-1],
         two_heads="distillation_logits" in outputs,
         class_names=class_names(getattr(config, "id2label", None)),
-        problem_type=problem_type,
+        problem_type=ProblemType(problem_type),
     )
 
 
@@ -102,7 +102,7 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
             f"distillation_type={args.distillation_type!r} needs a teacher and none was given: pass one, or set "
             "distillation_type='none'."
         )
-    if student.problem_type != "single_label_classification":
+    if student.problem_type != ProblemType.SINGLE_LABEL:
         raise RecipeError(
             f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's problem_type "
             f"is {student.problem_type!r}: train it with distillation_type='none'."
@@ -123,12 +123,12 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
 
 _HEADS = ("", "cls_", "distillation_")
 _METRICS = {
-    SINGLE_LABEL: (
+    ProblemType.SINGLE_LABEL: (
         *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
         "teacher_agreement",
     ),
-    "multi_label_classification": tuple(f"{head}mean_average_precision" for head in _HEADS),
-    "regression": (),
+    ProblemType.MULTI_LABEL: tuple(f"{head}mean_average_precision" for head in _HEADS),
+    ProblemType.REGRESSION: (),
 }
 
 
@@ -195,7 +195,9 @@ def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> N
     )
     if args.metric_for_best_model is not None or not needed:
         return
-    name = {SINGLE_LABEL: "accuracy", "multi_label_classification": "mean_average_precision"}.get(problem_type, "loss")
+    name = {ProblemType.SINGLE_LABEL: "accuracy", ProblemType.MULTI_LABEL: "mean_average_precision"}.get(
+        problem_type, "loss"
+    )
     args.metric_for_best_model = f"ema_{name}" if args.counted_weights == "ema" else name
     if args.greater_is_better is None:
         args.greater_is_better = not name.endswith("loss")
@@ -219,9 +221,9 @@ def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -
 
 
 def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Dataset) -> Iterator[str]:
-    single = student.problem_type == SINGLE_LABEL
+    single = student.problem_type == ProblemType.SINGLE_LABEL
     for name in ("mixup_alpha", "cutmix_alpha"):
-        if getattr(args, name) and student.problem_type == "regression":
+        if getattr(args, name) and student.problem_type == ProblemType.REGRESSION:
             yield (
                 f"{name}={getattr(args, name)} mixes classes, and the student's problem_type is 'regression': set {name}=0."
             )
@@ -237,7 +239,7 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
             f"class_weights={args.class_weights!r} needs one class an image, and the student's problem_type is "
             f"{student.problem_type!r}: set class_weights='none'."
         )
-    elif known_labels(dataset) is None:
+    elif inspect_dataset(dataset).labels is None:
         yield (
             f"class_weights={args.class_weights!r} needs the labels of all images beforehand, and the training data "
             f"({type(dataset).__name__}) do not tell them: use a ViewDataset, or set class_weights='none'."
@@ -245,7 +247,8 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
 
 
 def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
-    keyed = getattr(dataset, "takes_view_keys", False)
+    info = inspect_dataset(dataset)
+    keyed = info.takes_view_keys
     if args.train_batch_size % 2 and (keyed or args.mixup_alpha or args.cutmix_alpha):
         yield (
             f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
@@ -257,27 +260,27 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
                 f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
             )
         batch = args.train_batch_size * args.world_size
-        if (args.mixup_alpha or args.cutmix_alpha) and hasattr(dataset, "__len__") and len(dataset) < batch:
+        if (args.mixup_alpha or args.cutmix_alpha) and info.images is not None and info.images < batch:
             yield (
-                f"The data have {len(dataset)} images and a batch {batch}: mixing leaves out an incomplete batch, so nothing would "
-                f"be learned. Use per_device_train_batch_size of at most {len(dataset) // args.world_size // 2 * 2}."
+                f"The data have {info.images} images and a batch {batch}: mixing leaves out an incomplete batch, so nothing would "
+                f"be learned. Use per_device_train_batch_size of at most {info.images // args.world_size // 2 * 2}."
             )
         return
-    if student.problem_type != SINGLE_LABEL:
+    if student.problem_type != ProblemType.SINGLE_LABEL or info.class_names is None:
         return
-    count = len(dataset.class_names)
+    count = len(info.class_names)
     if count == student.num_labels and student.class_names not in (
         None,
-        [name.strip() for name in dataset.class_names],
+        [name.strip() for name in info.class_names],
     ):
         yield (
-            f"The data's classes are {', '.join(dataset.class_names[:20])}, the student's (and so the teacher's answers) "
+            f"The data's classes are {', '.join(info.class_names[:20])}, the student's (and so the teacher's answers) "
             f"{', '.join(student.class_names[:20])}: labels would be taken for other classes. Build the student with the "
             "data's names as id2label, in their order."
         )
     if count != student.num_labels:
         yield (
-            f"The data have {count} classes ({', '.join(dataset.class_names[:20])}), the student {student.num_labels} "
+            f"The data have {count} classes ({', '.join(info.class_names[:20])}), the student {student.num_labels} "
             f"outputs: build it with num_labels={count}."
         )
 

@@ -180,10 +180,10 @@ def a_file(folder):
     ("make", "named"),
     [
         (no_data, ["No data at"]),
-        (an_empty_folder, ["holds no folders", "folder per class"]),
-        (folders_without_images, ["No images in", ".png"]),
-        (one_class, ["one class only (bee)", "at least 2"]),
-        (a_class_without_training_images, ["No training image", "'cat'"]),
+        (an_empty_folder, ["holds no folders", "folder for each class"]),
+        (folders_without_images, ["no images", ".png"]),
+        (one_class, ["(bee)", "at least 2"]),
+        (a_class_without_training_images, ["no training image", "'cat'"]),
         (a_class_in_validation_only, ["'kitten'", "must agree"]),
         (a_file, ["is a file"]),
     ],
@@ -207,11 +207,10 @@ def test_an_image_that_breaks_off_is_refused_by_name_where_broken_images_are(tmp
     fields = (*QUIET, *STUDENT, *PLAIN, "--num_train_epochs", 1, "--broken_images", "raise")
     message = refused(capsys, "train", "--data", folder, "--output_dir", tmp_path / "out", *fields)
     assert "broken.png" in message
-    assert "Repair or remove it" in message
 
 
 def test_without_data_nothing_is_done(tmp_path, capsys):
-    assert "no data: give --data" in refused(capsys, "train", "--output_dir", tmp_path / "out", *STUDENT, *PLAIN)
+    assert "(--data)" in refused(capsys, "train", "--output_dir", tmp_path / "out", *STUDENT, *PLAIN)
     assert not (tmp_path / "out").exists()
 
 

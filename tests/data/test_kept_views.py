@@ -2,13 +2,14 @@
 
 import pickle
 
-import psutil
 import pytest
 import torch
 
 from hf_deit.data import views
+from hf_deit.data.augmentation import Augmentation
 from hf_deit.data.sampling import ViewKey, ViewSampler
-from hf_deit.data.views import ViewDataset, collate, memory_for_views, share_memory
+from hf_deit.data.views import ViewDataset, collate
+from hf_deit.errors import DataError
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers import tiny
 
@@ -82,33 +83,53 @@ def test_a_substitute_of_a_broken_image_is_not_kept(made):
     assert len(made) == 2 * count
 
 
-def test_views_that_do_not_fit_into_memory_are_not_kept(caplog):
+# Ten views of 57 × 58 pixels take 99,190 bytes.
+BYTES = 10 * (1 + 3 * 57 * 58)
+
+
+def keeps_ten_views(processes=1, **fields):
+    data = ViewDataset(tiny.source(10), Augmentation((57, 58)), 0, **fields)
+    data.keep_views(1, 1, processes)
+    return data._kept is not None
+
+
+def test_views_take_at_most_half_of_the_free_memory(monkeypatch):
+    monkeypatch.setattr(views, "free_memory", lambda: 2 * BYTES)
+    assert keeps_ten_views()
+    monkeypatch.setattr(views, "free_memory", lambda: 2 * BYTES - 1)
+    assert not keeps_ten_views()
+
+
+def test_views_that_do_not_fit_are_logged_with_their_size_and_what_is_allowed(monkeypatch, caplog):
+    monkeypatch.setattr(views, "free_memory", lambda: 3_000_000_000)
     with caplog.at_level("INFO"):
-        assert memory_for_views(1000, 10_000_000, 1, (224, 224)) is None
-    assert "1000 views of each image would take 1505290.0 GB" in caplog.text
+        assert views.memory_for_views(1_500_000_000, 1000, 10_000_000, 1, (224, 224)) is None
+    assert "1000 views" in caplog.text and "1505290.0 GB" in caplog.text and "1.5 GB" in caplog.text
 
 
-def test_the_limit_of_a_container_or_batch_job_counts(monkeypatch, tmp_path):
-    plain = psutil.virtual_memory().available
-    monkeypatch.setattr(views, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(views, "_OWN_CGROUP", tmp_path / "own")
-    assert views.free_memory() > plain / 2  # no cgroups here
-    (tmp_path / "own").write_text("1:name=systemd:/other\n0::/batch/job\n")
-    assert views.free_memory() > plain / 2
-    (tmp_path / "batch" / "job").mkdir(parents=True)
-    for folder, limit, used in (("", "max", "7"), ("batch", "900000", "100000"), ("batch/job", "max", "50")):
-        (tmp_path / folder / "memory.max").write_text(limit + "\n")
-        (tmp_path / folder / "memory.current").write_text(used + "\n")
-    assert views.free_memory() == 800_000
-    # Files that were read count as used, and would make room.
-    (tmp_path / "batch" / "memory.stat").write_text("anon 70000\ninactive_file 25000\nactive_file 3\n")
-    assert views.free_memory() == 825_000
-    (tmp_path / "batch" / "memory.stat").write_text("broken")
-    (tmp_path / "batch" / "memory.max").write_text("300000")
-    assert memory_for_views(1, 10, 1, (58, 57)) is not None  # 99,190 of 100,000 bytes
-    assert memory_for_views(1, 10, 1, (58, 58)) is None
-    (tmp_path / "batch" / "memory.current").write_text("900001")
-    assert views.free_memory() == 0
+def test_views_take_at_most_the_memory_limit_even_if_the_free_memory_is_unknown(monkeypatch):
+    for free in (None, 100 * BYTES):
+        monkeypatch.setattr(views, "free_memory", lambda free=free: free)
+        assert keeps_ten_views()
+        assert keeps_ten_views(memory_limit=BYTES)
+        assert not keeps_ten_views(memory_limit=BYTES - 1)
+    assert not keeps_ten_views(memory_limit=0)
+
+
+def test_a_memory_limit_below_zero_and_no_training_are_refused():
+    for field, value in (("memory_limit", -1), ("concurrent_trainings", 0)):
+        with pytest.raises(DataError, match=f"{field}={value}"):
+            keeps_ten_views(**{field: value})
+
+
+def test_free_memory_is_what_the_system_reports_as_available(monkeypatch, tmp_path):
+    file = tmp_path / "meminfo"
+    monkeypatch.setattr(views, "_MEMORY_FILE", file)
+    assert views.free_memory() is None  # not Linux
+    file.write_text("MemTotal:       16000 kB\nMemFree:          100 kB\nMemAvailable:    8000 kB\n")
+    assert views.free_memory() == 8000 * 1024
+    file.write_text("MemTotal:       16000 kB\n")  # a kernel of before 2014
+    assert views.free_memory() is None
 
 
 @pytest.mark.parametrize(
@@ -131,7 +152,7 @@ def test_a_training_makes_each_of_its_views_once_and_learns_the_same(tmp_path, m
 
     model, images = trained(tmp_path / "keeping"), len(tiny.training_data())
     assert (len(made) == images) == keeps
-    monkeypatch.setattr("hf_deit.data.views.memory_for_views", lambda *shape: None)
+    monkeypatch.setattr("hf_deit.data.views.memory_for_views", lambda *unused: None)
     other = trained(tmp_path / "not")
     assert len(made) > images
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
@@ -147,15 +168,12 @@ def test_a_set_smaller_than_the_batch_has_all_its_views_kept(tmp_path, made, rep
     assert 64 <= len(made) <= 72
 
 
-def test_processes_share_the_memory(monkeypatch):
-    monkeypatch.setattr(views, "free_memory", lambda: 2 * 100_000)
-    assert memory_for_views(1, 10, 1, (57, 58)) is not None
-    assert memory_for_views(1, 10, 1, (57, 58), processes=2) is None
-
-
-def test_trainings_beside_each_other_share_the_memory(monkeypatch):
-    monkeypatch.setattr(views, "free_memory", lambda: 2 * 100_000)
-    monkeypatch.setattr(views, "_trainings", 1)
-    assert memory_for_views(1, 10, 1, (57, 58)) is not None
-    share_memory(2)
-    assert memory_for_views(1, 10, 1, (57, 58)) is None
+def test_processes_and_trainings_at_the_same_time_share_the_memory(monkeypatch):
+    for free, limit in ((2 * 6 * BYTES, 100 * BYTES), (100 * BYTES, 6 * BYTES)):
+        monkeypatch.setattr(views, "free_memory", lambda free=free: free)
+        assert keeps_ten_views(processes=6, memory_limit=limit)
+        assert not keeps_ten_views(processes=7, memory_limit=limit)
+        assert keeps_ten_views(concurrent_trainings=6, memory_limit=limit)
+        assert not keeps_ten_views(concurrent_trainings=7, memory_limit=limit)
+        assert keeps_ten_views(processes=2, concurrent_trainings=3, memory_limit=limit)
+        assert not keeps_ten_views(processes=2, concurrent_trainings=4, memory_limit=limit)

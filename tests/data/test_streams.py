@@ -250,9 +250,9 @@ def test_every_optimizer_step_of_a_stream_takes_whole_batches_of_one_pass(photos
 def test_a_stream_of_one_class_is_refused_as_an_indexed_one(photos):
     for name in ("train", "validation"):
         table(photos, ["cat"] * 10, f"{name}.csv")
-    with pytest.raises(DataError, match="one class only") as streamed:
+    with pytest.raises(DataError, match=r"\(cat\).*at least 2") as streamed:
         load_stream(str(photos), KIND)
-    with pytest.raises(DataError, match="one class only") as indexed:
+    with pytest.raises(DataError) as indexed:
         load_splits(str(photos), columns=KIND)
     assert str(streamed.value) == str(indexed.value)
 
@@ -278,7 +278,7 @@ def test_a_pass_that_fills_no_batch_is_refused_with_a_remedy(photos, workers):
         stream = stream_of(as_csv(photos), root=photos, batch_size=size)
         return list(DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=collate))
 
-    with pytest.raises(DataError, match="fills no batch of 12 images.*smaller per_device_train_batch_size"):
+    with pytest.raises(DataError, match="12 images.*the stream.*per_device_train_batch_size"):
         read(12)
     for number in range(1, 10):
         file = photos / "photos" / f"{number}.png"

@@ -236,9 +236,7 @@ def test_a_row_without_a_label_is_refused_by_its_number(photos):
 
 
 def test_numbers_with_a_fraction_are_no_classes(photos):
-    assert_refused(
-        table(photos, [0.5, 1.5] * 5), "'kind'", "no column of classes", "float64", columns=Columns(labels=("kind",))
-    )
+    assert_refused(table(photos, [0.5, 1.5] * 5), "'kind'", "float64", columns=Columns(labels=("kind",)))
 
 
 def test_a_column_of_mixed_types_is_refused(photos):
@@ -300,7 +298,7 @@ def test_an_embedded_image_is_named_by_its_row_in_every_part_of_the_table(photos
 def test_paths_of_windows_are_refused_as_such(photos):
     rows = [(path.replace("/", "\\"), kind) for path, kind in zip(paths(), KINDS, strict=True)]
     path = write(photos / "table.csv", lines(("file", "kind"), *rows))
-    assert_refused(path, "None of the 10 files", "backslashes, as on Windows", "write them with /", columns=KIND)
+    assert_refused(path, "None of the 10 files", "photos\\0.png", "backslashes", columns=KIND)
 
 
 def test_an_empty_validation_table_is_refused_by_its_name(photos):
@@ -335,11 +333,11 @@ def test_files_in_training_and_validation_are_counted_in_one_warning(photos, cap
     train, validation = load_splits(str(table_path), columns=KIND)
     real = {os.path.realpath(item) for item in train.items}
     shared = sum(os.path.realpath(item) in real for item in validation.items)
-    (said,) = [message for message in caplog.messages if "training images too" in message]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said.startswith(f"{shared} of {len(validation)} validation images")
     assert shared == (5 if split else 2) or split
 
 
 def test_no_file_on_both_sides_is_no_warning(photos, caplog):
     load_splits(table(photos, KINDS), columns=KIND)
-    assert "training images too" not in caplog.text
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []

@@ -216,6 +216,28 @@ def test_the_teacher_has_pixels_of_its_own_only_where_its_size_differs(tmp_path)
     assert torch.equal(row["teacher_pixel_values"], teacher)
 
 
+def test_a_saved_processor_computes_the_pixels_of_the_students_view_and_no_others(tmp_path):
+    train, _ = load_splits(str(with_validation(tmp_path)))
+    processor = DeiTImageProcessor.for_image_size((16, 24), 0.9)
+    dataset = EvaluationDataset(train, processor=processor)
+    for index in range(len(train)):
+        row = dataset[index]
+        assert set(row) == {"pixel_values", "labels"}
+        assert row["labels"] == train.labels[index]
+        assert torch.equal(row["pixel_values"], processor(train.image(index), return_tensors="pt")["pixel_values"][0])
+    with_teacher = EvaluationDataset(train, processor=processor, view_size=(32, 24))[0]
+    assert torch.equal(with_teacher["pixel_values"], dataset[0]["pixel_values"])
+    assert torch.equal(with_teacher["teacher_pixel_values"], EvaluationDataset(train, (32, 24))[0]["pixel_values"])
+
+
+def test_an_evaluation_takes_either_a_size_or_a_processor(tmp_path):
+    train, _ = load_splits(str(with_validation(tmp_path)))
+    with pytest.raises(DataError, match="image_size or processor.*neither"):
+        EvaluationDataset(train)
+    with pytest.raises(DataError, match="image_size or processor.*both"):
+        EvaluationDataset(train, (16, 16), processor=DeiTImageProcessor.for_image_size((16, 16)))
+
+
 # Batches
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from hf_deit.data import views
 from hf_deit.errors import DataError, UserError
 from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left
 from tests.helpers import environment
@@ -34,10 +33,6 @@ def give(value):
     print("printed", value)
     os.system("echo said by another program")
     return value
-
-
-def trainings():
-    return views._trainings
 
 
 def refuse(message):
@@ -92,12 +87,6 @@ def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
     text = log.read_text()
     assert "printed 1" in text and "said by another program" in text and "DataError: this cannot be" in text
     assert capfd.readouterr() == ("", "")  # what tasks print goes to their logs alone
-
-
-def test_workers_know_how_many_there_are(tmp_path):
-    seen = []
-    run_tasks([Task("one", trainings, (), tmp_path / "log")], 3, lambda task, result: seen.append(result))
-    assert seen == [3] and views._trainings == 1
 
 
 def test_a_bug_and_a_process_killed_from_outside_end_the_work_with_a_word(tmp_path):
