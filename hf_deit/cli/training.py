@@ -216,16 +216,16 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     with quick_imports():
         from ..recipes.predict import predict
 
-    answers = predict(options.model, options.images, options.top_k)
+    predictions = predict(options.model, options.images, options.top_k)
     if options.json:
         print(
             json.dumps(
-                [{"image": image, "predictions": answer} for image, answer in zip(options.images, answers, strict=True)]
+                [{"image": image, "predictions": best} for image, best in zip(options.images, predictions, strict=True)]
             )
         )
         return
-    for image, answer in zip(options.images, answers, strict=True):
-        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer))
+    for image, best in zip(options.images, predictions, strict=True):
+        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
 
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
