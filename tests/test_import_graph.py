@@ -82,10 +82,12 @@ def imported_modules(name):
     return {module for module in found if module.split(".")[0] == "hf_deit"}
 
 
-def in_a_new_process(program):
+def in_a_new_process(program, *arguments):
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -169,6 +171,54 @@ def test_importing_the_root_imports_nothing_heavy():
     loaded = {module.split(".")[0] for module in in_a_new_process(program)}
     assert "hf_deit" in loaded
     assert not loaded & set(HEAVY)
+
+
+# Large packages (and the trainer) that a short command must not wait for.
+SLOW = ("datasets", "evaluate", "peft", "sklearn", "pandas", "pyarrow", "torchvision", "hf_deit.trainer")
+SHORT_COMMANDS = f"""
+import contextlib, sys
+# transformers imports these two with every model where they are installed. Here nobody can.
+sys.modules.update(scipy=None, accelerate=None)
+import hf_deit
+from hf_deit.cli import main
+
+def loaded():
+    return {{name for name in {SLOW} if name in sys.modules}}
+
+folder, out = sys.argv[1:]
+found = dict()
+with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.suppress(SystemExit):
+        main(["--help"])
+    found["help"] = loaded() | ({{"torch", "transformers", "numpy"}} & set(sys.modules))
+    assert main(["convert", folder, out + "/model"]) == 0
+    found["convert"] = loaded()
+    from PIL import Image
+    Image.new("RGB", (20, 20)).save(out + "/image.png")
+    assert main(["predict", out + "/model", out + "/image.png"]) == 0
+    found["predict"] = loaded()
+    for name in ("DeiTImageProcessor", "DeiTModel", "ViTForImageClassification", "register_auto_classes"):
+        getattr(hf_deit, name)
+    found["models"] = loaded()
+for when, names in found.items():
+    print(when, *sorted(names))
+"""
+
+
+def test_short_commands_and_models_import_no_metric_no_data_set_and_no_trainer(tmp_path):
+    folder = PACKAGE.parent / "tests" / "fixtures" / "published" / "distilled"
+    assert in_a_new_process(SHORT_COMMANDS, folder, tmp_path) == ["help", "convert", "predict", "models"]
+
+
+def test_the_trainer_imports_evaluate_only_where_a_metric_is_computed():
+    program = (
+        "import sys, hf_deit, hf_deit.recipes.train, hf_deit.trainer.metrics as metrics, numpy as np\n"
+        "hf_deit.DistillationTrainer\n"
+        "print('evaluate' in sys.modules)\n"
+        "metrics.summarize({'label': np.array([0]), 'prediction': np.array([0])})\n"
+        "print('evaluate' in sys.modules)\n"
+    )
+    assert in_a_new_process(program) == ["False", "True"]
 
 
 def test_every_public_name_can_be_had_without_the_optional_packages():

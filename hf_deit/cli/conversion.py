@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from .common import quick_imports
+
 
 def _add_conversions(commands: Any) -> None:
     convert = commands.add_parser(
@@ -48,17 +50,18 @@ def _add_conversions(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace, fields: list[str]) -> None:
-    import torch
+    with quick_imports():
+        import torch
 
-    from ..models.convert import convert
-    from ..recipes.arguments import as_size
+        from ..models.convert import convert
 
     names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
+    size = options.image_size
     model = convert(
         *(options.source, options.out),
         **{name: getattr(options, name) for name in names},
         keep_layer_scale=options.keep_layer_scale,
-        image_size=as_size("image_size", options.image_size),
+        image_size=size[0] if size is not None and len(size) == 1 else size,
         dtype=None if options.dtype == "file" else getattr(torch, options.dtype),
     )
     print(f"{model.num_parameters():,} parameters in {options.out}. Load it anywhere with")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, UserError
-from .common import _add_recipe_options, _recipe_file, metric_rows, print_table
+from .common import _add_recipe_options, _recipe_file, metric_rows, print_table, quick_imports
 
 # Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
 _COMMON_TRAINING_FIELDS = (
@@ -213,18 +213,19 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _predict(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..recipes.evaluate import predict
+    with quick_imports():
+        from ..recipes.predict import predict
 
-    answers = predict(options.model, options.images, options.top_k)
+    predictions = predict(options.model, options.images, options.top_k)
     if options.json:
         print(
             json.dumps(
-                [{"image": image, "predictions": answer} for image, answer in zip(options.images, answers, strict=True)]
+                [{"image": image, "predictions": best} for image, best in zip(options.images, predictions, strict=True)]
             )
         )
         return
-    for image, answer in zip(options.images, answers, strict=True):
-        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer))
+    for image, best in zip(options.images, predictions, strict=True):
+        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
 
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:

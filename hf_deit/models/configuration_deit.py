@@ -16,6 +16,7 @@ from transformers import DeiTConfig as StockDeiTConfig
 from transformers import ViTConfig as StockViTConfig
 from transformers.activations import ACT2FN
 
+from ..errors import UserError
 from ..losses import ProblemType
 
 PRESETS = {
@@ -39,18 +40,23 @@ def patch_grid(config: StockDeiTConfig | StockViTConfig) -> tuple[int, int]:
     return height // patch_height, width // patch_width
 
 
-def _check_size(name: str, value: Any) -> None:
+def check_size(name: str, value: Any) -> None:
+    """Check that a size is a positive number of pixels or a `(height, width)` pair of them.
+
+    Raises:
+        UserError: It is neither.
+    """
     pair = list(value) if isinstance(value, Iterable) else [value, value]
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(
+        raise UserError(
             f"{name}={value!r}: it must be a positive number of pixels or a (height, width) pair of them, "
             f"for example {name}={16 if name == 'patch_size' else 224}."
         )
 
 
 def _check_patches(config: StockDeiTConfig | StockViTConfig) -> None:
-    _check_size("image_size", config.image_size)
-    _check_size("patch_size", config.patch_size)
+    check_size("image_size", config.image_size)
+    check_size("patch_size", config.patch_size)
     for side, image, patch in zip(
         ("height", "width"), as_pair(config.image_size), as_pair(config.patch_size), strict=True
     ):

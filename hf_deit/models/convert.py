@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..files import check_place, new_folder, staged_files, staged_folder, write_json
-from .configuration_deit import DeiTConfig, ViTConfig, as_pair
+from .configuration_deit import DeiTConfig, ViTConfig, as_pair, check_size
 from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor
 from .label_names import class_names, label_fields, read_label_names
 from .loading import WHOLE_FILES, no_safetensors, published_name, refuse_adapters
@@ -75,7 +75,10 @@ def load_checkpoint(
         UserError: They are no weights of a DeiT or ViT, or names are missing, unknown or of another shape.
         UserError: The file is none, damaged, or would run code.
         UserError: The file of class names is none or of another length.
+        UserError: `image_size` is no number of pixels and no pair of them.
     """
+    if image_size is not None:
+        check_size("image_size", image_size)
     path = _local_path(source)
     refuse_adapters(path)
     found = read_weights(path, weights)

@@ -1,4 +1,4 @@
-"""What `hf-deit evaluate` and `hf-deit predict` do: load a saved model, run it, and return figures."""
+"""What `hf-deit evaluate` does: load a saved model, run it on labelled images, and return figures."""
 
 import logging
 import tempfile
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data.loading import is_image_folder, load_validation
 from ..data.sources import Source, without_unreadable
@@ -160,29 +158,3 @@ def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArgume
     if own is not None and _same_path(own.teacher.teacher, teacher):
         return own.teacher
     return TeacherArguments(teacher=teacher)
-
-
-@torch.no_grad()
-def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[list[tuple[str, float]]]:
-    """Gives the `top_k` most probable class names of each image, with their probabilities.
-
-    Of a model for several classes an image these are sigmoids, each class by itself: above 0.5 the image has the class.
-
-    Raises:
-        UserError: The model or an image cannot be read.
-    """
-    if top_k < 1:
-        raise RecipeError(f"top_k={top_k}: at least 1.")
-    model, processor = load_model(name_or_path).eval(), load_processor(name_or_path)
-    source = Source(list(images), [0] * len(images), ("",), "", "the images given")
-    answers = []
-    for index in range(len(images)):
-        pixels = processor(source.image(index), return_tensors="pt")["pixel_values"]
-        logits = model(pixel_values=pixels).logits[0].float()
-        several = model.config.problem_type == ProblemType.MULTI_LABEL
-        probabilities = logits.sigmoid() if several else logits.softmax(dim=-1)
-        best = probabilities.topk(min(top_k, len(probabilities)))
-        answers.append(
-            [(model.config.id2label[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-        )
-    return answers

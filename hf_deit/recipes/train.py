@@ -1,4 +1,4 @@
-"""What the commands do: train a student from a recipe, evaluate a model, predict images.
+"""What `hf-deit train` does: train a student from a recipe.
 
 Functions return plain dictionaries and write files; printing is the command line's business.
 """

@@ -1,13 +1,11 @@
 """Metrics: what is kept of each image, and what is made of it at the end.
 
 Logits are reduced batch by batch to a few numbers an image, so that an evaluation of ImageNet with three heads and a
-teacher keeps megabytes and not hundreds of them. Accuracies are `evaluate.Metric`s defined here: none is downloaded.
+teacher keeps megabytes and not hundreds of them. Accuracies are the `evaluate.Metric`s of accuracy.py.
 """
 
 from collections.abc import Mapping
 
-import datasets
-import evaluate
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -16,42 +14,7 @@ from torch import Tensor
 from ..errors import NonFiniteLossError
 from ..losses import teacher_decisions
 
-_CITATION = (
-    "@article{touvron2020deit, title={Training data-efficient image transformers & distillation through attention}}"
-)
 TOP_K = 5
-
-
-def _features(reference: str) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=f"Predicted class indices against {reference}.",
-        citation=_CITATION,
-        inputs_description="predictions, references: class indices (images,).",
-        features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
-    )
-
-
-class TopOneAccuracy(evaluate.Metric):
-    """`accuracy`, the share of right answers, and `balanced_accuracy`, its mean over the classes that occur."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _features("labels")
-
-    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        predictions, references = np.asarray(predictions), np.asarray(references)
-        hits = predictions == references
-        per_class = [hits[references == label].mean() for label in np.unique(references)]
-        return {"accuracy": float(hits.mean()), "balanced_accuracy": float(np.mean(per_class))}
-
-
-class TeacherAgreement(evaluate.Metric):
-    """`teacher_agreement`, the share of images where the student's answer is the teacher's."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _features("the teacher's answers")
-
-    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        return {"teacher_agreement": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
@@ -117,6 +80,8 @@ def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
     """
     if "present" in kept:
         return _summarize_multi_label(kept)
+    from .accuracy import TeacherAgreement, TopOneAccuracy
+
     labels = kept["label"]
     summary = TopOneAccuracy(keep_in_memory=True).compute(predictions=kept["prediction"], references=labels)
     for head in ("cls", "distillation", "teacher"):

@@ -19,7 +19,7 @@ from hf_deit.models.configuration_deit import DeiTConfig
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.recipes.arguments import DataArguments, ModelArguments, RunArguments, TeacherArguments
-from hf_deit.recipes.evaluate import predict
+from hf_deit.recipes.predict import predict
 from hf_deit.recipes.recipe import load_recipe, recipe_names, whole_text
 from hf_deit.trainer.linear_probe import TeacherTrainingArguments
 from hf_deit.trainer.training_args import DistillationTrainingArguments

@@ -312,7 +312,7 @@ def test_the_command_refuses_bad_files_and_writes_nothing(tmp_path, capsys):
         (["--image_std", 0.5, "nan", 0.5], "finite"),
         (["--image_mean", "inf", 0.5, 0.5], "finite"),
         (["--crop_ratio", 2], "crop_ratio=2"),
-        (["--image_size", 32, 32, 32], "height and width"),
+        (["--image_size", 32, 32, 32], "image_size=[32, 32, 32]"),
         (["--image_size", 64], "positions of 16"),
         (["--labels", "nowhere.txt"], "nowhere.txt"),
     ],

@@ -17,7 +17,8 @@ from hf_deit.data.loading import load_splits, load_validation
 from hf_deit.data.streams import NOT_PROMISED
 from hf_deit.data.tables import Columns
 from hf_deit.recipes.data import load_run_data, view_size_of
-from hf_deit.recipes.evaluate import evaluate, predict
+from hf_deit.recipes.evaluate import evaluate
+from hf_deit.recipes.predict import predict
 from hf_deit.recipes.recipe import load_recipe
 from tests.helpers import tiny
 from tests.helpers.runs import (

@@ -1,4 +1,4 @@
-"""Training, evaluating and predicting from the command line, against stock transformers on the same pixels."""
+"""Training and evaluating from the command line, against stock transformers on the same pixels."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import (
@@ -14,10 +13,10 @@ from transformers import (
 )
 
 from hf_deit.data.loading import load_splits
-from hf_deit.errors import DataError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.loading import load_model
-from hf_deit.recipes.evaluate import evaluate, predict
+from hf_deit.recipes.evaluate import evaluate
+from hf_deit.recipes.predict import predict
 from tests.helpers import tiny
 from tests.helpers.runs import (
     FACTORY,
@@ -511,74 +510,3 @@ def test_a_recipe_written_by_hand_beside_a_model_means_its_defaults(tmp_path, le
 def test_a_model_without_class_names_is_refused_with_them(tmp_path, capsys, data, learned):
     model = renamed(learned, tmp_path / "model", ("LABEL_0", "LABEL_1", "LABEL_2"))
     assert "'LABEL_0'" in refused(capsys, "evaluate", model, "--data", data)
-
-
-# ---- prediction ----
-
-
-def test_predictions_are_those_of_plain_transformers_in_order(validation, learned):
-    _, _, heads = by_hand(learned, validation)
-    answers = predict(str(learned), list(validation.items), top_k=2)
-    assert len(answers) == len(validation)
-    for answer, logits in zip(answers, heads["logits"], strict=True):
-        best = logits.softmax(-1).sort(descending=True)
-        assert [name for name, _ in answer] == [NAMES[index] for index in best.indices[:2]]
-        assert [probability for _, probability in answer] == pytest.approx(best.values[:2].tolist(), abs=1e-5)
-
-
-def test_more_classes_than_there_are_give_all_of_them(validation, learned):
-    (answer,) = predict(str(learned), [validation.items[0]], top_k=50)
-    assert sorted(name for name, _ in answer) == list(NAMES)
-    probabilities = [probability for _, probability in answer]
-    assert sum(probabilities) == pytest.approx(1)
-    assert probabilities == sorted(probabilities, reverse=True)
-
-
-def colour(path):
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def opaque(image):
-    return image.convert("RGBA"), image
-
-
-def grey(image):
-    return image.convert("L"), image.convert("L").convert("RGB")
-
-
-def deep_grey(image):
-    eight = np.asarray(image.convert("L"))
-    return Image.fromarray(eight.astype(np.uint16) * 257), Image.fromarray(eight).convert("RGB")
-
-
-def palette(image):
-    return image.quantize(16), image.quantize(16).convert("RGB")
-
-
-def turned(image):
-    """Stored lying on its side; the EXIF tag says how to turn it."""
-    stored = image.transpose(Image.Transpose.ROTATE_90)
-    stored.getexif()[0x0112] = 6  # turn by 90° clockwise
-    return stored, image
-
-
-@pytest.mark.parametrize("make", [opaque, grey, deep_grey, palette, turned])
-def test_an_image_of_another_mode_is_predicted_as_its_upright_rgb(tmp_path, validation, learned, make):
-    # Upper half of one class, lower half of another: turned, it is another image.
-    image = colour(validation.items[0]).resize((30, 40))
-    image.paste(colour(validation.items[-1]).resize((30, 20)), (0, 20))
-    odd, plain = make(image)
-    odd.save(tmp_path / "odd.png", **({"exif": odd.getexif()} if make is turned else {}))
-    plain.save(tmp_path / "plain.png")
-    odd_answer, plain_answer = predict(str(learned), [str(tmp_path / "odd.png"), str(tmp_path / "plain.png")])
-    assert dict(odd_answer) == pytest.approx(dict(plain_answer), abs=1e-6)
-    if make is turned:
-        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png")
-        (lying,) = predict(str(learned), [str(tmp_path / "lying.png")])
-        assert dict(lying) != pytest.approx(dict(plain_answer), abs=1e-3)
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path, learned):
-    with pytest.raises(DataError, match=r"nowhere\.png"):
-        predict(str(learned), [str(tmp_path / "nowhere.png")])

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_deit.trainer.accuracy import TeacherAgreement, TopOneAccuracy
 from hf_deit.trainer.metrics import (
-    TeacherAgreement,
-    TopOneAccuracy,
     average_precision,
     per_class,
     reduce_batch,

@@ -1,0 +1,103 @@
+"""Predicting the classes of images, against plain transformers on the same pixels."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from hf_deit.data.loading import load_splits
+from hf_deit.errors import DataError, UserError
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
+from hf_deit.recipes.predict import predict
+from tests.helpers import tiny
+from tests.helpers.runs import NAMES, by_hand, write_splits
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    return load_splits(str(write_splits(tmp_path_factory.mktemp("data"))))[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A student whose probabilities differ clearly from class to class and from image to image."""
+    folder = tmp_path_factory.mktemp("model")
+    student = tiny.student(names=NAMES)
+    for head in (student.cls_classifier, student.distillation_classifier):
+        nn.init.normal_(head.weight, std=0.5)
+    student.save_pretrained(folder)
+    DeiTImageProcessor.for_image_size(tiny.SIZE).save_pretrained(folder)
+    return folder
+
+
+def test_predictions_are_those_of_plain_transformers_in_order(validation, model):
+    _, _, heads = by_hand(model, validation)
+    predictions = predict(str(model), list(validation.items), top_k=2)
+    assert len(predictions) == len(validation)
+    for prediction, logits in zip(predictions, heads["logits"], strict=True):
+        best = logits.softmax(-1).sort(descending=True)
+        assert [name for name, _ in prediction] == [NAMES[index] for index in best.indices[:2]]
+        assert [probability for _, probability in prediction] == pytest.approx(best.values[:2].tolist(), abs=1e-5)
+
+
+def test_more_classes_than_there_are_give_all_of_them(validation, model):
+    (prediction,) = predict(str(model), [validation.items[0]], top_k=50)
+    assert sorted(name for name, _ in prediction) == list(NAMES)
+    probabilities = [probability for _, probability in prediction]
+    assert sum(probabilities) == pytest.approx(1)
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def colour(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def opaque(image):
+    return image.convert("RGBA"), image
+
+
+def grey(image):
+    return image.convert("L"), image.convert("L").convert("RGB")
+
+
+def deep_grey(image):
+    eight = np.asarray(image.convert("L"))
+    return Image.fromarray(eight.astype(np.uint16) * 257), Image.fromarray(eight).convert("RGB")
+
+
+def palette(image):
+    return image.quantize(16), image.quantize(16).convert("RGB")
+
+
+def turned(image):
+    """Stored lying on its side; the EXIF tag says how to turn it."""
+    stored = image.transpose(Image.Transpose.ROTATE_90)
+    stored.getexif()[0x0112] = 6  # turn by 90° clockwise
+    return stored, image
+
+
+@pytest.mark.parametrize("make", [opaque, grey, deep_grey, palette, turned])
+def test_an_image_of_another_mode_is_predicted_as_its_upright_rgb(tmp_path, validation, model, make):
+    # Upper half of one class, lower half of another: turned, it is another image.
+    image = colour(validation.items[0]).resize((30, 40))
+    image.paste(colour(validation.items[-1]).resize((30, 20)), (0, 20))
+    odd, plain = make(image)
+    odd.save(tmp_path / "odd.png", **({"exif": odd.getexif()} if make is turned else {}))
+    plain.save(tmp_path / "plain.png")
+    odd_prediction, plain_prediction = predict(str(model), [str(tmp_path / "odd.png"), str(tmp_path / "plain.png")])
+    assert dict(odd_prediction) == pytest.approx(dict(plain_prediction), abs=1e-6)
+    if make is turned:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png")
+        (lying,) = predict(str(model), [str(tmp_path / "lying.png")])
+        assert dict(lying) != pytest.approx(dict(plain_prediction), abs=1e-3)
+
+
+def test_fewer_than_one_class_is_refused(model, validation):
+    with pytest.raises(UserError, match="top_k=0"):
+        predict(str(model), [validation.items[0]], top_k=0)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, model):
+    with pytest.raises(DataError, match=r"nowhere\.png"):
+        predict(str(model), [str(tmp_path / "nowhere.png")])
