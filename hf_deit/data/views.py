@@ -166,6 +166,7 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def __init__(self, source: Source, augmentation: Augmentation, seed: int, broken_images: str = "skip"):
         check_policy(broken_images)
+        augmentation.require_view_size()
         self.source = source
         self.augmentation = augmentation
         self.seed = seed
@@ -185,7 +186,7 @@ class ViewDataset(torch.utils.data.Dataset):
     @property
     def view_size(self) -> tuple[int, int]:
         """`(height, width)` of a view, in pixels."""
-        return self.augmentation.view_size
+        return self.augmentation.require_view_size()
 
     def keep_views(self, num_views: int, repeats: int, processes: int = 1) -> None:
         """Keeps views in memory from now on, if all of them fit there: for trainings in which they come again.

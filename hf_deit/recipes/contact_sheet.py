@@ -7,6 +7,7 @@ The views are those that training would show, in the epochs 0, 1, 2 …; what ma
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +19,6 @@ from ..data.sources import Source
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
 from .arguments import Recipe
-from .build import build_augmentation
 from .data import columns_of, view_size_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def draw_sheet(
         DataError: An image cannot be read.
         UserError: The sheet would have more than 400 megapixels.
     """
-    height, width = augmentation.view_size
+    height, width = augmentation.require_view_size()
     size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(
@@ -123,7 +123,7 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
             raise UserError(f"{name}={number}: at least 1.")
     out = Path(out)
     _check_path(out)  # before the data are read
-    augmentation = build_augmentation(recipe.augmentation, view_size_of(recipe))
+    augmentation = replace(recipe.augmentation, view_size=view_size_of(recipe))
     seed = recipe.training.seed
     data = recipe.data
     source = load_training(data.data, data.validation_share, seed, columns_of(data), data.broken_images)
