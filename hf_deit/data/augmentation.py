@@ -115,7 +115,7 @@ def as_size(name: str, value: int | Sequence[int] | None) -> tuple[int, int] | N
         return None
     sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
-        raise RecipeError(f"{name}={sides}: give one whole number of pixels above 0, or (height, width).")
+        raise RecipeError(f"{name}={sides}: give one whole number of pixels above 0, or height and width.")
     return sides[0], sides[-1]
 
 

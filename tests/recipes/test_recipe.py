@@ -397,7 +397,7 @@ def test_a_size_is_one_number_or_height_and_width(values, size):
 @pytest.mark.parametrize("values", [[], [0], [16, -1], [1, 2, 3], [1.5], "16", True])
 def test_another_size_is_refused_by_name(values):
     for name, group in (("image_size", ModelArguments), ("view_size", Augmentation)):
-        with pytest.raises(RecipeError, match=f"{name}=.*height, width"):
+        with pytest.raises(RecipeError, match=f"{name}=.*height and width"):
             group(**{name: values})
 
 
