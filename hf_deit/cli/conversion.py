@@ -50,8 +50,8 @@ def _add_conversions(commands: Any) -> None:
 def _convert(options: argparse.Namespace, fields: list[str]) -> None:
     import torch
 
+    from ..data.augmentation import as_size
     from ..models.convert import convert
-    from ..recipes.arguments import as_size
 
     names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
     model = convert(

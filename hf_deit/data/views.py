@@ -158,7 +158,8 @@ class ViewDataset(torch.utils.data.Dataset):
             index order, takes its place, drawn with the generator of the key that was asked for. "raise": DataError.
 
     Raises:
-        DataError: The policy is none.
+        DataError: The policy is unknown.
+        RecipeError: The augmentation has no `view_size`.
     """
 
     # The trainer then brings the sampler that yields keys.
