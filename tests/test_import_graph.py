@@ -174,7 +174,7 @@ def test_importing_the_root_imports_nothing_heavy():
 
 
 # Large packages (and the trainer) that a short command must not wait for.
-SLOW = ("datasets", "evaluate", "peft", "sklearn", "pandas", "pyarrow", "torchvision", "hf_deit.trainer")
+SLOW = ("datasets", "evaluate", "peft", "sklearn", "pandas", "pyarrow", "torchvision", "hf_deit.trainer.trainer")
 SHORT_COMMANDS = f"""
 import contextlib, sys
 # transformers imports these two with every model where they are installed. Here nobody can.

@@ -1,8 +1,11 @@
-"""What several commands use: the options that name a recipe, tables, and a quick start."""
+"""What several commands use: options that name a recipe, options made of a dataclass, tables, and a quick start."""
 
 import argparse
 import contextlib
+import dataclasses
 import gc
+import types
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,39 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+def field_help(entry: dataclasses.Field) -> str:
+    """Return the documentation of a dataclass field, its default included."""
+    text = entry.metadata.get("help") or ""
+    text = text[0] if isinstance(text, (list, tuple)) else text  # transformers has a field whose help is a tuple
+    if entry.default in (dataclasses.MISSING, None):
+        return text
+    default = " ".join(map(str, entry.default)) if isinstance(entry.default, tuple) else entry.default
+    return f"{text.rstrip('.')} (default: {default})."
+
+
+def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
+    """Add an option for each field of a dataclass; HfArgumentParser does the same, but imports PyTorch.
+
+    Args:
+        parser: Gets the options.
+        group: Dataclass whose fields are text, numbers, tuples of them, or False by default.
+    """
+    hints = typing.get_type_hints(group)
+    for entry in dataclasses.fields(group):
+        kinds = [kind for kind in typing.get_args(hints[entry.name]) if kind is not types.NoneType]
+        kind = hints[entry.name]
+        settings: dict[str, Any] = {"help": field_help(entry).replace("%", "%%")}
+        if kind is bool:
+            settings |= {"action": "store_true"}
+        elif typing.get_origin(kind) is tuple:
+            settings |= {"type": kinds[0], "nargs": len(kinds), "default": entry.default}
+        else:
+            required = entry.default is dataclasses.MISSING
+            settings |= {"type": kinds[0] if kinds else kind, "choices": entry.metadata.get("choices")}
+            settings |= {"required": True} if required else {"default": entry.default}
+        parser.add_argument(f"--{entry.name}", **settings)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

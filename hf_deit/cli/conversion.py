@@ -53,15 +53,15 @@ def _convert(options: argparse.Namespace, fields: list[str]) -> None:
     with quick_imports():
         import torch
 
+        from ..data.augmentation import as_size
         from ..models.convert import convert
 
     names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
-    size = options.image_size
     model = convert(
         *(options.source, options.out),
         **{name: getattr(options, name) for name in names},
         keep_layer_scale=options.keep_layer_scale,
-        image_size=size[0] if size is not None and len(size) == 1 else size,
+        image_size=as_size("image_size", options.image_size),
         dtype=None if options.dtype == "file" else getattr(torch, options.dtype),
     )
     print(f"{model.num_parameters():,} parameters in {options.out}. Load it anywhere with")

@@ -9,14 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, UserError
-from .common import _add_recipe_options, _recipe_file, metric_rows, print_table, quick_imports
+from .common import (
+    _add_recipe_options,
+    _recipe_file,
+    add_fields,
+    field_help,
+    metric_rows,
+    print_table,
+    quick_imports,
+)
 
 # Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
 _COMMON_TRAINING_FIELDS = (
     *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "max_grad_norm"),
     *("seed", "bf16", "dataloader_num_workers", "eval_strategy", "save_strategy", "save_total_limit"),
-    *("load_best_model_at_end", "logging_steps", "push_to_hub", "hub_model_id", "torch_compile"),
+    *(
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "logging_steps",
+        "push_to_hub",
+        "hub_model_id",
+        "torch_compile",
+    ),
     *("distillation_type", "distillation_target", "distillation_alpha", "distillation_tau", "distillation_reduction"),
     *("base_loss", "class_weights", "num_views", "distillation_token_decay", "repeated_augmentation"),
     *(
@@ -34,23 +49,17 @@ _COMMON_TRAINING_FIELDS = (
 
 def _field_lines(group: type, names: Sequence[str] | None = None) -> str:
     entries = [entry for entry in dataclasses.fields(group) if names is None or entry.name in names]
-    lines = []
-    for entry in entries:
-        text = entry.metadata.get("help") or ""
-        text = text[0] if isinstance(text, (list, tuple)) else text
-        if entry.default is not dataclasses.MISSING and entry.default is not None:
-            text = f"{text.rstrip('.')} (default: {entry.default})."
-        first = f"  --{entry.name}"
-        lines.append(textwrap.fill(text, 100, initial_indent=first.ljust(36), subsequent_indent=" " * 36))
-    return "\n".join(lines)
+    return "\n".join(
+        textwrap.fill(field_help(entry), 100, initial_indent=f"  --{entry.name}".ljust(36), subsequent_indent=" " * 36)
+        for entry in entries
+    )
 
 
 def _train_help() -> str:
-    from ..recipes.arguments import AugmentationArguments, DataArguments, ModelArguments, RunArguments, TeacherArguments
+    from ..recipes.arguments import GROUPS
     from ..trainer.training_args import DistillationTrainingArguments
 
-    groups = [ModelArguments, DataArguments, AugmentationArguments, TeacherArguments, RunArguments]
-    parts = [f"{group.__doc__}\n{_field_lines(group)}" for group in groups]
+    parts = [f"{group.__doc__.splitlines()[0]}\n{_field_lines(group)}" for group in GROUPS.values()]
     parts.append(
         "Optimisation and distillation.\n" + _field_lines(DistillationTrainingArguments, _COMMON_TRAINING_FIELDS)
     )
@@ -68,25 +77,9 @@ class _TrainHelp(argparse.Action):
 
 
 def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
-    """The fields of `TeacherTrainingArguments`, written out so that `--help` does not import torch."""
-    add = parser.add_argument
-    add("--data", required=True, help="folder (train/CLASS/…, validation/CLASS/…), table or datasets name")
-    add("--network", required=True, help="package.module:factory, or folder or Hub name of a transformers classifier")
-    add("--output_dir", required=True, help="where the teacher is saved")
-    add("--image_column", help="of a table: paths or images (default: found by type)")
-    add("--label_column", help="of a table: classes (default: found by type)")
-    add("--mode", default="linear", choices=("linear", "finetune"), help="head on frozen features, or then all of it")
-    add("--image_size", type=int, default=224, help="pixels the teacher will see (default: %(default)s)")
-    add(
-        "--views", type=int, default=3, help="augmented views of each image the head learns from (default: %(default)s)"
-    )
-    add("--epochs", type=int, default=5, help="finetune: epochs over all weights (default: %(default)s)")
-    add("--learning_rate", type=float, default=1e-4, help="finetune: peak learning rate (default: %(default)s)")
-    add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
-    add("--crop_scale", type=float, nargs=2, default=[0.25, 1.0], help="share of the area a crop covers")
-    add("--validation_share", type=float, default=0.1, help="split off where there is no validation split")
-    add("--bf16", action="store_true", help="autocast to bfloat16")
-    add("--seed", type=int, default=0, help="of views and head (default: %(default)s)")
+    from ..trainer.teacher_args import TeacherTrainingArguments
+
+    add_fields(parser, TeacherTrainingArguments)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -177,7 +170,8 @@ def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..trainer.linear_probe import TeacherTrainingArguments, train_teacher
+    from ..trainer.linear_probe import train_teacher
+    from ..trainer.teacher_args import TeacherTrainingArguments
 
     names = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
     arguments = TeacherTrainingArguments(**{name: getattr(options, name) for name in names})

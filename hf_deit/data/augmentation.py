@@ -1,8 +1,8 @@
 """One image becomes one view: crop, flip, automatic augmentation, colour jitter, random erasing, in this order.
 
-What is drawn comes from a `random.Random` that sampling.py seeds from the view's key; this module holds no state. Pixels are
-Pillow's (8-bit RGB, bicubic). The operations of the policies are in transforms.py; normalisation is left to the trainer, and
-so is what needs two images.
+Everything random comes from a `random.Random` that sampling.py seeds from the view's key; this module holds no state. Pixels
+are Pillow's (8-bit RGB, bicubic). The operations of the policies are in transforms.py, which is imported with the first view:
+the fields can be listed without NumPy and Pillow. Normalisation and mixing are left to batch_ops.py.
 
 Paper: arXiv:2012.12877, Table 9; the crop is that of Szegedy et al., arXiv:1409.4842, section 6; erasing that of Zhong et
 al., arXiv:1708.04896.
@@ -10,20 +10,16 @@ al., arXiv:1708.04896.
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from ..errors import RecipeError
 
-from .transforms import (
-    MAX_MAGNITUDE,
-    Step,
-    apply_steps,
-    draw_color_jitter,
-    draw_randaugment,
-    draw_three_augment,
-    draw_trivialaugment,
-    normal_noise,
-)
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .transforms import Step
 
 Box = tuple[int, int, int, int]
 AUTO_AUGMENTS = ("none", "randaugment", "trivialaugment", "three_augment")
@@ -34,7 +30,7 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 def _drawn_sides(
     area: int, share: tuple[float, float], aspect: tuple[float, float], generator: random.Random
 ) -> tuple[int, int]:
-    """Width and height of a box with a share of the area uniform in `share` and an aspect ratio log-uniform in `aspect`."""
+    """Return width and height of a box with a share of the area uniform in `share` and an aspect ratio log-uniform in `aspect`."""
     area = area * generator.uniform(*share)
     ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
     return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -49,16 +45,16 @@ def _place(width: int, height: int, sides: tuple[int, int], generator: random.Ra
 def random_resized_crop_box(
     width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float], generator: random.Random
 ) -> Box:
-    """Draws a box with a share of the area uniform in `scale` and an aspect ratio log-uniform in `aspect`.
+    """Draw a box with a share of the area uniform in `scale` and an aspect ratio log-uniform in `aspect`.
 
-    After ten boxes that do not fit, the largest central box with an allowed aspect ratio is taken, as torchvision does.
+    After ten boxes that do not fit, the largest central box with an allowed aspect ratio is used, as torchvision does.
 
     Args:
-        width: Of the image, in pixels.
-        height: Of the image, in pixels.
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
         scale: Smallest and largest share of the image's area, in (0, 1].
         aspect: Smallest and largest width / height of the box.
-        generator: Of the view.
+        generator: Generator of the view.
 
     Returns:
         `(left, upper, right, lower)` in pixels, within the image.
@@ -75,15 +71,15 @@ def random_resized_crop_box(
 
 
 def erasing_box(width: int, height: int, generator: random.Random) -> Box | None:
-    """Draws the box to erase: a share of 0.02 to 1/3 of the area, an aspect ratio log-uniform in 0.3 to 1/0.3.
+    """Draw the box to erase: a share of 0.02 to 1/3 of the area, an aspect ratio log-uniform in 0.3 to 1/0.3.
 
     Args:
-        width: Of the view, in pixels.
-        height: Of the view, in pixels.
-        generator: Of the view.
+        width: Width of the view, in pixels.
+        height: Height of the view, in pixels.
+        generator: Generator of the view.
 
     Returns:
-        `(left, upper, right, lower)` in pixels, smaller than the view on both sides; None if none of ten boxes is.
+        `(left, upper, right, lower)` in pixels, smaller than the view on both sides; None if none of ten drawn boxes is that small.
     """
     for _ in range(10):
         sides = _drawn_sides(width * height, ERASED_SHARE, ERASED_ASPECT, generator)
@@ -92,8 +88,12 @@ def erasing_box(width: int, height: int, generator: random.Random) -> Box | None
     return None
 
 
-def _erase(view: Image.Image, generator: random.Random) -> None:
-    """Fills a box of the view, in place, if one fits."""
+def _erase(view: "Image.Image", generator: random.Random) -> None:
+    """Fill a box of the view with noise, in place, if one fits."""
+    from PIL import Image
+
+    from .transforms import normal_noise
+
     box = erasing_box(*view.size, generator)
     if box is not None:
         left, upper, right, lower = box
@@ -101,84 +101,150 @@ def _erase(view: Image.Image, generator: random.Random) -> None:
         view.paste(Image.fromarray(noise), (left, upper))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to an image before it is a canonical view of `view_size`.
-
-    Beyond crop and flip all is off by default; the paper's recipe is `auto_augment="randaugment"` as it stands here and
-    `erasing_probability=0.25`.
+def as_size(name: str, value: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Return `(height, width)` for one number of pixels, or for two; None stays None.
 
     Args:
-        view_size: `(height, width)` of the view, in pixels.
-        crop_scale: Share of the image's area a crop covers, smallest and largest (paper: 0.08 to 1).
-        crop_aspect: Width / height of a crop before it is resized to the view, smallest and largest.
-        flip_probability: Of mirroring left and right.
-        auto_augment: Policy: none, randaugment, trivialaugment or three_augment (ranges: transforms.py).
-        randaugment_magnitude: Mean magnitude of RandAugment, 0 to 10.
-        randaugment_magnitude_std: Standard deviation of the magnitude, drawn anew for each operation.
-        randaugment_probability: Of carrying out each operation chosen.
-        randaugment_num_ops: Operations chosen for a view, at least 1.
-        color_jitter: Brightness, contrast and saturation are scaled by 1 ± this, 0 to 1; 0: not at all.
-        erasing_probability: Of filling one box with noise.
+        name: Field that the value belongs to, for the message.
+        value: Pixels: one number, alone or in a sequence, or height and width.
 
     Raises:
-        ValueError: A field is not within its limits.
+        RecipeError: There are more than two numbers, or none, or one is not a whole number above 0.
+    """
+    if value is None:
+        return None
+    sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
+        raise RecipeError(f"{name}={sides}: give one whole number of pixels above 0, or height and width.")
+    return sides[0], sides[-1]
+
+
+def _as_range(name: str, values: Sequence[float]) -> tuple[float, float]:
+    values = tuple(values)
+    if len(values) != 2:
+        raise RecipeError(f"{name}={values}: give two numbers, the smallest and the largest.")
+    return values
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image before it is a view; `hf-deit show-augmentations` shows it.
+
+    Beyond crop and flip everything is off by default; the paper's recipe is `auto_augment="randaugment"` with the defaults
+    below and `erasing_probability=0.25`. An instance is called with an upright RGB image and the generator of a view.
+
+    Raises:
+        RecipeError: A field is not within its limits.
     """
 
-    view_size: tuple[int, int]
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    flip_probability: float = 0.5
-    auto_augment: str = "none"
-    randaugment_magnitude: float = 9.0
-    randaugment_magnitude_std: float = 0.5
-    randaugment_probability: float = 0.5
-    randaugment_num_ops: int = 2
-    color_jitter: float = 0.0
-    erasing_probability: float = 0.0
+    view_size: tuple[int, int] | None = field(
+        default=None,
+        metadata={
+            "help": "Pixels of the view that student and teacher see, before each resizes it: one number, or height and "
+            "width. Default in a recipe: image_size."
+        },
+    )
+    crop_scale: tuple[float, float] = field(
+        default=(0.08, 1.0),
+        metadata={"help": "Smallest and largest share of the image's area that a crop covers, in (0, 1]."},
+    )
+    crop_aspect: tuple[float, float] = field(
+        default=(3 / 4, 4 / 3),
+        metadata={"help": "Smallest and largest width / height of a crop, before it is resized to the view."},
+    )
+    flip_probability: float = field(
+        default=0.5, metadata={"help": "Probability of a horizontal flip (left and right swapped)."}
+    )
+    auto_augment: str = field(
+        default="none",
+        metadata={"help": f"Policy of automatic augmentation: {', '.join(AUTO_AUGMENTS)} (paper: randaugment)."},
+    )
+    randaugment_magnitude: float = field(default=9.0, metadata={"help": "Mean magnitude of RandAugment, 0 to 10."})
+    randaugment_magnitude_std: float = field(
+        default=0.5, metadata={"help": "Standard deviation of the magnitude, which is drawn for each operation."}
+    )
+    randaugment_probability: float = field(
+        default=0.5, metadata={"help": "Probability that an operation chosen by RandAugment is applied."}
+    )
+    randaugment_num_ops: int = field(
+        default=2, metadata={"help": "Number of operations that RandAugment chooses for a view, at least 1."}
+    )
+    color_jitter: float = field(
+        default=0.0,
+        metadata={
+            "help": "Brightness, contrast and saturation are scaled by 1 ± this value, 0 to 1; 0 turns it off "
+            "(DeiT III: 0.3)."
+        },
+    )
+    erasing_probability: float = field(
+        default=0.0, metadata={"help": "Probability that one box of the view is filled with noise (paper: 0.25)."}
+    )
 
     def __post_init__(self) -> None:
+        from .transforms import MAX_MAGNITUDE
+
+        object.__setattr__(self, "view_size", as_size("view_size", self.view_size))
+        for name in ("crop_scale", "crop_aspect"):
+            object.__setattr__(self, name, _as_range(name, getattr(self, name)))
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
+            raise RecipeError(
                 f"crop_scale={self.crop_scale}: give two shares of the area, 0 < smallest <= largest <= 1."
             )
-        size = self.view_size
-        if not (
-            isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-        ):
-            raise ValueError(f"view_size={size!r}: give (height, width) in whole pixels, both above 0.")
         if not 0 < self.crop_aspect[0] <= self.crop_aspect[1] < math.inf:
-            raise ValueError(
+            raise RecipeError(
                 f"crop_aspect={self.crop_aspect}: give two ratios width / height, 0 < smallest <= largest."
             )
         if self.auto_augment not in AUTO_AUGMENTS:
-            raise ValueError(f"auto_augment={self.auto_augment!r}: choose one of {', '.join(AUTO_AUGMENTS)}.")
+            raise RecipeError(f"auto_augment={self.auto_augment!r}: choose one of {', '.join(AUTO_AUGMENTS)}.")
         limits = {"randaugment_magnitude": MAX_MAGNITUDE, "randaugment_magnitude_std": MAX_MAGNITUDE}
         shares = ("flip_probability", "randaugment_probability", "color_jitter", "erasing_probability")
         for name, limit in {**dict.fromkeys(shares, 1), **limits}.items():
             if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"{name}={getattr(self, name)}: it must lie in [0, {limit:g}].")
+                raise RecipeError(f"{name}={getattr(self, name)}: it must lie in [0, {limit:g}].")
         if type(self.randaugment_num_ops) is not int or self.randaugment_num_ops < 1:
-            raise ValueError(
-                f"randaugment_num_ops={self.randaugment_num_ops}: at least 1; to do without, set auto_augment to none."
+            raise RecipeError(
+                f"randaugment_num_ops={self.randaugment_num_ops}: it must be a whole number, at least 1. To turn RandAugment "
+                "off, set auto_augment to none."
             )
 
-    def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
-        """Gives the view of an upright RGB image that `generator` names."""
+    def require_view_size(self) -> tuple[int, int]:
+        """Return `view_size`.
+
+        Raises:
+            RecipeError: It is None, so no view can be made.
+        """
+        if self.view_size is None:
+            raise RecipeError(
+                "view_size is not set: give (height, width) in pixels, for example Augmentation((224, 224))."
+            )
+        return self.view_size
+
+    def __call__(self, image: "Image.Image", generator: random.Random) -> "Image.Image":
+        """Return the view of an upright RGB image that `generator` determines.
+
+        Raises:
+            RecipeError: `view_size` is None.
+        """
+        from PIL import Image
+
+        from .transforms import apply_steps
+
+        height, width = self.require_view_size()
         box = random_resized_crop_box(*image.size, self.crop_scale, self.crop_aspect, generator)
-        height, width = self.view_size
         # reducing_gap lets Pillow halve a large crop cheaply first; still at least twice the size of the view.
         view = image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         if generator.random() < self.flip_probability:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = apply_steps(view, self.draw_steps(generator))
-        # What is off draws nothing: a view without it stays what it was before there was such a field.
+        # A field that is off draws nothing: pixels of earlier versions, which lacked the field, stay the same.
         if self.erasing_probability and generator.random() < self.erasing_probability:
             _erase(view, generator)  # never the caller's image: the crop has made a new one, whatever its size
         return view
 
-    def draw_steps(self, generator: random.Random) -> list[Step]:
-        """Draws the operations between flip and erasing: those of the policy, then the colour jitter."""
+    def draw_steps(self, generator: random.Random) -> "list[Step]":
+        """Draw the operations between flip and erasing: those of the policy, then the colour jitter."""
+        from .transforms import draw_color_jitter, draw_randaugment, draw_three_augment, draw_trivialaugment
+
         steps: list[Step] = []
         if self.auto_augment == "randaugment":
             steps += draw_randaugment(

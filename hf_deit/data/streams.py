@@ -100,6 +100,7 @@ class ViewStream(torch.utils.data.IterableDataset):
         check_policy(broken_images)
         if shuffle_buffer < 1 or batch_size < 1:
             raise DataError(f"shuffle_buffer={shuffle_buffer}, batch_size={batch_size}: both must be at least 1.")
+        augmentation.require_view_size()
         self.reader = reader
         self.augmentation = augmentation
         self.seed = seed
@@ -126,7 +127,7 @@ class ViewStream(torch.utils.data.IterableDataset):
     @property
     def view_size(self) -> tuple[int, int]:
         """`(height, width)` of a view, in pixels."""
-        return self.augmentation.view_size
+        return self.augmentation.require_view_size()
 
     @property
     def broken_count(self) -> int:

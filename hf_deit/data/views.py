@@ -178,6 +178,7 @@ class ViewDataset(_SourceDataset):
 
     Raises:
         DataError: `broken_images` is unknown, or a number is invalid.
+        RecipeError: The augmentation has no `view_size`.
     """
 
     # The trainer then brings the sampler that yields keys.
@@ -194,6 +195,7 @@ class ViewDataset(_SourceDataset):
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
     ):
         check_policy(broken_images)
+        augmentation.require_view_size()
         if concurrent_trainings < 1 or memory_limit < 0:
             raise DataError(
                 f"concurrent_trainings={concurrent_trainings}, memory_limit={memory_limit}: the number of trainings must be "
@@ -212,7 +214,7 @@ class ViewDataset(_SourceDataset):
     @property
     def view_size(self) -> tuple[int, int]:
         """`(height, width)` of a view, in pixels."""
-        return self.augmentation.view_size
+        return self.augmentation.require_view_size()
 
     def keep_views(self, num_views: int, repeats: int, processes: int = 1) -> None:
         """Keep views in memory from now on, if all of them fit. This is for trainings in which views come again.

@@ -83,6 +83,14 @@ def _loaded(place: Place, run: Run, **fields: Any) -> Recipe:
     return load_recipe({**run.fields, **own, "disable_tqdm": True, **fields}, [])
 
 
+def _loaded_variant(place: Place, run: Run) -> Recipe:
+    """Return the recipe of a run; an error names the variant."""
+    try:
+        return _loaded(place, run)
+    except RecipeError as error:
+        raise RecipeError(f"Variant {run.variant!r}: {error}") from error
+
+
 def build_cache(place: Place, run: Run, folder: Path) -> None:
     """Builds the cache of a run, or goes on with it."""
     build_shared_cache(_loaded(place, run, distillation_type="soft"), folder)
@@ -143,7 +151,7 @@ def plan_ablation(ablation: Ablation, place: Place) -> Plan:
     distilling = [run for run in runs.values() if run.distils]
     if distilling and place.teacher is None:
         raise RecipeError(f"The variant {distilling[0].variant!r} learns from a teacher: give --teacher.")
-    recipes = {key: _loaded(place, run) for key, run in runs.items()}
+    recipes = {key: _loaded_variant(place, run) for key, run in runs.items()}
     _check_metrics(ablation)
     data = _load_data(ablation, place, recipes)
     teacher = build_teacher(recipes[distilling[0].key].teacher).fingerprint() if distilling else None

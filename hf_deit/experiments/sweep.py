@@ -450,13 +450,11 @@ def _trial_recipe(sweep: Sweep, fields: Mapping[str, Any], out: Path) -> Recipe:
     quiet = {**_QUIET, "output_dir": str(out)}
     recipe = sweep.recipe(**fields, **quiet)
     if recipe.training.distillation_type == "none":
-        recipe.teacher.teacher = None  # nobody asks it
-        return recipe
+        return recipe.replace(teacher=None)  # it would not be used
     folder = cache_folder(sweep.out / "work" / "caches", recipe, sweep.teacher)
     with alone_in(folder.with_name(f"{folder.name}.building"), wait=True):
         build_shared_cache(sweep.recipe(**{**fields, **quiet, "distillation_type": "soft"}), folder)
-    recipe.teacher.teacher, recipe.teacher.teacher_cache = None, str(folder)
-    return recipe
+    return recipe.replace(teacher=None, teacher_cache=str(folder))
 
 
 def _reporter(trial: Any) -> Any:

@@ -1,20 +1,47 @@
-"""The fields of a recipe, as dataclasses by subject; each field is documented here once.
+"""The fields of a recipe, as dataclasses by subject, and the recipe that holds them.
 
-Training arguments are in trainer/training_args.py; files and the command line are read in recipe.py.
+Every field is documented in its `metadata["help"]` and nowhere else. The fields of augmentation are in data/augmentation.py,
+those of the training in trainer/training_args.py. YAML files and the command line are read in recipe.py. Nothing here imports
+PyTorch or transformers before a recipe is made, so that help texts are shown at once.
 """
 
 import dataclasses
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.augmentation import AUTO_AUGMENTS, Augmentation
+from ..data.augmentation import Augmentation, as_size
 from ..errors import RecipeError
-from ..models.fine_tuning import TRAINABLE
-from ..trainer.training_args import DistillationTrainingArguments
+
+if TYPE_CHECKING:
+    from ..trainer.training_args import DistillationTrainingArguments
 
 
-@dataclass
+def _normalize(group: Any, name: str, value: Any) -> None:
+    object.__setattr__(group, name, value)  # in __post_init__ of a frozen dataclass
+
+
+def _expanded(path: str | None) -> str | None:
+    return None if path is None else os.path.expanduser(path)
+
+
+def _full_name(name: str | None) -> str | None:
+    """Return the full Hub name for a short one; a local folder of that name goes first, with `~` expanded."""
+    if name is None:
+        return None
+    from ..models.loading import published_name
+
+    return published_name(os.path.expanduser(name))
+
+
+@dataclass(frozen=True)
 class ModelArguments:
     """The student."""
 
@@ -32,11 +59,10 @@ class ModelArguments:
         },
     )
     trainable: str = field(
-        default="all",
-        metadata={"help": "What learns: all, attention (with tokens and heads), or head.", "choices": list(TRAINABLE)},
+        default="all", metadata={"help": "Weights that learn: all, attention (with tokens and heads), or head."}
     )
     preset: str | None = field(default=None, metadata={"help": "tiny, small or base of the paper."})
-    image_size: list[int] | None = field(
+    image_size: tuple[int, int] | None = field(
         default=None, metadata={"help": "Pixels the student sees: one number, or height and width. Default: 224."}
     )
     patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels."})
@@ -50,10 +76,16 @@ class ModelArguments:
         default=None,
         metadata={"help": "Stochastic depth of the last layer, in [0, 1). Default: 0, or the weights' own."},
     )
-    layer_scale_init_value: float | None = field(default=None, metadata={"help": "LayerScale; default: none."})
+    layer_scale_init_value: float | None = field(
+        default=None, metadata={"help": "Initial value of LayerScale. Default: no LayerScale."}
+    )
+
+    def __post_init__(self) -> None:
+        _normalize(self, "model", _full_name(self.model))
+        _normalize(self, "image_size", as_size("image_size", self.image_size))
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataArguments:
     """The images."""
 
@@ -90,143 +122,297 @@ class DataArguments:
     shuffle_buffer: int = field(
         default=1000, metadata={"help": "Undecoded images a stream holds in memory to be shuffled."}
     )
-    view_size: list[int] | None = field(
-        default=None,
-        metadata={"help": "Pixels of the augmented view teacher and student look at. Default: image_size."},
-    )
     evaluation_crop_ratio: float = field(
         default=0.875, metadata={"help": "Share of the resized image the centre crop keeps at evaluation."}
     )
 
-
-@dataclass
-class AugmentationArguments:
-    """What happens to a training image; `hf-deit show-augmentations` shows it."""
-
-    crop_scale: list[float] = field(
-        default_factory=lambda: list(Augmentation.crop_scale),
-        metadata={"help": "Smallest and largest share of the area a crop covers."},
-    )
-    crop_aspect: list[float] = field(
-        default_factory=lambda: list(Augmentation.crop_aspect),
-        metadata={"help": "Smallest and largest width / height of a crop."},
-    )
-    flip_probability: float = field(
-        default=Augmentation.flip_probability, metadata={"help": "Of mirroring left and right."}
-    )
-    auto_augment: str = field(
-        default=Augmentation.auto_augment,
-        metadata={"help": f"Policy: {', '.join(AUTO_AUGMENTS)}. The paper's: randaugment."},
-    )
-    randaugment_magnitude: float = field(
-        default=Augmentation.randaugment_magnitude, metadata={"help": "Mean magnitude, 0 to 10."}
-    )
-    randaugment_magnitude_std: float = field(
-        default=Augmentation.randaugment_magnitude_std, metadata={"help": "Standard deviation of the magnitude."}
-    )
-    randaugment_probability: float = field(
-        default=Augmentation.randaugment_probability, metadata={"help": "Of carrying out each operation chosen."}
-    )
-    randaugment_num_ops: int = field(
-        default=Augmentation.randaugment_num_ops, metadata={"help": "Operations chosen for a view."}
-    )
-    color_jitter: float = field(
-        default=Augmentation.color_jitter,
-        metadata={"help": "Brightness, contrast and saturation are scaled by 1 ± this, 0 to 1 (DeiT III: 0.3)."},
-    )
-    erasing_probability: float = field(
-        default=Augmentation.erasing_probability,
-        metadata={"help": "Of filling one box of the view with noise. The paper's: 0.25."},
-    )
+    def __post_init__(self) -> None:
+        _normalize(self, "data", _expanded(self.data))
 
 
-@dataclass
+@dataclass(frozen=True)
 class TeacherArguments:
     """The teacher."""
 
     teacher: str | None = field(
         default=None,
-        metadata={"help": "Folder (hf-deit train-teacher makes one), Hub name, or package.module:factory."},
+        metadata={
+            "help": "Folder (hf-deit train-teacher makes one), Hub name, short name (regnet-y-160), or "
+            "package.module:factory."
+        },
     )
     teacher_weights: str | None = field(default=None, metadata={"help": "Weights for a factory (.safetensors, .pth)."})
     teacher_image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean per channel. Default: its own."}
+        default=None, metadata={"help": "Mean per channel. Default: the teacher's own."}
     )
-    teacher_image_std: list[float] | None = field(default=None, metadata={"help": "Std per channel. Default: its own."})
-    teacher_image_size: list[int] | None = field(default=None, metadata={"help": "Pixels it wants. Default: its own."})
-    teacher_labels: list[str] | None = field(default=None, metadata={"help": "Its class names in index order."})
+    teacher_image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation per channel. Default: the teacher's own."}
+    )
+    teacher_image_size: tuple[int, int] | None = field(
+        default=None,
+        metadata={"help": "Pixels the teacher sees: one number, or height and width. Default: the teacher's own."},
+    )
+    teacher_labels: list[str] | None = field(
+        default=None, metadata={"help": "Class names of the teacher, in index order."}
+    )
     teacher_dtype: str = field(
         default="float32", metadata={"help": "Autocast of the teacher: float32, bfloat16 or float16."}
     )
     teacher_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder of the teacher's stored answers (hf-deit cache-teacher); no teacher is needed then."},
+        metadata={"help": "Folder of stored teacher outputs (hf-deit cache-teacher); no teacher is needed then."},
     )
     verify_teacher_cache: int = field(
-        default=0, metadata={"help": "Number of stored answers that the teacher, given too, is asked again."}
+        default=0,
+        metadata={"help": "Number of stored teacher outputs that are computed again and compared; needs the teacher."},
     )
 
     def __post_init__(self) -> None:
         for name in ("teacher", "teacher_weights", "teacher_cache"):
-            if getattr(self, name) == "":  # of a shell's unset variable: not given
-                setattr(self, name, None)
+            # An unset variable of a shell script arrives as "": the field is not given.
+            _normalize(self, name, _expanded(getattr(self, name) or None))
+        _normalize(self, "teacher", _full_name(self.teacher))
+        _normalize(self, "teacher_image_size", as_size("teacher_image_size", self.teacher_image_size))
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunArguments:
     """The run."""
 
     resume: bool = field(
-        default=False, metadata={"help": "Go on from the newest complete checkpoint in output_dir (--resume)."}
+        default=False, metadata={"help": "Resume from the newest complete checkpoint in output_dir (--resume)."}
     )
 
 
-# Not in a saved recipe: a secret, and what is set by the machine (a recipe of a CPU run must not bind a GPU).
+# Of a recipe by attribute; `training` comes to them (`field_groups`).
+GROUPS = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "augmentation": Augmentation,
+    "teacher": TeacherArguments,
+    "run": RunArguments,
+}
+# Not in a saved recipe: a secret, and what the machine decides (a recipe of a CPU run must not bind a GPU).
 _NOT_SAVED = ("hub_token", "use_cpu")
-GROUPS = (
-    ModelArguments,
-    DataArguments,
-    AugmentationArguments,
-    TeacherArguments,
-    RunArguments,
-    DistillationTrainingArguments,
-)
+_SIZES = ("image_size", "view_size", "teacher_image_size")
+_PATHS = ("data", "model", "teacher", "teacher_weights", "teacher_cache")
 
 
-@dataclass
+def field_groups() -> dict[str, type]:
+    """Return every dataclass of fields by its attribute of `Recipe`; imports PyTorch."""
+    from ..trainer.training_args import DistillationTrainingArguments
+
+    return {**GROUPS, "training": DistillationTrainingArguments}
+
+
+def _fields_of(group: type) -> Iterator[dataclasses.Field]:
+    return (entry for entry in dataclasses.fields(group) if entry.init)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """The parsed fields, by group."""
+    """The fields of a training, by group. It is not changed; `replace` makes another one.
+
+    Args:
+        model: The student.
+        data: The images.
+        augmentation: What happens to a training image; its `view_size` is None for the student's size.
+        teacher: The teacher.
+        run: The run.
+        training: Optimisation and distillation. A trainer gets a copy of it.
+        given: The fields that were given, by name; all others have their defaults.
+    """
 
     model: ModelArguments
     data: DataArguments
-    augmentation: AugmentationArguments
+    augmentation: Augmentation
     teacher: TeacherArguments
     run: RunArguments
-    training: DistillationTrainingArguments
+    training: "DistillationTrainingArguments"
+    given: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Recipe":
+        """Make a recipe of fields of any group; those that are not given have their defaults.
+
+        The default of distillation_type is "none" where neither a teacher nor a teacher cache is given.
+
+        Raises:
+            RecipeError: Fields are unknown, or values are not allowed; the message names all that are found together.
+        """
+        groups = field_groups()
+        check_names(fields)
+        hints = {name: hint for group in groups.values() for name, hint in typing.get_type_hints(group).items()}
+        choices = {
+            entry.name: entry.metadata.get("choices") for group in groups.values() for entry in _fields_of(group)
+        }
+        values, problems = {}, []
+        for name, value in fields.items():
+            try:
+                values[name] = typed_value(name, value, hints[name], choices[name])
+            except RecipeError as error:
+                problems.append(str(error))
+        _raise_all(problems)
+        given = dict(values)
+        if not values.keys() & {"distillation_type", "teacher", "teacher_cache"}:
+            values["distillation_type"] = "none"
+        made = {}
+        for attribute, group in groups.items():
+            try:
+                names = [entry.name for entry in _fields_of(group)]
+                made[attribute] = group(**{name: values[name] for name in names if name in values})
+            except (ValueError, TypeError) as error:
+                problems.append(str(error))
+        _raise_all(problems)
+        return cls(**made, given=given)
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """Return a recipe with other values of some fields, of any group; defaults that depend on them follow.
+
+        Raises:
+            RecipeError: As `from_fields`.
+        """
+        return Recipe.from_fields({**self.given, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives every field with its value, defaults included; tokens are left out."""
+        """Return every field with its value as YAML holds it, defaults included; tokens are left out."""
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
-        for name in ("data", "model", "teacher", "teacher_weights", "teacher_cache"):
-            path = None if fields[name] is None else Path(fields[name]).expanduser()
-            if path is not None and path.exists():
-                fields[name] = str(path.resolve())  # the recipe is read again from another folder
-        names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments) if entry.init}
+        for name in _SIZES:  # a square as one number, as it is usually given: digests of recipes are made of it
+            size = fields[name]
+            fields[name] = size[:1] if size and size[0] == size[1] else size
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        for name in _PATHS:
+            if fields[name] is not None and Path(fields[name]).exists():
+                fields[name] = str(Path(fields[name]).resolve())  # the recipe is read again from another folder
         training = self.training.to_dict()
-        fields |= {name: training[name] for name in sorted(names & set(training)) if name not in _NOT_SAVED}
+        names = {entry.name for entry in _fields_of(type(self.training))} & training.keys()
+        fields |= {name: training[name] for name in sorted(names) if name not in _NOT_SAVED}
         return fields
 
 
-def as_size(name: str, values: list[int] | None) -> tuple[int, int] | None:
-    """Gives `(height, width)` for one number or two.
+def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
+    """Check that every field exists.
+
+    Args:
+        fields: Fields by name.
+        where: What holds them, for the message.
 
     Raises:
-        RecipeError: There are more than two, or none.
+        RecipeError: Some do not; the message names them and a similar name.
     """
-    if values is None:
-        return None
-    if len(values) not in (1, 2) or min(values) < 1:
-        raise RecipeError(f"{name}={values}: give one number of pixels, or height and width.")
-    return values[0], values[-1]
+    known = {entry.name for group in field_groups().values() for entry in _fields_of(group)}
+    unknown = sorted(str(name) for name in fields if name not in known)
+    if unknown:
+        raise RecipeError(f"{where} has unknown field(s) {', '.join(unknown)}.{similar_name(unknown[0])}")
+
+
+def similar_name(name: str) -> str:
+    """Return the end of a message about an unknown field: the field it may stand for, or where all are listed."""
+    known = [entry.name for group in field_groups().values() for entry in _fields_of(group)]
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."
+
+
+def _raise_all(problems: Sequence[str]) -> None:
+    from ..trainer.training_args import numbered
+
+    if problems:
+        raise RecipeError(numbered(problems))
+
+
+# ---- types ----
+
+# YAML 1.1 reads 1e-4 as text, for want of a dot.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", re.IGNORECASE)
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
+
+
+def typed_value(name: str, value: Any, hint: Any, choices: Sequence[Any] | None = None) -> Any:
+    """Return the value of a field, as YAML gives it, in the type of the field.
+
+    Text that spells a number becomes one where the field takes numbers and no text: `1e-4` is text in YAML 1.1. One value
+    becomes a list where the field takes a list and nothing else.
+
+    Args:
+        name: Field, for the message.
+        value: Value as YAML or a command line gives it.
+        hint: Type hint of the field.
+        choices: Values that are allowed; None: all of the type.
+
+    Raises:
+        RecipeError: The value is of another type, or not among the choices.
+    """
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if any(_is_enum(kind) for kind in kinds):  # `HubStrategy | str` is one of the strategies
+        kinds = tuple(kind for kind in kinds if kind is not str)
+    for kind in sorted(kinds, key=lambda kind: _precedence(kind, value)):
+        try:
+            converted = _converted(value, kind)
+        except (TypeError, ValueError):
+            continue
+        if choices is None or converted is None or converted in choices:
+            return converted
+    raise RecipeError(f"{name}={value!r}: {_allowed(kinds, choices)}.")
+
+
+def _plain(kind: Any) -> Any:
+    return typing.get_origin(kind) or kind
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def _precedence(kind: Any, value: Any) -> int:
+    """Return the order in which the types of a union are tried: the value's own type first, text and lists last."""
+    if type(value) is _plain(kind):
+        return 0
+    return {str: 2, list: 3, tuple: 3}.get(_plain(kind), 1)
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    plain = _plain(kind)
+    if plain is Any:
+        return value
+    if plain in (list, tuple):
+        (item_kind, *_) = typing.get_args(kind) or (Any,)
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        return plain(_converted(item, item_kind) for item in items)
+    if plain is types.NoneType or plain is dict:
+        if not isinstance(value, plain):
+            raise TypeError
+        return _with_numbers(value) if plain is dict else None
+    if value is None or isinstance(value, list | tuple | dict):
+        raise TypeError
+    if plain is bool:
+        from transformers.hf_argparser import string_to_bool
+
+        try:
+            return string_to_bool(value if isinstance(value, bool) else str(value))
+        except Exception as error:  # argparse's own
+            raise ValueError from error
+    if _is_enum(plain):
+        return plain(value).value
+    return plain(str(value))
+
+
+def _with_numbers(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """Return a mapping, whose values have no declared type, with numbers where YAML 1.1 reads 1e-4 as text."""
+    is_number = {key: isinstance(value, str) and _NUMBER.fullmatch(value) for key, value in mapping.items()}
+    return {key: float(value) if is_number[key] else value for key, value in mapping.items()}
+
+
+def _allowed(kinds: Sequence[Any], choices: Sequence[Any] | None) -> str:
+    options = choices or [member.value for kind in kinds if _is_enum(kind) for member in kind]
+    if options:
+        return f"choose one of {', '.join(map(str, options))}"
+    words = []
+    for kind in kinds:
+        if _plain(kind) in (list, tuple):
+            (item, *_) = typing.get_args(kind) or (Any,)
+            words.append(f"a list of {'whole numbers' if item is int else 'numbers' if item is float else 'text'}")
+        elif _plain(kind) in _WORDS:
+            words.append(_WORDS[_plain(kind)])
+    return f"it takes {' or '.join(words)}" + (", or may be left out" if types.NoneType in kinds else "")

@@ -3,6 +3,7 @@
 The loop is in cache_builder.py; a training by the cache needs no more than the recipe's `teacher_cache` (train.py).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..fingerprints import short_digest_of
 from ..hub.facts import without_machine
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe
-from .build import build_augmentation, build_teacher
+from .build import build_teacher
 from .data import load_run_data, view_size_of
 
 
@@ -53,7 +54,8 @@ def cache_teacher(
     _check_numbers(args, epochs, first)
     check_folder(out)
     data, view_size = load_run_data(recipe), view_size_of(recipe)
-    dataset = data.training_set(build_augmentation(recipe.augmentation, view_size), args.seed, args.global_batch_size)
+    augmentation = replace(recipe.augmentation, view_size=view_size)
+    dataset = data.training_set(augmentation, args.seed, args.global_batch_size)
     describe_views(dataset, args.mixing)  # refuses a stream before a teacher is loaded
     views = args.view_schedule(dataset, args.dataloader_num_workers)
     wanted = _wanted(views.epochs_shown, epochs, first)

@@ -1,12 +1,12 @@
-"""A contact sheet: rows of one image under many views, to look at an augmentation before training with it.
+"""A contact sheet: each row shows an image and many of its views, to look at an augmentation before training with it.
 
-The views are those that training would show, in the epochs 0, 1, 2 …; what makes them is augmentation.py's business. Mixing
-(of two images) is not on it.
+The views are the exact views of a training in epochs 0, 1, 2 …, made by data/augmentation.py. Mixing is not shown.
 """
 
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +18,6 @@ from ..data.sources import Source
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
 from .arguments import Recipe
-from .build import build_augmentation
 from .data import columns_of, view_size_of
 
 logger = logging.getLogger(__name__)
@@ -31,28 +30,28 @@ MAX_PIXELS = 400_000_000
 def draw_sheet(
     source: Source, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
 ) -> Image.Image:
-    """Draws the sheet: a row an image, first the untouched image fitted into its cell, then its views of epochs 0, 1 …
+    """Draw the sheet: in each row the original image, fitted into its cell, then its views of epochs 0, 1 …
 
     Args:
-        source: The images.
-        indices: Which of them, in rows from the top.
-        augmentation: What makes a view; its `view_size` is the size of a cell.
-        seed: Of the run.
+        source: Images to choose from.
+        indices: Indices of the images that are shown, from the top.
+        augmentation: Makes a view; its `view_size` is the size of a cell.
+        seed: Seed of the run.
         views: Number of columns after the first.
 
     Returns:
-        RGB, cells 4 pixels apart on white.
+        RGB image with cells 4 pixels apart on white.
 
     Raises:
         DataError: An image cannot be read.
         UserError: The sheet would have more than 400 megapixels.
     """
-    height, width = augmentation.view_size
+    height, width = augmentation.require_view_size()
     size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(
-            f"The sheet would be {size[0]}×{size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels: ask for fewer "
-            "images or views, or a smaller view_size."
+            f"The sheet would be {size[0]}×{size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels: show fewer "
+            "images or views, or use a smaller view_size."
         )
     sheet = Image.new("RGB", size, BACKGROUND)
     for row, index in enumerate(indices):
@@ -66,7 +65,7 @@ def draw_sheet(
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The whole image in the middle of a cell of `(width, height)`; at least a pixel of it, however long it is."""
+    """Return the whole image, scaled into the middle of a cell of `(width, height)`; each side has at least one pixel."""
     scale = min(size[0] / image.width, size[1] / image.height)
     width, height = (max(round(side * scale), 1) for side in image.size)
     cell = Image.new("RGB", size, BACKGROUND)
@@ -76,10 +75,10 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image under a temporary name and renames it, so that what stands at `path` is always whole.
+    """Write an image under a temporary name and rename it, so that the file at `path` is always complete.
 
     Raises:
-        UserError: The folder does not exist, or the name's ending is no format that can be written.
+        UserError: The folder does not exist, or the file name extension is not an image format that can be written.
     """
     _check_path(path)
     temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
@@ -98,32 +97,32 @@ def _check_path(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"{path}: {path.suffix or 'no ending'} is no image format here; take .png or .jpg.")
+        raise UserError(f"{path}: {path.suffix or 'no extension'} is not a supported image format; use .png or .jpg.")
 
 
 def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: int = 8) -> list[int]:
-    """Writes the contact sheet of a recipe.
+    """Write the contact sheet of a recipe.
 
     Args:
-        recipe: Its data, augmentation, view or image size and seed are used. Without a size: that of the weights it starts
-            from, else 224 pixels.
-        out: The file; the ending says the format.
-        images: Rows, spread evenly over the training images; fewer if there are fewer.
-        views: Views of each image.
+        recipe: Its data, augmentation, view or image size and seed are used. The default size is that of the weights it
+            starts from, or 224 pixels.
+        out: Image file to write; its extension is the format.
+        images: Number of rows, spread evenly over the training images; fewer if there are fewer images.
+        views: Number of views of each image.
 
     Returns:
-        The indices of the images shown, from the top. With `broken_images` "skip" an image that cannot be decoded gives way
-        to the next that can.
+        The indices of the images shown, from the top. With `broken_images` "skip" the next readable image is shown in place
+        of one that cannot be decoded.
 
     Raises:
-        UserError: The data, a field or the file is not as it must be.
+        UserError: The data or the file cannot be used, or a number is below 1.
     """
     for name, number in (("images", images), ("views", views)):
         if number < 1:
             raise UserError(f"{name}={number}: at least 1.")
     out = Path(out)
     _check_path(out)  # before the data are read
-    augmentation = build_augmentation(recipe.augmentation, view_size_of(recipe))
+    augmentation = replace(recipe.augmentation, view_size=view_size_of(recipe))
     seed = recipe.training.seed
     data = recipe.data
     source = load_training(data.data, data.validation_share, seed, columns_of(data), data.broken_images)
@@ -136,7 +135,7 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
 
 
 def _readable(source: Source, wanted: Sequence[int]) -> list[int]:
-    """Gives for each index the first from there on that can be decoded and is not shown yet; fewer if there are fewer."""
+    """Return for each index the first one from there on that can be decoded and is not shown yet; fewer if too few can."""
     broken: set[int] = set()
     shown: list[int] = []
     for start in wanted:
@@ -146,11 +145,11 @@ def _readable(source: Source, wanted: Sequence[int]) -> list[int]:
             try:
                 source.image(index)
             except DataError as error:
-                logger.warning("%s The next image takes its place on the sheet.", error)
+                logger.warning("%s The next image is shown in its place.", error)
                 broken.add(index)
                 continue
             shown.append(index)
             break
     if not shown:
-        raise DataError(f"None of the {len(source)} images of {source.name} can be decoded: repair them.")
+        raise DataError(f"None of the {len(source)} images of {source.name} can be decoded: replace the files.")
     return shown

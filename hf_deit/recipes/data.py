@@ -20,8 +20,8 @@ from ..errors import DataError, RecipeError, UserError
 from ..fingerprints import short_digest_of
 from ..losses import ProblemType
 from ..models.configuration_deit import as_pair
-from ..models.loading import load_config, published_name
-from .arguments import DataArguments, Recipe, as_size
+from ..models.loading import load_config
+from .arguments import DataArguments, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -167,8 +167,8 @@ def view_size_of(recipe: Recipe) -> tuple[int, int]:
     Raises:
         UserError: The weights that the student starts from do not exist.
     """
-    given = as_size("view_size", recipe.data.view_size) or as_size("image_size", recipe.model.image_size)
+    given = recipe.augmentation.view_size or recipe.model.image_size
     if given is not None or recipe.model.model is None:
         return given or (224, 224)
-    config = load_config(published_name(recipe.model.model))
+    config = load_config(recipe.model.model)
     return as_pair(getattr(config, "image_size", None) or 224)

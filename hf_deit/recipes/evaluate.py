@@ -155,6 +155,5 @@ def _columns_of(own: Recipe | None, data: str) -> Columns | None:
 
 def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArguments:
     """The fields of a teacher: the model's own run's if it is the teacher of that run."""
-    if own is not None and _same_path(own.teacher.teacher, teacher):
-        return own.teacher
-    return TeacherArguments(teacher=teacher)
+    given = TeacherArguments(teacher=teacher)
+    return own.teacher if own is not None and _same_path(own.teacher.teacher, given.teacher) else given

@@ -1,13 +1,14 @@
-"""Reads a recipe: a YAML file of fields, perhaps with a `base`, and the command line on top of it.
+"""Recipes as files and on the command line: a YAML of fields, perhaps with a `base`, and command-line words on top of it.
 
-A header is the comment lines that a file begins with: its first line says what the recipe is; one may give the paper's
-accuracy; the commands that launch it are indented by three blanks.
+The header of a recipe is the comment lines that the file begins with. Its first line describes the recipe, one line may give
+the paper's accuracy, and the commands that launch it are indented by three blanks. The fields are in arguments.py.
 """
 
 import argparse
+import copy
+import dataclasses
 import difflib
 import logging
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import HfArgumentParser
 
 from ..errors import RecipeError
 from ..files import parsed_yaml
-from .arguments import GROUPS, Recipe
+from .arguments import Recipe, check_names, field_groups, similar_name
 
 logger = logging.getLogger(__name__)
 
@@ -27,31 +28,31 @@ _ACCURACY = "# The paper's accuracy: "
 
 
 def recipe_names() -> list[str]:
-    """The names of the package's recipes."""
+    """Return the names of the package's recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
-    """Gives the file of a recipe of the package.
+    """Return the file of a recipe of the package.
 
     Raises:
-        RecipeError: There is none of this name; the message names the nearest.
+        RecipeError: The name is unknown; the message names similar ones.
     """
     names = recipe_names()
     if name in names:
         return FOLDER / f"{name}.yaml"
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    nearest = f" Did you mean {' or '.join(close)}?" if close else ""
+    similar = f" Did you mean {' or '.join(close)}?" if close else ""
     raise RecipeError(
-        f"No recipe is called {name!r}.{nearest} `hf-deit recipes` lists them; a file of your own goes with --config."
+        f"No recipe is called {name!r}.{similar} `hf-deit recipes` lists them; pass a file of your own with --config."
     )
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """Reads the fields of a recipe; where it names a `base`, they are those of that recipe with its own on top.
+    """Read the fields of a recipe; where it names a `base`, the fields of that recipe are added to its own.
 
     Raises:
-        RecipeError: There is no such file, it holds no fields, or its base is none.
+        RecipeError: The file does not exist or holds no fields, or its base is invalid.
     """
     fields = _read_yaml(path)
     if "base" not in fields:
@@ -61,34 +62,38 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def _base_fields(path: Path, base: Any) -> dict[str, Any]:
     if not isinstance(base, str):
-        raise RecipeError(f"{path}: base: {base!r} is not allowed; it takes the name of one of `hf-deit recipes`.")
+        raise RecipeError(
+            f"{path}: base: {base!r} is not allowed; give the name of a recipe that `hf-deit recipes` lists."
+        )
     try:
         fields = _read_yaml(recipe_path(base))
     except RecipeError as error:
         raise RecipeError(f"{path}: base: {error}") from error
-    # One step and no chain: two files say all there is, and there can be no circle.
+    # One step and no chain: two files hold all fields, and there can be no circle.
     if "base" in fields:
         raise RecipeError(
-            f"{path}: base: {base} is itself a recipe with a base, {fields['base']}: name that one, and the differences."
+            f"{path}: base: {base} is itself a recipe with a base, {fields['base']}: name that one, and the fields that differ."
         )
     return fields
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise RecipeError(f"No recipe at {path}. Those of the package go by name: --recipe NAME (`hf-deit recipes`).")
+        raise RecipeError(
+            f"No recipe at {path}. Choose a recipe of the package by its name: --recipe NAME (`hf-deit recipes` lists them)."
+        )
     content = parsed_yaml(path, RecipeError)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{path} must hold fields and values (learning_rate: 1.0e-3), and holds a {type(content).__name__}."
+            f"{path} must hold fields and values (learning_rate: 1.0e-3), but it holds a {type(content).__name__}."
         )
     return content
 
 
 def whole_text(name: str) -> str:
-    """Gives a recipe of the package as one file: as it stands, and in place of its `base` line that recipe's other fields.
+    """Return a recipe of the package as one file, with the fields of its base in place of the `base` line.
 
     Raises:
         RecipeError: As `recipe_path` and `read_fields`.
@@ -100,24 +105,24 @@ def whole_text(name: str) -> str:
     base = own["base"]
     rest = {field: value for field, value in read_fields(path).items() if field not in own}
     lines = [line for line in text.splitlines() if not line.startswith("base:")]
-    return "\n".join([*lines, f"# The rest is that of {base}:", yaml.safe_dump(rest, sort_keys=False)])
+    return "\n".join([*lines, f"# The other fields are those of {base}:", yaml.safe_dump(rest, sort_keys=False)])
 
 
 def header(text: str) -> list[str]:
-    """The comment lines a recipe begins with."""
+    """Return the comment lines that a recipe begins with."""
     lines = text.splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return lines[:end]
 
 
 def launch_commands(text: str) -> list[str]:
-    """The commands of a recipe's header, a line each."""
+    """Return the commands of a recipe's header, one on each line."""
     indented = [line[1:].strip() for line in header(text) if line.startswith("#   ")]
     return "\n".join(indented).replace("\\\n", "").splitlines()
 
 
 def listed_recipes() -> list[tuple[str, str, str]]:
-    """Gives name, what it is, and the paper's accuracy ("–": the paper has none) of every recipe of the package."""
+    """Return name, description and the paper's accuracy ("–" if the paper has none) of every recipe of the package."""
     rows = []
     for name in recipe_names():
         lines = header(recipe_path(name).read_text(encoding="utf-8"))
@@ -129,108 +134,61 @@ def listed_recipes() -> list[tuple[str, str, str]]:
 
 
 class _Parser(HfArgumentParser):
-    """Raises where argparse would exit, so that one place decides what a user sees."""
+    """The parser of transformers, which also takes tuples, and raises where argparse would exit."""
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if typing.get_origin(kind) is tuple]
+        if kinds:  # on a command line a tuple is a list, whose length its dataclass checks
+            field = copy.copy(field)
+            field.type = list[typing.get_args(kinds[0])[0]]
+        HfArgumentParser._parse_dataclass_field(parser, field)
 
     def error(self, message: str) -> typing.NoReturn:
         raise RecipeError(f"{message}. `hf-deit train --help` and --help-all list the fields.")
 
 
 def recipe_parser() -> HfArgumentParser:
-    """The parser of all fields; its help is long, the command line shows a short one."""
-    return _Parser(GROUPS, prog="hf-deit train", add_help=False, allow_abbrev=False, argument_default=None)
+    """Return the parser of all fields. Its help lists every field of TrainingArguments; the command line shows a shorter one."""
+    groups = list(field_groups().values())
+    return _Parser(groups, prog="hf-deit train", add_help=False, allow_abbrev=False, argument_default=None)
 
 
 def given_names(overrides: Sequence[str]) -> list[str]:
-    """The names of the fields among command-line words: `["--seed", "1", "--bf16=true"]` → `["seed", "bf16"]`."""
+    """Return the names of the fields among command-line words: `["--seed", "1", "--bf16=true"]` → `["seed", "bf16"]`."""
     return [word.removeprefix("--").partition("=")[0] for word in overrides if word.startswith("--")]
 
 
-def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: list[str]) -> Recipe:
-    """Reads a recipe.
+def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> Recipe:
+    """Read a recipe.
 
     Args:
-        config: A YAML file of fields, which may name a `base` (recipe.py); or the fields; None: defaults.
-        overrides: Command-line fields (`["--learning_rate", "1e-3"]`), which win over the file.
+        config: YAML file of fields, which may name a `base`; or the fields themselves; None for the defaults.
+        overrides: Command-line words (`["--learning_rate", "1e-3"]`), which replace fields of the file.
 
     Raises:
         RecipeError: The file is unreadable, a field is unknown, or a value is not allowed.
     """
-    parser = recipe_parser()
-    given_fields = config is None or isinstance(config, Mapping)
-    fields = dict(config or {}) if given_fields else read_fields(Path(config))
-    known: dict[str, argparse.Action] = {}
-    for action in parser._actions:
-        known.setdefault(action.dest, action)  # a flag that is true by default has a second action, --no_…
-    unknown = sorted(str(name) for name in fields if name not in known)
-    if unknown:
-        raise RecipeError(
-            f"{'The recipe' if given_fields else config} has unknown field(s) {', '.join(unknown)}.{_nearest(unknown[0], known)}"
-        )
-    hints = {name: hint for group in GROUPS for name, hint in typing.get_type_hints(group).items()}
-    parser.set_defaults(**{name: _to_type(known[name], hints[name], value) for name, value in fields.items()})
-    given = {*fields, *given_names(overrides)}
-    if not given & {"distillation_type", "teacher", "teacher_cache"}:
+    if config is None or isinstance(config, Mapping):
+        fields, where = dict(config or {}), "The recipe"
+    else:
+        fields, where = read_fields(Path(config)), str(config)
+    check_names(fields, where)
+    fields |= _parsed_words(overrides)
+    if not fields.keys() & {"distillation_type", "teacher", "teacher_cache"}:
         logger.warning("Neither a teacher nor a distillation_type is given: the student learns from the labels alone.")
-        parser.set_defaults(distillation_type="none")
+    return Recipe.from_fields(fields)
+
+
+def _parsed_words(words: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that command-line words give, in the types of argparse."""
+    parser = recipe_parser()
+    not_given = object()
+    names = [entry.name for group in field_groups().values() for entry in dataclasses.fields(group)]
     try:
-        *groups, rest = parser.parse_args_into_dataclasses(
-            args=overrides, look_for_args_file=False, return_remaining_strings=True
-        )
-    except RecipeError:
-        raise
+        parsed, rest = parser.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(names, not_given)))
     except (ValueError, TypeError) as error:
-        raise RecipeError(str(error)) from error
+        raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
     if rest:
-        raise RecipeError(f"Unknown field {rest[0]}.{_nearest(rest[0].lstrip('-'), known)}")
-    return Recipe(*groups)
-
-
-def _nearest(name: str, known: dict[str, argparse.Action]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."
-
-
-def _to_type(action: argparse.Action, hint: Any, value: Any) -> Any:
-    """Brings a YAML value to its field's type as argparse would bring its text: 1e-4 is a text in YAML."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    origins = {typing.get_origin(kind) or kind for kind in kinds}
-    allowed = {type(None): value is None, dict: isinstance(value, dict), list: isinstance(value, list)}
-    for kind, given in allowed.items():
-        if given and kind not in origins:
-            what = "no value" if value is None else f"{value!r}"
-            raise RecipeError(f"{action.dest}: {what} is not allowed; it takes {_described(origins)}.")
-    if value is None or isinstance(value, dict):
-        return value
-    if isinstance(value, list):
-        return [_scalar(action, item) for item in value]
-    return [_scalar(action, value)] if action.nargs in ("+", "*") else _scalar(action, value)
-
-
-def _described(origins: set[Any]) -> str:
-    names = {
-        list: "a list",
-        dict: "a mapping",
-        str: "a text",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-    }
-    return " or ".join(sorted(names[kind] for kind in origins if kind in names)) or "one of its choices"
-
-
-def _scalar(action: argparse.Action, value: Any) -> Any:
-    if value is None or isinstance(value, list | dict):
-        raise RecipeError(f"{action.dest}: {value!r} is not allowed as an entry of a list.")
-    if action.type is None:
-        return value
-    try:
-        converted = action.type(str(value))
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise RecipeError(f"{action.dest}: {value!r} is not allowed ({error}).") from error
-    if action.choices is not None and converted not in action.choices:
-        raise RecipeError(
-            f"{action.dest}: {value!r} is not allowed; choose from {', '.join(map(str, action.choices))}."
-        )
-    return converted
+        raise RecipeError(f"Unknown field {rest[0]}.{similar_name(rest[0].lstrip('-').partition('=')[0])}")
+    return {name: value for name, value in vars(parsed).items() if value is not not_given}

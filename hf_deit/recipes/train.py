@@ -3,6 +3,8 @@
 Functions return plain dictionaries and write files; printing is the command line's business.
 """
 
+import copy
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
@@ -23,8 +25,8 @@ from ..models.fine_tuning import set_trainable
 from ..trainer.checkpoints import check_same_run, checkpoints, newest_checkpoint
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.validation import Problems
-from .arguments import Recipe, TeacherArguments, as_size
-from .build import build_augmentation, build_processor, build_student, build_teacher, choose_attention
+from .arguments import Recipe, TeacherArguments
+from .build import build_processor, build_student, build_teacher, choose_attention
 from .data import RunData, load_run_data
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def build_trainer(recipe: Recipe, data: RunData | None = None, concurrent_traini
         data: Its data, if they are loaded already.
         concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
     """
-    args = recipe.training
+    args = copy.copy(recipe.training)  # the trainer changes its arguments
     set_seed(args.seed)
     data = data if data is not None else load_run_data(recipe)
     distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
@@ -51,13 +53,9 @@ def build_trainer(recipe: Recipe, data: RunData | None = None, concurrent_traini
     with problems.gathered():
         teacher = _teacher_of(recipe.teacher)
     image_size = as_pair(
-        getattr(getattr(student, "config", None), "image_size", None)
-        or as_size("image_size", recipe.model.image_size)
-        or 224
+        getattr(getattr(student, "config", None), "image_size", None) or recipe.model.image_size or 224
     )
-    view_size = as_size("view_size", recipe.data.view_size) or image_size
-    with problems.gathered():
-        augmentation = build_augmentation(recipe.augmentation, view_size)
+    augmentation = dataclasses.replace(recipe.augmentation, view_size=recipe.augmentation.view_size or image_size)
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
     problems.raise_all()
@@ -73,7 +71,9 @@ def build_trainer(recipe: Recipe, data: RunData | None = None, concurrent_traini
             teacher,
             args,
             train_dataset=training_set,
-            eval_dataset=EvaluationDataset(data.validation, image_size, recipe.data.evaluation_crop_ratio, view_size),
+            eval_dataset=EvaluationDataset(
+                data.validation, image_size, recipe.data.evaluation_crop_ratio, augmentation.view_size
+            ),
             processing_class=processor,
             teacher_cache=recipe.teacher.teacher_cache,
             verify_teacher_cache=recipe.teacher.verify_teacher_cache,
@@ -96,12 +96,10 @@ def check_recipe(recipe: Recipe, data: RunData) -> None:
     """
     level = logging.root.manager.disable
     logging.disable(logging.INFO)  # what is built is no news yet
-    place = recipe.training.output_dir
     try:
-        with tempfile.TemporaryDirectory() as recipe.training.output_dir:
-            build_trainer(recipe, data)
+        with tempfile.TemporaryDirectory() as output_dir:
+            build_trainer(recipe.replace(output_dir=output_dir), data)
     finally:
-        recipe.training.output_dir = place
         logging.disable(level)
 
 

@@ -7,7 +7,6 @@ What is saved, `train` takes by path: a transformers model as a transformers fol
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +29,9 @@ from ..errors import UserError
 from ..files import staged_files
 from ..losses import ProblemType
 from ..models.image_processing_deit import DeiTImageProcessor
+from .teacher_args import TeacherTrainingArguments
 from .trainer import DistillationTrainer
 from .training_args import DistillationTrainingArguments
-
-
-@dataclass
-class TeacherTrainingArguments:
-    """Arguments of `hf-deit train-teacher`."""
-
-    data: str = field(metadata={"help": "Images, as for train."})
-    network: str = field(
-        metadata={"help": "package.module:factory, or folder or Hub name of a transformers classifier."}
-    )
-    output_dir: str = field(metadata={"help": "Where the teacher is saved."})
-    image_column: str | None = field(default=None, metadata={"help": "Of a table, as for train."})
-    label_column: str | None = field(default=None, metadata={"help": "Of a table, as for train; one column."})
-    mode: str = field(default="linear", metadata={"help": "linear: head on frozen features; finetune: then all of it."})
-    image_size: int = field(default=224, metadata={"help": "Pixels the teacher will see."})
-    views: int = field(default=3, metadata={"help": "linear: augmented views of each image the head learns from."})
-    epochs: int = field(default=5, metadata={"help": "finetune: epochs over all weights."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "finetune: peak learning rate."})
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.25, 1.0], metadata={"help": "Smallest and largest share of the area a crop covers."}
-    )
-    validation_share: float = field(default=0.1, metadata={"help": "Split off where there is no validation split."})
-    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16."})
-    seed: int = field(default=0, metadata={"help": "Of views and head."})
 
 
 def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
@@ -113,10 +88,11 @@ def _check(arguments: TeacherTrainingArguments) -> None:
         raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
     if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):
         raise UserError(f"{arguments.output_dir} holds a model already: choose another output_dir.")
-    try:
-        Augmentation((1, 1), crop_scale=tuple(arguments.crop_scale))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    _augmentation(arguments)
+
+
+def _augmentation(arguments: TeacherTrainingArguments) -> Augmentation:
+    return Augmentation((arguments.image_size, arguments.image_size), crop_scale=arguments.crop_scale)
 
 
 def _base_network(name: str) -> Teacher:
@@ -132,8 +108,7 @@ def _base_network(name: str) -> Teacher:
 
 def _batches(arguments: TeacherTrainingArguments, source: Source) -> Iterator[dict[str, Tensor]]:
     """Yields uint8 batches of `views` augmented views of every image."""
-    size = (arguments.image_size, arguments.image_size)
-    dataset = ViewDataset(source, Augmentation(size, crop_scale=tuple(arguments.crop_scale)), arguments.seed)
+    dataset = ViewDataset(source, _augmentation(arguments), arguments.seed)
     sampler = ViewSampler(len(dataset), global_batch_size=2, seed=arguments.seed)
     for view in range(arguments.views):
         sampler.set_epoch(view)
@@ -218,7 +193,7 @@ def _finetuner(
         _Logits(base.model),
         None,
         args,
-        train_dataset=ViewDataset(train, Augmentation(size, crop_scale=tuple(arguments.crop_scale)), arguments.seed),
+        train_dataset=ViewDataset(train, _augmentation(arguments), arguments.seed),
         eval_dataset=EvaluationDataset(validation, size),
         processing_class=_processor(arguments, base),
     )

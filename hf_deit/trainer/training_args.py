@@ -1,7 +1,8 @@
-"""`DistillationTrainingArguments`: `TrainingArguments` plus what distillation needs.
+"""`DistillationTrainingArguments`: `TrainingArguments` and the fields of distillation.
 
-Fields are checked here as far as they can be without a model; what depends on student, teacher and data is checked by the
-trainer before the first step. Defaults are the paper's (arXiv:2012.12877, Table 9) where the paper has them.
+Every field is documented in its `metadata["help"]`. Fields are checked here as far as they can be without a model; what
+depends on student, teacher and data is checked in validation.py before the first step. Defaults are the paper's
+(arXiv:2012.12877, Table 9) where the paper has them.
 """
 
 import math
@@ -24,7 +25,7 @@ COUNTED_WEIGHTS = ("raw", "ema")
 
 
 def numbered(problems: Sequence[str]) -> str:
-    """Makes one message of several, or gives the only one as it is."""
+    """Return one message for several problems, or the only one unchanged."""
     if len(problems) == 1:
         return problems[0]
     rows = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
@@ -33,100 +34,147 @@ def numbered(problems: Sequence[str]) -> str:
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
-    """Arguments of `DistillationTrainer`; all of `TrainingArguments` and those below.
+    """Arguments of `DistillationTrainer`: those of `TrainingArguments`, some with other defaults, and the fields below.
 
-    Args:
-        distillation_type: "hard" (the teacher's decision is the label), "soft" (KL at temperature τ) or "none".
-        distillation_target: "token": the distillation head learns from the teacher; "class": the only head learns from
-            labels and teacher together. Default: token for a student with two heads, class for one head.
-        distillation_alpha: Weight α in [0, 1] of the teacher's term in every mode. Default: 0.1 soft, 0.5 hard.
-        distillation_tau: Softmax temperature τ > 0 of soft distillation.
-        distillation_reduction: "image": KL of each image; "official": divided by the number of classes as well.
-        base_loss: "cross_entropy" (with `label_smoothing_factor`) or "binary_cross_entropy".
-        num_views: Number of epochs with distinct views; afterwards they come again. Default: every epoch is distinct.
-        repeated_augmentation: Views of an image in an epoch, all in one batch (paper: 3); an epoch keeps its number of
-            views, so about one image in so many is taken.
-        mixup_alpha: λ ~ Beta(α, α) of mixup; 0: none (paper: 0.8). Partners are neighbours in the batch, see batch_ops.py.
-        cutmix_alpha: The same of cutmix; 0: none (paper: 1.0).
-        mix_probability: Of a pair being mixed.
-        mix_switch_probability: Of cutmix in place of mixup, where both are on.
-        distillation_token_decay: Weight decay on the distillation token, as the official code.
-        class_weights: "balanced": an image counts n / (C · count) in the loss, by the count of its class among the n
-            training images of C classes; "none".
-        scale_learning_rate: The peak is learning_rate × global batch / 512 instead of learning_rate.
-        warmup_learning_rate: Where the linear warm-up of a "cosine" begins; at most the peak.
-        min_learning_rate: Where a "cosine" ends; at most the peak.
-        layer_decay: Learning rate of a layer relative to the next one, in (0, 1]; embeddings learn slowest, heads fully.
-        optimizer_class: `package.module:Class` in place of `optim`, with `optim_args` such as "betas=(0.9, 0.95)".
-        ema_epochs: Horizon in epochs of the averaged weights; 0: none are kept.
-        counted_weights: "raw" or "ema": which are the best model, the final save and what is published. With "ema"
-            metric_for_best_model is that of the averaged weights.
-        metric_for_best_model: Default: accuracy; mean_average_precision for several classes an image; loss for regression.
+    `hf-deit train --help` lists the fields with their documentation.
 
     Raises:
         ValueError: Values are not allowed; the message names all of them.
     """
 
     distillation_type: str = field(
-        default="hard", metadata={"help": "What the teacher's answer is used as.", "choices": list(DISTILLATION_TYPES)}
+        default="hard",
+        metadata={
+            "help": "hard (the teacher's decision is the label), soft (KL divergence at temperature τ) or none.",
+            "choices": list(DISTILLATION_TYPES),
+        },
     )
     distillation_target: str | None = field(
         default=None,
         metadata={
-            "help": "token: the distillation head learns from the teacher; class: the only head learns from both."
+            "help": "token: the distillation head learns from the teacher; class: the only head learns from labels and "
+            "teacher together. Default: token for a student with two heads, class for one head."
         },
     )
     distillation_alpha: float | None = field(
-        default=None, metadata={"help": "Weight of the teacher's term in [0, 1]. Default: 0.1 soft, 0.5 hard."}
+        default=None,
+        metadata={"help": "Weight α in [0, 1] of the teacher's term in every mode. Default: 0.1 soft, 0.5 hard."},
     )
-    distillation_tau: float = field(default=3.0, metadata={"help": "Softmax temperature of soft distillation."})
+    distillation_tau: float = field(
+        default=3.0, metadata={"help": "Softmax temperature τ of soft distillation, above 0."}
+    )
     distillation_reduction: str = field(
-        default="image", metadata={"help": "KL per image, or divided by the classes as the official code (official)."}
+        default="image",
+        metadata={
+            "help": "image: KL divergence of each image; official: divided by the number of classes too, as the official "
+            "code does."
+        },
     )
     base_loss: str = field(
-        default="cross_entropy", metadata={"help": "Loss on the labels.", "choices": list(BASE_LOSSES)}
+        default="cross_entropy",
+        metadata={
+            "help": "Loss on the labels; label_smoothing_factor is for cross_entropy only.",
+            "choices": list(BASE_LOSSES),
+        },
     )
-    num_views: int | None = field(default=None, metadata={"help": "Epochs with distinct views. Default: all of them."})
+    num_views: int | None = field(
+        default=None,
+        metadata={"help": "Epochs with distinct views; afterwards the views repeat. Default: all epochs are distinct."},
+    )
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "Views of an image in an epoch, all in one batch (paper: 3)."}
+        default=1,
+        metadata={
+            "help": "Views of an image in an epoch, all in one batch (paper: 3). An epoch keeps its number of views, so it "
+            "contains fewer images."
+        },
     )
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Beta(α, α) of mixup; 0: none (paper: 0.8)."})
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "Beta(α, α) of cutmix; 0: none (paper: 1.0)."})
-    mix_probability: float = field(default=1.0, metadata={"help": "Of a pair of images being mixed."})
-    mix_switch_probability: float = field(default=0.5, metadata={"help": "Of cutmix in place of mixup, with both on."})
-    distillation_token_decay: bool = field(default=True, metadata={"help": "Weight decay on the distillation token."})
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={"help": "Mixup with λ ~ Beta(α, α); 0 turns it off (paper: 0.8). Neighbours in a batch are mixed."},
+    )
+    cutmix_alpha: float = field(
+        default=0.0, metadata={"help": "CutMix with λ ~ Beta(α, α); 0 turns it off (paper: 1.0)."}
+    )
+    mix_probability: float = field(default=1.0, metadata={"help": "Probability that a pair of images is mixed."})
+    mix_switch_probability: float = field(
+        default=0.5, metadata={"help": "Probability of CutMix instead of mixup, where both are on."}
+    )
+    distillation_token_decay: bool = field(
+        default=True, metadata={"help": "Weight decay on the distillation token, as in the official code."}
+    )
     class_weights: str = field(
         default="none",
-        metadata={"help": "balanced: rare classes count more in the loss.", "choices": list(CLASS_WEIGHTS)},
+        metadata={
+            "help": "balanced: an image counts n / (C · count) in the loss, by the count of its class among the n training "
+            "images of C classes.",
+            "choices": list(CLASS_WEIGHTS),
+        },
     )
     scale_learning_rate: bool = field(
-        default=False, metadata={"help": "Peak learning rate = learning_rate × global batch / 512, as the paper."}
+        default=False, metadata={"help": "Peak learning rate = learning_rate × global batch / 512, as in the paper."}
     )
-    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up of a cosine begins."})
-    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where a cosine ends."})
+    warmup_learning_rate: float = field(
+        default=1e-6, metadata={"help": "Learning rate at which the warm-up of a cosine begins; at most the peak."}
+    )
+    min_learning_rate: float = field(
+        default=1e-5, metadata={"help": "Learning rate at which a cosine ends; at most the peak."}
+    )
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of a layer relative to the next, for fine-tuning (0.65-0.9)."}
+        default=1.0,
+        metadata={
+            "help": "Learning rate of a layer relative to the next one, in (0, 1], for fine-tuning (0.65 to 0.9). Embeddings "
+            "learn slowest; heads have the full learning rate."
+        },
     )
     optimizer_class: str | None = field(
-        default=None, metadata={"help": "package.module:Class instead of optim, such as pytorch_optimizer:Lamb."}
+        default=None,
+        metadata={
+            "help": "package.module:Class (pytorch_optimizer:Lamb) instead of optim; optim_args are its arguments "
+            '("betas=(0.9, 0.95)").'
+        },
     )
-    ema_epochs: float = field(default=0.0, metadata={"help": "Horizon in epochs of averaged weights; 0: none."})
+    ema_epochs: float = field(
+        default=0.0, metadata={"help": "Horizon in epochs of averaged weights (EMA); 0 turns them off."}
+    )
     counted_weights: str = field(
         default="raw",
-        metadata={"help": "Which are the best model and the final save.", "choices": list(COUNTED_WEIGHTS)},
+        metadata={
+            "help": "raw or ema: the weights that are the best model, the final save and what is published. With ema, "
+            "metric_for_best_model is a metric of the averaged weights.",
+            "choices": list(COUNTED_WEIGHTS),
+        },
     )
 
-    # The paper's optimisation, and what a multi-head model needs of the Trainer.
+    # The paper's optimisation, and what a model with several heads needs of the Trainer.
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Not on biases, norms, class token and positions."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay; biases, norms, class token and positions have none."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of the training."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; the paper clips nothing (0)."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Optimizer steps of warm-up, or below 1 a share of the training."}
+    )
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Largest norm of the gradient; 0: no clipping, as in the paper."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch, best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept (the best one always is)."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Left False: images are made on access."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Left False: it hides a diverged loss."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints that are kept (the best one always is)."}
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Metric that decides which checkpoint is best. Default: accuracy; mean_average_precision for multi-label "
+            "data; loss for regression."
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave it False: images are decoded when they are accessed."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave it False: True hides that a loss has diverged."}
+    )
 
     def __post_init__(self) -> None:
         if self.distillation_alpha is None:
@@ -143,22 +191,22 @@ class DistillationTrainingArguments(TrainingArguments):
             name = self.metric_for_best_model.removeprefix("eval_")
             self.metric_for_best_model = name if name.startswith("ema_") else f"ema_{name}"
         if not torch.accelerator.is_available():
-            # The Trainer allows bf16 on a CPU only if the CPU is asked for; and unasked, accelerate takes each of several CPU
-            # processes for the only one: they would all train alone, into one folder.
+            # The Trainer allows bf16 on a CPU only with use_cpu. Without it, accelerate takes each of several CPU processes for
+            # the only one: they would all train alone, into one folder.
             self.use_cpu = True
         metric, greater = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
-        if metric is None:  # the Trainer's default is the loss; ours depends on the student, see checks.set_best_metric
+        if metric is None:  # the Trainer's default is the loss; see validation.set_best_metric
             self.metric_for_best_model, self.greater_is_better = None, greater
 
     @property
     def global_batch_size(self) -> int:
-        """Images of one optimizer step, over all processes and accumulation steps."""
+        """Number of images in an optimizer step, over all processes and accumulation steps."""
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
     @property
     def mixing(self) -> Mixing:
-        """How partners are mixed.
+        """Settings of mixup and CutMix.
 
         Raises:
             ValueError: A value is not allowed.
@@ -166,25 +214,25 @@ class DistillationTrainingArguments(TrainingArguments):
         return Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
 
     def planned_updates(self, dataset: Any) -> int | None:
-        """Gives the number of optimizer steps of a training on `dataset`; None where the data have no length."""
+        """Return the number of optimizer steps of a training on `dataset`; None if the data have no length."""
         if self.max_steps > 0:
             return self.max_steps
         info = inspect_dataset(dataset)
         if info.images is None:
             return None
         batches = info.images / self.global_batch_size
-        # Keyed views drop the tail of an epoch, as mixing does; the stock sampler trains on it.
+        # With view keys or mixing, the incomplete last step of an epoch is dropped; the stock sampler trains on it.
         whole = (
             math.floor(batches) if info.takes_view_keys or self.mixup_alpha or self.cutmix_alpha else math.ceil(batches)
         )
         return math.ceil(max(1, whole) * self.num_train_epochs)
 
     def view_schedule(self, dataset: Any, workers: int = 0) -> ViewSchedule:
-        """Gives the views that a training on `dataset` shows its teacher, and their order.
+        """Return the views that a training on `dataset` shows its teacher, and their order.
 
         Args:
             dataset: A `ViewDataset`.
-            workers: Processes that make the pixels where the views are asked for outside the training.
+            workers: Number of processes that make the pixels where the views are requested outside the training.
         """
         return ViewSchedule(
             dataset,

@@ -479,11 +479,11 @@ def test_the_script_trains_as_the_command_does(tmp_path, data):
     assert "learning_rate: 0.001" in done.stderr  # the recipe is logged, defaults included
 
 
-def test_mistakes_of_student_teacher_and_views_are_told_together(tmp_path, capsys, data):
-    fields = ("--image_size", 30, "--teacher", "no.such:network", "--crop_scale", 0.5, 2, "--evaluation_crop_ratio", 3)
+def test_mistakes_of_student_teacher_and_processor_are_named_together(tmp_path, capsys, data):
+    fields = ("--image_size", 30, "--teacher", "no.such:network", "--evaluation_crop_ratio", 3)
     message = refused(
         capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *QUIET, *TWO_STEPS, *STUDENT, *fields
     )
-    for number, named in enumerate(("image_size", "no.such", "crop_scale", "crop_ratio"), start=1):
+    for number, named in enumerate(("image_size", "no.such", "crop_ratio"), start=1):
         assert f"{number}." in message
         assert named in message

@@ -16,7 +16,9 @@ from PIL import Image
 from hf_deit.data import transforms
 from hf_deit.data.augmentation import AUTO_AUGMENTS, Augmentation, erasing_box, random_resized_crop_box
 from hf_deit.data.sampling import ViewKey, view_generator
+from hf_deit.errors import RecipeError
 from tests.helpers import environment
+from tests.helpers.tiny import training_data
 
 SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 DRAWS = 10_000
@@ -406,6 +408,24 @@ def test_any_view_is_replayed_bit_for_bit_in_another_process_in_any_order():
     assert json.loads(done.stdout) == here
 
 
+def test_lists_of_numbers_are_taken_as_tuples_and_cannot_be_changed():
+    augmentation = Augmentation([8, 12], crop_scale=[0.5, 1.0], crop_aspect=[1, 2])
+    assert augmentation == Augmentation((8, 12), crop_scale=(0.5, 1.0), crop_aspect=(1, 2))
+    assert (augmentation.view_size, augmentation.crop_scale) == ((8, 12), (0.5, 1.0))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        augmentation.crop_scale = (0.1, 1.0)
+
+
+def test_without_a_view_size_no_view_is_made():
+    augmentation = Augmentation(flip_probability=0.0)
+    with pytest.raises(RecipeError, match="view_size"):
+        augmentation(random_rgb(8, 8), random.Random(0))
+    with pytest.raises(RecipeError, match="view_size"):
+        training_data(view_size=None)
+    complete = dataclasses.replace(augmentation, view_size=(4, 4))
+    assert complete(random_rgb(8, 8), random.Random(0)).size == (4, 4)
+
+
 def test_every_field_is_in_the_description_of_a_run():
     described = dataclasses.asdict(Augmentation((8, 8), **ALL_ON))
     assert {name: described[name] for name in ALL_ON} == ALL_ON
@@ -423,6 +443,8 @@ def test_every_field_is_in_the_description_of_a_run():
         ("crop_scale", (0.5, 0.4), "0 < smallest <= largest <= 1"),
         ("crop_scale", (0.5, 1.1), "0 < smallest <= largest <= 1"),
         ("crop_scale", (float("nan"), 1.0), "0 < smallest <= largest <= 1"),
+        ("crop_scale", (0.5,), "two numbers"),
+        ("crop_aspect", (0.5, 1.0, 2.0), "two numbers"),
         ("crop_aspect", (0.0, 1.0), "0 < smallest <= largest"),
         ("crop_aspect", (2.0, 1.0), "0 < smallest <= largest"),
         ("flip_probability", -0.1, "in \\[0, 1\\]"),

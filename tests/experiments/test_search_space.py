@@ -51,7 +51,7 @@ def test_all_that_the_default_space_suggests_is_a_recipe_and_only_fields_that_co
         assert ("distillation_tau" in fields) == (kind == "soft")
         assert ("distillation_alpha" in fields) == (kind != "none")
         assert 1.25e-4 <= loaded.training.learning_rate <= 2e-3  # a quarter of the recipe's to four times
-        assert loaded.augmentation.crop_scale in ([0.25, 1.0], [0.08, 1.0])
+        assert loaded.augmentation.crop_scale in ((0.25, 1.0), (0.08, 1.0))
         kinds.add((kind, loaded.augmentation.auto_augment, loaded.training.mixup_alpha))
     assert {kind[0] for kind in kinds} == {"none", "soft", "hard"}
     assert {kind[1:] for kind in kinds} == {(a, m) for a in ("none", "randaugment", "trivialaugment") for m in (0, 0.8)}

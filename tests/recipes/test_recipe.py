@@ -1,24 +1,21 @@
 """One flat YAML and the command line: every field arrives with its type, and what is wrong is named."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 import hf_deit
+from hf_deit.data.augmentation import Augmentation
 from hf_deit.errors import RecipeError
-from hf_deit.recipes.arguments import (
-    GROUPS,
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    RunArguments,
-    TeacherArguments,
-    as_size,
-)
+from hf_deit.recipes.arguments import GROUPS, DataArguments, ModelArguments, RunArguments, TeacherArguments
 from hf_deit.recipes.recipe import given_names, load_recipe, read_fields, recipe_path
 from hf_deit.trainer.training_args import DistillationTrainingArguments
+from tests.helpers import environment
 
 RECIPES = sorted((Path(hf_deit.__file__).parent / "recipes" / "configs").glob("*.yaml"))
 
@@ -27,7 +24,7 @@ VALUES = {
     "model": "some/folder",
     "student": "plain",
     "preset": "tiny",
-    "image_size": [48, 64],
+    "image_size": (48, 64),
     "patch_size": 8,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -43,9 +40,9 @@ VALUES = {
     "broken_images": "raise",
     "streaming": True,
     "shuffle_buffer": 77,
-    "view_size": [96, 128],
-    "crop_scale": [0.3, 0.9],
-    "crop_aspect": [0.5, 2.0],
+    "view_size": (96, 128),
+    "crop_scale": (0.3, 0.9),
+    "crop_aspect": (0.5, 2.0),
     "flip_probability": 0.125,
     "auto_augment": "trivialaugment",
     "randaugment_magnitude": 7.0,
@@ -59,7 +56,7 @@ VALUES = {
     "teacher_weights": "weights.pth",
     "teacher_image_mean": [0.5, 0.25, 0.125],
     "teacher_image_std": [0.25, 0.5, 0.75],
-    "teacher_image_size": [160],
+    "teacher_image_size": (160, 160),
     "teacher_labels": ["a dog", "cat", "1"],
     "teacher_dtype": "float16",
     "teacher_cache": "answers",
@@ -96,6 +93,7 @@ VALUES = {
     "eval_strategy": "steps",
     "save_strategy": "steps",
     "save_total_limit": 5,
+    "metric_for_best_model": "ema_loss",
     "remove_unused_columns": True,
     "logging_nan_inf_filter": True,
     # of TrainingArguments, one of each kind
@@ -116,6 +114,10 @@ def written(path, content):
     return path
 
 
+def as_yaml(fields):
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
 def given(recipe, names=VALUES):
     """The fields of a recipe under these names, plain."""
     fields = {}
@@ -129,7 +131,7 @@ def given(recipe, names=VALUES):
 def on_the_command_line(fields):
     arguments = []
     for name, value in fields.items():
-        values = value if isinstance(value, list) else [value]
+        values = value if isinstance(value, list | tuple) else [value]
         arguments += [f"--{name}", *(yaml.safe_dump(v, default_flow_style=True) if v != str(v) else v for v in values)]
     return [str(argument).removesuffix("\n").removesuffix("\n...") for argument in arguments]
 
@@ -138,7 +140,7 @@ def on_the_command_line(fields):
 
 
 def test_every_field_has_a_value_here_that_is_not_its_default():
-    own = [*(entry.name for group in GROUPS[:-1] for entry in dataclasses.fields(group))]
+    own = [entry.name for group in GROUPS.values() for entry in dataclasses.fields(group)]
     own += DistillationTrainingArguments.__annotations__
     assert set(own) <= set(VALUES)
     defaults = given(load_recipe(None, []))
@@ -146,7 +148,7 @@ def test_every_field_has_a_value_here_that_is_not_its_default():
 
 
 def test_every_field_arrives_from_the_yaml(tmp_path):
-    assert given(load_recipe(written(tmp_path / "r.yaml", VALUES), [])) == VALUES
+    assert given(load_recipe(written(tmp_path / "r.yaml", as_yaml(VALUES)), [])) == VALUES
 
 
 def test_every_field_arrives_from_the_command_line():
@@ -159,8 +161,8 @@ def test_every_field_arrives_from_the_command_line():
     [
         ("learning_rate", ["1e-5"], 1e-5),
         ("student", ["distilled"], "distilled"),
-        ("image_size", ["32"], [32]),
-        ("crop_scale", ["0.1", "0.2"], [0.1, 0.2]),
+        ("image_size", ["32"], (32, 32)),
+        ("crop_scale", ["0.1", "0.2"], (0.1, 0.2)),
         ("teacher_labels", ["x", "y"], ["x", "y"]),
         ("dataloader_drop_last", ["false"], False),
         ("resume", ["false"], False),
@@ -169,7 +171,7 @@ def test_every_field_arrives_from_the_command_line():
     ],
 )
 def test_the_command_line_wins_over_the_file(tmp_path, name, arguments, value):
-    recipe = load_recipe(written(tmp_path / "r.yaml", VALUES), [f"--{name}", *arguments])
+    recipe = load_recipe(written(tmp_path / "r.yaml", as_yaml(VALUES)), [f"--{name}", *arguments])
     assert given(recipe) == {**VALUES, name: value}
 
 
@@ -184,7 +186,7 @@ def test_flags_need_no_value():
         "resume": True,
         "use_cpu": True,
         "distillation_token_decay": False,
-        "image_size": [8],
+        "image_size": (8, 8),
     }
 
 
@@ -199,16 +201,19 @@ def test_flags_need_no_value():
         ("learning_rate: 1", 1.0),
         ("num_train_epochs: 1e1", 10.0),
         ("patch_size: '8'", 8),
-        ("image_size: 64", [64]),
-        ("image_size: [64, 1_28]", [64, 128]),
-        ("crop_scale: [1e-2, 1]", [0.01, 1.0]),
+        ("image_size: 64", (64, 64)),
+        ("image_size: [64]", (64, 64)),
+        ("image_size: [64, 1_28]", (64, 128)),
+        ("crop_scale: [1e-2, 1]", (0.01, 1.0)),
         ("teacher_labels: dog", ["dog"]),
         ("teacher_labels: [1, 2]", ["1", "2"]),
         ("model: 2021", "2021"),
+        ("run_name: 1e-4", "1e-4"),  # text stays text, as --run_name 1e-4 writes it
         ("use_cpu: yes", True),
         ("use_cpu: 'true'", True),
         ("distillation_token_decay: 'false'", False),
         ("lr_scheduler_kwargs: {power: 2.0}", {"power": 2.0}),
+        ("lr_scheduler_kwargs: {min_lr: 1e-6}", {"min_lr": 1e-6}),
         ("distillation_alpha: null", 0.5),
         ("save_total_limit: null", None),
         ("hidden_size: null", None),
@@ -223,7 +228,7 @@ def test_a_yaml_value_is_brought_to_the_type_of_its_field(tmp_path, line, value)
     found = given(load_recipe(written(tmp_path / "r.yaml", f"{hard}\n{line}"), []), [name])[name]
     assert found == value
     assert type(found) is type(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         assert [type(item) for item in found] == [type(item) for item in value]
 
 
@@ -324,7 +329,7 @@ def test_an_empty_file_means_the_defaults(tmp_path):
     assert (recipe.model, recipe.data, recipe.augmentation, recipe.teacher, recipe.run) == (
         ModelArguments(),
         DataArguments(),
-        AugmentationArguments(),
+        Augmentation(),
         TeacherArguments(),
         RunArguments(),
     )
@@ -341,7 +346,7 @@ def test_tokens_are_left_out_of_the_plain_fields():
     assert "distillation_token_decay" in fields
 
 
-@pytest.mark.parametrize("fields", [{}, {**VALUES, "resume": False}], ids=["defaults", "every field"])
+@pytest.mark.parametrize("fields", [{}, {**as_yaml(VALUES), "resume": False}], ids=["defaults", "every field"])
 def test_what_a_run_writes_down_is_a_recipe_for_the_same_run(tmp_path, fields):
     first = load_recipe(written(tmp_path / "first.yaml", fields), [])
     again = load_recipe(written(tmp_path / "again.yaml", first.to_dict()), [])
@@ -361,7 +366,8 @@ def test_a_recipe_of_the_package_is_read_field_by_field(path):
     fields = read_fields(path)
     assert "base" not in fields and len(fields) > 15
     recipe = load_recipe(path, [])
-    assert given(recipe, fields) == {
+    plain = recipe.to_dict()
+    assert {name: plain[name] for name in fields} == {
         name: [value] if name in ("image_size", "view_size", "label_column") and not isinstance(value, list) else value
         for name, value in fields.items()
     }
@@ -376,15 +382,115 @@ def test_a_file_that_names_a_base_trains_as_the_base_but_for_its_own_fields(tmp_
     assert load_recipe(path, ["--preset", "base"]).model.preset == "base"
 
 
-# ---- sizes ----
+# ---- values are normalised where they enter ----
 
 
-@pytest.mark.parametrize(("values", "size"), [(None, None), ([16], (16, 16)), ([16, 24], (16, 24))])
+@pytest.mark.parametrize(
+    ("values", "size"), [(None, None), (16, (16, 16)), ([16], (16, 16)), ([16, 24], (16, 24)), ((16, 24), (16, 24))]
+)
 def test_a_size_is_one_number_or_height_and_width(values, size):
-    assert as_size("image_size", values) == size
+    assert ModelArguments(image_size=values).image_size == size
+    assert Augmentation(values).view_size == size
+    assert TeacherArguments(teacher_image_size=values).teacher_image_size == size
 
 
-@pytest.mark.parametrize("values", [[], [0], [16, -1], [1, 2, 3]])
+@pytest.mark.parametrize("values", [[], [0], [16, -1], [1, 2, 3], [1.5], "16", True])
 def test_another_size_is_refused_by_name(values):
-    with pytest.raises(RecipeError, match="view_size=.*height and width"):
-        as_size("view_size", values)
+    for name, group in (("image_size", ModelArguments), ("view_size", Augmentation)):
+        with pytest.raises(RecipeError, match=f"{name}=.*height and width"):
+            group(**{name: values})
+
+
+def test_short_names_are_full_names_in_a_recipe_unless_a_folder_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"model": "deit-tiny", "teacher": "regnety_160"}
+    recipe = load_recipe(fields, [])
+    assert recipe.model.model == "facebook/deit-tiny-patch16-224"
+    assert recipe.teacher.teacher == "facebook/regnet-y-160"
+    (tmp_path / "deit-tiny").mkdir()
+    recipe = load_recipe(fields, [])
+    assert recipe.model.model == "deit-tiny"
+    assert recipe.to_dict()["model"] == str(tmp_path / "deit-tiny")
+
+
+def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("model", "data", "teacher", "teacher_weights", "teacher_cache", "output_dir")
+    recipe = load_recipe({name: f"~/{name}" for name in names}, [])
+    assert given(recipe, names) == {name: os.path.join(tmp_path, name) for name in names}
+
+
+def test_a_teacher_that_is_empty_text_is_not_given():
+    names = ("teacher", "teacher_weights", "teacher_cache")
+    assert given(load_recipe(dict.fromkeys(names, ""), []), names) == dict.fromkeys(names)
+
+
+# ---- another recipe ----
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = load_recipe(VALUES, [])
+    for group, name in ((recipe, "model"), *((getattr(recipe, attribute), None) for attribute in GROUPS)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(group, name or dataclasses.fields(group)[0].name, None)
+
+
+@pytest.mark.parametrize(("name", "value"), [*VALUES.items()])
+def test_any_field_is_replaced_and_the_others_stay(name, value):
+    before = load_recipe({"distillation_type": "hard", "ema_epochs": 1.0, "seed": 5}, [])
+    if name == "ema_epochs":
+        value = 2.5
+    changed = before.replace(**{name: value})
+    assert given(changed, [name]) == {name: value}
+    differ = {one for one, own in given(changed).items() if own != given(before)[one]}
+    assert differ <= {name, *({"distillation_alpha"} if name == "distillation_type" else ())}
+    assert given(before, ["seed", "ema_epochs"]) == {"seed": 5, "ema_epochs": 1.0}
+
+
+def test_defaults_that_depend_on_a_replaced_field_follow_it():
+    hard = load_recipe({"distillation_type": "hard", "teacher": "some/teacher"}, [])
+    assert (hard.training.distillation_alpha, hard.training.do_eval) == (0.5, True)
+    changed = hard.replace(distillation_type="soft", eval_strategy="no", output_dir="elsewhere")
+    assert (changed.training.distillation_alpha, changed.training.do_eval) == (0.1, False)
+    assert (changed.training.output_dir, changed.teacher.teacher) == ("elsewhere", "some/teacher")
+    kept = hard.replace(distillation_alpha=0.9).replace(distillation_type="soft")
+    assert kept.training.distillation_alpha == 0.9
+
+
+def test_what_is_no_field_or_no_value_of_one_cannot_be_replaced():
+    recipe = load_recipe({"distillation_type": "none"}, [])
+    with pytest.raises(RecipeError, match="learning_rat.*Did you mean learning_rate"):
+        recipe.replace(learning_rat=1.0)
+    with pytest.raises(RecipeError, match="patch_size='large'.*whole number"):
+        recipe.replace(patch_size="large")
+
+
+def test_problems_of_several_groups_are_named_together():
+    fields = {"image_size": [1, 2, 3], "crop_scale": [0.9, 0.1], "distillation_type": "hard", "layer_decay": 2.0}
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(fields, [])
+    assert [name for name in ("image_size", "crop_scale", "layer_decay") if f"{name}=" not in str(refused.value)] == []
+    with pytest.raises(RecipeError) as refused:
+        load_recipe({"patch_size": "x", "seed": "y"}, [])
+    assert [name for name in ("patch_size='x'", "seed='y'") if name not in str(refused.value)] == []
+
+
+def test_the_fields_can_be_listed_without_anything_heavy():
+    program = "import sys, hf_deit.recipes.arguments as a; assert a.GROUPS; print(*sys.modules)"
+    loaded = in_a_new_process(program)
+    assert "hf_deit.data.augmentation" in loaded
+    assert not {"torch", "transformers", "numpy", "PIL"} & set(loaded)
+
+
+def in_a_new_process(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_every_field_of_a_recipe_is_documented():
+    for group in GROUPS.values():
+        assert [entry.name for entry in dataclasses.fields(group) if not entry.metadata.get("help")] == []
+    own = DistillationTrainingArguments.__annotations__
+    entries = {entry.name: entry for entry in dataclasses.fields(DistillationTrainingArguments)}
+    assert [name for name in own if not entries[name].metadata.get("help")] == []
