@@ -44,7 +44,7 @@ def measure(data: str, recipe: str, epochs: int, changes: list[str]) -> dict[str
         trainer.train()
         if trainer.train_dataset._kept is None:
             raise SystemExit(
-                "The views do not fit into half of the free memory: there is nothing to compare. Use fewer --epochs."
+                "The views do not fit into half of the free memory or into 4 GB, so there is nothing to compare: use fewer --epochs."
             )
     made, kept = clock.seconds[1:epochs], clock.seconds[epochs + 1 :]
     ratio = statistics.median(kept) / statistics.median(made)

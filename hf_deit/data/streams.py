@@ -192,8 +192,8 @@ class ViewStream(torch.utils.data.IterableDataset):
             raise DataError(
                 f"No worker could fill a batch of {self.batch_size} images (per-device batch × processes × gradient accumulation "
                 f"steps) in a pass over {self.reader.name}: each of {count} worker(s) reads a part of the rows, and "
-                f"{self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size or gradient_accumulation_steps, fewer "
-                "dataloader_num_workers, or set streaming: false."
+                f"{self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size or "
+                "gradient_accumulation_steps, fewer dataloader_num_workers, or set streaming: false."
             )
 
     def _report(self, error: DataError, epoch: int, worker: int) -> None:

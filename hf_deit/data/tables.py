@@ -138,9 +138,8 @@ class TableReader:
             dataset = dataset._resolve_features()
             features = dataset.features or {}
         self.name, self.root, self.separator = name, root, columns.separator
-        self.row_count: int | None = (
-            len(dataset) if hasattr(dataset, "__len__") else None
-        )  # for a stream set below if it is read
+        # For a stream whose labels have to be read, it is set below.
+        self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None
         self.image_column = (
             _named([columns.image], features, name, "image_column")[0]
             if columns.image is not None
@@ -259,7 +258,8 @@ class TableReader:
             found = None
             if error.args[0] not in (None, "", -1):
                 raise DataError(
-                    f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training images of it."
+                    f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training images of "
+                    "it."
                 ) from error
         if found is None or cell is None:
             raise self._unlabelled(number)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_deit.errors import NonFiniteLossError
 from hf_deit.experiments.ablation import read_ablation
-from hf_deit.experiments.run_ablation import Place, plan_ablation
+from hf_deit.experiments.run_ablation import Place, do_run, plan_ablation
 from hf_deit.experiments.workers import alone_in
 from hf_deit.files import STAGING_PREFIX
 from hf_deit.recipes.cache_teacher import cache_folder
@@ -323,6 +324,17 @@ def test_views_decide_who_shares_a_cache(data, tmp_path):
 def test_without_repeated_views_the_length_of_a_training_counts(data, tmp_path):
     variants = {"short": VARIANTS["hard"], "long": {**VARIANTS["hard"], "num_train_epochs": 4}}
     assert len(plan(tmp_path, data, variants, num_views=None).caches) == 2
+
+
+def test_a_run_shares_the_memory_of_the_machine_with_the_runs_beside_it(data, tmp_path, monkeypatch):
+    def train(recipe, **given):
+        assert given == {"concurrent_trainings": 3}
+        raise NonFiniteLossError("the end of this test")
+
+    (run,) = plan(tmp_path, data, {"alone": WITHOUT}).runs
+    monkeypatch.setattr("hf_deit.recipes.train.train", train)
+    place = Place(str(data), None, tmp_path / "results", tmp_path / "work", jobs=3)
+    assert do_run(place, run)["metrics"] is None
 
 
 def test_variants_with_the_same_fields_are_one_run(data, tmp_path):

@@ -20,6 +20,7 @@ from hf_deit.recipes.data import load_run_data, view_size_of
 from hf_deit.recipes.evaluate import evaluate
 from hf_deit.recipes.predict import predict
 from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.train import build_trainer
 from tests.helpers import tiny
 from tests.helpers.runs import (
     NAMES,
@@ -251,6 +252,13 @@ def test_a_broken_image_does_not_keep_a_run_from_resuming_exactly(tmp_path):
     assert hf_deit(*arguments, "--resume") == 0
     resumed = AutoModelForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_the_number_of_trainings_at_the_same_time_reaches_the_data_set(tmp_path, data):
+    words = ("--data", data, "--output_dir", tmp_path / "out", *QUIET, *PLAIN)
+    recipe = load_recipe(None, [str(word) for word in words])
+    assert build_trainer(recipe, concurrent_trainings=3).train_dataset.concurrent_trainings == 3
+    assert build_trainer(recipe).train_dataset.concurrent_trainings == 1
 
 
 # ---- counts and messages ----
