@@ -68,7 +68,7 @@ def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, cap
     verified = ("--teacher_cache", tmp_path / "cache", "--verify_teacher_cache", 8)
     caplog.set_level("INFO")
     assert train(data, tmp_path / "out", *verified, *TEACHER) == 0
-    assert "8 stored answers asked again: 100.00 %" in caplog.text
+    assert "8 stored outputs verified: for 100.00 %" in caplog.text
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *verified)
     assert "give the teacher too" in message
 
@@ -128,7 +128,7 @@ def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_answers(data, tmp
         (["--flip_probability", 0.1], ["views.data.augmentation.flip_probability: 0.5 in the cache, 0.1 now"]),
         (["--broken_images", "raise"], ["views.data.broken_images"]),
         (["--teacher", FACTORY, "--teacher_labels", "bee", "cat", "dog", "ant"], ["teacher.fingerprint"]),
-        (["--distillation_type", "soft"], ["decisions only"]),
+        (["--distillation_type", "soft"], ["kind 'hard'"]),
     ],
     ids=lambda value: value[0],
 )
@@ -158,7 +158,7 @@ def test_a_changed_folder_is_refused_by_name(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (["--top_k", 2], ["top_k=2", "hard answers"]),
+        (["--top_k", 2], ["top_k=2", "kind='hard'"]),
         (["--kind", "soft", "--top_k", 3], ["top_k=3 of 3 classes"]),
         (["--distillation_type", "none"], ["kind='none'"]),
         (["--views", 0], ["views=0"]),
