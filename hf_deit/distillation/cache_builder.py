@@ -73,9 +73,11 @@ def build_teacher_cache(
     with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
         writer = CacheWriter(folder, manifest, part_records)
     own = list(epochs)[rank::processes]
-    missing = sum(not is_finished(writer.folder, epoch_name(epoch)) for epoch in own)
+    total = schedule.records * sum(not is_finished(writer.folder, epoch_name(epoch)) for epoch in own)
+    if validation is not None and rank == 0 and not is_finished(writer.folder, VALIDATION):
+        total += len(validation)
     start = time.monotonic()
-    with tqdm(total=missing * schedule.records, unit="view", disable=disable_tqdm or rank > 0) as progress:
+    with tqdm(total=total, unit="view", disable=disable_tqdm or rank > 0) as progress:
         count = 0
         if validation is not None and rank == 0:
             count += _store_validation(writer, teacher, validation, schedule, progress)
@@ -143,7 +145,7 @@ def _store_validation(
     batches = [list(indices[start : start + schedule.batch_size]) for start in indices[:: schedule.batch_size]]
 
     def outputs_of(wanted: Batches) -> Iterator[Records]:
-        progress.total += sum(map(len, wanted))
+        progress.total -= len(dataset) - sum(map(len, wanted))
         loader = DataLoader(dataset, batch_sampler=list(wanted), collate_fn=collate, num_workers=schedule.workers)
         return _records(teacher, loader, writer.record_format, progress)
 

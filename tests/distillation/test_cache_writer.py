@@ -34,7 +34,7 @@ def files_of(folder):
 def killed(tmp_path_factory):
     """The results of 20 builds that were killed at moments drawn at random over the whole build, and of an unharmed one."""
     folder = tmp_path_factory.mktemp("killed")
-    moments = sorted(random.Random(5).sample(range(1, 130), 20))
+    moments = sorted(random.Random(5).sample(range(1, 160), 20))
     command = [sys.executable, str(SCRIPTS / "build_caches.py"), str(folder), str(folder / "results.json")]
     done = subprocess.run([*command, *map(str, moments)], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
