@@ -7,6 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_deit.distillation.cache import finished_epochs
+from hf_deit.recipes.cache_teacher import cache_folder
+from hf_deit.recipes.recipe import load_recipe
 from tests.helpers.runs import FACTORY, QUIET, STUDENT, TEACHER_LABELS, hf_deit, refused, results, write_splits
 
 TEACHER = ("--teacher", FACTORY, "--teacher_labels", *TEACHER_LABELS)
@@ -241,6 +243,45 @@ def test_a_broken_image_that_stops_a_build_leaves_no_unfinished_records(tmp_path
         "validation.json",
         "validation.npy",
     ]
+
+
+def test_a_shared_caches_folder_changes_with_what_its_outputs_depend_on_and_nothing_else(tmp_path):
+    fields = {"data": str(tmp_path), "output_dir": str(tmp_path / "out"), "image_size": 16, "mixup_alpha": 0.0}
+
+    def folder(teacher="fingerprint", **changes):
+        return cache_folder(tmp_path, load_recipe({**fields, **changes}, []), teacher)
+
+    others = {
+        "data": str(tmp_path / "other"),
+        "validation_share": 0.2,
+        "evaluation_crop_ratio": 1.0,
+        "broken_images": "raise",
+        "label_column": ["label"],
+        "view_size": [24, 24],
+        "crop_scale": [0.5, 1.0],
+        "erasing_probability": 0.1,
+        "mixup_alpha": 0.8,
+        "repeated_augmentation": 3,
+        "per_device_train_batch_size": 4,
+        "seed": 7,
+        "num_views": 2,
+        "num_train_epochs": 9,
+        "teacher": "fingerprint of another",
+        "teacher_image_size": [8, 8],
+        "teacher_dtype": "bfloat16",
+    }
+    assert len({folder(), *(folder(**{name: value}) for name, value in others.items())}) == 1 + len(others)
+    same = {
+        "distillation_type": "soft",
+        "distillation_tau": 2.0,
+        "learning_rate": 0.1,
+        "hidden_size": 48,
+        "per_device_eval_batch_size": 3,
+        "teacher_cache": "elsewhere",
+        "mix_probability": 0.5,  # nothing is mixed
+    }
+    assert {folder(**{name: value}) for name, value in same.items()} == {folder()}
+    assert folder(num_views=2, num_train_epochs=9) == folder(num_views=2)
 
 
 def test_a_recipe_without_a_teacher_has_nothing_to_store(data, tmp_path, capsys):
