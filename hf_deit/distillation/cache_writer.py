@@ -1,9 +1,9 @@
-"""Writes a teacher cache so that a kill or a full disk at any moment loses only a few minutes of the teacher's work.
+"""Writes a teacher cache so that a kill or a full disk at any moment loses only the records of the last moments.
 
 While an epoch of views is built, its records are written to their final places in preallocated files,
 `_incomplete-epoch-00001.npy`. Beside them `_incomplete-epoch-00001.progress.json` holds how many batches are complete; it is
 written after their records have reached the disk. A later build resumes after these batches. Complete files get their names,
-and last their sidecar. So a finished file does not depend on kills, and no file is ever written twice.
+and last their sidecar. So a finished file does not depend on kills, and every record is written once.
 
 `cache.py` describes the files, `cache_builder.py` computes the records. Caches that were built in several folders are merged
 here. Two builders of one file are kept apart by `filelock`.
@@ -150,7 +150,7 @@ class _Unfinished:
         order = np.concatenate([np.asarray([len(batches), *map(len, batches)]), *batches], dtype=np.int64)
         self.plan = hashlib.sha256(identity.encode() + order.tobytes()).hexdigest()
         self.total = len(batches)
-        self.progress = _progress_file(folder, name)
+        self.progress = folder / f"{STAGING_PREFIX}{name}.progress.json"
         self.done = 0
 
     def path(self, array: str) -> Path:
@@ -223,10 +223,6 @@ class _Unfinished:
                 self.path(array).unlink(missing_ok=True)
 
 
-def _progress_file(folder: Path, name: str) -> Path:
-    return folder / f"{STAGING_PREFIX}{name}.progress.json"
-
-
 class CacheWriter:
     """Writes the outputs of one teacher for one set of views to a folder.
 
@@ -247,9 +243,14 @@ class CacheWriter:
         self._id = cache_id(manifest)
         check_folder(folder)
         path = self.folder / MANIFEST_FILE
+        if path.exists() and not self._lock_file("manifest").exists():
+            self.manifest = self._same_manifest()
+            return
         with self._disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock("manifest", path.exists):
+            with self._lock(
+                "manifest"
+            ):  # of two processes that begin at once the second finds the manifest of the first
                 if path.exists():
                     self.manifest = self._same_manifest()
                 else:
@@ -283,32 +284,31 @@ class CacheWriter:
             ) from error
 
     @contextlib.contextmanager
-    def _lock(self, name: str, is_done: Callable[[], bool]) -> Iterator[None]:
-        """Keep other processes from writing the same file.
-
-        Args:
-            name: Of what is written.
-            is_done: Says whether it is complete. Then nobody writes it again, and the lock's file can go; before, removing it
-                would let two processes hold locks of one name.
+    def _lock(self, name: str) -> Iterator[None]:
+        """Keep other processes from writing the same file; the lock's file is there only meanwhile, or after a kill.
 
         Raises:
             TeacherCacheError: If another process holds the lock.
         """
-        path = self.folder / f"{STAGING_PREFIX}{name}.lock"
+        path = self._lock_file(name)
         with self._disk_errors():
             lock = _acquire(path, f"{name} of {self.folder}")
         try:
             yield
         finally:
-            lock.release()
-            if is_done():
-                with contextlib.suppress(OSError):  # Windows: another process has it open, and removes it later
+            # A process that waits for the removed file notices this and starts over. A SoftFileLock is its file.
+            if not isinstance(lock, filelock.SoftFileLock):
+                with contextlib.suppress(OSError):  # Windows, where the lock removes the open file itself
                     path.unlink(missing_ok=True)
+            lock.release()
+
+    def _lock_file(self, name: str) -> Path:
+        return self.folder / f"{STAGING_PREFIX}{name}.lock"
 
     def add_to_manifest(self, **facts: Any) -> None:
         """Add to the manifest what describes the cache without identifying it, such as the teacher's accuracy."""
         path = self.folder / MANIFEST_FILE
-        with self._disk_errors(), self._lock("manifest", path.exists):
+        with self._disk_errors(), self._lock("manifest"):
             self.manifest = read_manifest(self.folder) | facts
             _write_json(path, self.manifest)
 
@@ -328,7 +328,7 @@ class CacheWriter:
         """
         if is_finished(self.folder, name) and not self._leftovers(name):
             return 0
-        with self._lock(name, lambda: is_finished(self.folder, name)):
+        with self._lock(name):
             computed = 0 if is_finished(self.folder, name) else self._fill(name, batches, outputs_of)
             with self._disk_errors():
                 self._remove_leftovers(name)
@@ -365,7 +365,7 @@ class CacheWriter:
         for path in self._leftovers(name):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.suffix != ".lock":  # held now
+            elif path.suffix not in (".lock", ".softlock"):  # held now
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is none, or it holds parts of other epochs
             (self.folder / _OLD_PARTS_FOLDER).rmdir()
@@ -380,7 +380,7 @@ class CacheWriter:
         Raises:
             TeacherCacheError: If it is damaged in all of them, another process writes it, or the disk is full.
         """
-        with self._disk_errors(), self._lock(name, lambda: is_finished(self.folder, name)):
+        with self._disk_errors(), self._lock(name):
             errors = []
             for part in parts if not is_finished(self.folder, name) else ():
                 try:
@@ -423,6 +423,7 @@ def _acquire(path: Path, what: str) -> filelock.BaseFileLock:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+            path.unlink(missing_ok=True)
             lock = filelock.SoftFileLock(path.with_suffix(".softlock"))
             lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
     except filelock.Timeout as error:
