@@ -33,7 +33,7 @@ HOLDER = (
     "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
     "print('held', flush=True); time.sleep(60)"
 )
-# Builds a cache where `fcntl` cannot be imported, and is killed after the third part if it is told so.
+# Builds a cache where `fcntl` cannot be imported, and is killed after the third part if its second argument is "kill".
 WITHOUT_FCNTL = """
 import os, signal, sys
 sys.modules["fcntl"] = None

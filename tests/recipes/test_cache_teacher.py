@@ -75,7 +75,7 @@ def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, cap
     assert "give the teacher too" in message
 
 
-def test_a_run_by_a_cache_tells_of_its_teacher_as_a_run_by_the_teacher_does(data, tmp_path):
+def test_the_card_of_a_run_with_a_cache_names_the_teacher_as_with_the_live_teacher(data, tmp_path):
     top = ("--kind", "soft", "--top_k", 2, "--distillation_tau", 2)
     assert cache(data, tmp_path / "cache", *top, "--distillation_type", "soft") == 0
     fields = ("--distillation_type", "soft", "--distillation_tau", 2)
@@ -94,7 +94,7 @@ def test_a_run_by_a_cache_tells_of_its_teacher_as_a_run_by_the_teacher_does(data
     assert not any(row.startswith("| its answers |") for row in pages[1])
 
 
-def test_a_cache_built_before_teachers_were_told_of_is_read_and_gone_on_with(data, tmp_path):
+def test_a_cache_without_facts_of_its_teacher_is_read_and_extended(data, tmp_path):
     assert cache(data, tmp_path / "cache", "--views", 1) == 0
     manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
     del manifest["teacher_facts"], manifest["checksum"]
@@ -102,12 +102,12 @@ def test_a_cache_built_before_teachers_were_told_of_is_read_and_gone_on_with(dat
     (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
     assert cache(data, tmp_path / "cache", "--views", 2) == 0
     assert train(data, tmp_path / "out", "--teacher_cache", tmp_path / "cache") == 0
-    told = results(tmp_path / "out")["run"]["teacher"]
-    assert told == {"name": None, "class": "ConvTeacher", "parameters": None}
+    described = results(tmp_path / "out")["run"]["teacher"]
+    assert described == {"name": None, "class": "ConvTeacher", "parameters": None}
 
 
 @pytest.mark.parametrize("teacher", ["folder", "empty"])
-def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_answers(data, tmp_path, capsys, caplog, teacher):
+def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_cache(data, tmp_path, capsys, caplog, teacher):
     assert cache(data, tmp_path / "cache") == 0
     given = ("--teacher", tmp_path / "gone" if teacher == "folder" else "", "--teacher_cache", tmp_path / "cache")
     assert train(data, tmp_path / "out", *given) == 0
@@ -222,7 +222,7 @@ def test_a_first_view_alone_goes_to_the_last_one_that_the_training_shows(data, t
     assert "hf-deit train --teacher_cache" in capsys.readouterr().out  # the whole, no part
 
 
-def test_a_baseline_with_another_seed_is_told_of_the_teacher_by_its_cache(data, tmp_path):
+def test_a_baseline_with_another_seed_gets_the_teachers_accuracy_from_the_cache(data, tmp_path):
     assert cache(data, tmp_path / "cache", "--views", 1) == 0
     baseline = ("--distillation_type", "none", "--seed", 5)
     assert train(data, tmp_path / "told", "--teacher_cache", tmp_path / "cache", *baseline) == 0
