@@ -384,7 +384,9 @@ class CacheWriter:
             errors = []
             for part in parts if not is_finished(self.folder, name) else ():
                 try:
-                    return self._copy(name, part)
+                    self._copy(name, part)
+                    self._remove_leftovers(name)
+                    return
                 except TeacherCacheError as error:
                     logger.warning("%s", error)
                     errors.append(error)
@@ -393,7 +395,8 @@ class CacheWriter:
 
     def _copy(self, name: str, part: Path) -> None:
         sidecar = checked_sidecar(part, name, self._id)
-        copies = {file: self.folder / f"{STAGING_PREFIX}{file}" for file in files_of(sidecar)}
+        # Not the names of an unfinished build, whose progress does not hold for these files.
+        copies = {file: self.folder / f"{STAGING_PREFIX * 2}{file}" for file in files_of(sidecar)}
         try:
             for file, copy in copies.items():
                 shutil.copyfile(part / file, copy)

@@ -61,6 +61,25 @@ def test_of_a_file_damaged_in_one_part_the_whole_one_of_another_is_taken(tmp_pat
     assert files_of(tmp_path / "all") == files_of(tmp_path / "second")
 
 
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_an_unfinished_epoch_gives_way_to_a_whole_copy_only(tmp_path, is_damaged):
+    folder, whole = tmp_path / "folder", tmp_path / "whole"
+    part_of(folder, [0])
+    part_of(whole, [0, 1])
+    unfinished = [folder / f"_incomplete-epoch-00001.{ending}" for ending in ("npy", "progress.json")]
+    for path in unfinished:
+        path.write_bytes(b"unfinished")
+    if is_damaged:
+        flip(whole / "epoch-00001.npy", 140)
+        with pytest.raises(TeacherCacheError, match="epoch-00001.npy"):
+            merge_caches(folder, [whole])
+        assert [path.read_bytes() for path in unfinished] == [b"unfinished"] * 2
+        assert finished_epochs(folder) == [0]
+    else:
+        assert merge_caches(folder, [whole]) == [0, 1]
+        assert files_of(folder) == files_of(whole)
+
+
 def test_a_part_of_another_cache_is_refused_before_anything_is_written(tmp_path):
     part_of(tmp_path / "first", [0])
     part_of(tmp_path / "second", [1], teacher=tiny_teacher(seed=2))
