@@ -38,7 +38,15 @@ from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.loading import load_splits
 from hf_deit.data.sources import Source
 from hf_deit.data.views import ViewDataset
-from hf_deit.distillation.cache import FORMAT, FORMAT_VERSION, VALIDATION, RecordFormat, TeacherCache, epoch_name
+from hf_deit.distillation.cache import (
+    FORMAT,
+    FORMAT_VERSION,
+    OUTPUTS,
+    VALIDATION,
+    RecordFormat,
+    TeacherCache,
+    epoch_name,
+)
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import CacheWriter
 from hf_deit.distillation.factories import FACTORY_NORMALIZATION, efficientnet_lite0, replace_classifier
@@ -264,7 +272,7 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "teacher": {"fingerprint": "random"},
-        "layout": vars(record_format),
+        "layout": record_format.describe(),
         "views": {"records": images},
         "validation": None,
     }
@@ -272,7 +280,7 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
     writer = CacheWriter(folder, manifest)
     place = [np.arange(images)]
     for epoch in range(IMAGENET["epochs"]):
-        writer.fill(epoch_name(epoch), place, lambda _: [generator.integers(0, 1000, images).astype("<u2")])
+        writer.fill(epoch_name(epoch), place, lambda _: [{OUTPUTS: generator.integers(0, 1000, images).astype("<u2")}])
     size = sum(path.stat().st_size for path in folder.iterdir())
     start = time.perf_counter()
     cache = TeacherCache(folder)
@@ -304,7 +312,10 @@ def derived_cache(dense: Path, out: Path, record_format: RecordFormat) -> Path:
     """A cache of another record format from one of all logits in float32: what the teacher would be stored as."""
     source = TeacherCache(dense)
     stated = {name: source.manifest[name] for name in ("format", "version", "views")}
-    stated |= {"teacher": {"fingerprint": source.manifest["teacher"]["fingerprint"]}, "layout": vars(record_format)}
+    stated |= {
+        "teacher": {"fingerprint": source.manifest["teacher"]["fingerprint"]},
+        "layout": record_format.describe(),
+    }
     writer = CacheWriter(out, {**stated, "validation": source.manifest["validation"]})
     for epoch in range(source.epochs):
         answers = source.outputs(epoch, range(source.records_per_epoch))["teacher_logits"]

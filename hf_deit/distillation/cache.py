@@ -1,18 +1,23 @@
-"""A teacher's stored answers: one record a view, found in constant time, checked before it is believed.
+"""The files of a teacher cache: what a record holds, and how stored teacher outputs are checked and read.
 
-A folder holds `manifest.json` (what the answers are answers to, by whom, in which record format), and for each epoch of views
-`epoch-00000.npy` with a record a position of sampling.py, and beside it `epoch-00000.json` with its SHA-256. A record's
-place is (epoch of the view, position), which does not depend on batch size, workers or processes, so one cache serves them
-all. `validation.npy` holds the answers to the validation images by index. NumPy files, memory-mapped.
+A cache is a folder:
 
-What a record holds is in cache.py, writing in cache_writer.py, running the teacher in cache_builder.py, use in a
-training in cached_teacher.py. Stored answers to replayed views: FKD (Shen & Xing, arXiv:2112.01528), TinyViT (Wu et al.,
-arXiv:2207.10666).
+- `manifest.json` describes the teacher, the views, the validation images and the record format.
+- `epoch-00000.npy` holds one record for each position (`data/sampling.py`) of an epoch of views. A record is found by
+  (epoch of views, position), which does not depend on the batch size, the workers or the processes: one cache serves them all.
+- `epoch-00000.features.npy` holds a further array of the same records, here "features", if the record format has one.
+- `epoch-00000.json`, the sidecar, holds the size and the SHA-256 of these files. It is written last.
+- `validation.npy` and `validation.json` hold the teacher's outputs for the validation images, by index.
+
+The arrays are NumPy files and are memory-mapped. `cache_writer.py` writes a cache, `cache_builder.py` runs the teacher for
+it, `cached_teacher.py` uses it in a training. Storing the outputs for views that can be rendered again follows FKD
+(Shen & Xing, arXiv:2112.01528) and TinyViT (Wu et al., arXiv:2207.10666).
 """
 
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,22 +34,57 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("hard", "dense", "top_k")
 DTYPES = ("float16", "float32")
+# The array that every record has: what `RecordFormat.kind` makes of the teacher's logits. Its files have no further name.
+OUTPUTS = "outputs"
+
+
+@dataclass(frozen=True)
+class ExtraArray:
+    """An array that is stored for each view beside the teacher's logits.
+
+    Args:
+        name: Name of the array, lower-case letters, digits and underscores; it is part of the file name.
+        shape: Shape of one view's entry, for example `(tokens, width)`.
+        dtype: "float32" or "float16".
+
+    Raises:
+        TeacherCacheError: If a field is not allowed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_]*", self.name) or self.name == OUTPUTS:
+            raise TeacherCacheError(
+                f"The name of an array is {self.name!r}: use lower-case letters, digits and underscores, beginning with a "
+                f"letter, and a name other than {OUTPUTS!r}."
+            )
+        if self.dtype not in DTYPES:
+            raise TeacherCacheError(f"dtype={self.dtype!r} of array {self.name!r}: choose one of {', '.join(DTYPES)}.")
+        object.__setattr__(self, "shape", tuple(self.shape))  # JSON has a list
+        if not self.shape or not all(isinstance(size, int) and size >= 1 for size in self.shape):
+            raise TeacherCacheError(
+                f"shape={self.shape} of array {self.name!r}: give one or more whole numbers above 0."
+            )
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """What a record holds.
+    """What a cache stores for each view.
 
     Args:
-        kind: "hard": the class index, 2 bytes (4 above 65,536 classes). "dense": all logits. "top_k": the `top_k` largest
-            logits, their indices, and the log-sum-exp of the rest, each divided by `tau`.
+        kind: "hard" stores the class index in 2 bytes (4 above 65,536 classes). "dense" stores all logits. "top_k" stores
+            the `top_k` largest logits, their indices, and the log-sum-exp of the other logits divided by `tau`.
         num_labels: Number of classes.
-        dtype: Of stored logits, "float32" (exact) or "float16".
-        top_k: K, for "top_k" only.
-        tau: The temperature that the rest was made for, for "top_k" only.
+        dtype: Type of stored logits, "float32" (exact) or "float16".
+        top_k: Number of logits to keep, for "top_k" only.
+        tau: Temperature of the log-sum-exp, for "top_k" only.
+        extra_arrays: Arrays to store beside the logits, each in a file of its own.
 
     Raises:
-        TeacherCacheError: A field is not within its limits.
+        TeacherCacheError: If a field is not allowed.
     """
 
     kind: str
@@ -52,59 +92,114 @@ class RecordFormat:
     dtype: str = "float32"
     top_k: int | None = None
     tau: float | None = None
+    extra_arrays: tuple[ExtraArray, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.dtype not in DTYPES:
-            raise TeacherCacheError(
-                f"Answers of kind {self.kind!r} in {self.dtype!r}: choose of {', '.join(KINDS)} and of {', '.join(DTYPES)}."
-            )
+        if self.kind not in KINDS:
+            raise TeacherCacheError(f"kind={self.kind!r} of stored outputs: choose one of {', '.join(KINDS)}.")
+        if self.dtype not in DTYPES:
+            raise TeacherCacheError(f"dtype={self.dtype!r} of stored logits: choose one of {', '.join(DTYPES)}.")
         if not isinstance(self.num_labels, int) or not 1 <= self.num_labels < 2**32:
-            raise TeacherCacheError(f"num_labels={self.num_labels}: a whole number of classes from 1 to 2**32 - 1.")
+            raise TeacherCacheError(f"num_labels={self.num_labels}: give a whole number from 1 to 2**32 - 1.")
         if self.kind != "top_k":
             if self.top_k is not None or self.tau is not None:
-                raise TeacherCacheError(f"top_k={self.top_k}, tau={self.tau} with answers of kind {self.kind!r}.")
+                raise TeacherCacheError(
+                    f"top_k={self.top_k}, tau={self.tau} with kind={self.kind!r}: these two are for kind='top_k'. Leave them out."
+                )
         elif not isinstance(self.top_k, int) or not 1 <= self.top_k < self.num_labels:
             raise TeacherCacheError(
-                f"top_k={self.top_k} of {self.num_labels} classes: a whole number, at least 1 and below theirs; leave it out "
-                "to store all logits."
+                f"top_k={self.top_k} of {self.num_labels} classes: give a whole number from 1 to {self.num_labels - 1}, or leave "
+                "it out to store all logits."
             )
         elif self.tau is None or not 0 < self.tau < math.inf:
-            raise TeacherCacheError(f"tau={self.tau}: top_k needs the temperature of the training, above 0 and finite.")
+            raise TeacherCacheError(
+                f"tau={self.tau} with kind='top_k': give the distillation_tau of the training, above 0 and finite."
+            )
+        names = [array.name for array in self.extra_arrays]
+        if len(set(names)) < len(names):
+            raise TeacherCacheError(f"The extra arrays are named {', '.join(names)}: give each a name of its own.")
+
+    @classmethod
+    def from_manifest(cls, fields: Mapping[str, Any]) -> "RecordFormat":
+        """Return the record format that a manifest describes (`describe`)."""
+        arrays = tuple(ExtraArray(**array) for array in fields.get("extra_arrays", ()))
+        return cls(**{**fields, "extra_arrays": arrays})
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as the manifest holds them; `extra_arrays` is there only if there are some."""
+        fields = asdict(self)
+        if not self.extra_arrays:
+            del fields["extra_arrays"]
+        return fields
 
     @property
     def is_exact(self) -> bool:
-        """Whether a training with these answers is the training with the live teacher."""
+        """Whether a training with these outputs equals the training with the live teacher."""
         return self.kind == "hard" or (self.kind == "dense" and self.dtype == "float32")
 
     @property
-    def record(self) -> np.dtype:
-        """The type of a record, little-endian."""
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The little-endian type of one view's entry in each array, by the array's name."""
+        extra = {array.name: np.dtype((_little_endian(array.dtype), array.shape)) for array in self.extra_arrays}
+        return {OUTPUTS: self._outputs_dtype, **extra}
+
+    @property
+    def _outputs_dtype(self) -> np.dtype:
         index = "<u2" if self.num_labels <= 2**16 else "<u4"
-        logit = np.dtype(self.dtype).newbyteorder("<")
+        logit = _little_endian(self.dtype)
         if self.kind == "hard":
             return np.dtype(index)
         if self.kind == "dense":
             return np.dtype((logit, (self.num_labels,)))
         return np.dtype([("logits", logit, (self.top_k,)), ("indices", index, (self.top_k,)), ("rest", "<f4")])
 
-    def empty(self, count: int) -> np.ndarray:
-        """Gives `count` records to be filled, `(count,)` or for dense `(count, num_labels)`."""
-        return np.zeros(count, dtype=self.record)
+    @property
+    def bytes_per_view(self) -> int:
+        """Number of bytes that are stored for a view, over all arrays."""
+        return sum(dtype.itemsize for dtype in self.dtypes.values())
 
-    def encode(self, logits: Tensor) -> np.ndarray:
-        """Makes records of the teacher's logits `(batch, num_labels)` float32.
+    def encode(self, logits: Tensor, **extra: Tensor) -> dict[str, np.ndarray]:
+        """Return the records of a batch.
+
+        Args:
+            logits: The teacher's logits, `(batch, num_labels)` float32.
+            **extra: The extra arrays by name, `(batch, *shape)`.
+
+        Returns:
+            The entries of each array, by the array's name; each has the length of the batch.
 
         Raises:
-            TeacherCacheError: A logit is not finite, or not in the type of the record format.
+            TeacherCacheError: If a value is not finite in the stored type, or an extra array is missing, unknown or of
+                another shape.
         """
-        records = self.empty(len(logits))
+        records = {OUTPUTS: self._encode_logits(logits)}
+        if set(extra) != {array.name for array in self.extra_arrays}:
+            expected = ", ".join(array.name for array in self.extra_arrays) or "none"
+            raise TeacherCacheError(
+                f"Extra arrays {', '.join(extra) or 'none'} were given; the record format has {expected}."
+            )
+        for array in self.extra_arrays:
+            values = extra[array.name]
+            if tuple(values.shape) != (len(logits), *array.shape):
+                raise TeacherCacheError(
+                    f"{array.name} has the shape {tuple(values.shape)}; the record format needs {(len(logits), *array.shape)}."
+                )
+            records[array.name] = _as_type(values, array.dtype)
+            if not np.isfinite(records[array.name]).all():
+                raise TeacherCacheError(
+                    f"{array.name} is not finite in {array.dtype}: store float32, or fix the teacher."
+                )
+        return records
+
+    def _encode_logits(self, logits: Tensor) -> np.ndarray:
+        records = np.zeros(len(logits), dtype=self._outputs_dtype)
         finite = logits.float().isfinite().all()
         if self.kind == "hard":
             records[:] = logits.argmax(dim=-1).cpu().numpy()
         elif self.kind == "dense":
             records[:] = _as_type(logits, self.dtype)
         else:
-            # Sorted stably, so that the first index is the arg max also among equals.
+            # The sort is stable, so that the first index is the arg max also among equal logits.
             ordered, indices = logits.float().sort(dim=-1, descending=True, stable=True)
             rest = (ordered[:, self.top_k :] / self.tau).logsumexp(dim=-1)
             records["logits"] = _as_type(ordered[:, : self.top_k], self.dtype)
@@ -112,23 +207,35 @@ class RecordFormat:
             records["rest"] = rest.cpu().numpy()
             if finite and not rest.isfinite().all():
                 raise TeacherCacheError(
-                    f"The rest of the teacher's logits at tau={self.tau} is not finite in float32: take a larger distillation_tau."
+                    f"The log-sum-exp of the teacher's smaller logits at tau={self.tau} is not finite in float32: use a larger "
+                    "distillation_tau."
                 )
         stored = records["logits"] if self.kind == "top_k" else records
         if not finite or (self.kind != "hard" and not np.isfinite(stored).all()):
             largest = logits.float().abs().max().item()
             raise TeacherCacheError(
-                f"The teacher's logits (largest: {largest:g}) are not finite in {self.dtype}: store float32, or mend the teacher."
+                f"The teacher's logits (largest: {largest:g}) are not finite in {self.dtype}: store float32, or fix the teacher."
             )
         return records
 
-    def decode(self, records: np.ndarray) -> dict[str, Tensor]:
-        """Makes of records what a batch holds (`cached_teacher.py` says what is done with it).
+    def decode(self, records: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Return the tensors that a batch holds for these records.
+
+        Args:
+            records: The entries of each array, as from `encode`.
 
         Returns:
             `teacher_labels` `(batch,)` int64; or `teacher_logits` `(batch, num_labels)` float32; or `teacher_top_logits`
-            `(batch, K)` float32 with `teacher_top_indices` `(batch, K)` int64 and `teacher_rest` `(batch,)` float32.
+            `(batch, top_k)` float32 with `teacher_top_indices` `(batch, top_k)` int64 and `teacher_rest` `(batch,)` float32.
+            For each extra array `teacher_{name}` `(batch, *shape)` float32.
         """
+        extra = {
+            f"teacher_{array.name}": torch.from_numpy(records[array.name].astype(np.float32))
+            for array in self.extra_arrays
+        }
+        return self._decode_outputs(records[OUTPUTS]) | extra
+
+    def _decode_outputs(self, records: np.ndarray) -> dict[str, Tensor]:
         if self.kind == "hard":
             return {"teacher_labels": torch.from_numpy(records.astype(np.int64))}
         if self.kind == "dense":
@@ -140,55 +247,69 @@ class RecordFormat:
         }
 
 
-def _as_type(logits: Tensor, dtype: str) -> np.ndarray:
-    return logits.to(getattr(torch, dtype)).cpu().numpy()
+def _little_endian(dtype: str) -> np.dtype:
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def _as_type(values: Tensor, dtype: str) -> np.ndarray:
+    return values.to(getattr(torch, dtype)).cpu().numpy()
 
 
 MANIFEST_FILE = "manifest.json"
 VALIDATION = "validation"
 FORMAT = "hf_deit teacher cache"
-# Of the files and of what a view, a position and a mix are: a cache of another version answers other questions.
+# Version of the files and of what a view, a position and a mix are.
 FORMAT_VERSION = 1
-# Above this many bytes files are checked when a process first reads them, and not all before the first step.
+# Caches with more bytes are checked file by file when a process first reads a file, instead of before the first step.
 CHECKED_AT_ONCE = 4 * 2**30
 _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
-# What is told of the teacher; it is not in the description, and older caches have none.
+# Key of the manifest for what describes a teacher without identifying it; older caches do not have it.
 TEACHER_FACTS = "teacher_facts"
-# Where the two values of a field that differs are from, for `differences`.
+# Where the two values of a differing field come from, for `differences`.
 CACHE_AND_NOW = ("in the cache", "now")
 
 
 def epoch_name(epoch: int) -> str:
-    """The name, without ending, of the files of an epoch of views."""
+    """Return the name, without ending, of the files of an epoch of views."""
     return f"epoch-{epoch:05}"
 
 
+def file_name(name: str, array: str = OUTPUTS) -> str:
+    """Return the name of the file of one array.
+
+    Args:
+        name: Of the epoch of views (`epoch_name`), or `VALIDATION`.
+        array: Name of the array.
+    """
+    return f"{name}.npy" if array == OUTPUTS else f"{name}.{array}.npy"
+
+
 def description_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two caches the same: teacher, record format, views and validation images, as JSON has them."""
+    """Return what makes two caches the same: teacher, record format, views and validation images, as JSON has them."""
     return json.loads(json.dumps({name: manifest[name] for name in _DESCRIPTION}, default=str))
 
 
 def cache_id(manifest: Mapping[str, Any]) -> str:
-    """Stands in every file's sidecar, so that no file can be taken for another cache's."""
+    """Return the digest that every sidecar holds, so that a file of another cache is recognised."""
     return digest_of({"version": manifest["version"], **description_of(manifest)})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file of the cache.
+    """Read a JSON file of a cache and check its checksum.
 
     Raises:
-        TeacherCacheError: It is missing or damaged.
+        TeacherCacheError: If it is missing or damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TeacherCacheError(
-            f"No teacher cache at {path.parent}: {path.name} is missing. `hf-deit cache-teacher --out` makes one."
+            f"No teacher cache at {path.parent}: {path.name} is missing. Build one with hf-deit cache-teacher --out."
         ) from error
     except NotADirectoryError as error:
         raise TeacherCacheError(
-            f"No teacher cache at {path.parent}: that is no folder. Name the folder of a cache."
+            f"No teacher cache at {path.parent}: it is not a folder. Give the folder of a cache."
         ) from error
     except (ValueError, OSError) as error:
         raise TeacherCacheError(f"{path} is damaged ({error}): build the cache again.") from error
@@ -199,91 +320,111 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads what the answers are answers to.
+    """Read the manifest of a cache.
 
     Raises:
-        TeacherCacheError: There is none, it is damaged, or of another format.
+        TeacherCacheError: If it is missing, damaged or of another format.
     """
     manifest = read_json(folder / MANIFEST_FILE)
-    given = (manifest.get("format"), manifest.get("version"))
-    if given != (FORMAT, FORMAT_VERSION):
+    found = (manifest.get("format"), manifest.get("version"))
+    if found != (FORMAT, FORMAT_VERSION):
         raise TeacherCacheError(
-            f"{folder} has format {given[0]!r}, version {given[1]!r}, and this hf_deit reads {FORMAT!r}, version "
+            f"{folder} has format {found[0]!r}, version {found[1]!r}, and this hf_deit reads {FORMAT!r}, version "
             f"{FORMAT_VERSION}: build the cache with this version."
         )
     return manifest
 
 
 def is_finished(folder: Path, name: str) -> bool:
-    """Whether a file of records and its sidecar are there; the sidecar is written last."""
+    """Return whether an epoch of views, or the validation, is complete: its sidecar is written last."""
     return (folder / f"{name}.npy").is_file() and (folder / f"{name}.json").is_file()
 
 
 def finished_epochs(folder: Path) -> list[int]:
-    """Gives the numbers of the epochs of views that are finished in a folder."""
+    """Return the numbers of the complete epochs of views in a folder."""
     numbers = (path.stem.removeprefix("epoch-") for path in sorted(folder.glob("epoch-*.json")))
     return [int(number) for number in numbers if number.isdigit() and is_finished(folder, epoch_name(int(number)))]
 
 
 def missing_epochs(finished: Sequence[int]) -> list[int]:
-    """Gives the numbers before the last finished epoch of views that are not among them."""
+    """Return the numbers below the last complete epoch of views that are not complete."""
     return sorted(set(range(max(finished, default=-1))) - set(finished))
 
 
+def files_of(sidecar: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return `bytes` and `sha256` of each file that a sidecar describes, by the file's name."""
+    stated = {OUTPUTS: sidecar, **sidecar.get("arrays", {})}
+    return {
+        file_name(sidecar["name"], array): {key: fields[key] for key in ("bytes", "sha256")}
+        for array, fields in stated.items()
+    }
+
+
 def checked_sidecar(folder: Path, name: str, identity: str) -> dict[str, Any]:
-    """Gives what stands beside a file of records.
+    """Read a sidecar and check that its files are this cache's and have the right size.
+
+    Args:
+        folder: Of the cache.
+        name: Of the epoch of views, or `VALIDATION`.
+        identity: `cache_id` of the cache.
 
     Raises:
-        TeacherCacheError: It is another cache's than `identity`, or the file has not its size.
+        TeacherCacheError: If a file is missing, of another size, or of another cache.
     """
-    path = folder / f"{name}.npy"
     if not is_finished(folder, name):
-        raise TeacherCacheError(f"{path} is missing: run hf-deit cache-teacher again.")
+        raise TeacherCacheError(f"{folder / name}.npy is missing: run hf-deit cache-teacher again.")
     sidecar = read_json(folder / f"{name}.json")
     if (sidecar["cache"], sidecar["name"]) != (identity, name):
         raise TeacherCacheError(
-            f"{path} belongs to another cache than {folder / MANIFEST_FILE} describes, or to another epoch of views: "
-            "files were brought together by hand. Build the cache again."
+            f"{folder / name}.npy belongs to another cache than {folder / MANIFEST_FILE} describes, or to another epoch of "
+            "views: the files were put together by hand. Build the cache again."
         )
-    if path.stat().st_size != sidecar["bytes"]:
-        raise TeacherCacheError(
-            f"{path} has {path.stat().st_size} bytes and was written with {sidecar['bytes']}: it is cut off or was changed. "
-            "Remove it and run hf-deit cache-teacher again."
-        )
+    for file, stated in files_of(sidecar).items():
+        found = (folder / file).stat().st_size if (folder / file).is_file() else 0
+        if found != stated["bytes"]:
+            raise damaged(folder / file, f"it has {found} bytes and was written with {stated['bytes']}")
     return sidecar
 
 
+def damaged(path: Path, why: str) -> TeacherCacheError:
+    """Return the error for a damaged file."""
+    return TeacherCacheError(
+        f"{path} is damaged: {why}. Build these views in another folder (hf-deit cache-teacher --first_view, --views) and merge "
+        "both folders into a new one (hf-deit merge-teacher-caches), which takes the undamaged file."
+    )
+
+
 class TeacherCache:
-    """The stored answers of a folder, to be read.
+    """Reads the stored teacher outputs of a folder.
 
     Args:
-        folder: That `hf-deit cache-teacher` made. Epochs of views behind the first that is not finished do not count.
+        folder: Folder that `hf-deit cache-teacher` made. The epochs of views up to the first missing one are used.
 
     Raises:
-        TeacherCacheError: No cache, a damaged one, or one of which no epoch of views is finished.
+        TeacherCacheError: If the folder is no cache, is damaged, or has no complete epoch of views 0.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        self.record_format = RecordFormat(**self.manifest["layout"])
+        self.record_format = RecordFormat.from_manifest(self.manifest["layout"])
         self._id = cache_id(self.manifest)
-        self._maps: dict[str, np.ndarray] = {}
+        self._maps: dict[str, dict[str, np.ndarray]] = {}
         finished = finished_epochs(self.folder)
         missing = missing_epochs(finished)
         self.epochs = missing[0] if missing else len(finished)
         if not self.epochs:
             raise TeacherCacheError(
-                f"{self.folder} holds no finished epoch of views from 0 on: run hf-deit cache-teacher again, it goes on where "
-                "it stopped; parts made elsewhere are brought together by hf-deit merge-teacher-caches."
+                f"{self.folder} has no complete epoch of views 0: run the same hf-deit cache-teacher again, which resumes the "
+                "build; merge parts that were built in several folders with hf-deit merge-teacher-caches."
             )
         if missing:
             logger.warning(
-                "%s lacks epoch(s) of views %s: of the %d that are there the first %d count. Build them (hf-deit cache-teacher "
-                "--first_view), or merge the part that has them.",
+                "%s lacks epoch(s) of views %s: of its %d complete epochs the first %d are used. Build the missing ones (hf-deit "
+                "cache-teacher --first_view), or merge the part that has them.",
                 *(self.folder, ", ".join(map(str, missing)), len(finished), self.epochs),
             )
-        # Of each epoch of views, and last of the validation, whether the file was checked; shared with data workers.
+        # Whether the files of each epoch of views, and last of the validation, were checked; shared with data workers.
         self._checked = torch.zeros(self.epochs + 1, dtype=torch.uint8).share_memory_()
         names = [epoch_name(epoch) for epoch in range(self.epochs)]
         if self.manifest["validation"] is not None:
@@ -292,104 +433,111 @@ class TeacherCache:
 
     @property
     def records_per_epoch(self) -> int:
-        """Number of views of an epoch."""
+        """Number of views in an epoch of views."""
         return int(self.manifest["views"]["records"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a worker maps the files anew
+        return {**self.__dict__, "_maps": {}}  # each worker maps the files itself
 
     def _check_files(self, names: Sequence[str]) -> None:
-        total = sum((self.folder / f"{name}.npy").stat().st_size for name in names if is_finished(self.folder, name))
-        for name in names:
-            checked_sidecar(self.folder, name, self._id)
-            if total <= CHECKED_AT_ONCE:
-                self._check_digest(name)
+        sidecars = [checked_sidecar(self.folder, name, self._id) for name in names]
+        total = sum(stated["bytes"] for sidecar in sidecars for stated in files_of(sidecar).values())
+        if total <= CHECKED_AT_ONCE:
+            for name in names:
+                self._check_digests(name)
 
     def check_epoch_file(self, epoch: int) -> None:
-        """Checks an epoch's file, unless this or a worker process has; called before workers start, they need not."""
+        """Check the files of an epoch of views unless this or a worker process has done so.
+
+        It is called before workers start, so that they need not do it.
+
+        Raises:
+            TeacherCacheError: If the cache has no such epoch, or a file is damaged.
+        """
         if epoch >= self.epochs:
             raise TeacherCacheError(
-                f"{self.folder} has {self.epochs} epoch(s) of views, and epoch {epoch} is asked for: extend it (hf-deit cache-teacher "
-                f"--views {epoch + 1})."
+                f"{self.folder} has {self.epochs} epoch(s) of views, and epoch {epoch} is needed: extend the cache (hf-deit "
+                f"cache-teacher --views {epoch + 1})."
             )
         if not self._checked[epoch]:
-            self._check_digest(epoch_name(epoch))
+            self._check_digests(epoch_name(epoch))
 
     def check_validation_file(self) -> None:
-        """Likewise of the validation's file."""
+        """Check the files of the validation likewise."""
         if not self._checked[-1]:
-            self._check_digest(VALIDATION)
+            self._check_digests(VALIDATION)
 
-    def _check_digest(self, name: str) -> None:
-        path = self.folder / f"{name}.npy"
-        if file_digest(path) != checked_sidecar(self.folder, name, self._id)["sha256"]:
-            raise TeacherCacheError(
-                f"{path} is damaged: its SHA-256 differs from the one written down. Remove it and run hf-deit cache-teacher again."
-            )
+    def _check_digests(self, name: str) -> None:
+        for file, stated in files_of(checked_sidecar(self.folder, name, self._id)).items():
+            if file_digest(self.folder / file) != stated["sha256"]:
+                raise damaged(self.folder / file, "its SHA-256 differs from the one in its sidecar")
         self._checked[-1 if name == VALIDATION else int(name.removeprefix("epoch-"))] = 1
 
-    def _records(self, name: str) -> np.ndarray:
+    def _records(self, name: str, places: Sequence[int]) -> dict[str, np.ndarray]:
         if name not in self._maps:
-            while len(self._maps) >= _MAPS_KEPT:  # a training goes from epoch to epoch: it does not come back soon
+            while len(self._maps) >= _MAPS_KEPT:  # a training goes through the epochs in order
                 del self._maps[next(iter(self._maps))]
-            self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return self._maps[name]
+            self._maps[name] = {
+                array: np.load(self.folder / file_name(name, array), mmap_mode="r", allow_pickle=False)
+                for array in self.record_format.dtypes
+            }
+        return {array: records[list(places)] for array, records in self._maps[name].items()}
 
     def outputs(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
-        """Gives the teacher's answers to views of one epoch of views, as `RecordFormat.decode`."""
+        """Return the teacher's outputs for views of one epoch of views, as `RecordFormat.decode` does."""
         self.check_epoch_file(epoch)
-        return self.record_format.decode(self._records(epoch_name(epoch))[list(positions)])
+        return self.record_format.decode(self._records(epoch_name(epoch), positions))
 
     def validation_outputs(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Gives the teacher's answers to validation images, as `RecordFormat.decode`."""
+        """Return the teacher's outputs for validation images, as `RecordFormat.decode` does."""
         self.check_validation_file()
-        return self.record_format.decode(self._records(VALIDATION)[list(indices)])
+        return self.record_format.decode(self._records(VALIDATION, indices))
 
     def check(self, part: str, present: Mapping[str, Any]) -> None:
-        """Refuses a cache of other views or validation images.
+        """Check that the cache was built for these views or validation images.
 
         Args:
             part: "views" or "validation".
-            present: What the manifest would hold there for the present run; fields only the cache has are not compared.
+            present: What the manifest would hold there for the present run; fields that only the cache has are ignored.
 
         Raises:
-            TeacherCacheError: Something differs; each field is named with both values.
+            TeacherCacheError: If a field differs; each is named with both values.
         """
         stored = {name: value for name, value in self.manifest[part].items() if name in present}
         changed = changed_fields({part: stored}, {part: present})
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} holds answers to other {part}:\n{differences(changed, *CACHE_AND_NOW)}\nSet them back, or build a cache for "
-                "this recipe (hf-deit cache-teacher)."
+                f"{self.folder} was built for other {part}:\n{differences(changed, *CACHE_AND_NOW)}\nSet these fields back, or "
+                "build a cache for this recipe (hf-deit cache-teacher)."
             )
 
     def check_teacher(self, fingerprint: str) -> None:
-        """Refuses a teacher that did not give these answers.
+        """Check that a teacher is the one of this cache.
 
         Raises:
-            TeacherCacheError: The fingerprints differ.
+            TeacherCacheError: If the fingerprints differ.
         """
         stored = self.manifest["teacher"]["fingerprint"]
         if stored != fingerprint:
             raise TeacherCacheError(
-                f"{self.folder} holds the answers of another teacher:\n  teacher.fingerprint: {stored!r} in the cache, "
-                f"{fingerprint!r} now\nIts weights, mean, std, size, class names or dtype differ. Give the teacher the cache "
-                "was made of, none at all, or build a cache for this one."
+                f"{self.folder} holds the outputs of another teacher:\n  teacher.fingerprint: {stored!r} in the cache, "
+                f"{fingerprint!r} now\nThe weights, mean, std, size, class names or dtype differ. Give the teacher of the cache, "
+                "leave the teacher out, or build a cache for this one."
             )
 
     def describe(self) -> dict[str, Any]:
-        """Gives the teacher's `name`, `class` and `parameters` as far as they were kept, and what its answers hold."""
+        """Return `teacher`, its name, class and number of parameters as far as they are stored, and `outputs`, what is stored."""
         teacher = {"name": None, "parameters": None, "class": self.manifest["teacher"].get("class")}
         teacher |= self.manifest.get(TEACHER_FACTS, {})
-        record_format = {name: value for name, value in asdict(self.record_format).items() if name != "num_labels"}
-        return {"teacher": teacher, "outputs": {**record_format, "view_epochs": self.epochs}}
+        stored = {name: value for name, value in self.record_format.describe().items() if name != "num_labels"}
+        return {"teacher": teacher, "outputs": {**stored, "view_epochs": self.epochs}}
 
     def summary(self) -> dict[str, Any]:
-        """Return the record format, epochs of views, bytes a view and the teacher, to be shown."""
+        """Return the record format, the numbers of epochs and records, the bytes of a view and the teacher's accuracy."""
         return {
-            **{name: value for name, value in asdict(self.record_format).items() if value is not None},
+            **{name: value for name, value in self.record_format.describe().items() if value is not None},
             "view_epochs": self.epochs,
             "records": self.epochs * self.records_per_epoch,
-            "bytes_per_view": self.record_format.record.itemsize,
+            "bytes_per_view": self.record_format.bytes_per_view,
             "teacher_accuracy": self.manifest.get("teacher_accuracy"),
         }

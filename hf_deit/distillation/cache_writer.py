@@ -1,24 +1,27 @@
-"""Writes a teacher cache so that a kill or a full disk at any moment leaves only whole files.
+"""Writes a teacher cache so that a kill or a full disk at any moment loses only the records of the last moments.
 
-What is written appears under its name complete and synced, or not at all. The records of an epoch of views come in the
-order in which a training asks for them; they are kept in parts (`incomplete/`), of which a killed build loses the last,
-and laid in the order of their positions when all are there. So the finished file does not depend on batches or kills.
-What the files are is in cache.py, where the answers come from in cache_builder.py, who may write in cache_writer.py;
-caches are merged in cache_writer.py.
+While an epoch of views is built, its records are written to their final places in preallocated files,
+`_incomplete-epoch-00001.npy`. Beside them `_incomplete-epoch-00001.progress.json` holds how many batches are complete; it is
+written after their records have reached the disk. A later build resumes after these batches. Complete files get their names,
+and last their sidecar. So a finished file does not depend on kills, and every record is written once.
+
+`cache.py` describes the files, `cache_builder.py` computes the records. Caches that were built in several folders are merged
+here. Two builders of one file are kept apart by `filelock`.
 """
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import numpy as np
 
 from ..errors import TeacherCacheError
@@ -27,12 +30,16 @@ from ..fingerprints import changed_fields, differences, digest_of, file_digest
 from .cache import (
     CACHE_AND_NOW,
     MANIFEST_FILE,
+    OUTPUTS,
     VALIDATION,
     RecordFormat,
     cache_id,
     checked_sidecar,
+    damaged,
     description_of,
     epoch_name,
+    file_name,
+    files_of,
     finished_epochs,
     is_finished,
     read_json,
@@ -41,351 +48,393 @@ from .cache import (
 
 logger = logging.getLogger(__name__)
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-# A killed build's data workers live a few seconds longer, and with them its lock.
-_PATIENCE_SECONDS = 12.0
-_SECONDS_BETWEEN_TRIES = 0.05
+# Number of records, about, between two writes of the progress: what a killed build computes again at most. Of large
+# records there are fewer, as they are held in memory until then.
+PART_RECORDS = 8192
+_PART_BYTES = 2**26
+# A killed build's data workers live a few seconds longer, and may hold its lock.
+LOCK_TIMEOUT_SECONDS = 12.0
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems that cannot lock, as some network ones
+_NOT_PREALLOCATED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# Older versions kept unfinished epochs in this folder, in parts.
+_OLD_PARTS_FOLDER = "incomplete"
+
+Batches = Sequence[Sequence[int]]
+Records = Mapping[str, np.ndarray]
 
 
-@contextlib.contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock, as a file that is there only meanwhile (or after a kill, and then means nothing).
-
-    Args:
-        path: The file; its folder exists.
-        what: Is written meanwhile, for the message.
-
-    Raises:
-        TeacherCacheError: Another process holds it.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = _acquired(path, what)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # first, so that nobody takes a file that is about to go
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Waits for this process's turn in a folder, for something that takes a moment; leaves no file."""
-    if fcntl is None:
-        yield
+def _sync_folder(folder: Path) -> None:
+    """Write the renames in a folder to the disk, where a folder can be opened for this (not on Windows)."""
+    if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _acquired(path: Path, what: str) -> int:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            os.close(descriptor)
-            if _is_alive(holder) or time.monotonic() > deadline:
-                raise TeacherCacheError(_message(path, what, holder)) from None
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-            continue
-        except OSError:
-            pass  # a file system without locks
-        if _is_there(path, descriptor):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
-            return descriptor
-        os.close(descriptor)  # its holder has removed it meanwhile
-
-
-def _is_alive(holder: str) -> bool:
-    """Whether a process of this machine is there; what another machine's holder is called tells nothing."""
-    if not holder.isdigit():
-        return False
-    try:
-        os.kill(int(holder), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-def _is_there(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _message(path: Path, what: str, holder: str) -> str:
-    who = f"process {holder}" if holder else "another process"
-    return (
-        f"{who} is writing {what} of {path.parent} now: wait for it, stop it, or build other epochs of views in another --out "
-        "(--first_view, --views) and bring them together (hf-deit merge-teacher-caches)."
-    )
-
-
-PARTS_FOLDER = "incomplete"
-# Records of a part, about: what a killed build asks the teacher again.
-PART_RECORDS = 8192
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def _published(path: Path) -> Iterator[IO[bytes]]:
-    """Gives a file to write; at the end it is synced and gets its name, after an error it is gone."""
-    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
-    try:
-        with temporary.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the rename itself
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with its checksum under a temporary name, synced, and rename it."""
     content = json.loads(json.dumps(content, default=str))
-    with _published(path) as file:
-        text = json.dumps({**content, "checksum": digest_of(content)}, indent=1, sort_keys=True)
-        file.write(f"{text}\n".encode())
+    text = json.dumps({**content, "checksum": digest_of(content)}, indent=1, sort_keys=True)
+    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(f"{text}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
-def _write_header(file: IO[bytes], empty: np.ndarray, count: int) -> None:
-    header = {**np.lib.format.header_data_from_array_1_0(empty), "shape": (count, *empty.shape[1:])}
-    np.lib.format.write_array_header_1_0(file, header)
+def _header(dtype: np.dtype, count: int) -> bytes:
+    """Return the header of a NumPy file of `count` entries."""
+    empty, header = np.zeros(0, dtype), io.BytesIO()
+    fields = {**np.lib.format.header_data_from_array_1_0(empty), "shape": (count, *empty.shape[1:])}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()
+
+
+def _preallocate(path: Path, header: bytes, size: int) -> None:
+    """Make a file of `size` bytes that begins with `header`; its space is reserved where the system can do so."""
+    with path.open("wb") as file:
+        file.write(header)
+        file.flush()
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:  # macOS, Windows
+            file.truncate(size)
+        except OSError as error:
+            if error.errno not in _NOT_PREALLOCATED:
+                raise
+            file.truncate(size)
+
+
+def _write_entries(path: Path, start: int, places: np.ndarray, entries: np.ndarray) -> None:
+    """Write entries of an array to their places and sync the file.
+
+    A full disk raises an OSError here, which writing to a memory map would not.
+
+    Args:
+        path: Of the array's file.
+        start: Number of bytes before the first entry.
+        places: Of the entries, ascending, `(count,)`.
+        entries: `(count, …)`.
+    """
+    ends = np.append(np.flatnonzero(np.diff(places) != 1) + 1, len(places)).tolist()
+    size = entries.nbytes // len(entries)
+    with path.open("r+b") as file:
+        first = 0
+        for end in ends:  # consecutive places are written in one go
+            file.seek(start + int(places[first]) * size)
+            file.write(entries[first:end].tobytes())
+            first = end
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Unfinished:
+    """The preallocated files of an epoch of views that is being built, and the number of its complete batches."""
+
+    def __init__(self, folder: Path, name: str, record_format: RecordFormat, batches: Batches, identity: str):
+        self.folder, self.name = folder, name
+        self.arrays = record_format.dtypes
+        count = sum(map(len, batches))
+        self.headers = {array: _header(dtype, count) for array, dtype in self.arrays.items()}
+        self.sizes = {array: len(self.headers[array]) + count * dtype.itemsize for array, dtype in self.arrays.items()}
+        order = np.concatenate([np.asarray([len(batches), *map(len, batches)]), *batches], dtype=np.int64)
+        self.plan = hashlib.sha256(identity.encode() + order.tobytes()).hexdigest()
+        self.total = len(batches)
+        self.progress = folder / f"{STAGING_PREFIX}{name}.progress.json"
+        self.done = 0
+
+    def path(self, array: str) -> Path:
+        """Return where the array is written."""
+        return self.folder / f"{STAGING_PREFIX}{file_name(self.name, array)}"
+
+    def open(self) -> None:
+        """Find the progress of an earlier build, or preallocate the files."""
+        self.done = self._recorded()
+        if self.done:
+            return
+        if self.progress.exists():
+            self.progress.unlink()
+            _sync_folder(self.folder)  # before the files that it counts are overwritten
+        for array in self.arrays:
+            _preallocate(self.path(array), self.headers[array], self.sizes[array])
+
+    def _recorded(self) -> int:
+        """Return the number of complete batches of an earlier build of the same batches, 0 if there is none."""
+        try:
+            content = read_json(self.progress)
+        except TeacherCacheError:
+            return 0
+        if content["plan"] != self.plan:
+            return 0
+        # Between the last batch and the sidecar an array may have its final name already.
+        whole = content["batches"] == self.total
+        found = (
+            self._fits(array, self.path(array)) or (whole and self._fits(array, self._final(array)))
+            for array in self.arrays
+        )
+        return content["batches"] if all(found) else 0
+
+    def _final(self, array: str) -> Path:
+        return self.folder / file_name(self.name, array)
+
+    def _fits(self, array: str, path: Path) -> bool:
+        header = self.headers[array]
+        if not path.is_file() or path.stat().st_size != self.sizes[array]:
+            return False
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
+
+    def write(self, batches: Batches, records: Sequence[Records]) -> None:
+        """Write the records of the next batches, and the progress once they have reached the disk."""
+        places = np.concatenate([np.asarray(batch) for batch in batches])
+        order = np.argsort(places)
+        for array, dtype in self.arrays.items():
+            entries = np.zeros(len(places), dtype)
+            np.concatenate([part[array] for part in records], out=entries, casting="equiv")
+            _write_entries(self.path(array), len(self.headers[array]), places[order], entries[order])
+        _write_json(self.progress, {"plan": self.plan, "batches": self.done + len(batches)})
+        self.done += len(batches)
+
+    def publish(self, identity: str) -> None:
+        """Give the complete files their names and write the sidecar."""
+        stated = {}
+        for array in self.arrays:
+            if self.path(array).exists():
+                os.replace(self.path(array), self._final(array))
+            stated[array] = {"bytes": self.sizes[array], "sha256": file_digest(self._final(array))}
+        _sync_folder(self.folder)
+        sidecar = {"cache": identity, "name": self.name, **stated.pop(OUTPUTS)}
+        _write_json(self.folder / f"{self.name}.json", {**sidecar, "arrays": stated} if stated else sidecar)
+
+    def discard_unless_begun(self) -> None:
+        """Remove the files if they hold no complete batch, so that they take no space."""
+        if not self.done:
+            for array in self.arrays:
+                self.path(array).unlink(missing_ok=True)
 
 
 class CacheWriter:
-    """Fills a folder with the answers of one teacher to one set of views.
+    """Writes the outputs of one teacher for one set of views to a folder.
 
     Args:
-        folder: New, or of the same cache: then it goes on, or adds further epochs of views.
-        manifest: Of the cache, see cache.py.
-        part_records: Records of a part, about.
+        folder: New or empty folder, or one of the same cache, whose build is resumed or which gets further epochs of views.
+        manifest: Of the cache, see `cache.py`.
+        part_records: Number of records, about, between two writes of the progress.
 
     Raises:
-        TeacherCacheError: The folder holds another cache, or the disk is full.
+        TeacherCacheError: If the folder holds another cache or other files, cannot be written, or the disk is full.
     """
 
     def __init__(self, folder: str | Path, manifest: Mapping[str, Any], part_records: int = PART_RECORDS):
         self.folder = Path(folder)
         self.manifest = dict(manifest)
-        self.record_format = RecordFormat(**manifest["layout"])
+        self.record_format = RecordFormat.from_manifest(manifest["layout"])
         self.part_records = part_records
         self._id = cache_id(manifest)
         check_folder(folder)
-        with self._room():
+        path = self.folder / MANIFEST_FILE
+        if path.exists() and not self._lock_file("manifest").exists():
+            self.manifest = self._same_manifest()
+            return
+        with self._disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with turn(self.folder):  # of two that begin at once the second finds the first one's
-                if (self.folder / MANIFEST_FILE).exists():
+            with self._lock(
+                "manifest"
+            ):  # of two processes that begin at once the second finds the manifest of the first
+                if path.exists():
                     self.manifest = self._same_manifest()
                 else:
-                    _write_json(self.folder / MANIFEST_FILE, self.manifest)
+                    _write_json(path, self.manifest)
 
     def _same_manifest(self) -> dict[str, Any]:
         stored = read_manifest(self.folder)
         changed = changed_fields(description_of(stored), description_of(self.manifest))
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} is another cache:\n{differences(changed, *CACHE_AND_NOW)}\nSet them back to go on with it, or choose another "
-                "--out."
+                f"{self.folder} holds another cache:\n{differences(changed, *CACHE_AND_NOW)}\nSet these fields back to resume it, or "
+                "choose another folder for --out."
             )
         return stored
 
     @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
+        """Turn an OSError into a TeacherCacheError that names the folder, the cause and the remedy."""
         try:
             yield
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in _NO_SPACE:
                 raise _not_writable(self.folder, error) from error
-            finished = len(list(self.folder.glob("epoch-*.json")))
+            finished = len(finished_epochs(self.folder))
+            usable = (
+                f" Its {finished} complete epoch(s) of views can be used (num_views={finished})." if finished else ""
+            )
             raise TeacherCacheError(
-                f"No room left for {self.folder} ({error.strerror}). Its {finished} finished epoch(s) of views are whole and can "
-                "be used (num_views); make room and run the same command again, it goes on from the last part."
+                f"No space left for {self.folder} ({error.strerror}).{usable} Free some space and run the same command again: the "
+                "build resumes where it stopped."
             ) from error
 
-    def add_to_manifest(self, **facts: Any) -> None:
-        """Adds to the manifest what describes the cache and does not identify it, such as the teacher's accuracy."""
-        with self._room(), turn(self.folder):
-            self.manifest = read_manifest(self.folder) | facts
-            _write_json(self.folder / MANIFEST_FILE, self.manifest)
-
-    def fill(
-        self,
-        name: str,
-        batches: Sequence[Sequence[int]],
-        ask: Callable[[Sequence[Sequence[int]]], Iterable[np.ndarray]],
-    ) -> int:
-        """Writes one file of records, unless it is there.
-
-        Args:
-            name: Without ending.
-            batches: The places of all records in the file, each once, in the order in which they are asked for.
-            ask: Gives the records of some of the batches, batch by batch.
-
-        Returns:
-            Number of records that were asked for now.
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Keep other processes from writing the same file; the lock's file is there only meanwhile, or after a kill.
 
         Raises:
-            TeacherCacheError: The disk is full.
+            TeacherCacheError: If another process holds the lock.
         """
-        lock = self._lock(name)
-        if is_finished(self.folder, name) and not lock.exists() and not self._parts_of(name):
-            return 0
-        with contextlib.ExitStack() as stack:
-            with self._room():
-                stack.enter_context(held(lock, name))
-            stack.callback(self._remove_empty_parts, name)
-            asked = 0 if is_finished(self.folder, name) else self._fill(name, batches, ask)
-            self._remove_parts(name)  # perhaps of a build that was killed just before
-        return asked
+        path = self._lock_file(name)
+        with self._disk_errors():
+            lock = _acquire(path, f"{name} of {self.folder}")
+        try:
+            yield
+        finally:
+            # A process that waits for the removed file notices this and starts over. A SoftFileLock is its file.
+            if not isinstance(lock, filelock.SoftFileLock):
+                with contextlib.suppress(OSError):  # Windows, where the lock removes the open file itself
+                    path.unlink(missing_ok=True)
+            lock.release()
 
-    def _fill(
-        self,
-        name: str,
-        batches: Sequence[Sequence[int]],
-        ask: Callable[[Sequence[Sequence[int]]], Iterable[np.ndarray]],
-    ) -> int:
-        step = max(1, self.part_records // max(len(batches[0]), 1))
-        groups = [batches[start : start + step] for start in range(0, len(batches), step)]
-        lengths = [step, *map(len, batches)]
-        plan = hashlib.sha256(np.concatenate([np.asarray(lengths), *batches], dtype=np.int64).tobytes()).hexdigest()
-        parts = self.folder / PARTS_FOLDER / f"{name}-{plan[:12]}"  # other batches have other parts
-        with self._room():
-            _make_folder(parts)
-        missing = [number for number in range(len(groups)) if self._part(parts, number, groups[number]) is None]
-        answers = iter(ask([batch for number in missing for batch in groups[number]]))
-        for number in missing:
-            records = np.concatenate([next(answers) for _ in groups[number]])
-            with self._room(), _published(parts / f"{number:06}.npy") as file:
-                _write_header(file, records, len(records))
-                file.write(records.tobytes())
-        with self._room():
-            self._assemble(name, parts, groups)
-        return sum(len(batch) for number in missing for batch in groups[number])
-
-    def _lock(self, name: str) -> Path:
+    def _lock_file(self, name: str) -> Path:
         return self.folder / f"{STAGING_PREFIX}{name}.lock"
 
-    def _parts_of(self, name: str) -> list[Path]:
-        with contextlib.suppress(FileNotFoundError):  # another process has removed the last of them
-            return list((self.folder / PARTS_FOLDER).glob(f"{name}-*"))
-        return []
+    def add_to_manifest(self, **facts: Any) -> None:
+        """Add to the manifest what describes the cache without identifying it, such as the teacher's accuracy."""
+        path = self.folder / MANIFEST_FILE
+        with self._disk_errors(), self._lock("manifest"):
+            self.manifest = read_manifest(self.folder) | facts
+            _write_json(path, self.manifest)
 
-    def _remove_parts(self, name: str) -> None:
-        for old in self._parts_of(name):
-            shutil.rmtree(old)
-
-    def _remove_empty_parts(self, name: str) -> None:
-        for path in (*self._parts_of(name), self.folder / PARTS_FOLDER):
-            with contextlib.suppress(OSError):  # it holds parts, to go on from or of others
-                path.rmdir()
-
-    def _part(self, parts: Path, number: int, group: Sequence[Sequence[int]]) -> np.ndarray | None:
-        """Reads a part that an earlier build finished; None if it has to be asked for."""
-        try:
-            records = np.load(parts / f"{number:06}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        wanted = self.record_format.empty(0)
-        fits = records.dtype == wanted.dtype and records.shape[1:] == wanted.shape[1:]
-        return records if fits and len(records) == sum(map(len, group)) else None
-
-    def _assemble(self, name: str, parts: Path, groups: Sequence[Sequence[Sequence[int]]]) -> None:
-        count = sum(len(batch) for group in groups for batch in group)
-        target, empty = self.folder / f"{name}.npy", self.record_format.empty(0)
-        with _published(target) as file:
-            _write_header(file, empty, count)
-            start, size = file.tell(), count * self.record_format.record.itemsize
-            if hasattr(os, "posix_fallocate"):
-                file.flush()
-                # Writing to a map of a file that the disk has no room for would kill the process: the room is taken before.
-                os.posix_fallocate(file.fileno(), 0, start + size)
-            else:
-                file.truncate(start + size)
-            file.flush()
-            records = np.memmap(file, dtype=empty.dtype, mode="r+", offset=start, shape=(count, *empty.shape[1:]))
-            for number, group in enumerate(groups):
-                records[np.concatenate([np.asarray(batch) for batch in group])] = self._part(parts, number, group)
-            records.flush()
-        self._write_sidecar(name)
-
-    def _write_sidecar(self, name: str) -> None:
-        path = self.folder / f"{name}.npy"
-        _write_json(
-            self.folder / f"{name}.json",
-            {"cache": self._id, "name": name, "bytes": path.stat().st_size, "sha256": file_digest(path)},
-        )
-
-    def take(self, parts: Sequence[Path], name: str) -> None:
-        """Copies a finished file of another folder of the same cache, checking it on the way.
+    def fill(self, name: str, batches: Batches, outputs_of: Callable[[Batches], Iterable[Records]]) -> int:
+        """Write the records of an epoch of views, or of the validation, unless they are complete.
 
         Args:
-            parts: Folders that have it; the first whose file is whole gives it.
-            name: Without ending.
+            name: Of the epoch of views (`epoch_name`), or `VALIDATION`.
+            batches: Places of all records in the file, each once, in the order in which they are computed.
+            outputs_of: Returns the records (`RecordFormat.encode`) of some of the batches, batch by batch.
+
+        Returns:
+            Number of records that were computed now.
 
         Raises:
-            TeacherCacheError: It is damaged in all of them, another process writes it, or the disk is full.
+            TeacherCacheError: If another process writes it, or the disk is full.
         """
-        with self._room(), held(self._lock(name), name):
-            damaged = []
-            for part in parts:
-                if is_finished(self.folder, name) or self._took(part, name):
+        if is_finished(self.folder, name) and not self._leftovers(name):
+            return 0
+        with self._lock(name):
+            computed = 0 if is_finished(self.folder, name) else self._fill(name, batches, outputs_of)
+            with self._disk_errors():
+                self._remove_leftovers(name)
+        return computed
+
+    def _fill(self, name: str, batches: Batches, outputs_of: Callable[[Batches], Iterable[Records]]) -> int:
+        files = _Unfinished(self.folder, name, self.record_format, batches, self._id)
+        try:
+            with self._disk_errors():
+                files.open()
+            rest = batches[files.done :]
+            outputs = iter(outputs_of(rest))
+            records = min(self.part_records, _PART_BYTES // self.record_format.bytes_per_view)
+            step = max(1, records // max(len(batches[0]), 1))
+            for start in range(0, len(rest), step):
+                part = rest[start : start + step]
+                computed = [next(outputs) for _ in part]
+                with self._disk_errors():
+                    files.write(part, computed)
+        finally:
+            files.discard_unless_begun()
+        with self._disk_errors():
+            files.publish(self._id)
+        return sum(map(len, rest))
+
+    def _leftovers(self, name: str) -> list[Path]:
+        """Return what an earlier build left of a file: the progress, the lock, and parts of older versions."""
+        return [
+            *self.folder.glob(f"*{STAGING_PREFIX}{name}.*"),
+            *(self.folder / _OLD_PARTS_FOLDER).glob(f"{name}-*"),
+        ]
+
+    def _remove_leftovers(self, name: str) -> None:
+        for path in self._leftovers(name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix not in (".lock", ".softlock"):  # held now
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or it holds parts of other epochs
+            (self.folder / _OLD_PARTS_FOLDER).rmdir()
+
+    def copy(self, name: str, parts: Sequence[Path]) -> None:
+        """Copy an epoch of views, or the validation, from another folder of the same cache.
+
+        Args:
+            name: Of the epoch of views (`epoch_name`), or `VALIDATION`.
+            parts: Folders that have it; the first one whose files are undamaged is used.
+
+        Raises:
+            TeacherCacheError: If it is damaged in all of them, another process writes it, or the disk is full.
+        """
+        with self._disk_errors(), self._lock(name):
+            errors = []
+            for part in parts if not is_finished(self.folder, name) else ():
+                try:
+                    self._copy(name, part)
+                    self._remove_leftovers(name)
                     return
-                damaged.append(f"{part / name}.npy")
+                except TeacherCacheError as error:
+                    logger.warning("%s", error)
+                    errors.append(error)
+            if errors:
+                raise errors[0]
+
+    def _copy(self, name: str, part: Path) -> None:
+        sidecar = checked_sidecar(part, name, self._id)
+        # Not the names of an unfinished build, whose progress does not hold for these files.
+        copies = {file: self.folder / f"{STAGING_PREFIX * 2}{file}" for file in files_of(sidecar)}
+        try:
+            for file, copy in copies.items():
+                shutil.copyfile(part / file, copy)
+                with copy.open("r+b") as target:
+                    os.fsync(target.fileno())
+                if file_digest(copy) != files_of(sidecar)[file]["sha256"]:
+                    raise damaged(part / file, "its SHA-256 differs from the one in its sidecar")
+            for file, copy in copies.items():
+                os.replace(copy, self.folder / file)
+        finally:
+            for copy in copies.values():
+                copy.unlink(missing_ok=True)
+        _sync_folder(self.folder)
+        _write_json(self.folder / f"{name}.json", sidecar)
+
+
+def _acquire(path: Path, what: str) -> filelock.BaseFileLock:
+    """Acquire a lock that ends with the process.
+
+    Raises:
+        TeacherCacheError: If another process holds it.
+    """
+    lock = filelock.FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            lock = filelock.SoftFileLock(path.with_suffix(".softlock"))
+            lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
+    except filelock.Timeout as error:
         raise TeacherCacheError(
-            f"{' and '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged: build that epoch again."
-        )
-
-    def _took(self, part: Path, name: str) -> bool:
-        sidecar, digest = read_json(part / f"{name}.json"), hashlib.sha256()
-        with contextlib.suppress(_DamagedError):
-            with _published(self.folder / f"{name}.npy") as file, (part / f"{name}.npy").open("rb") as source:
-                while block := source.read(2**22):
-                    digest.update(block)
-                    file.write(block)
-                if digest.hexdigest() != sidecar["sha256"]:
-                    raise _DamagedError
-            _write_json(self.folder / f"{name}.json", sidecar)
-            return True
-        logger.warning("%s is damaged.", part / f"{name}.npy")
-        return False
-
-
-class _DamagedError(Exception):
-    """A file that is not to be published."""
-
-
-def _make_folder(path: Path) -> None:
-    for _ in range(100):
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed the empty folder around it
-            path.mkdir(parents=True, exist_ok=True)
-            return
-    path.mkdir(parents=True, exist_ok=True)
-
-
-def _foreign_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(STAGING_PREFIX)]
+            f"Another process is writing {what}: wait until it has finished, stop it, or build other epochs of views in another "
+            "folder (--out, --first_view, --views) and merge them later (hf-deit merge-teacher-caches)."
+        ) from error
+    return lock
 
 
 def _not_writable(folder: Path, error: OSError) -> TeacherCacheError:
@@ -393,59 +442,60 @@ def _not_writable(folder: Path, error: OSError) -> TeacherCacheError:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuses a folder that no cache can be written into; of a cache that is there already nothing is looked at.
+    """Check that a cache can be written into a folder; a cache that is there already is not read.
 
     Raises:
-        TeacherCacheError: It is none, holds other things, or cannot be made.
+        TeacherCacheError: If it is a file, holds other files, or cannot be made or written.
     """
     path = Path(folder)
     if not str(folder):
-        raise TeacherCacheError("--out is empty: name a new folder, or the cache to go on with.")
+        raise TeacherCacheError("--out is empty: give a new folder, or the folder of a cache to resume or extend.")
     try:
         if (path / MANIFEST_FILE).exists():
             return
         above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
         if not above.is_dir():
             raise TeacherCacheError(f"--out {path}: {above} is a file. Choose a new or empty folder.")
-        # A build that was killed as it began leaves an unfinished manifest.
-        if path.exists() and _foreign_files(path):
-            raise TeacherCacheError(f"{path} exists and is no teacher cache: choose a new or empty folder for --out.")
+        # A build that was killed at its very beginning leaves an unfinished manifest.
+        if path.exists() and any(not found.name.startswith(STAGING_PREFIX) for found in path.iterdir()):
+            raise TeacherCacheError(
+                f"{path} is not empty and holds no teacher cache: choose a new or empty folder for --out."
+            )
         if not os.access(above, os.W_OK | os.X_OK):
-            raise TeacherCacheError(f"--out {path}: nothing can be written in {above}. Choose another folder.")
+            raise TeacherCacheError(f"--out {path}: {above} is not writable. Choose another folder.")
     except OSError as error:
         raise _not_writable(path, error) from error
 
 
 def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
-    """Brings together epochs of views that were built in several folders.
+    """Copy epochs of views that were built in several folders into one.
 
     Args:
-        folder: New, or a cache to be added to.
-        parts: Folders of the same cache; what `folder` has already is not copied. Of a file that is damaged in one of them
-            another's is taken.
+        folder: New or empty folder, or a cache to add to; what it has already is not copied.
+        parts: Folders of the same cache. A file that is damaged in one of them is taken from another.
 
     Returns:
         The epochs of views that `folder` now holds.
 
     Raises:
-        TeacherCacheError: The parts differ in teacher, record format or views (then nothing was written), or a file is damaged in all.
+        TeacherCacheError: If the parts differ in teacher, record format, views or validation images (then nothing is
+            written), or a file is damaged in all of them.
     """
     if not parts or not all(map(str, parts)):
-        raise TeacherCacheError("No caches to merge were given, or one without a name: name their folders.")
+        raise TeacherCacheError("No caches to merge were given, or one has an empty name: give their folders.")
     check_folder(folder)
     folder, parts = Path(folder), [Path(part) for part in parts]
     manifests = {part: read_manifest(part) for part in parts}
-    first = folder if (folder / MANIFEST_FILE).exists() else parts[0]
-    _check_same(first, manifests)
-    names = [epoch_name(epoch) for epoch in sorted({epoch for part in parts for epoch in finished_epochs(part)})]
-    sources = {name: _sources(folder, name, manifests) for name in [*names, VALIDATION]}
+    _check_same(folder if (folder / MANIFEST_FILE).exists() else parts[0], manifests)
     writer = CacheWriter(folder, manifests[parts[0]])
-    for name, found in sources.items():
-        if found:
-            writer.take(found, name)
-    told = [manifest["teacher_accuracy"] for manifest in manifests.values() if "teacher_accuracy" in manifest]
-    if told and "teacher_accuracy" not in writer.manifest:
-        writer.add_to_manifest(teacher_accuracy=told[0])
+    epochs = sorted({epoch for part in parts for epoch in finished_epochs(part)})
+    for name in (*map(epoch_name, epochs), VALIDATION):
+        sources = [part for part in parts if is_finished(part, name)]
+        if sources and not is_finished(folder, name):
+            writer.copy(name, sources)
+    accuracies = [manifest["teacher_accuracy"] for manifest in manifests.values() if "teacher_accuracy" in manifest]
+    if accuracies and "teacher_accuracy" not in writer.manifest:
+        writer.add_to_manifest(teacher_accuracy=accuracies[0])
     return finished_epochs(folder)
 
 
@@ -455,23 +505,7 @@ def _check_same(first: Path, manifests: Mapping[Path, Mapping[str, Any]]) -> Non
         changed = changed_fields(expected, description_of(manifest))
         if changed:
             named = differences(changed, f"in {first}", f"in {part}")
-            raise TeacherCacheError(f"{first} and {part} are no parts of one cache:\n{named}\nNothing was written.")
-
-
-def _sources(folder: Path, name: str, manifests: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
-    """The parts that have a file which `folder` lacks, as far as that can be told without reading it."""
-    if is_finished(folder, name):
-        return []
-    found, errors = [], []
-    for part, manifest in manifests.items():
-        if not is_finished(part, name):
-            continue
-        try:
-            checked_sidecar(part, name, cache_id(manifest))
-        except TeacherCacheError as error:
-            errors.append(error)
-        else:
-            found.append(part)
-    if errors and not found:
-        raise errors[0]
-    return found
+            raise TeacherCacheError(
+                f"{first} and {part} are not parts of one cache:\n{named}\nNothing was written. Merge only folders that were built "
+                "with the same recipe and teacher."
+            )

@@ -1,4 +1,4 @@
-"""The views that a training shows its teacher, their order, and the teacher's logits for them."""
+"""The views that a training shows its teacher, their order, their description, and the teacher's logits for them."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,17 +19,17 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class ViewSchedule:
-    """The views a training shows its teacher, and how it asks for them.
+    """The views that a training shows its teacher, and the batches in which it does so.
 
     Args:
         dataset: The training images.
-        mixing: Of the training.
-        batch_size: Images at a time, of one process; even.
+        mixing: How partners are mixed.
+        batch_size: Images in a batch of one process, even.
         global_batch_size: Images of an optimizer step.
         repeats: Views of an image in an epoch.
-        workers: Processes that make pixels.
-        num_views: Epochs with distinct views; None: every epoch of the training has views of its own.
-        updates: Optimizer steps of the training; None where no training is planned.
+        workers: Data worker processes that render views.
+        num_views: Number of epochs with distinct views; None: every epoch of the training has its own views.
+        updates: Optimizer steps of the training; None if no training is planned.
     """
 
     dataset: ViewDataset
@@ -43,15 +43,15 @@ class ViewSchedule:
 
     @property
     def epochs_shown(self) -> int:
-        """Number of epochs with distinct views that the training shows."""
+        """Number of distinct epochs of views that the training shows."""
         epochs = math.ceil(self.updates / self.sampler(0).num_batches)
         return epochs if self.num_views is None else min(self.num_views, epochs)
 
     def sampler(self, epoch: int) -> ViewSampler:
-        """The sampler of the training, at an epoch of views.
+        """Return the sampler of the training at an epoch of views.
 
         Raises:
-            ValueError: An odd batch, or fewer than two images.
+            ValueError: If the batch is odd, or there are fewer than two images.
         """
         sampler = ViewSampler(
             len(self.dataset), self.global_batch_size, self.dataset.seed, num_views=None, repeats=self.repeats
@@ -61,11 +61,11 @@ class ViewSchedule:
 
     @property
     def records(self) -> int:
-        """Number of views of an epoch that get a record: all pairs, all repeats."""
+        """Number of views in an epoch of views that get a record: those of all pairs and all repeats."""
         return 2 * (len(self.dataset) // 2) * self.sampler(0).views_per_image
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Gives the positions of an epoch of views: the training's own batches, then the rest."""
+        """Return the positions of an epoch of views in batches: the training's own batches, then the remaining positions."""
         shown = [key.position for key in self.sampler(epoch)]
         rest = sorted(set(range(self.records)) - set(shown))
         return [
@@ -75,7 +75,7 @@ class ViewSchedule:
         ]
 
     def loader(self, epoch: int, batches: Sequence[Sequence[int]]) -> DataLoader:
-        """Gives the batches at these positions as the training's loader would."""
+        """Return a loader of the batches at these positions, equal to those of the training's loader."""
         flat = iter(
             keys_at(self.dataset.seed, len(self.dataset), epoch, [position for batch in batches for position in batch])
         )
@@ -85,21 +85,21 @@ class ViewSchedule:
 
 
 def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
-    """What changes pixels or their order; without what a training may change freely.
+    """Return what the pixels of the views and their order depend on, and nothing that a training may change freely.
 
     Raises:
-        TeacherCacheError: The data are a stream, or others without views by key.
+        TeacherCacheError: If the data are a stream, or another data set without keyed views.
     """
     if not inspect_dataset(dataset).takes_view_keys:
         raise TeacherCacheError(
-            f"A teacher cache needs views that come again, and {type(dataset).__name__} has none: its images have no index, or "
-            "are augmented by a global generator. Use a ViewDataset (streaming: false)."
+            f"A teacher cache needs views that can be rendered again, and {type(dataset).__name__} has none: its images have no "
+            "index, or are augmented with a global random generator. Use a ViewDataset (streaming: false)."
         )
     return {"data": dataset.describe(), "mixing": asdict(mixing if mixing.is_on else Mixing())}
 
 
 def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
-    """What changes the pixels that a teacher sees of the validation images."""
+    """Return what the pixels that a teacher sees of the validation images depend on."""
     return {
         "fingerprint": dataset.fingerprint,
         "images": len(dataset),

@@ -1,14 +1,15 @@
-"""What `hf-deit cache-teacher` does: the teacher, data and views of a recipe, and a cache built of them.
+"""Builds the teacher cache of a recipe (`hf-deit cache-teacher`), and caches that several runs of an experiment share.
 
-The loop is in cache_builder.py; a training by the cache needs no more than the recipe's `teacher_cache` (train.py).
+`distillation/cache_builder.py` runs the teacher. A training uses a cache by its recipe's `teacher_cache` (`train.py`).
 """
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from ..data.batch_ops import Mixing
 from ..data.views import EvaluationDataset
 from ..distillation.cache import RecordFormat, TeacherCache, finished_epochs
 from ..distillation.cache_builder import build_teacher_cache
@@ -32,43 +33,50 @@ def cache_teacher(
     top_k: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any] | None:
-    """Builds a recipe's teacher cache, goes on with it, or extends it.
+    """Build the teacher cache of a recipe, resume its build, or extend it.
 
     Args:
         recipe: Of the training: data, augmentation, mixing, seed, batch size, teacher, temperature.
-        out: The folder.
-        epochs: Number of epochs of views. Default: to the last one that the training shows.
-        first: The first of them; above 0 for a part that is merged later.
-        kind: "hard" or "soft". Default: the recipe's distillation_type.
-        top_k: Of soft answers keep the K largest logits and the log-sum-exp of the rest at distillation_tau. Default: all.
-        dtype: Of stored logits, "float32" or "float16".
+        out: Folder of the cache.
+        epochs: Number of epochs of views. Default: up to the last one that the training shows.
+        first: Number of the first of them; above 0 for a part that is merged later.
+        kind: "hard" or "soft". Default: the distillation_type of the recipe.
+        top_k: Number of largest logits to keep, with the log-sum-exp of the others at distillation_tau; of kind "soft" only.
+            Default: all logits.
+        dtype: Type of stored logits, "float32" or "float16".
 
     Returns:
         `TeacherCache.summary`, or for a part whose folder lacks the epochs before `first` `{"first": …, "view_epochs": …}`;
         None in processes other than the first.
 
     Raises:
-        UserError: Something given is not allowed, or the folder holds another cache.
+        UserError: If an argument or a field is not allowed, or the folder holds another cache.
     """
     args = recipe.training
     _check_numbers(args, epochs, first)
     check_folder(out)
     data, view_size = load_run_data(recipe), view_size_of(recipe)
-    augmentation = replace(recipe.augmentation, view_size=view_size)
+    augmentation = dataclasses.replace(recipe.augmentation, view_size=view_size)
     dataset = data.training_set(augmentation, args.seed, args.global_batch_size)
     describe_views(dataset, args.mixing)  # refuses a stream before a teacher is loaded
-    views = args.view_schedule(dataset, args.dataloader_num_workers)
-    wanted = _wanted(views.epochs_shown, epochs, first)
+    schedule = args.view_schedule(dataset, args.dataloader_num_workers)
+    wanted = _epochs(schedule.epochs_shown, epochs, first)
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
-        raise RecipeError("The recipe names no teacher whose answers could be stored: give --teacher.")
+        raise RecipeError("The recipe names no teacher whose outputs could be stored: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
     teacher.to(args.device).align(names, len(names), view_size)
-    record_format = _record_format(args, len(names), kind, top_k, dtype)
-    validation = EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio)
-    share = (args.process_index, args.world_size)
-    name = without_machine(recipe.teacher.teacher)
-    build_teacher_cache(out, teacher, views, record_format, wanted, validation, share=share, teacher_name=name)
+    build_teacher_cache(
+        out,
+        teacher,
+        schedule,
+        _record_format(args, len(names), kind, top_k, dtype),
+        wanted,
+        validation=EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio),
+        share=(args.process_index, args.world_size),
+        teacher_name=without_machine(recipe.teacher.teacher),
+        disable_tqdm=args.disable_tqdm,
+    )
     if args.world_size > 1:
         PartialState().wait_for_everyone()
     if args.process_index:
@@ -77,12 +85,12 @@ def cache_teacher(
     return {"first": first, "view_epochs": len(wanted)} if is_part else TeacherCache(out).summary()
 
 
-def _wanted(shown: int, epochs: int | None, first: int) -> range:
-    """The epochs of views that are asked for, of those that the training shows."""
+def _epochs(shown: int, epochs: int | None, first: int) -> range:
+    """Return the epochs of views to build, given the number that the training shows."""
     if epochs is None and first >= shown:
         raise RecipeError(
-            f"first_view={first}: the training shows epochs of views 0 to {shown - 1}. Choose one of them, or say with --views "
-            "how many more are wanted."
+            f"first_view={first}: the training shows epochs of views 0 to {shown - 1}. Choose one of them, or give the number of "
+            "further ones with --views."
         )
     return range(first, shown if epochs is None else first + epochs)
 
@@ -93,7 +101,9 @@ def _check_numbers(args: DistillationTrainingArguments, epochs: int | None, firs
             f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
         )
     if (epochs is not None and epochs < 1) or first < 0:
-        raise RecipeError(f"views={epochs}, first_view={first}: at least 1 epoch of views, the first at least 0.")
+        raise RecipeError(
+            f"views={epochs}, first_view={first}: give at least 1 epoch of views, and a first one of at least 0."
+        )
 
 
 def _record_format(
@@ -101,11 +111,14 @@ def _record_format(
 ) -> RecordFormat:
     kind = kind if kind is not None else args.distillation_type
     if kind not in ("hard", "soft"):
-        raise RecipeError(f"kind={kind!r}: choose hard (decisions) or soft (logits); the recipe's type is the default.")
+        raise RecipeError(
+            f"kind={kind!r}: choose hard (classes) or soft (logits); the default is the distillation_type."
+        )
     if kind == "hard":
         if top_k is not None or dtype != "float32":
             raise TeacherCacheError(
-                f"top_k={top_k}, dtype={dtype!r} with hard answers, which are class indices: give --kind soft, or leave them out."
+                f"top_k={top_k}, dtype={dtype!r} with kind='hard', which stores class indices: give --kind soft, or leave these "
+                "out."
             )
         return RecordFormat("hard", num_labels)
     if top_k is None:
@@ -113,40 +126,46 @@ def _record_format(
     return RecordFormat("top_k", num_labels, dtype, top_k, args.distillation_tau)
 
 
-# What the teacher's answers depend on; everything else may differ between runs that share a cache.
-_VIEW_FIELDS = (
-    *("view_size", "crop_scale", "crop_aspect", "flip_probability", "auto_augment", "randaugment_magnitude"),
-    *("randaugment_magnitude_std", "randaugment_probability", "randaugment_num_ops", "color_jitter"),
-    *("erasing_probability", "mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability"),
-    *("repeated_augmentation", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
-    *("num_views", "num_train_epochs", "max_steps", "validation_share", "evaluation_crop_ratio", "broken_images"),
-    *("image_column", "label_column", "label_separator", "teacher_image_mean", "teacher_image_std"),
-    *("teacher_image_size", "teacher_labels", "teacher_dtype"),
-)
-
-
 def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
-    """Gives the folder of the views of a recipe.
+    """Return the folder of the cache that runs with the same views and teacher share.
+
+    Its name is a digest of what the stored outputs depend on, as far as a recipe states it without reading the data.
 
     Args:
-        caches: Where all of them lie.
-        recipe: Of the training.
-        teacher: Its fingerprint.
+        caches: Folder of all caches.
+        recipe: Of a training.
+        teacher: Fingerprint of the teacher that the recipe names.
     """
-    fields = recipe.to_dict()
-    told = {name: fields[name] for name in _VIEW_FIELDS}
-    told["view_size"] = view_size_of(recipe)
-    if told["num_views"]:  # the views come again: how long the training is does not matter
-        told["num_train_epochs"] = told["max_steps"] = None
-    return caches / short_digest_of([told, fields["data"], teacher])
+    return caches / short_digest_of(_describe_outputs(recipe, teacher))
+
+
+def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
+    args, mixing = recipe.training, recipe.training.mixing
+    data, settings = dataclasses.asdict(recipe.data), dataclasses.asdict(recipe.teacher)
+    for name in ("teacher", "teacher_cache", "verify_teacher_cache"):  # the fingerprint stands for the teacher
+        del settings[name]
+    # With num_views the views repeat, and the length of the training does not matter.
+    length = None if args.num_views else {"epochs": args.num_train_epochs, "max_steps": args.max_steps}
+    return {
+        "data": {**data, "data": recipe.to_dict()["data"]},  # with its path resolved
+        "augmentation": dataclasses.asdict(dataclasses.replace(recipe.augmentation, view_size=view_size_of(recipe))),
+        "mixing": dataclasses.asdict(mixing if mixing.is_on else Mixing()),
+        "seed": args.seed,
+        "repeats": args.repeated_augmentation,
+        # The batches of the teacher decide how it rounds.
+        "batch_size": args.train_batch_size,
+        "global_batch_size": args.global_batch_size,
+        "num_views": args.num_views,
+        "length": length,
+        "teacher": {**settings, "fingerprint": teacher},
+    }
 
 
 def length_of(recipe: Recipe) -> tuple[float, float]:
-    """Orders recipes of one set of views: the longest asks for the most of them."""
+    """Return a key that sorts recipes of one shared cache by length: the longest shows the most epochs of views."""
     return max(recipe.training.max_steps, 0), recipe.training.num_train_epochs
 
 
 def build_shared_cache(recipe: Recipe, folder: Path) -> None:
-    """Builds a cache that serves every kind, tau and alpha, goes on with one, or adds the views that it lacks."""
-
+    """Build a cache of all logits, which serves every kind, tau and alpha; resume its build, or extend it."""
     cache_teacher(recipe, folder, kind="soft")

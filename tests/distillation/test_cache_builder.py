@@ -1,21 +1,25 @@
-"""Built records against the teacher asked about one view after the other, and record formats against NumPy."""
+"""Built records against the teacher on one view at a time, and record formats against NumPy."""
 
-import re
+import io
+import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.sampling import ViewKey, ViewSampler, keys_at, pair_generator, permutation
-from hf_deit.distillation.cache import RecordFormat
-from hf_deit.distillation.cached_teacher import verify_teacher_cache
+from hf_deit.distillation.cache import FORMAT, FORMAT_VERSION, ExtraArray, RecordFormat, TeacherCache
+from hf_deit.distillation.cache_writer import CacheWriter, merge_caches
+from hf_deit.distillation.cached_teacher import most_by_rounding, verify_teacher_cache
 from hf_deit.distillation.teacher import Teacher
 from hf_deit.errors import TeacherCacheError
 from hf_deit.losses import soft_distillation_loss, teacher_decisions, teacher_loss, top_k_distillation_loss
 from tests.helpers import tiny
-from tests.helpers.caches import RECORD_FORMATS, build, tiny_teacher, tiny_views
+from tests.helpers.caches import RECORD_FORMATS, build, flip, tiny_teacher, tiny_views
 
 MIXING = Mixing(0.8, 1.0)
 MEAN, STD = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (tiny.MEAN, tiny.STD))
@@ -41,7 +45,7 @@ def logits_by_hand(key, dataset, mixing):
 
 
 @pytest.mark.parametrize("mixing", [Mixing(), MIXING], ids=["plain", "mixed"])
-def test_every_record_is_the_teachers_answer_to_the_view_at_its_position(tmp_path, mixing):
+def test_every_record_is_the_teachers_output_for_the_view_at_its_position(tmp_path, mixing):
     data = tiny.training_data(11)  # odd: an image stays without a partner
     cache = build(
         tmp_path / "cache", "dense", views=tiny_views(data, 4, 4, mixing, repeats=2), epochs=2, validation=None
@@ -75,7 +79,7 @@ def test_keys_at_positions_are_the_samplers_and_batches_hold_each_position_once(
     assert max(key.view for key in shown) < sampler.views_per_image
 
 
-def test_the_teachers_accuracy_is_that_of_its_validation_answers(tmp_path):
+def test_the_teachers_accuracy_is_that_of_its_validation_outputs(tmp_path):
     cache = build(tmp_path / "cache", "top_k")
     images = tiny.evaluation_data()
     rows = [images[index] for index in range(len(images))]
@@ -87,12 +91,12 @@ def test_the_teachers_accuracy_is_that_of_its_validation_answers(tmp_path):
 
 
 def test_records_have_the_size_that_is_promised():
-    assert RecordFormat("hard", 1000).record.itemsize == 2
-    assert RecordFormat("hard", 65536).record.itemsize == 2
-    assert RecordFormat("hard", 65537).record.itemsize == 4
-    assert RecordFormat("dense", 1000).record.itemsize == 4000
-    assert RecordFormat("dense", 1000, "float16").record.itemsize == 2000
-    assert RecordFormat("top_k", 1000, "float16", 10, 3.0).record.itemsize == 10 * (2 + 2) + 4
+    assert RecordFormat("hard", 1000).bytes_per_view == 2
+    assert RecordFormat("hard", 65536).bytes_per_view == 2
+    assert RecordFormat("hard", 65537).bytes_per_view == 4
+    assert RecordFormat("dense", 1000).bytes_per_view == 4000
+    assert RecordFormat("dense", 1000, "float16").bytes_per_view == 2000
+    assert RecordFormat("top_k", 1000, "float16", 10, 3.0).bytes_per_view == 10 * (2 + 2) + 4
 
 
 def test_hard_records_hold_the_largest_index_there_is():
@@ -130,7 +134,7 @@ def test_logits_that_a_record_format_cannot_hold_are_refused(value):
         with pytest.raises(TeacherCacheError, match="not finite in float"):
             RECORD_FORMATS[name].encode(logits)
     if value == 70000:
-        assert RECORD_FORMATS["dense"].encode(logits)[1, 2] == 70000
+        assert RECORD_FORMATS["dense"].encode(logits)["outputs"][1, 2] == 70000
 
 
 @pytest.mark.parametrize(
@@ -158,37 +162,44 @@ def test_impossible_record_formats_are_refused(fields):
 
 def test_a_rest_that_a_small_temperature_makes_infinite_is_refused():
     record_format = RecordFormat("top_k", 4, top_k=2, tau=1e-38)
-    with pytest.raises(TeacherCacheError, match="tau=1e-38 is not finite"):
+    with pytest.raises(TeacherCacheError, match="tau=1e-38"):
         record_format.encode(torch.tensor([[400.0, 300.0, 200.0, 100.0]]))
 
 
-def reports(caplog):
-    """Of every report the numbers of views that are done and that there are in all."""
-    found = (re.match(r"(\d+) of (\d+) views, ", record.getMessage()) for record in caplog.records)
-    return [tuple(map(int, match.groups())) for match in found if match]
+class Bars:
+    """Stands in for tqdm and keeps the bars."""
+
+    def __init__(self):
+        self.bars = []
+
+    def __call__(self, **options):
+        self.bars.append(tqdm(**options, file=io.StringIO()))
+        return self.bars[-1]
 
 
-def test_progress_counts_every_view_that_is_asked_for_and_no_other(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("hf_deit.distillation.cache_builder._SECONDS_BETWEEN_REPORTS", 0.0)
+def test_progress_counts_every_view_that_is_computed_and_no_other(tmp_path, caplog, monkeypatch):
+    shown = Bars()
+    monkeypatch.setattr("hf_deit.distillation.cache_builder.tqdm", shown)
     caplog.set_level("INFO")
     network = Failing(1 + 3 + 3)  # to try it on, the validation, and within the first epoch of views
     teacher = tiny_teacher(network=network)
     with pytest.raises(RuntimeError, match="enough"):
         build(tmp_path / "cache", teacher=teacher, part_records=16)
-    caplog.clear()
+    assert (shown.bars[0].n, shown.bars[0].total) == (22 + 24, 22 + 84)
     network.left = 10**6
-    build(tmp_path / "cache", teacher=teacher, part_records=16)
-    told, asked = reports(caplog), 26 + 42  # the validation's 22 and a part of 16 are there
-    assert told[-1] == (asked, asked)
-    assert f"{asked} views asked in" in caplog.text
-    assert [total for _, total in told] == [asked] * len(told)
     caplog.clear()
+    build(tmp_path / "cache", teacher=teacher, part_records=16)
+    count = 26 + 42  # the 22 of the validation and 16 of the first epoch are there
+    assert (shown.bars[1].n, shown.bars[1].total) == (count, count)
+    assert f" {count} views in " in caplog.text
     build(tmp_path / "whole", teacher=teacher)
-    assert reports(caplog)[-1] == (22 + 84, 22 + 84)
+    assert (shown.bars[2].n, shown.bars[2].total) == (22 + 84, 22 + 84)
+    build(tmp_path / "quiet", teacher=teacher, disable_tqdm=True)
+    assert shown.bars[3].disable
 
 
 class Failing(nn.Module):
-    """A teacher that breaks down after a number of batches."""
+    """A teacher that fails after a number of batches."""
 
     def __init__(self, left):
         super().__init__()
@@ -252,7 +263,7 @@ def test_the_top_k_loss_of_all_classes_is_refused():
 
 
 class Drifting(nn.Module):
-    """A teacher whose answers can be changed without its weights."""
+    """A teacher whose outputs can be changed without its weights."""
 
     def __init__(self):
         super().__init__()
@@ -278,6 +289,93 @@ def test_verifying_counts_the_records_that_differ(tmp_path):
     assert found.equal <= 0.75
     with pytest.raises(TeacherCacheError, match="at least 1"):
         verify_teacher_cache(cache, teacher, views, 0)
+
+
+def test_the_limit_of_rounding_lets_chance_pass_and_refuses_more():
+    assert most_by_rounding(1) >= 1  # a single record is no evidence
+    for records in (1, 8, 64, 300, 1000):
+        least = math.floor(most_by_rounding(records)) + 1  # the smallest number that is refused
+        chance = math.fsum(
+            math.comb(records, count) * 0.02**count * 0.98 ** (records - count)
+            for count in range(least, min(records, least + 100) + 1)
+        )
+        assert chance < 0.01, records
+    assert most_by_rounding(10_000) < 0.03 * 10_000
+
+
+def test_an_array_beside_the_logits_is_written_and_read_with_them(tmp_path):
+    views, images = 12, 5
+    features = ExtraArray("features", (3, 8), "float16")
+    record_format = RecordFormat("hard", 4, extra_arrays=(features,))
+    assert record_format.bytes_per_view == 2 + 2 * 3 * 8
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(views, 4, generator=generator)
+    values = torch.randn(views, 3, 8, generator=generator)
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "teacher": {"fingerprint": "f"},
+        "layout": record_format.describe(),
+        "views": {"records": views},
+        "validation": {"images": images},
+    }
+    writer = CacheWriter(tmp_path / "cache", manifest, part_records=4)
+
+    def outputs_of(batches):
+        for batch in batches:
+            yield record_format.encode(logits[list(batch)], features=values[list(batch)])
+
+    writer.fill("epoch-00000", [[3, 7, 0], [11, 1, 2], [4, 5, 6], [10, 9, 8]], outputs_of)
+    writer.fill("validation", [range(images)], outputs_of)
+    names = {
+        f"{name}{ending}" for name in ("epoch-00000", "validation") for ending in (".npy", ".features.npy", ".json")
+    }
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"manifest.json", *names}
+    cache = TeacherCache(tmp_path / "cache")
+    assert cache.record_format == record_format
+    found = cache.outputs(0, [7, 0, 11])
+    assert found["teacher_labels"].tolist() == logits[[7, 0, 11]].argmax(-1).tolist()
+    assert torch.equal(found["teacher_features"], values[[7, 0, 11]].half().float())
+    assert torch.equal(cache.validation_outputs([4])["teacher_features"], values[[4]].half().float())
+    assert np.array_equal(np.load(tmp_path / "cache" / "epoch-00000.features.npy"), values.half().numpy())
+    assert merge_caches(tmp_path / "merged", [tmp_path / "cache"]) == [0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()
+    }
+    flip(tmp_path / "cache" / "epoch-00000.features.npy", 200)
+    with pytest.raises(TeacherCacheError, match=r"epoch-00000.features.npy"):
+        TeacherCache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({}, "features"), ({"features": (2, 3, 9)}, r"\(2, 3, 9\)"), ({"features": (2, 3, 8), "other": (2,)}, "other")],
+    ids=["missing", "shape", "unknown"],
+)
+def test_extra_arrays_that_do_not_fit_are_refused_by_name(given, named):
+    record_format = RecordFormat("hard", 4, extra_arrays=(ExtraArray("features", (3, 8)),))
+    with pytest.raises(TeacherCacheError, match=named):
+        record_format.encode(torch.zeros(2, 4), **{name: torch.zeros(shape) for name, shape in given.items()})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"name": "outputs"}, {"name": "a.b"}, {"shape": ()}, {"shape": (0,)}, {"dtype": "int8"}],
+    ids=str,
+)
+def test_impossible_extra_arrays_are_refused(fields):
+    with pytest.raises(TeacherCacheError, match=next(iter(fields))):
+        ExtraArray(**{"name": "features", "shape": (3,), **fields})
+    with pytest.raises(TeacherCacheError, match="features, features"):
+        RecordFormat("hard", 4, extra_arrays=(ExtraArray("features", (3,)),) * 2)
+
+
+def test_the_manifest_of_a_format_without_extra_arrays_does_not_name_them():
+    fields = {"kind": "top_k", "num_labels": 4, "dtype": "float32", "top_k": 2, "tau": 3.0}
+    assert RECORD_FORMATS["top_k"].describe() == fields
+    assert RecordFormat.from_manifest(fields) == RECORD_FORMATS["top_k"]
+    extra = RecordFormat("hard", 4, extra_arrays=(ExtraArray("features", (3, 8)),))
+    assert RecordFormat.from_manifest(json.loads(json.dumps(extra.describe()))) == extra
 
 
 def test_images_with_several_classes_are_refused(tmp_path):

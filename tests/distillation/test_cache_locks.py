@@ -1,6 +1,7 @@
-"""Two builders of one file: real processes, of which one waits its turn or is refused."""
+"""Two builders of one file: real processes, of which one waits or is refused; and systems without `fcntl`."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -8,11 +9,14 @@ import sys
 import threading
 import time
 
+import filelock
 import numpy as np
 import pytest
 
-from hf_deit.distillation.cache_writer import CacheWriter, _make_folder, held
+from hf_deit.distillation import cache_writer
+from hf_deit.distillation.cache_writer import CacheWriter
 from hf_deit.errors import TeacherCacheError
+from tests.helpers import environment
 
 NAME = "epoch-00000"
 BATCHES = [list(range(start, start + 4)) for start in range(0, 40, 4)]
@@ -24,18 +28,41 @@ MANIFEST = {
     "views": {"records": 40},
     "validation": None,
 }
-# What holds a lock as this package does, without it.
+# Holds a lock as the operating system knows it, without filelock.
 HOLDER = (
-    "import fcntl, os, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
-    "print(os.getpid(), file=file, flush=True); print('held', flush=True); time.sleep(60)"
+    "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+    "print('held', flush=True); time.sleep(60)"
 )
+# Builds a cache where `fcntl` cannot be imported, and is killed after the third part if its second argument is "kill".
+WITHOUT_FCNTL = """
+import os, signal, sys
+sys.modules["fcntl"] = None
+import warnings
+warnings.simplefilter("ignore")  # filelock's, of the missing module
+import filelock
+assert filelock.FileLock is filelock.SoftFileLock
+from tests.distillation.test_cache_locks import BATCHES, NAME, outputs_of, writer_of
+
+def interrupted(batches):
+    for number, records in enumerate(outputs_of(batches)):
+        if number == 6 and "kill" in sys.argv:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield records
+
+print(writer_of(sys.argv[1]).fill(NAME, BATCHES, interrupted))
+"""
 
 
-def ask(batches, wait=None):
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    monkeypatch.setattr(cache_writer, "LOCK_TIMEOUT_SECONDS", 0.3)
+
+
+def outputs_of(batches, wait=None):
     for batch in batches:
         if wait is not None:
             wait()
-        yield np.asarray(batch, dtype="<u2") + 500
+        yield {"outputs": np.asarray(batch, dtype="<u2") + 500}
 
 
 def writer_of(folder):
@@ -59,76 +86,93 @@ def assert_whole(folder):
     assert sorted(path.name for path in folder.iterdir()) == [f"{NAME}.json", f"{NAME}.npy", "manifest.json"]
 
 
-def test_a_second_builder_of_an_epoch_is_refused_with_the_firsts_pid_and_harms_nothing(tmp_path):
+def test_a_second_builder_of_an_epoch_is_refused_and_harms_nothing(tmp_path):
     folder = tmp_path / "cache"
     writer = writer_of(folder)
     pid = os.fork()
     if pid == 0:  # NumPy only: nothing of torch runs in the copy
         try:
-            writer.fill(NAME, BATCHES, lambda batches: ask(batches, lambda: time.sleep(0.1)))
+            writer.fill(NAME, BATCHES, lambda batches: outputs_of(batches, lambda: time.sleep(0.2)))
             os._exit(0)
         finally:
             os._exit(3)
     deadline = time.monotonic() + 10
-    while not list(folder.glob("incomplete/*/*.npy")) and time.monotonic() < deadline:
+    while not list(folder.glob("*.progress.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    with pytest.raises(TeacherCacheError, match=rf"process {pid} is writing {NAME} of .*cache now"):
-        writer_of(folder).fill(NAME, BATCHES, ask)
+    with pytest.raises(TeacherCacheError, match=rf"{NAME} of .*cache"):
+        writer_of(folder).fill(NAME, BATCHES, outputs_of)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert_whole(folder)
 
 
-def test_after_a_kill_the_lock_means_nothing_and_is_gone_in_the_end(tmp_path):
+def test_a_killed_builders_lock_does_not_block_and_is_gone_in_the_end(tmp_path):
     folder = tmp_path / "cache"
     writer = writer_of(folder)
     with holder(folder / f"_incomplete-{NAME}.lock") as process:
-        with pytest.raises(TeacherCacheError, match=f"process {process.pid} is writing"):
-            writer.fill(NAME, BATCHES, ask)
+        with pytest.raises(TeacherCacheError, match=rf"{NAME} of .*cache"):
+            writer.fill(NAME, BATCHES, outputs_of)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert (folder / f"_incomplete-{NAME}.lock").exists()
-        assert writer.fill(NAME, BATCHES, ask) == 40
+        assert writer.fill(NAME, BATCHES, outputs_of) == 40
     assert_whole(folder)
 
 
-def test_a_dead_builders_lock_that_its_workers_still_hold_is_waited_for(tmp_path):
-    path = tmp_path / "lock"
-    with holder(path) as process:
-        gone = subprocess.Popen([sys.executable, "-c", ""])
-        gone.wait()
-        path.write_text(f"{gone.pid}\n")
+def test_a_lock_that_a_dead_builders_workers_still_hold_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_writer, "LOCK_TIMEOUT_SECONDS", 20.0)
+    folder = tmp_path / "cache"
+    writer = writer_of(folder)
+    with holder(folder / f"_incomplete-{NAME}.lock") as process:
         timer = threading.Timer(0.5, process.kill)
         timer.start()
-        with held(path, NAME):
-            assert path.read_text() == f"{os.getpid()}\n"
+        assert writer.fill(NAME, BATCHES, outputs_of) == 40
         timer.join()
-    assert not path.exists()
+    assert_whole(folder)
 
 
-def test_who_begins_at_once_finds_the_manifest_of_the_first_and_notes_are_joined(tmp_path):
+def test_a_second_writer_finds_the_manifest_of_the_first_and_their_facts_are_joined(tmp_path):
     one, two = writer_of(tmp_path / "cache"), writer_of(tmp_path / "cache")
     one.add_to_manifest(teacher_accuracy=0.5)
     two.add_to_manifest(other=1)
     assert (two.manifest["teacher_accuracy"], two.manifest["other"]) == (0.5, 1)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["manifest.json"]
 
 
-def test_a_folder_is_made_while_another_process_removes_the_empty_one_around_it(tmp_path):
-    around, stop = tmp_path / "incomplete", threading.Event()
+def test_without_fcntl_a_killed_build_resumes_to_the_same_bytes(tmp_path):
+    def run(folder, *words):
+        command = [sys.executable, "-c", WITHOUT_FCNTL, str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
 
-    def remove():
-        while not stop.is_set():
-            with contextlib.suppress(OSError):
-                around.rmdir()
-            stop.wait(
-                0.0002
-            )  # else it takes the interpreter from the other thread just when there is a folder to remove
+    killed = run(tmp_path / "cache", "kill")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = run(tmp_path / "cache")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.split() == ["16"]  # of 40 records 24 were stored
+    assert_whole(tmp_path / "cache")
 
-    thread = threading.Thread(target=remove)
-    thread.start()
+
+def test_without_fcntl_a_second_builder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(filelock, "FileLock", filelock.SoftFileLock)
+    writer = writer_of(tmp_path / "cache")
+    path = tmp_path / "cache" / f"_incomplete-{NAME}.lock"
+    command = "import filelock, sys, time; lock = filelock.SoftFileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"
+    command += "; time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", command, str(path)], stdout=subprocess.PIPE, text=True)
     try:
-        for number in range(500):
-            _make_folder(around / f"part-{number}")
-            (around / f"part-{number}").rmdir()
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(TeacherCacheError, match=rf"{NAME} of .*cache"):
+            writer.fill(NAME, BATCHES, outputs_of)
     finally:
-        stop.set()
-        thread.join()
+        other.kill()
+        other.wait()
+        other.stdout.close()
+
+
+def test_a_file_system_without_locks_gets_a_lock_of_filelocks_own(tmp_path, monkeypatch):
+    class Refusing(filelock.FileLock):
+        def acquire(self, *arguments, **options):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(filelock, "FileLock", Refusing)
+    assert writer_of(tmp_path / "cache").fill(NAME, BATCHES, outputs_of) == 40
+    assert_whole(tmp_path / "cache")

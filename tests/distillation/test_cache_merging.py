@@ -1,4 +1,4 @@
-"""Caches built in parts, brought together: compared before anything is written."""
+"""Caches built in several folders and merged: they are compared before anything is written."""
 
 import shutil
 
@@ -14,7 +14,12 @@ from tests.helpers.caches import RECORD_FORMATS, build, flip, tiny_teacher, tiny
 
 def part_of(folder, epochs, teacher=None):
     build_teacher_cache(
-        folder, teacher or tiny_teacher(), tiny_views(), RECORD_FORMATS["hard"], epochs, tiny.evaluation_data()
+        folder,
+        teacher or tiny_teacher(),
+        tiny_views(),
+        RECORD_FORMATS["hard"],
+        epochs,
+        validation=tiny.evaluation_data(),
     )
 
 
@@ -25,7 +30,7 @@ def files_of(folder):
 def test_parts_of_several_machines_are_merged_to_the_whole(tmp_path):
     part_of(tmp_path / "first", [0, 2])
     part_of(tmp_path / "second", [1, 2])
-    with pytest.raises(TeacherCacheError, match="no finished epoch of views from 0 on.*merge-teacher-caches"):
+    with pytest.raises(TeacherCacheError, match="no complete epoch of views 0.*merge-teacher-caches"):
         part_of(tmp_path / "third", [1])
         TeacherCache(tmp_path / "third")
     assert merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"]) == [0, 1, 2]
@@ -40,7 +45,7 @@ def test_a_damaged_part_is_not_merged(tmp_path):
     with pytest.raises(TeacherCacheError, match="epoch-00001.npy is damaged"):
         merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"])
     assert finished_epochs(tmp_path / "all") == [0]
-    assert not (tmp_path / "all" / "epoch-00001.npy").exists()
+    assert not list((tmp_path / "all").glob("*epoch-00001*.npy"))
 
 
 @pytest.mark.parametrize("damage", ["content", "length", "sidecar"])
@@ -54,6 +59,25 @@ def test_of_a_file_damaged_in_one_part_the_whole_one_of_another_is_taken(tmp_pat
         flip(file if damage == "content" else file.with_suffix(".json"), 140)
     assert merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"]) == [0, 1]
     assert files_of(tmp_path / "all") == files_of(tmp_path / "second")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
+def test_an_unfinished_epoch_gives_way_to_a_whole_copy_only(tmp_path, is_damaged):
+    folder, whole = tmp_path / "folder", tmp_path / "whole"
+    part_of(folder, [0])
+    part_of(whole, [0, 1])
+    unfinished = [folder / f"_incomplete-epoch-00001.{ending}" for ending in ("npy", "progress.json")]
+    for path in unfinished:
+        path.write_bytes(b"unfinished")
+    if is_damaged:
+        flip(whole / "epoch-00001.npy", 140)
+        with pytest.raises(TeacherCacheError, match="epoch-00001.npy"):
+            merge_caches(folder, [whole])
+        assert [path.read_bytes() for path in unfinished] == [b"unfinished"] * 2
+        assert finished_epochs(folder) == [0]
+    else:
+        assert merge_caches(folder, [whole]) == [0, 1]
+        assert files_of(folder) == files_of(whole)
 
 
 def test_a_part_of_another_cache_is_refused_before_anything_is_written(tmp_path):
@@ -75,4 +99,4 @@ def test_missing_epochs_are_named_by_who_merges_and_by_who_reads(tmp_path, capsy
     assert main(["merge-teacher-caches", str(tmp_path / "all"), str(tmp_path / "first"), str(tmp_path / "second")]) == 0
     assert "Epoch(s) 1, 3 are missing: a training by it sees the first 1 only" in capsys.readouterr().out
     assert TeacherCache(tmp_path / "all").epochs == 1
-    assert "lacks epoch(s) of views 1, 3: of the 3 that are there the first 1 count" in caplog.text
+    assert "lacks epoch(s) of views 1, 3: of its 3 complete epochs the first 1 are used" in caplog.text

@@ -1,16 +1,21 @@
-"""Caches written whole or not at all: killed, out of room, extended, merged, damaged."""
+"""Builds of caches that are killed, run out of space, are resumed, extended and merged; and damaged caches."""
 
+import contextlib
+import errno
 import json
+import os
 import random
 import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hf_deit.distillation import cache_writer
 from hf_deit.distillation.cache import TeacherCache, finished_epochs
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import merge_caches
@@ -27,9 +32,9 @@ def files_of(folder):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """What 20 builds gave that were killed at moments drawn at random over the whole of the build, and an unharmed one."""
+    """The results of 20 builds that were killed at moments drawn at random over the whole build, and of an unharmed one."""
     folder = tmp_path_factory.mktemp("killed")
-    moments = sorted(random.Random(5).sample(range(1, 130), 20))
+    moments = sorted(random.Random(5).sample(range(1, 160), 20))
     command = [sys.executable, str(SCRIPTS / "build_caches.py"), str(folder), str(folder / "results.json")]
     done = subprocess.run([*command, *map(str, moments)], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
@@ -48,7 +53,7 @@ def test_a_build_killed_at_any_moment_ends_with_the_same_bytes(killed):
     assert {moment: result["files"] for moment, result in others.items() if result["files"] != whole} == {}
 
 
-def test_a_killed_build_asks_again_for_no_more_than_a_part(killed):
+def test_a_killed_build_computes_no_more_than_a_part_again(killed):
     part, black_view = 16, 1
     asked = killed["whole"]["asked"]
     again = {moment: result["asked"] - asked for moment, result in killed.items() if moment != "whole"}
@@ -67,7 +72,7 @@ def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
             views,
             RECORD_FORMATS["hard"],
             range(2),
-            tiny.evaluation_data(),
+            validation=tiny.evaluation_data(),
             share=(rank, 2),
         )
     one = files_of(tmp_path / "one")
@@ -75,7 +80,7 @@ def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
     assert files_of(tmp_path / "three") == one
 
 
-def test_a_file_that_cannot_be_written_is_told_with_its_cause(tmp_path):
+def test_a_file_that_cannot_be_written_is_reported_with_its_cause(tmp_path):
     (tmp_path / "cache" / "_incomplete-manifest.json").mkdir(parents=True)
     with pytest.raises(TeacherCacheError, match=r"--out .*cache cannot be written \(Is a directory\)"):
         build(tmp_path / "cache")
@@ -119,28 +124,114 @@ def test_a_folder_of_another_cache_is_neither_extended_nor_merged(tmp_path, othe
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TeacherCacheError, match="no teacher cache: choose a new or empty folder"):
+    with pytest.raises(TeacherCacheError, match="choose a new or empty folder"):
         build(tmp_path)
     assert files_of(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_without_room_the_error_is_clear_and_the_finished_part_usable(tmp_path):
-    """A limit of the kernel on the size of files stands for a full disk: the very same calls fail."""
-    wide = tiny_views(tiny.training_data(3000))
-    folder, limits = tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Parts of 64 records are 1 KiB; the finished file of 3000 would be 48 KiB.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+@contextlib.contextmanager
+def largest_file(size):
+    """A limit of the kernel on the size of files stands for a full disk: the same calls fail."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(TeacherCacheError, match=r"No room left for .*full.*finished epoch.*same command again"):
-            build(folder, "dense", epochs=1, views=wide, part_records=64)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(folder.glob("_*")) and not (folder / "epoch-00000.npy").exists()
-    teacher, asked = tiny_teacher(), []
-    teacher.model.register_forward_hook(lambda model, pixels, logits: asked.append(len(logits)))
-    cache = build(folder, "dense", epochs=1, views=wide, teacher=teacher, part_records=64)
-    assert asked == []  # all were kept in parts, and laid in order now
-    assert cache.records_per_epoch == 3000
+
+
+def counted_teacher():
+    teacher, seen = tiny_teacher(), []
+    teacher.model.register_forward_hook(lambda model, pixels, logits: seen.append(len(logits)))
+    return teacher, seen
+
+
+def test_without_space_for_an_epoch_the_error_is_clear_and_complete_epochs_can_be_used(tmp_path):
+    wide = tiny_views(tiny.training_data(300))
+    folder = tmp_path / "cache"
+    build(folder, "dense", epochs=1, views=wide)  # 4.9 KiB an epoch
+    before = files_of(folder)
+    teacher, seen = counted_teacher()
+    with largest_file(4000), pytest.raises(TeacherCacheError) as error:
+        build(folder, "dense", epochs=2, views=wide, teacher=teacher)
+    assert [text for text in (str(folder), "num_views=1", "same command again") if text not in str(error.value)] == []
+    assert seen == []  # the space is reserved before the teacher runs
+    assert files_of(folder) == before
+    assert TeacherCache(folder).epochs == 1
+    build(folder, "dense", epochs=2, views=wide, teacher=teacher)
+    build(tmp_path / "whole", "dense", epochs=2, views=wide)
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("reserves", [True, False], ids=["preallocated", "sparse"])
+def test_a_disk_that_fills_up_within_an_epoch_costs_no_more_than_a_part(tmp_path, monkeypatch, reserves):
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate")
+    write, left = cache_writer._write_entries, [6]  # the validation is written in 2 parts, then 4 of the epoch
+
+    def filling(path, start, places, entries):
+        left[0] -= 1
+        if left[0] < 0:
+            write(path, start, places[:3], entries[:3])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, start, places, entries)
+
+    folder = tmp_path / "cache"
+    with monkeypatch.context() as context:
+        context.setattr(cache_writer, "_write_entries", filling)
+        with pytest.raises(TeacherCacheError, match=f"{folder}.*same command again"):
+            build(folder, "dense", epochs=1, views=tiny_views(tiny.training_data(300)), part_records=16)
+    teacher, seen = counted_teacher()
+    build(folder, "dense", epochs=1, views=tiny_views(tiny.training_data(300)), teacher=teacher, part_records=16)
+    assert sum(seen) == 300 - 4 * 16
+    build(tmp_path / "whole", "dense", epochs=1, views=tiny_views(tiny.training_data(300)))
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+def test_progress_of_other_batches_is_not_continued(tmp_path):
+    folder, wide = tmp_path / "cache", tiny_views(tiny.training_data(300))
+    interrupted(folder, wide)
+    teacher, seen = counted_teacher()
+    build(folder, "dense", epochs=1, views=replace(wide, batch_size=4), teacher=teacher)
+    assert sum(seen) == 300
+    build(tmp_path / "whole", "dense", epochs=1, views=replace(wide, batch_size=4))
+    # The teacher may round otherwise in other batches, and the validation is complete already.
+    assert files_of(folder)["epoch-00000.npy"] == files_of(tmp_path / "whole")["epoch-00000.npy"]
+    assert files_of(folder).keys() == files_of(tmp_path / "whole").keys()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "header", "gone", "progress"])
+def test_unfinished_files_that_are_damaged_are_computed_again(tmp_path, damage):
+    folder, wide = tmp_path / "cache", tiny_views(tiny.training_data(300))
+    interrupted(folder, wide)
+    path = folder / "_incomplete-epoch-00000.npy"
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        flip(path if damage == "header" else folder / "_incomplete-epoch-00000.progress.json", 20)
+    teacher, seen = counted_teacher()
+    build(folder, "dense", epochs=1, views=wide, teacher=teacher)
+    assert sum(seen) == 300
+    build(tmp_path / "whole", "dense", epochs=1, views=wide)
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+def interrupted(folder, views):
+    """Leave a build that has stored the validation and 32 views of the first epoch."""
+    network = tiny.conv_teacher()
+    seen = []
+
+    def forward(module, pixels):
+        seen.append(len(pixels[0]))
+        if sum(seen) > 1 + 22 + 32:
+            raise KeyboardInterrupt
+
+    network.register_forward_pre_hook(forward)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, "dense", epochs=1, views=views, teacher=tiny_teacher(network=network), part_records=16)
+    assert json.loads((folder / "_incomplete-epoch-00000.progress.json").read_text())["batches"] == 4
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +295,7 @@ def test_epochs_swapped_together_with_their_sidecars_are_refused(copy):
 def test_a_removed_epoch_hides_those_behind_it_and_is_built_again(copy):
     before = files_of(copy)
     (copy / "epoch-00000.json").unlink()
-    with pytest.raises(TeacherCacheError, match="no finished epoch"):
+    with pytest.raises(TeacherCacheError, match="no complete epoch"):
         TeacherCache(copy)
     build(copy, "dense")
     assert files_of(copy) == before

@@ -1,9 +1,9 @@
-"""Builds one tiny cache again and again in forked children, each killed at another call that touches the disk or the teacher.
+"""Builds one tiny cache many times in forked children, each killed at another call that touches the disk or the teacher.
 
 Usage: `python build_caches.py FOLDER RESULTS.json MOMENT…`. A moment is a number: the child is killed with SIGKILL at that
-many calls of write, fsync, replace, fallocate or teacher. After each kill the cache is built to its end in a further child.
-The results hold for each moment the exit status, what the teacher was asked in all, the names left over, and the SHA-256 of
-every file; "whole" is the build that nobody killed.
+many calls of write, fsync, replace, unlink, fallocate or teacher. After each kill the cache is built to its end in a further
+child. The results hold for each moment the exit status, the number of images that the teacher saw in all, and the SHA-256 of
+every file that is there in the end; "whole" is the build that nobody killed.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ OPTIONS = {"epochs": 2, "part_records": PART_RECORDS}
 
 
 class Moments:
-    """Counts calls, and kills the process in the middle of the one that was chosen."""
+    """Counts calls, and kills the process at the one that was chosen."""
 
     def __init__(self, moment):
         self.moment, self.count = moment, 0
@@ -37,7 +37,7 @@ class Moments:
 
 
 class Asked(torch.nn.Module):
-    """Writes down how many images it was asked about, so that it outlives the process."""
+    """Writes down how many images it sees, so that the number outlives the process."""
 
     def __init__(self, moments, record):
         super().__init__()
@@ -50,37 +50,26 @@ class Asked(torch.nn.Module):
         return self.network(pixels)
 
 
-class TornFile:
-    """A file of which a write can be torn in the middle."""
-
-    def __init__(self, file, moments):
-        self.file, self.moments = file, moments
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, content):
-        half = len(content) // 2
-        self.file.write(content[:half])
-        self.file.flush()
-        self.moments.pass_by()
-        return self.file.write(content[half:])
-
-
 def watch(moments):
-    """Has every call that touches the disk pass by."""
-    for name in ("fsync", "replace", "posix_fallocate"):
+    """Count every call that touches the disk, before and after."""
+    for name in ("fsync", "replace", "unlink", "posix_fallocate"):
         original = getattr(os, name)
 
-        def passing(*arguments, original=original):
+        def passing(*arguments, original=original, **options):
             moments.pass_by()
-            result = original(*arguments)
+            result = original(*arguments, **options)
             moments.pass_by()
             return result
 
         setattr(os, name, passing)
-    header = cache_writer._write_header
-    cache_writer._write_header = lambda file, *rest: header(TornFile(file, moments), *rest)
+    write = cache_writer._write_entries
+
+    def torn(path, start, places, entries):
+        write(path, start, places[: len(places) // 2], entries[: len(places) // 2])
+        moments.pass_by()
+        write(path, start, places, entries)
+
+    cache_writer._write_entries = torn
 
 
 def child(folder, record, moment):

@@ -29,7 +29,13 @@ def main(folder):
     views = tiny_views(training_data(IMAGES), batch, GLOBAL_BATCH, mixing)
     share = (args.process_index, args.world_size)
     build_teacher_cache(
-        folder / "cache", tiny_teacher(), views, RECORD_FORMATS["dense"], range(4), evaluation_data(), share=share
+        folder / "cache",
+        tiny_teacher(),
+        views,
+        RECORD_FORMATS["dense"],
+        range(4),
+        validation=evaluation_data(),
+        share=share,
     )
     args.distributed_state.wait_for_everyone()
     trainer = trainer_of(folder / "run", cache=folder / "cache", per_device_train_batch_size=batch, **CHANGES)

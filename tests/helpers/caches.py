@@ -1,4 +1,4 @@
-"""Tiny teacher caches, and the trainings that use them; shared by the tests of caches and the script that is killed."""
+"""Tiny teacher caches and the trainings that use them, for the tests of caches and the script that is killed."""
 
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.distillation.cache import RecordFormat, TeacherCache
@@ -28,11 +28,17 @@ def tiny_views(dataset=None, batch_size=8, global_batch_size=8, mixing=None, **f
 
 
 def build(folder, kind="hard", epochs=2, teacher=None, validation="tiny", views=None, **options):
-    """Builds a cache of 43 images and gives it, read back."""
+    """Build a cache of 43 images and return it as it is read."""
     validation = evaluation_data() if validation == "tiny" else validation
     record_format = RECORD_FORMATS[kind] if isinstance(kind, str) else kind
     build_teacher_cache(
-        folder, teacher or tiny_teacher(), views or tiny_views(), record_format, range(epochs), validation, **options
+        folder,
+        teacher or tiny_teacher(),
+        views or tiny_views(),
+        record_format,
+        range(epochs),
+        validation=validation,
+        **options,
     )
     return TeacherCache(folder)
 
@@ -49,7 +55,7 @@ def trainer_of(
     evaluation=None,
     **changes,
 ):
-    """A training of two epochs of 5 steps, by a live teacher or by a cache."""
+    """Return a trainer of two epochs of 5 steps, with a live teacher or a cache."""
     fields = {"max_steps": 10, "learning_rate": 2e-3, "distillation_type": "hard", **changes}
     return DistillationTrainer(
         model or student(two_heads, initializer_range=0.2),
@@ -63,7 +69,7 @@ def trainer_of(
 
 
 def flip(path, place):
-    """Turns one bit of a file."""
+    """Flip one bit of a file."""
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(bytes(content))

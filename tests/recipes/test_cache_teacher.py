@@ -7,6 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_deit.distillation.cache import finished_epochs
+from hf_deit.recipes.cache_teacher import cache_folder
+from hf_deit.recipes.recipe import load_recipe
 from tests.helpers.runs import FACTORY, QUIET, STUDENT, TEACHER_LABELS, hf_deit, refused, results, write_splits
 
 TEACHER = ("--teacher", FACTORY, "--teacher_labels", *TEACHER_LABELS)
@@ -68,12 +70,12 @@ def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, cap
     verified = ("--teacher_cache", tmp_path / "cache", "--verify_teacher_cache", 8)
     caplog.set_level("INFO")
     assert train(data, tmp_path / "out", *verified, *TEACHER) == 0
-    assert "8 stored answers asked again: 100.00 %" in caplog.text
+    assert "8 stored outputs verified: for 100.00 %" in caplog.text
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *verified)
     assert "give the teacher too" in message
 
 
-def test_a_run_by_a_cache_tells_of_its_teacher_as_a_run_by_the_teacher_does(data, tmp_path):
+def test_the_card_of_a_run_with_a_cache_names_the_teacher_as_with_the_live_teacher(data, tmp_path):
     top = ("--kind", "soft", "--top_k", 2, "--distillation_tau", 2)
     assert cache(data, tmp_path / "cache", *top, "--distillation_type", "soft") == 0
     fields = ("--distillation_type", "soft", "--distillation_tau", 2)
@@ -93,7 +95,7 @@ def test_a_run_by_a_cache_tells_of_its_teacher_as_a_run_by_the_teacher_does(data
         assert value in cached[0]
 
 
-def test_a_cache_built_before_teachers_were_told_of_is_read_and_gone_on_with(data, tmp_path):
+def test_a_cache_without_facts_of_its_teacher_is_read_and_extended(data, tmp_path):
     assert cache(data, tmp_path / "cache", "--views", 1) == 0
     manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
     del manifest["teacher_facts"], manifest["checksum"]
@@ -101,12 +103,12 @@ def test_a_cache_built_before_teachers_were_told_of_is_read_and_gone_on_with(dat
     (tmp_path / "cache" / "manifest.json").write_text(json.dumps(manifest))
     assert cache(data, tmp_path / "cache", "--views", 2) == 0
     assert train(data, tmp_path / "out", "--teacher_cache", tmp_path / "cache") == 0
-    told = results(tmp_path / "out")["run"]["teacher"]
-    assert told == {"name": None, "class": "ConvTeacher", "parameters": None}
+    described = results(tmp_path / "out")["run"]["teacher"]
+    assert described == {"name": None, "class": "ConvTeacher", "parameters": None}
 
 
 @pytest.mark.parametrize("teacher", ["folder", "empty"])
-def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_answers(data, tmp_path, capsys, caplog, teacher):
+def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_cache(data, tmp_path, capsys, caplog, teacher):
     assert cache(data, tmp_path / "cache") == 0
     given = ("--teacher", tmp_path / "gone" if teacher == "folder" else "", "--teacher_cache", tmp_path / "cache")
     assert train(data, tmp_path / "out", *given) == 0
@@ -129,7 +131,7 @@ def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_answers(data, tmp
         (["--flip_probability", 0.1], ["views.data.augmentation.flip_probability: 0.5 in the cache, 0.1 now"]),
         (["--broken_images", "raise"], ["views.data.broken_images"]),
         (["--teacher", FACTORY, "--teacher_labels", "bee", "cat", "dog", "ant"], ["teacher.fingerprint"]),
-        (["--distillation_type", "soft"], ["decisions only"]),
+        (["--distillation_type", "soft"], ["kind 'hard'"]),
     ],
     ids=lambda value: value[0],
 )
@@ -159,7 +161,7 @@ def test_a_changed_folder_is_refused_by_name(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (["--top_k", 2], ["top_k=2", "hard answers"]),
+        (["--top_k", 2], ["top_k=2", "kind='hard'"]),
         (["--kind", "soft", "--top_k", 3], ["top_k=3 of 3 classes"]),
         (["--distillation_type", "none"], ["kind='none'"]),
         (["--views", 0], ["views=0"]),
@@ -221,7 +223,7 @@ def test_a_first_view_alone_goes_to_the_last_one_that_the_training_shows(data, t
     assert "hf-deit train --teacher_cache" in capsys.readouterr().out  # the whole, no part
 
 
-def test_a_baseline_with_another_seed_is_told_of_the_teacher_by_its_cache(data, tmp_path):
+def test_a_baseline_with_another_seed_gets_the_teachers_accuracy_from_the_cache(data, tmp_path):
     assert cache(data, tmp_path / "cache", "--views", 1) == 0
     baseline = ("--distillation_type", "none", "--seed", 5)
     assert train(data, tmp_path / "told", "--teacher_cache", tmp_path / "cache", *baseline) == 0
@@ -231,7 +233,7 @@ def test_a_baseline_with_another_seed_is_told_of_the_teacher_by_its_cache(data, 
     assert results(tmp_path / "told")["eval_teacher_accuracy"] == manifest["teacher_accuracy"]
 
 
-def test_a_broken_image_that_stops_a_build_leaves_no_empty_folder(tmp_path, capsys):
+def test_a_broken_image_that_stops_a_build_leaves_no_unfinished_records(tmp_path, capsys):
     data = write_splits(tmp_path / "data")
     image = sorted((data / "train" / "cat").iterdir())[0]
     image.write_bytes(image.read_bytes()[:60])  # its beginning is an image's
@@ -242,6 +244,45 @@ def test_a_broken_image_that_stops_a_build_leaves_no_empty_folder(tmp_path, caps
         "validation.json",
         "validation.npy",
     ]
+
+
+def test_a_shared_caches_folder_changes_with_what_its_outputs_depend_on_and_nothing_else(tmp_path):
+    fields = {"data": str(tmp_path), "output_dir": str(tmp_path / "out"), "image_size": 16, "mixup_alpha": 0.0}
+
+    def folder(teacher="fingerprint", **changes):
+        return cache_folder(tmp_path, load_recipe({**fields, **changes}, []), teacher)
+
+    others = {
+        "data": str(tmp_path / "other"),
+        "validation_share": 0.2,
+        "evaluation_crop_ratio": 1.0,
+        "broken_images": "raise",
+        "label_column": ["label"],
+        "view_size": [24, 24],
+        "crop_scale": [0.5, 1.0],
+        "erasing_probability": 0.1,
+        "mixup_alpha": 0.8,
+        "repeated_augmentation": 3,
+        "per_device_train_batch_size": 4,
+        "seed": 7,
+        "num_views": 2,
+        "num_train_epochs": 9,
+        "teacher": "fingerprint of another",
+        "teacher_image_size": [8, 8],
+        "teacher_dtype": "bfloat16",
+    }
+    assert len({folder(), *(folder(**{name: value}) for name, value in others.items())}) == 1 + len(others)
+    same = {
+        "distillation_type": "soft",
+        "distillation_tau": 2.0,
+        "learning_rate": 0.1,
+        "hidden_size": 48,
+        "per_device_eval_batch_size": 3,
+        "teacher_cache": "elsewhere",
+        "mix_probability": 0.5,  # nothing is mixed
+    }
+    assert {folder(**{name: value}) for name, value in same.items()} == {folder()}
+    assert folder(num_views=2, num_train_epochs=9) == folder(num_views=2)
 
 
 def test_a_recipe_without_a_teacher_has_nothing_to_store(data, tmp_path, capsys):

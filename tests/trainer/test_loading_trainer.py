@@ -63,4 +63,4 @@ def test_validation_sets_by_name_of_which_none_is_the_caches_are_refused(tmp_pat
 def test_validation_sets_without_answers_are_named_at_the_start(tmp_path, caplog):
     sets = {"a": tiny.evaluation_data(), "b": tiny.evaluation_data(9)}
     trainer_of(tmp_path / "run", cache=build(tmp_path / "cache"), evaluation=sets)
-    assert "no answers to the images of 'b'" in caplog.text
+    assert "no outputs for the images of 'b'" in caplog.text
