@@ -5,6 +5,7 @@ those of the training in trainer/training_args.py. YAML files and the command li
 PyTorch or transformers before a recipe is made, so that help texts are shown at once.
 """
 
+import copy
 import dataclasses
 import os
 import re
@@ -184,7 +185,7 @@ class RunArguments:
     )
 
 
-# Of a recipe by attribute; `training` comes to them (`field_groups`).
+# The dataclasses of fields by attribute of `Recipe`; `field_groups` adds the training's, which imports PyTorch.
 GROUPS = {
     "model": ModelArguments,
     "data": DataArguments,
@@ -199,7 +200,7 @@ _PATHS = ("data", "model", "teacher", "teacher_weights", "teacher_cache")
 
 
 def field_groups() -> dict[str, type]:
-    """Return every dataclass of fields by its attribute of `Recipe`; imports PyTorch."""
+    """Return all dataclasses of fields by attribute of `Recipe`."""
     from ..trainer.training_args import DistillationTrainingArguments
 
     return {**GROUPS, "training": DistillationTrainingArguments}
@@ -211,16 +212,16 @@ def _fields_of(group: type) -> Iterator[dataclasses.Field]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The fields of a training, by group. It is not changed; `replace` makes another one.
+    """All fields of a training, by group. A recipe is never changed; `replace` returns another one.
 
     Args:
-        model: The student.
-        data: The images.
-        augmentation: What happens to a training image; its `view_size` is None for the student's size.
-        teacher: The teacher.
-        run: The run.
+        model: Fields of the student.
+        data: Fields of the images.
+        augmentation: Augmentation of training images; a `view_size` of None stands for the student's image size.
+        teacher: Fields of the teacher.
+        run: Fields of the run.
         training: Optimisation and distillation. A trainer gets a copy of it.
-        given: The fields that were given, by name; all others have their defaults.
+        given: Values that were given, by field; all other fields have their defaults.
     """
 
     model: ModelArguments
@@ -233,7 +234,7 @@ class Recipe:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Recipe":
-        """Make a recipe of fields of any group; those that are not given have their defaults.
+        """Return a recipe with these fields, of any group; all others have their defaults.
 
         The default of distillation_type is "none" where neither a teacher nor a teacher cache is given.
 
@@ -253,7 +254,7 @@ class Recipe:
             except RecipeError as error:
                 problems.append(str(error))
         _raise_all(problems)
-        given = dict(values)
+        given = copy.deepcopy(values)  # TrainingArguments may change the mappings it gets
         if not values.keys() & {"distillation_type", "teacher", "teacher_cache"}:
             values["distillation_type"] = "none"
         made = {}
@@ -279,7 +280,7 @@ class Recipe:
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
-        for name in _SIZES:  # a square as one number, as it is usually given: digests of recipes are made of it
+        for name in _SIZES:  # digests contain these values: a square stays one number, as it is usually given
             size = fields[name]
             fields[name] = size[:1] if size and size[0] == size[1] else size
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

@@ -185,10 +185,7 @@ def _parsed_words(words: Sequence[str]) -> dict[str, Any]:
     parser = recipe_parser()
     not_given = object()
     names = [entry.name for group in field_groups().values() for entry in dataclasses.fields(group)]
-    try:
-        parsed, rest = parser.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(names, not_given)))
-    except (ValueError, TypeError) as error:
-        raise error if isinstance(error, RecipeError) else RecipeError(str(error)) from error
+    parsed, rest = parser.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(names, not_given)))
     if rest:
         raise RecipeError(f"Unknown field {rest[0]}.{similar_name(rest[0].lstrip('-').partition('=')[0])}")
     return {name: value for name, value in vars(parsed).items() if value is not not_given}
