@@ -1,26 +1,33 @@
-"""Student, teacher and image processor, built or loaded from the fields of a recipe.
+"""Student, teacher, image processor and trainer, built or loaded from the fields of a recipe.
 
-They are brought together in train.py; how weights are turned into another student is in models/fine_tuning.py.
+How weights are turned into another student is in models/fine_tuning.py; what a trainer is used for in train.py, and how a
+recipe is checked without weights in validate.py.
 """
 
+import copy
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from ..data.views import EvaluationDataset
 from ..distillation.teacher import Teacher
-from ..errors import RecipeError
+from ..errors import RecipeError, UserError
 from ..losses import ProblemType
 from ..models.configuration_deit import DeiTConfig, ViTConfig, as_pair
-from ..models.fine_tuning import distilled_from_plain, with_image_size
+from ..models.fine_tuning import distilled_from_plain, set_trainable, with_image_size
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.label_names import class_names
 from ..models.loading import load_config, load_model, normalization
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
-from .arguments import ModelArguments, TeacherArguments
+from ..trainer.trainer import DistillationTrainer
+from ..trainer.validation import Problems
+from .arguments import ModelArguments, Recipe, TeacherArguments
+from .data import RunData, load_run_data
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +37,7 @@ def build_student(
     names: Sequence[str],
     distils: bool = False,
     problem_type: ProblemType = ProblemType.SINGLE_LABEL,
+    with_weights: bool = True,
 ) -> PreTrainedModel:
     """Build the student of a recipe for the classes of the data.
 
@@ -39,6 +47,7 @@ def build_student(
         distils: Whether a distillation token would learn from a teacher. Plain weights then get one, unless `student` is
             "plain".
         problem_type: Whether an image has one class or several.
+        with_weights: Read the weights to start from. False: as `models.loading.load_pretrained`.
 
     Raises:
         RecipeError: Fields are not allowed, or do not go together.
@@ -49,7 +58,7 @@ def build_student(
     if arguments.student not in (None, "distilled", "plain"):
         raise RecipeError(f"student={arguments.student!r}: choose distilled (two heads) or plain (one head).")
     if arguments.model is not None:
-        return _student_from_weights(arguments, labels, distils)
+        return _student_from_weights(arguments, labels, distils, with_weights)
     return _student_from_scratch(arguments, labels)
 
 
@@ -116,9 +125,18 @@ _SCRATCH_FIELDS = (
 _HEADS = ("cls_classifier", "distillation_classifier", "classifier")
 
 
-def _student_from_weights(arguments: ModelArguments, labels: dict[str, Any], distils: bool) -> PreTrainedModel:
+def _student_from_weights(
+    arguments: ModelArguments, labels: dict[str, Any], distils: bool, with_weights: bool
+) -> PreTrainedModel:
     """Load weights and change classes, kind of student, image size and drop path as the recipe asks."""
-    model = load_model(arguments.model, needs_head=False, **labels, ignore_mismatched_sizes=True, dtype=torch.float32)
+    model = load_model(
+        arguments.model,
+        needs_head=False,
+        with_weights=with_weights,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        **labels,
+    )
     defaults = ModelArguments()
     given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(defaults, name)]
     if given:
@@ -193,8 +211,12 @@ def _other_family(model: PreTrainedModel, arguments: ModelArguments) -> PreTrain
     return model
 
 
-def build_teacher(arguments: TeacherArguments) -> Teacher | None:
+def build_teacher(arguments: TeacherArguments, with_weights: bool = True) -> Teacher | None:
     """Build the teacher of a recipe; None if the recipe has none.
+
+    Args:
+        arguments: Fields of the teacher.
+        with_weights: Read its weights. False: as `models.loading.load_pretrained`; a factory is called all the same.
 
     Raises:
         TeacherError: The teacher cannot be loaded.
@@ -219,13 +241,18 @@ def build_teacher(arguments: TeacherArguments) -> Teacher | None:
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     if ":" in arguments.teacher and not Path(arguments.teacher).exists():
-        return Teacher.from_factory(arguments.teacher, arguments.teacher_weights, **settings)
+        weights = arguments.teacher_weights
+        if weights is not None and not with_weights:
+            if not Path(weights).is_file():
+                raise UserError(f"No weights at {weights}.")
+            weights = None
+        return Teacher.from_factory(arguments.teacher, weights, **settings)
     if arguments.teacher_weights is not None:
         raise RecipeError(
             f"teacher_weights={arguments.teacher_weights!r} with teacher={arguments.teacher!r}: only a factory "
             "(package.module:factory) takes weights; a folder or Hub model has its own. Leave teacher_weights out."
         )
-    return Teacher.from_pretrained(arguments.teacher, **settings)
+    return Teacher.from_pretrained(arguments.teacher, with_weights=with_weights, **settings)
 
 
 def build_processor(model: str | None, image_size: tuple[int, int], crop_ratio: float) -> DeiTImageProcessor:
@@ -243,3 +270,110 @@ def build_processor(model: str | None, image_size: tuple[int, int], crop_ratio: 
         return DeiTImageProcessor.for_image_size(image_size, crop_ratio, **normalization(model))
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def build_trainer(
+    recipe: Recipe,
+    data: RunData | None = None,
+    teacher: Teacher | None = None,
+    *,
+    with_weights: bool = True,
+    concurrent_trainings: int = 1,
+) -> DistillationTrainer:
+    """Build everything that a recipe names, and check it together before the first step.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Its data, if they are loaded already.
+        teacher: Its teacher, if it is loaded already.
+        with_weights: Read the weights of student and teacher. False: the trainer only serves to check the recipe.
+        concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
+
+    Raises:
+        UserError: Something that the recipe names cannot be used, or does not go together.
+    """
+    args = copy.copy(recipe.training)  # the trainer changes its arguments
+    set_seed(args.seed)
+    data = data if data is not None else load_run_data(recipe)
+    problems, student = Problems(), None
+    with problems.gathered():
+        student = student_of(recipe, data.train.class_names, data.train.problem_type, with_weights=with_weights)
+    with problems.gathered():
+        teacher = teacher if teacher is not None else teacher_of(recipe.teacher, with_weights=with_weights)
+    image_size = image_size_of(recipe, student)
+    augmentation = dataclasses.replace(recipe.augmentation, view_size=recipe.augmentation.view_size or image_size)
+    with problems.gathered():
+        processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
+    problems.raise_all()
+    training_set = data.training_set(
+        augmentation,
+        seed=args.seed,
+        step_size=args.global_batch_size,
+        concurrent_trainings=concurrent_trainings,
+    )
+    try:
+        return DistillationTrainer(
+            student,
+            teacher,
+            args,
+            train_dataset=training_set,
+            eval_dataset=EvaluationDataset(
+                data.validation, image_size, recipe.data.evaluation_crop_ratio, augmentation.view_size
+            ),
+            processing_class=processor,
+            teacher_cache=recipe.teacher.teacher_cache,
+            verify_teacher_cache=recipe.teacher.verify_teacher_cache,
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # raised by transformers' Trainer for one of its arguments
+        raise RecipeError(str(error)) from error
+
+
+def student_of(
+    recipe: Recipe, names: Sequence[str], problem_type: ProblemType, *, with_weights: bool = True
+) -> PreTrainedModel:
+    """Build the student of a recipe as it is trained: with its attention, and with what is frozen.
+
+    Args:
+        recipe: Recipe of the run.
+        names: Class names, in index order.
+        problem_type: Whether an image has one class or several.
+        with_weights: As `build_student`.
+
+    Raises:
+        UserError: As `build_student`; or `trainable` is unknown.
+    """
+    args = recipe.training
+    distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
+    student = build_student(recipe.model, names, distils, problem_type, with_weights)
+    choose_attention(student, args)
+    count = set_trainable(student, recipe.model.trainable)
+    logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
+    return student
+
+
+def image_size_of(recipe: Recipe, student: PreTrainedModel | None) -> tuple[int, int]:
+    """Return the `(height, width)` in pixels that a student takes: its own, or the recipe's, or 224."""
+    config = getattr(student, "config", None)
+    return as_pair(getattr(config, "image_size", None) or recipe.model.image_size or 224)
+
+
+def teacher_of(arguments: TeacherArguments, *, with_weights: bool = True) -> Teacher | None:
+    """Build the teacher of a recipe; a teacher that only would be compared with its cached outputs may be missing.
+
+    Raises:
+        UserError: As `build_teacher`.
+    """
+    try:
+        return build_teacher(arguments, with_weights)
+    except RecipeError:
+        raise
+    except UserError as error:
+        if arguments.teacher_cache is None or arguments.verify_teacher_cache:
+            raise
+        logger.warning(
+            "%s\nIts cached outputs in %s are used, and its fingerprint is not compared with theirs.",
+            *(error, arguments.teacher_cache),
+        )
+        return None

@@ -3,120 +3,24 @@
 Functions return plain dictionaries and write files; printing is the command line's business.
 """
 
-import copy
-import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import set_seed
 
-from ..data.views import EvaluationDataset
-from ..distillation.teacher import Teacher
-from ..errors import PublishError, RecipeError, UserError
+from ..errors import PublishError
 from ..files import staged_files, write_json
 from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, read_facts
 from ..hub.model_card import write_card
-from ..models.configuration_deit import as_pair
-from ..models.fine_tuning import set_trainable
-from ..trainer.checkpoints import check_same_run, checkpoints, newest_checkpoint
+from ..trainer.checkpoints import check_same_run, newest_checkpoint
 from ..trainer.trainer import DistillationTrainer
-from ..trainer.validation import Problems
-from .arguments import Recipe, TeacherArguments
-from .build import build_processor, build_student, build_teacher, choose_attention
-from .data import RunData, load_run_data
+from .arguments import Recipe
+from .build import build_trainer
+from .validate import load_validated
 
 logger = logging.getLogger(__name__)
-
-
-def build_trainer(recipe: Recipe, data: RunData | None = None, concurrent_trainings: int = 1) -> DistillationTrainer:
-    """Build everything that a recipe names, and check it together before the first step.
-
-    Args:
-        recipe: Recipe of the run.
-        data: Its data, if they are loaded already.
-        concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
-    """
-    args = copy.copy(recipe.training)  # the trainer changes its arguments
-    set_seed(args.seed)
-    data = data if data is not None else load_run_data(recipe)
-    distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
-    problems, student, teacher = Problems(), None, None
-    with problems.gathered():
-        student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
-        choose_attention(student, args)
-        count = set_trainable(student, recipe.model.trainable)
-        logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
-    with problems.gathered():
-        teacher = _teacher_of(recipe.teacher)
-    image_size = as_pair(
-        getattr(getattr(student, "config", None), "image_size", None) or recipe.model.image_size or 224
-    )
-    augmentation = dataclasses.replace(recipe.augmentation, view_size=recipe.augmentation.view_size or image_size)
-    with problems.gathered():
-        processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
-    problems.raise_all()
-    training_set = data.training_set(
-        augmentation,
-        seed=args.seed,
-        step_size=args.global_batch_size,
-        concurrent_trainings=concurrent_trainings,
-    )
-    try:
-        return DistillationTrainer(
-            student,
-            teacher,
-            args,
-            train_dataset=training_set,
-            eval_dataset=EvaluationDataset(
-                data.validation, image_size, recipe.data.evaluation_crop_ratio, augmentation.view_size
-            ),
-            processing_class=processor,
-            teacher_cache=recipe.teacher.teacher_cache,
-            verify_teacher_cache=recipe.teacher.verify_teacher_cache,
-        )
-    except UserError:
-        raise
-    except ValueError as error:  # the Trainer's own word on an argument
-        raise RecipeError(str(error)) from error
-
-
-def check_recipe(recipe: Recipe, data: RunData) -> None:
-    """Builds the trainer of a recipe and lets it go: what a training would refuse before its first step is refused now.
-
-    Args:
-        recipe: To be trained some time; its output_dir is not touched.
-        data: Its data.
-
-    Raises:
-        UserError: A field has a value that cannot be, or two are at odds.
-    """
-    level = logging.root.manager.disable
-    logging.disable(logging.INFO)  # what is built is no news yet
-    try:
-        with tempfile.TemporaryDirectory() as output_dir:
-            build_trainer(recipe.replace(output_dir=output_dir), data)
-    finally:
-        logging.disable(level)
-
-
-def _teacher_of(arguments: TeacherArguments) -> Teacher | None:
-    """Builds the teacher; where its stored answers are used and it is only to be compared, it may be gone."""
-    try:
-        return build_teacher(arguments)
-    except RecipeError:
-        raise
-    except UserError as error:
-        if arguments.teacher_cache is None or arguments.verify_teacher_cache:
-            raise
-        logger.warning(
-            "%s\nIts stored answers in %s are used, and its fingerprint is not compared with theirs.",
-            *(error, arguments.teacher_cache),
-        )
-        return None
 
 
 def train(
@@ -138,12 +42,8 @@ def train(
         NonFiniteLossError: Training diverged.
     """
     output_dir = Path(recipe.training.output_dir)
-    if not recipe.run.resume and (checkpoints(output_dir) or any(output_dir.glob("model.safetensors*"))):
-        raise RecipeError(
-            f"{output_dir} holds an earlier run. Add --resume to go on from its checkpoints, or choose another --output_dir."
-        )
-    data = load_run_data(recipe)
-    trainer = build_trainer(recipe, data, concurrent_trainings)
+    data = load_validated(recipe)
+    trainer = build_trainer(recipe, data, concurrent_trainings=concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))

@@ -5,7 +5,7 @@ themselves, and raises them in one error. Arguments alone are checked by trainin
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,13 +142,23 @@ class Problems:
         """Add an error for each message."""
         self._errors += [RecipeError(message) for message in messages]
 
+    @property
+    def errors(self) -> list[UserError]:
+        """What was collected, in this order."""
+        return list(self._errors)
+
+    def extend(self, errors: Iterable[UserError]) -> None:
+        """Add errors, each of several problems as one by one."""
+        for error in errors:
+            self._errors += problems_of(error)
+
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
         """Keep an error that is raised inside, and continue after the block."""
         try:
             yield
         except UserError as error:
-            self._errors += problems_of(error)
+            self.extend([error])
 
     def raise_all(self) -> None:
         """Raise what was collected.
