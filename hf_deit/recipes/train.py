@@ -30,20 +30,20 @@ from .data import RunData, load_run_data
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTrainer:
-    """Builds everything a recipe names, and checks it together, before the first step; `data` if they are loaded."""
+def build_trainer(recipe: Recipe, data: RunData | None = None, teacher: Teacher | None = None) -> DistillationTrainer:
+    """Builds everything a recipe names, and checks it together, before the first step; `data` and `teacher` if they are loaded."""
     args = recipe.training
     set_seed(args.seed)
     data = data if data is not None else load_run_data(recipe)
     distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
-    problems, student, teacher = Problems(), None, None
+    problems, student = Problems(), None
     with problems.gathered():
         student = build_student(recipe.model, data.train.class_names, distils, data.train.problem_type)
         choose_attention(student, args)
         count = set_trainable(student, recipe.model.trainable)
         logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
     with problems.gathered():
-        teacher = _teacher_of(recipe.teacher)
+        teacher = teacher if teacher is not None else _teacher_of(recipe.teacher)
     image_size = as_pair(
         getattr(getattr(student, "config", None), "image_size", None)
         or as_size("image_size", recipe.model.image_size)
@@ -72,12 +72,13 @@ def build_trainer(recipe: Recipe, data: RunData | None = None) -> DistillationTr
         raise RecipeError(str(error)) from error
 
 
-def check_recipe(recipe: Recipe, data: RunData) -> None:
+def check_recipe(recipe: Recipe, data: RunData, teacher: Teacher | None = None) -> None:
     """Builds the trainer of a recipe and lets it go: what a training would refuse before its first step is refused now.
 
     Args:
         recipe: To be trained some time; its output_dir is not touched.
         data: Its data.
+        teacher: Its teacher, if it is loaded already.
 
     Raises:
         UserError: A field has a value that cannot be, or two are at odds.
@@ -87,7 +88,7 @@ def check_recipe(recipe: Recipe, data: RunData) -> None:
     place = recipe.training.output_dir
     try:
         with tempfile.TemporaryDirectory() as recipe.training.output_dir:
-            build_trainer(recipe, data)
+            build_trainer(recipe, data, teacher)
     finally:
         recipe.training.output_dir = place
         logging.disable(level)

@@ -1,4 +1,4 @@
-"""Tasks in other processes: what fails leaves the others alone, and nobody works on unseen."""
+"""Tasks in other processes: a failure leaves the others alone, and no worker outlives its parent."""
 
 import multiprocessing
 import os
@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_deit.data import views
-from hf_deit.errors import DataError, UserError
-from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left
+from hf_deit.errors import UserError
+from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left, use_share_of_machine
 from tests.helpers import environment
+from tests.helpers.worker_tasks import fail, give, kill_oneself, refuse
 
 ROOT = Path(__file__).resolve().parents[2]
 # Holds a folder, then waits to be killed.
@@ -23,38 +25,11 @@ PARENT = """
 import signal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down that it is ignored
-import sys, pathlib, tests.experiments.test_workers as here, hf_deit.experiments.workers as w
+import sys, pathlib, tests.helpers.worker_tasks as here, hf_deit.experiments.workers as w
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
     w.run_tasks([w.Task("a", here.sleep, (folder / "pid",), folder / "log")], 1, print)
 """
-
-
-def give(value):
-    print("printed", value)
-    os.system("echo said by another program")
-    return value
-
-
-def trainings():
-    return views._trainings
-
-
-def refuse(message):
-    raise DataError(message)
-
-
-def fail():
-    raise ZeroDivisionError("a bug")
-
-
-def sleep(file):
-    file.write_text(str(os.getpid()))
-    time.sleep(60)
-
-
-def kill_oneself():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_alive(pid):
@@ -71,7 +46,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
+def test_a_failed_task_is_reported_and_the_others_end_well(tmp_path, capfd):
     log = tmp_path / "logs" / "log"
     tasks = [
         Task("bad", refuse, ("this cannot be",), log),
@@ -79,9 +54,10 @@ def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
         Task("good", give, (1,), log),
         Task("behind good", give, (2,), log, after="good"),
     ]
-    seen = []
+    seen, watched = [], []
     with pytest.raises(UserError) as refused:
-        run_tasks(tasks, 1, lambda task, result: seen.append((task.name, result)))
+        run_tasks(tasks, 1, lambda task, result: seen.append((task.name, result)), lambda: watched.append(len(seen)))
+    assert watched[-1] == 3
     assert [(name, str(result)) for name, result in seen] == [
         ("bad", "this cannot be"),
         ("good", "1"),
@@ -90,21 +66,35 @@ def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
     message = str(refused.value)
     assert "1 failed" in message and "bad: this cannot be" in message and str(log) in message
     text = log.read_text()
-    assert "printed 1" in text and "said by another program" in text and "DataError: this cannot be" in text
+    assert "printed 1" in text and "printed by another program" in text and "DataError: this cannot be" in text
     assert capfd.readouterr() == ("", "")  # what tasks print goes to their logs alone
 
 
-def test_workers_know_how_many_there_are(tmp_path):
-    seen = []
-    run_tasks([Task("one", trainings, (), tmp_path / "log")], 3, lambda task, result: seen.append(result))
-    assert seen == [3] and views._trainings == 1
+@pytest.fixture
+def whole_machine():
+    """What a process uses is set back after the test."""
+    threads, trainings = torch.get_num_threads(), views._trainings
+    yield
+    torch.set_num_threads(threads)
+    views.share_memory(trainings)
 
 
-def test_a_bug_and_a_process_killed_from_outside_end_the_work_with_a_word(tmp_path):
+def test_a_process_uses_its_share_of_cores_and_memory(whole_machine, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    torch.set_num_threads(16)
+    use_share_of_machine(3)
+    assert (torch.get_num_threads(), views._trainings) == (2, 3)
+    use_share_of_machine(16)
+    assert (torch.get_num_threads(), views._trainings) == (1, 16)
+    use_share_of_machine(2)  # OMP_NUM_THREADS may allow fewer
+    assert torch.get_num_threads() == 1
+
+
+def test_a_bug_and_a_killed_process_end_the_work_with_the_name_of_the_task(tmp_path):
     with pytest.raises(RuntimeError, match="one failed; its log") as raised:
         run_tasks([Task("one", fail, (), tmp_path / "log")], 1, lambda *unused: None)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
-    with pytest.raises(UserError, match="killed from outside while it was at two"):
+    with pytest.raises(UserError, match="two"):
         run_tasks([Task("two", kill_oneself, (), tmp_path / "log")], 1, lambda *unused: None)
     assert multiprocessing.active_children() == []
 
