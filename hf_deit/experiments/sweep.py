@@ -349,7 +349,7 @@ class _Progress:
             self.seen.add(trial.number)
             record, seconds = _record_of(trial), trial.duration.total_seconds()
             if record is None or record.outcome == "failed":
-                error = trial.user_attrs.get("error", "it did not start")
+                error = trial.user_attrs.get("error", "it gave no accuracy")
                 self.failed[trial.number] = f"trial {trial.number} with {trial.user_attrs.get('fields', {})}: {error}"
                 self.say(f"{self.failed[trial.number]}; the others continue")
                 continue
