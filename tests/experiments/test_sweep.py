@@ -157,10 +157,9 @@ def searched(out, *totals, seed=3, jobs=1, process=0, score=lambda fields: field
 
 
 def test_with_one_process_the_same_seed_gives_the_same_trials_at_once_or_extended(tmp_path):
-    found = searched(tmp_path / "at-once", 14)
-    assert searched(tmp_path / "again", 14) == found
-    assert searched(tmp_path / "extended", 2, 3, 14) == found
-    assert searched(tmp_path / "other", 14, seed=4)[0] != found[0]
+    found = searched(tmp_path / "at-once", 12)
+    assert len(found) == 12 and searched(tmp_path / "extended", 2, 3, 12) == found
+    assert searched(tmp_path / "other", 1, seed=4)[0] != found[0]
 
 
 def test_an_extended_sweep_and_a_second_process_draw_other_fields(tmp_path):

@@ -1,5 +1,6 @@
 """Commands run in this process, small image folders for them, and their results worked out by hand."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -79,7 +80,8 @@ def kill_when(condition, *words, seconds=150):
         while process.is_alive() and time.monotonic() < end and not condition():
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
     assert process.exitcode == -signal.SIGKILL, "the command ended before it was killed"
 
