@@ -122,7 +122,7 @@ def test_a_sweep_that_was_killed_resumes_and_reports_what_was_found(files, data,
     assert load_recipe(out / "best.yaml", []).training.learning_rate == best["fields"]["learning_rate"]
     work = out / "work"
     assert not any((work / "runs").glob("*"))
-    assert len([path for path in (work / "caches").iterdir() if (path / "manifest.json").exists()]) == 1
+    assert len(list(work.glob("caches/*/manifest.json"))) <= 1  # what two processes draw depends on their speed
 
     # The same command has nothing to do, and another recipe is another sweep.
     assert hf_deit(*words, "5") == 0
@@ -204,6 +204,7 @@ def test_trials_finish_or_are_pruned_or_diverge(files, data, capfd, in_this_proc
     assert outcomes[0] == (3e-3, "finished") and len(outcomes) == 5
     assert {(1e-9, "pruned"), (1e30, "diverged")} <= set(outcomes)
     assert all((rate == 1e30) == (outcome == "diverged") for rate, outcome in outcomes)
+    assert len(list((files / "out" / "work").glob("caches/*/manifest.json"))) == 1
     printed = capfd.readouterr().out
     assert "5/5  trial 4: " in printed and "pruned after epoch" in printed and "diverged in" in printed
 
