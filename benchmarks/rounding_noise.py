@@ -1,6 +1,6 @@
 """How far two runs are apart that differ in rounding alone: the noise that a comparison of single runs has to beat.
 
-Two folders of results of training/run_ablation.py with files of the same names, so of the same fields, seeds, data and teacher.
+Two folders of results of `hf-deit ablation` with files of the same names, so of the same fields, seeds, data and teacher.
 
 python benchmarks/rounding_noise.py training/ablations/results_sdpa training/ablations/results
 """

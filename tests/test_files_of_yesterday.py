@@ -7,7 +7,6 @@ machine computes the bits of the one that the fixtures were made on (fixtures/ma
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import shutil
@@ -37,10 +36,7 @@ NEARLY = 0.02
 
 def run_ablation(*words):
     """The one place that knows how an ablation is run."""
-    spec = importlib.util.spec_from_file_location("run_ablation", FIXTURES.parents[1] / "training" / "run_ablation.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.main([str(word) for word in words])
+    return command_line(["ablation", *(str(word) for word in words)])
 
 
 def hf_deit(*words):

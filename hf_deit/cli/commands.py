@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ..errors import NonFiniteLossError, UserError
 from .common import _add_recipe_options
 from .conversion import _add_conversions, _convert, _export
-from .experiments import _add_sweep, _sweep
+from .experiments import _ablation, _add_ablation, _add_sweep, _sweep
 from .publishing import _add_publishing, _card, _push, _space
 from .training import (
     _add_cache_commands,
@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_cache_commands(commands)
     _add_sweep(commands)
+    _add_ablation(commands)
 
     _add_show(commands)
     predict = commands.add_parser(
@@ -92,6 +93,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "cache-teacher": _cache_teacher,
     "merge-teacher-caches": _merge_teacher_caches,
     "sweep": _sweep,
+    "ablation": _ablation,
     "show-augmentations": _show_augmentations,
     "predict": _predict,
     "convert": _convert,

@@ -1,11 +1,12 @@
-"""An ablation: named variants of one recipe × seeds, which runs that makes, what is done of them, and the table of it all.
+"""An ablation: named variants of one recipe × seeds, the runs they need, and the table of their results.
 
 A definition is a YAML: `title`, `recipe` (a name of the package's, or a YAML beside it), `fields` (for all), `seeds`, `variants`
-(name → fields) and `rows` of the table (`title`, `variant`, `metric`, `paper`). Of the recipe its data, teacher, folders and seed
-do not count. A run is known by its fields, its data and its teacher, not by the definition it stands in: definitions share runs,
-and a run that has its result is not done again. Doing runs is run_ablation.py's business, searching for fields search_space.py's.
+(name → fields) and `rows` of the table (`title`, `variant`, `metric`, `paper`). Data, teacher, folders and seed of the recipe
+are not used. A run is identified by its fields, its data and its teacher, not by its definition: definitions share runs, and a
+run that has a result is not repeated. run_ablation.py trains the runs.
 """
 
+import importlib.util
 import json
 import math
 import statistics
@@ -15,23 +16,31 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..files import parsed_yaml
+from ..files import check_folder, parsed_yaml, staged_files
 from ..fingerprints import short_digest_of
 from ..recipes.recipe import read_fields, recipe_path
 
-# Fields that the command line says, or run_ablation.py itself.
+# Fields that are set by the command line or by run_ablation.py.
 _NOT_HERE = ("data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume")
-# Fields that say where and how often things are written, and nothing about what is trained.
+# Fields that decide where and how often files are written, and not what is trained.
 _ABOUT_FILES = frozenset(
     {*_NOT_HERE, "run_name", "report_to", "disable_tqdm", "logging_steps", "logging_strategy", "dataloader_num_workers"}
     | {"eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"}
 )
-# Fields that only say how a teacher is listened to: of a run without one they do not count.
+# Fields that only decide how a teacher is used: they do not count for a run without one.
 _ABOUT_TEACHER = frozenset(
     {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}
     | {"teacher_image_mean", "teacher_image_std", "teacher_image_size", "teacher_labels"}
 )
-_ROW_TYPES = {"title": str, "variant": str, "metric": str, "paper": int | float | None}
+# What a definition holds, as Python types and in words.
+_CONTENT = {
+    "title": (str, "a text"),
+    "recipe": (str, "a text"),
+    "fields": (dict, "a mapping of fields to values"),
+    "seeds": (list, "a list with at least one seed"),
+    "variants": (dict, "a mapping of at least one name to fields"),
+    "rows": (list, "a list with at least one row"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,9 @@ class Row:
 
     Args:
         title: Its first cell.
-        variant: Whose runs it shows.
-        metric: Of their validation, without `eval_`.
-        paper: The paper's figure in percent, if it has one.
+        variant: The variant whose runs it shows.
+        metric: A metric of their validation, without `eval_`.
+        paper: The paper's figure in percent, if there is one.
     """
 
     title: str
@@ -56,8 +65,8 @@ class Run:
     """One training of an ablation.
 
     Args:
-        variant: Its name.
-        fields: Every field that is given, the seed too.
+        variant: Name of its variant.
+        fields: All fields that are given, the seed included.
     """
 
     variant: str
@@ -70,20 +79,19 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The digest of its fields: 12 hexadecimal digits; where files lie does not count."""
+        """The digest of the fields that decide what is trained: 12 hexadecimal digits."""
         ignored = _ABOUT_FILES if self.distils else _ABOUT_FILES | _ABOUT_TEACHER
-        told = {name: value for name, value in self.fields.items() if name not in ignored}
-        return short_digest_of(told)
+        return short_digest_of({name: value for name, value in self.fields.items() if name not in ignored})
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return f"{self.variant}, seed {self.fields['seed']}"
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A definition, read and checked; see the module."""
+    """A definition after its checks; see the module."""
 
     title: str
     fields: Mapping[str, Any]
@@ -93,109 +101,86 @@ class Ablation:
     recipe: str
 
     def run(self, variant: str, seed: int) -> Run:
-        """The training of a variant by a seed."""
+        """Return the training of a variant with a seed."""
         return Run(variant, {**self.fields, **self.variants[variant], "seed": seed})
 
     def runs(self) -> list[Run]:
-        """Every training, seed by seed, so that what is there early can be compared."""
+        """Return all trainings, seed by seed, so that variants can be compared early."""
         return [self.run(variant, seed) for seed in self.seeds for variant in self.variants]
 
 
 def read_ablation(path: str | Path) -> Ablation:
-    """Reads a definition.
+    """Read a definition. Its fields are checked later, by the recipes that are made of them.
 
     Raises:
-        RecipeError: It is no YAML of the form above, names an unknown variant, or nothing to run.
+        RecipeError: The file cannot be read, or its content is not as described in the module.
         RecipeError: Its recipe is unknown.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"No definition at {path}; training/ablations/ holds some.")
     content = parsed_yaml(path, RecipeError)
-    allowed = {"title", "recipe", "fields", "seeds", "variants", "rows"}
-    if not isinstance(content, dict) or not allowed - {"fields"} <= set(content) <= allowed:
-        given = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise RecipeError(f"{path} holds {given}; it must hold {', '.join(sorted(allowed))} (fields may be left out).")
-    for name in ("title", "recipe"):
-        if not isinstance(content[name], str):
-            raise RecipeError(f"{path}: {name}={content[name]!r}: a text.")
+    if not isinstance(content, dict) or not set(_CONTENT) - {"fields"} <= set(content) <= set(_CONTENT):
+        given = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
+        raise RecipeError(f"{path} holds {given}. A definition holds {', '.join(_CONTENT)} (fields may be left out).")
+    content["fields"] = {} if content.get("fields") is None else content["fields"]
+    for name, (kind, wanted) in _CONTENT.items():
+        if not isinstance(content[name], kind) or (not content[name] and name != "fields"):
+            raise RecipeError(f"{path}: {name}={content[name]!r}: give {wanted}.")
     seeds = content["seeds"]
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
-        raise RecipeError(f"{path}: seeds={seeds!r}: a list of whole numbers from 0 to 2**32 - 1, at least one.")
-    if len(set(seeds)) < len(seeds):
-        raise RecipeError(f"{path}: seeds={seeds}: each once.")
-    fields = _fields(path, "fields", content.get("fields"))
-    variants = _variants(path, content["variants"])
-    rows = _rows(path, content["rows"], variants)
+    if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise RecipeError(f"{path}: seeds={seeds!r}: give different whole numbers from 0 to 2**32 - 1.")
+    _check_fields(path, "fields", content["fields"])
+    variants = {str(name): {} if fields is None else fields for name, fields in content["variants"].items()}
+    for name, fields in variants.items():
+        _check_fields(path, f"variants: {name}", fields)
     own_recipe = path.parent / content["recipe"]
     base = read_fields(own_recipe if own_recipe.suffix in (".yaml", ".yml") else recipe_path(content["recipe"]))
-    return Ablation(content["title"], {**base, **fields}, seeds, variants, rows, content["recipe"])
+    rows = _rows(path, content["rows"], variants)
+    return Ablation(content["title"], {**base, **content["fields"]}, seeds, variants, rows, content["recipe"])
 
 
-def _fields(path: Path, where: str, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields, dict | None):
-        raise RecipeError(f"{path}: {where} must map fields to values ({{student: plain}}), and is {fields!r}.")
-    fields = fields or {}
-    strange = [name for name in fields if not isinstance(name, str)]
-    if strange:
-        raise RecipeError(f"{path}: {where} gives {strange[0]!r}, which is the name of no field.")
-    if "seed" in fields:
-        raise RecipeError(f"{path}: {where} gives a seed: they stand in seeds, and every variant has them all.")
-    elsewhere = [name for name in _NOT_HERE if name in fields]
-    if elsewhere:
+def _check_fields(path: Path, where: str, fields: Any) -> None:
+    """Refuse fields that would be replaced without notice."""
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{path}: {where} is {fields!r}: give a mapping of fields to values ({{student: plain}}).")
+    replaced = [name for name in ("seed", *_NOT_HERE) if name in fields]
+    if replaced:
         raise RecipeError(
-            f"{path}: {where} gives {elsewhere[0]}: data and teacher are those of the command line (--data, --teacher), the same "
-            "for every variant; caches and folders are made."
+            f"{path}: {where} gives {replaced[0]}. Seeds are listed under seeds, data and teacher are given on the command line "
+            "(--data, --teacher), and folders are made by the ablation: they are the same for all variants."
         )
-    return fields
 
 
-def _variants(path: Path, variants: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(variants, dict) or not variants:
-        raise RecipeError(f"{path}: variants must map names to fields (plain: {{student: plain}}), at least one.")
-    return {str(name): _fields(path, f"variant {name!r}", own) for name, own in variants.items()}
-
-
-def _rows(path: Path, entries: Any, variants: Mapping[str, Any]) -> list[Row]:
-    if not isinstance(entries, list) or not entries:
-        raise RecipeError(f"{path}: rows must list what the table shows, at least one row.")
-    rows = [_row(path, entry, variants) for entry in entries]
-    titles = [row.title for row in rows]
-    twice = sorted({title for title in titles if titles.count(title) > 1})
-    if twice:
-        raise RecipeError(f"{path}: two rows are called {twice[0]!r}.")
-    unused = sorted(set(variants) - {row.variant for row in rows})
-    if unused:
-        raise RecipeError(f"{path}: no row shows the variant {unused[0]!r}: its runs would be done for nothing.")
+def _rows(path: Path, entries: Sequence[Any], variants: Mapping[str, Any]) -> list[Row]:
+    """Read the rows, so that a mistake is found before the runs and not after them."""
+    rows = []
+    for entry in entries:
+        try:
+            row = Row(**entry)
+        except TypeError as error:
+            raise RecipeError(f"{path}: row {entry!r} must map title, variant, metric and paper ({error}).") from error
+        number = row.paper is None or (isinstance(row.paper, int | float) and not isinstance(row.paper, bool))
+        if not number or not all(isinstance(text, str) for text in (row.title, row.variant, row.metric)):
+            raise RecipeError(f"{path}: row {entry!r}: title, variant and metric are texts, and paper is a number.")
+        if row.variant not in variants:
+            raise RecipeError(
+                f"{path}: row {row.title!r} names the variant {row.variant!r}; the variants are {', '.join(variants)}."
+            )
+        if row.title in [other.title for other in rows]:
+            raise RecipeError(f"{path}: two rows have the title {row.title!r}: give each its own.")
+        rows.append(row)
+    hidden = [name for name in variants if name not in [row.variant for row in rows]]
+    if hidden:
+        raise RecipeError(f"{path}: no row shows the variant {hidden[0]!r}: add one, or leave the variant out.")
     return rows
 
 
-def _row(path: Path, entry: Any, variants: Mapping[str, Any]) -> Row:
-    try:
-        row = Row(**entry)
-    except TypeError as error:
-        if not isinstance(entry, dict):
-            raise RecipeError(f"{path}: row {entry!r} must map title and variant to texts.") from error
-        raise RecipeError(f"{path}: row {entry!r} takes title, variant, metric and paper ({error}).") from error
-    for name, kind in _ROW_TYPES.items():
-        value = getattr(row, name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            wanted = "a number" if name == "paper" else "a text"
-            raise RecipeError(f"{path}: row {entry!r}: {name}={value!r}: {wanted} is wanted.")
-    if row.variant not in variants:
-        raise RecipeError(
-            f"{path}: row {row.title!r} names the variant {row.variant!r}; there are {', '.join(variants)}."
-        )
-    return row
-
-
 def result_file(folder: str | Path, run: Run, data: str, teacher: str | None) -> Path:
-    """Gives where a run's result lies: its fields, its data and its teacher make the name."""
+    """Return the file of a run's result: its name is made of the fields, the data and the teacher."""
     return Path(folder) / f"{run.key}-{short_digest_of([data, teacher if run.distils else None])}.json"
 
 
 def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, dict[str, Any]]]:
-    """Reads what there is of an ablation: variant → seed → result.
+    """Read the results of an ablation that exist: variant → seed → result.
 
     Raises:
         RecipeError: There are results on several data sets or of several teachers, or one cannot be read.
@@ -212,7 +197,7 @@ def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, 
 
 
 def check_origin(folder: str | Path, run: Run, file: Path) -> None:
-    """Refuses to do a run, whose result would be `file`, where there is one on other data or of another teacher.
+    """Check that `file`, the future result of a run, has no counterpart on other data or of another teacher.
 
     Raises:
         RecipeError: There is one.
@@ -228,30 +213,29 @@ def _origin(file: Path) -> str:
 
 def _several_origins(folder: str | Path, one: Path, other: Path) -> RecipeError:
     return RecipeError(
-        f"{folder} would hold results on two data sets or of two teachers, {one.name} and {other.name}: no table can compare "
-        "them. Keep those of one in a folder (--results)."
+        f"{folder} would hold results on two data sets or of two teachers, {one.name} and {other.name}, which no table can compare. "
+        "Give another folder (--results) for each data set and teacher."
     )
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """Reads a result.
+    """Read a result.
 
     Raises:
-        RecipeError: It cannot be read, or an accuracy is none.
+        RecipeError: It cannot be read, or an accuracy is not a share.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        metrics = result["metrics"]
-        if not isinstance(metrics, dict | None):
-            raise ValueError(f"metrics is {metrics!r}")
-        if metrics is not None:
-            shares = {name: value for name, value in metrics.items() if name.endswith("accuracy")}
-            wrong = [name for name, value in shares.items() if type(value) not in (int, float) or not 0 <= value <= 1]
-            if wrong or "eval_accuracy" not in shares:
-                name = wrong[0] if wrong else "eval_accuracy"
-                raise ValueError(f"{name} is {shares.get(name)!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{file} cannot be read ({error!r}): remove it, and the run is done again.") from error
+        metrics = result["metrics"]  # None: the training diverged
+        shares = {} if metrics is None else {k: v for k, v in metrics.items() if k.endswith("accuracy")}
+        wrong = [name for name, value in shares.items() if type(value) not in (int, float) or not 0 <= value <= 1]
+        if wrong or (metrics is not None and "eval_accuracy" not in shares):
+            name = wrong[0] if wrong else "eval_accuracy"
+            raise ValueError(f"{name} is {shares.get(name)!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            f"{file} cannot be read ({error!r}): restore it, or give another folder (--results), where the run is repeated."
+        ) from error
     return result
 
 
@@ -260,9 +244,9 @@ class Figures:
     """What a row shows, in percent.
 
     Args:
-        values: Seed → the metric; without the seeds whose training diverged.
-        diverged: Number of those.
-        gains: Differences to the first row's variant and metric, seed by seed.
+        values: Seed → the metric, without the seeds whose training diverged.
+        diverged: Number of those seeds.
+        gains: Differences to the first row, seed by seed.
     """
 
     values: Mapping[int, float]
@@ -271,7 +255,7 @@ class Figures:
 
 
 def figures(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[Figures]:
-    """Gives the figures of each row of the table; the first row is what the others are compared with.
+    """Return the figures of each row of the table. The others are compared with the first row.
 
     Raises:
         RecipeError: A row names a metric that its runs do not have.
@@ -294,7 +278,7 @@ def _values(row: Row, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]
 
 
 def spread(values: Iterable[float]) -> str:
-    """Gives mean ± standard deviation, or the one value there is."""
+    """Return mean ± standard deviation, or the only value."""
     values = list(values)
     if len(values) < 2:
         return f"{values[0]:.1f}" if values else "–"
@@ -302,7 +286,7 @@ def spread(values: Iterable[float]) -> str:
 
 
 def gain(values: Sequence[float]) -> str:
-    """Gives the mean difference ± its standard error."""
+    """Return the mean difference ± its standard error."""
     if not values:
         return "–"
     if len(values) < 2:
@@ -315,23 +299,70 @@ def _cell(title: str) -> str:
 
 
 def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
-    """Gives the table: mean ± standard deviation, paired gain over the first row ± standard error, the paper's figures."""
-    rows, paper = figures(ablation, results), any(row.paper is not None for row in ablation.rows)
-    head = ["", "top-1, %", "seeds", f"gain over {_cell(ablation.rows[0].title)}"] + (
-        ["paper, %", "paper's gain"] if paper else []
-    )
+    """Return the table: mean ± standard deviation, paired gain over the first row ± standard error, the paper's figures."""
+    first, with_paper = ablation.rows[0], any(row.paper is not None for row in ablation.rows)
+    head = ["", "top-1, %", "seeds", f"gain over {_cell(first.title)}"]
+    head += ["paper, %", "paper's gain"] * with_paper
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    base = ablation.rows[0].paper
-    for row, shown in zip(ablation.rows, rows, strict=True):
+    for row, shown in zip(ablation.rows, figures(ablation, results), strict=True):
         seeds = str(len(shown.values)) + (f", {shown.diverged} diverged" if shown.diverged else "")
-        cells = [
-            _cell(row.title),
-            spread(shown.values.values()),
-            seeds,
-            "" if row is ablation.rows[0] else gain(shown.gains),
-        ]
-        if paper:
-            told = row.paper is not None and base is not None and row is not ablation.rows[0]
-            cells += ["" if row.paper is None else f"{row.paper:.1f}", f"{row.paper - base:+.1f}" if told else ""]
+        cells = [_cell(row.title), spread(shown.values.values()), seeds, "" if row is first else gain(shown.gains)]
+        if with_paper:
+            compared = row is not first and row.paper is not None and first.paper is not None
+            cells += ["" if row.paper is None else f"{row.paper:.1f}"]
+            cells += [f"{row.paper - first.paper:+.1f}" if compared else ""]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _plot(ablation: Ablation, rows: Sequence[Figures], path: Path) -> None:
+    """Draw a bar for each row and a dot for each seed; rows without a figure are left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # A dollar sign would begin a formula.
+    shown = [
+        (row.title.replace("$", r"\$"), list(own.values.values()))
+        for row, own in zip(ablation.rows, rows, strict=True)
+        if own.values
+    ]
+    figure, axes = pyplot.subplots(figsize=(7.5, 0.42 * len(shown) + 1.2))
+    axes.barh([title for title, _ in shown], [statistics.fmean(values) for _, values in shown], color="#88aacc")
+    for height, (_, values) in enumerate(shown):
+        axes.plot(values, [height] * len(values), "o", color="#223355", markersize=4)
+    axes.set_xlim(left=max(0.0, min(min(values) for _, values in shown) - 5))
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 on the validation images, % (bar: mean, dot: a seed)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write_report(ablation: Ablation, folder: Path, name: str) -> tuple[str, list[str]]:
+    """Write the table and, if matplotlib is installed, a plot beside the results.
+
+    Args:
+        ablation: The definition.
+        folder: Folder of the results.
+        name: Name of the files, without suffix.
+
+    Returns:
+        The table, and the names of the files.
+
+    Raises:
+        RecipeError: There is no result, or `read_results` and `figures` refuse the results.
+    """
+    check_folder(folder, RecipeError)
+    results = read_results(folder, ablation)
+    if not results:
+        raise RecipeError(f"{folder} holds no result of {ablation.title!r}: run it first (--data, --teacher).")
+    table, rows, files = markdown(ablation, results), figures(ablation, results), [f"{name}.md"]
+    with staged_files(folder) as staging:
+        (staging / files[0]).write_text(table, encoding="utf-8")
+        if importlib.util.find_spec("matplotlib") is not None and any(row.values for row in rows):
+            files.append(f"{name}.png")
+            _plot(ablation, rows, staging / files[1])
+    return table, files

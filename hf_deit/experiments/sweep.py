@@ -1,19 +1,23 @@
-"""Searches fields of a recipe: trials in processes of their own, chosen and cut short by optuna, kept in a file.
+"""A search for the best fields of a recipe: trials in processes of their own, chosen and pruned by optuna.
 
-optuna's TPE chooses, its median pruner ends a trial that is behind, its journal file keeps all of them; so a killed sweep goes
-on, and the trials that were under way begin again. Spaces are search_space.py's business, the report sweep.py's, processes
-workers.py's, teacher caches cache_teacher.py's.
+Each process runs optuna's `study.optimize` on one journal file, which holds all trials: TPE chooses the fields, and the median
+pruner ends a trial that is behind. So a sweep that was killed resumes, and the trials that it was training start again.
+search_space.py defines what is searched, workers.py runs the processes.
+
+Seeds: what a trial draws depends on the seed of the sweep, the number of the process, and the number of trials before it. With
+one process the same seed therefore gives the same trials, at once or extended later; with several processes it also depends on
+which of them is faster.
 """
 
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from filelock import FileLock
 
@@ -21,8 +25,10 @@ from ..errors import NonFiniteLossError, RecipeError, UserError
 from ..files import check_folder, staged_files, write_json
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder
-from ..recipes.data import RunData
+from ..recipes.data import load_run_data
 from ..recipes.recipe import given_names, load_recipe
+from ..recipes.train import train
+from .recipe_checks import RecipeChecks
 from .search_space import (
     Sweep,
     asks_teacher,
@@ -33,9 +39,20 @@ from .search_space import (
     suggest_fields,
     types_where_it_counts,
 )
-from .workers import Task, alone_in, run_tasks, time_left
+from .workers import Task, alone_in, log_to, run_tasks, time_left, use_share_of_cores
 
+SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
+_STUDY = "sweep"
 _OUTCOMES = ("finished", "pruned", "diverged", "failed")
+# A trial is trained and evaluated, and nothing else.
+_QUIET = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "load_best_model_at_end": False,
+    "eval_strategy": "epoch",
+    "save_strategy": "no",
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +62,9 @@ class TrialRecord:
     Args:
         number: Its number.
         outcome: "finished", "pruned", "diverged" or "failed".
-        accuracy: Of the validation images after its last epoch, in [0, 1]; None: there was none.
-        epochs: That it trained.
-        fields: That were searched.
+        accuracy: Accuracy on the validation images after its last epoch, in [0, 1]; None if no epoch was finished.
+        epochs: Number of epochs that it trained.
+        fields: Its values of the fields that are searched.
     """
 
     number: int
@@ -58,13 +75,13 @@ class TrialRecord:
 
 
 def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The finished trial with the highest accuracy, the first of equals."""
+    """Return the finished trial with the highest accuracy, the first of equals."""
     finished = [trial for trial in trials if trial.outcome == "finished"]
     return max(finished, key=lambda trial: (trial.accuracy, -trial.number), default=None)
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """Of an accuracy measured on so many images, both as shares: √(p (1 − p) / n)."""
+    """Return the standard error of an accuracy on a number of images, both as shares: √(p (1 − p) / n)."""
     return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
@@ -75,21 +92,21 @@ def _shown(value: Any) -> str:
 def render_report(
     title: str, trials: Sequence[TrialRecord], names: Sequence[str], importance: Mapping[str, float], images: int
 ) -> str:
-    """Gives the report in Markdown: what was found, how much to believe of it, every trial, and what mattered.
+    """Return the report in Markdown: the best trial, how reliable it is, all trials, and which fields mattered.
 
     Args:
         title: Its first line.
-        trials: That have ended.
-        names: Of the fields that were searched.
-        importance: Of fields, adding up to 1; empty: not known.
+        trials: The trials that have ended.
+        names: Names of the fields that are searched.
+        importance: Importance of fields, adding up to 1; empty if it is unknown.
         images: Number of validation images.
     """
     counts = {outcome: sum(trial.outcome == outcome for trial in trials) for outcome in _OUTCOMES}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    lines = [f"# {title}", "", f"{len(trials)} trials: {told}."]
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    lines = [f"# {title}", "", f"{len(trials)} trials: {counted}."]
     best = best_of(trials)
     if best is None:
-        lines.append("None of them was trained to its end: there is no best one.")
+        lines.append("No trial finished, so there is no best one.")
     else:
         error = 100 * standard_error(best.accuracy, images)
         lines += [
@@ -97,8 +114,8 @@ def render_report(
             "validation images); its fields are in best.yaml.",
             "",
             f"**This figure is too high by selection**: it is the best of {len(trials)} trials, chosen by the same {images} images it "
-            "was measured on, with one seed. Trials within about two standard errors of it are not told apart. Train best.yaml "
-            "with other seeds, and measure on images that the sweep has not seen, before you believe it.",
+            "was measured on, with one seed. Trials within about two standard errors of it cannot be distinguished. Train best.yaml "
+            "with other seeds, and measure on images that the sweep has not seen, before you rely on it.",
         ]
     lines += ["", f"| trial | accuracy, % | epochs | {' | '.join(names)} |", f"|---:|---:|---:|{'---|' * len(names)}"]
     order = {outcome: place for place, outcome in enumerate(_OUTCOMES)}
@@ -113,25 +130,27 @@ def render_report(
     return "\n".join(lines) + "\n"
 
 
-def records_of(study: Any) -> list[TrialRecord]:
-    """The trials that have ended; those that a kill broke off are not among them, for they began again."""
+def _record_of(trial: Any) -> TrialRecord | None:
+    """Return the record of an optuna trial; None if it has not ended, or was interrupted by a kill and started again."""
     from optuna.trial import TrialState
 
-    records = []
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        outcome = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}.get(trial.state)
-        outcome = "diverged" if "diverged" in attributes else "failed" if "error" in attributes else outcome
-        if outcome is not None:
-            values = trial.intermediate_values
-            accuracy = trial.value if outcome == "finished" else values[max(values)] if values else None
-            fields = attributes.get("fields", {})
-            records.append(TrialRecord(trial.number, outcome, accuracy, attributes.get("epochs", 0), fields))
-    return records
+    attributes, values = trial.user_attrs, trial.intermediate_values
+    outcome = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}.get(trial.state)
+    outcome = "diverged" if "diverged" in attributes else "failed" if "error" in attributes else outcome
+    if outcome is None:
+        return None
+    accuracy = trial.value if outcome == "finished" else values[max(values)] if values else None
+    return TrialRecord(trial.number, outcome, accuracy, attributes.get("epochs", 0), attributes.get("fields", {}))
+
+
+def records_of(study: Any) -> list[TrialRecord]:
+    """Return the records of the trials that have ended."""
+    records = (_record_of(trial) for trial in study.get_trials(deepcopy=False))
+    return [record for record in records if record is not None]
 
 
 def _importance(study: Any, trials: Sequence[TrialRecord]) -> dict[str, float]:
-    """optuna's PED-ANOVA; empty where there are too few finished trials, or all are equally good."""
+    """Return the importance of fields by PED-ANOVA; empty if too few trials finished, or all are equally good."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     finished = [trial.accuracy for trial in trials if trial.outcome == "finished"]
@@ -141,54 +160,35 @@ def _importance(study: Any, trials: Sequence[TrialRecord]) -> dict[str, float]:
 
 
 def write_report(sweep: Sweep, study: Any) -> dict[str, Any]:
-    """Writes report.md, report.json and, if a trial was trained to its end, best.yaml; gives what report.json holds."""
+    """Write report.md, report.json and, if a trial finished, best.yaml; return the content of report.json."""
     trials = records_of(study)
     names, best = [parameter.name for parameter in sweep.space], best_of(trials)
     importance = _importance(study, trials)
     report: dict[str, Any] = {"trials": [vars(trial) for trial in trials], "importance": importance}
     report |= {"validation_images": sweep.images, "space": sweep.describe()["space"], "best": None}
     title = f"Sweep of {len(names)} fields: {', '.join(names)}"
+    text = render_report(title, trials, names, importance, sweep.images)
     with staged_files(sweep.out) as folder:
         if best is not None:
             error = standard_error(best.accuracy, sweep.images)
             report["best"] = {**vars(best), "standard_error": error}
-            text = f"# Trial {best.number} of a sweep, the best of {len(trials)} by {sweep.images} validation images: {100 * best.accuracy:.1f} %,\n"
-            text += "# which is too high by selection (report.md). hf-deit train --config best.yaml --data DATA"
-            text += f" --output_dir OUT{' --teacher TEACHER' * (_type(sweep, best) != 'none')}\n"
-            (folder / "best.yaml").write_text(text + yaml.safe_dump(_best_fields(sweep, best)), encoding="utf-8")
-        (folder / "report.md").write_text(
-            render_report(title, trials, names, importance, sweep.images), encoding="utf-8"
-        )
+            teacher = " --teacher TEACHER" * (best.fields.get("distillation_type", sweep.own_type) != "none")
+            comment = (
+                f"# Trial {best.number} of a sweep, the best of {len(trials)} by {sweep.images} validation images: "
+                f"{100 * best.accuracy:.1f} %,\n# which is too high by selection (report.md). "
+                f"hf-deit train --config best.yaml --data DATA --output_dir OUT{teacher}\n"
+            )
+            (folder / "best.yaml").write_text(comment + yaml.safe_dump(_best_fields(sweep, best)), encoding="utf-8")
+        (folder / "report.md").write_text(text, encoding="utf-8")
         write_json(folder / "report.json", report)
     return report
 
 
-def _type(sweep: Sweep, trial: TrialRecord) -> str:
-    return trial.fields.get("distillation_type", sweep.own_type)
-
-
 def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
-    """The recipe's own fields, those of the command line and those found; nothing that says where files lie."""
-    names = {*sweep.fields, *given_names(sweep.overrides), *best.fields, "distillation_type"} - {
-        "data",
-        "teacher",
-        "output_dir",
-    }
+    """Return the fields of the recipe, of the command line and of the best trial, without those that name files."""
+    names = {*sweep.fields, *given_names(sweep.overrides), *best.fields, "distillation_type"}
     values = {**sweep.fields, **sweep.recipe(**best.fields).to_dict()}
-    return {name: values[name] for name in sorted(names)}
-
-
-SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
-_STUDY = "sweep"
-# What a trial does besides training.
-_QUIET = {
-    "report_to": "none",
-    "disable_tqdm": True,
-    "push_to_hub": False,
-    "load_best_model_at_end": False,
-    "eval_strategy": "epoch",
-    "save_strategy": "no",
-}
+    return {name: values[name] for name in sorted(names - {"data", "teacher", "output_dir"})}
 
 
 def _require_optuna() -> Any:
@@ -204,37 +204,38 @@ def plan_sweep(
     fields: Mapping[str, Any],
     overrides: Sequence[str],
     out: str | Path,
+    *,
     space: str | Path | None = None,
     trials: int = 20,
     jobs: int = 1,
     seed: int = 0,
 ) -> Sweep:
-    """Reads and checks everything before the first trial.
+    """Read and check everything before the first trial.
 
     Args:
-        fields: Of the recipe.
-        overrides: Fields of the command line, data and teacher too.
-        out: Folder; new, or of this sweep.
-        space: A YAML (`read_space`); None: `default_space`.
-        trials: Number.
-        jobs: At a time.
-        seed: Of the search.
+        fields: Fields of the recipe.
+        overrides: Fields of the command line, data and teacher included.
+        out: Folder of the sweep, new or of the same sweep.
+        space: A YAML (`read_space`). Default: `default_space`.
+        trials: Number of trials to finish or prune.
+        jobs: Number of processes.
+        seed: Seed of the search.
 
     Raises:
-        UserError: Something given is not allowed.
+        UserError: An argument is invalid.
     """
-    from ..recipes.build import build_teacher
-    from ..recipes.data import load_run_data
-
     _require_optuna()
-    if trials < 1 or jobs < 1:
-        raise RecipeError(f"--trials {trials}, --jobs {jobs}: both at least 1.")
+    if trials < 1 or jobs < 1 or seed < 0:
+        raise RecipeError(f"--trials {trials}, --jobs {jobs}, --seed {seed}: give at least 1, 1 and 0.")
     check_folder(out, RecipeError)
     recipe, given = load_recipe(fields, list(overrides)), given_names(overrides)
     _check_length(recipe)
     has_teacher = recipe.teacher.teacher is not None
     if recipe.teacher.teacher_cache is not None:
-        raise RecipeError("teacher_cache holds the answers to one set of views: give --teacher, caches are made here.")
+        raise RecipeError(
+            f"teacher_cache={recipe.teacher.teacher_cache!r} holds the outputs for one set of views: give --teacher, and the sweep "
+            "makes the caches it needs."
+        )
     own_type = recipe.training.distillation_type
     if not has_teacher and "distillation_type" not in given:
         own_type = "none"
@@ -244,234 +245,296 @@ def plan_sweep(
     else:
         chosen = read_space(space, fields, given)
     check_space(chosen, own_type, has_teacher)
-    data = load_run_data(recipe)
-    data.check_one_class_an_image(RecipeError)
-    teacher = build_teacher(recipe.teacher).fingerprint() if asks_teacher(chosen, own_type) else None
-    sizes = (Path(out), trials, jobs, seed, teacher, len(data.validation), data.name)
-    sweep = Sweep(dict(fields), tuple(overrides), tuple(chosen), own_type, *sizes)
-    _check_choices(sweep, data)
+    checks = RecipeChecks(load_run_data(recipe))
+    checks.data.check_one_class_an_image(RecipeError)
+    teacher = checks.teacher(recipe) if asks_teacher(chosen, own_type) else None
+    sweep = Sweep(
+        fields=dict(fields),
+        overrides=tuple(overrides),
+        space=tuple(chosen),
+        own_type=own_type,
+        out=Path(out),
+        trials=trials,
+        jobs=jobs,
+        seed=seed,
+        teacher=None if teacher is None else teacher.fingerprint(),
+        images=len(checks.data.validation),
+        data=checks.data.name,
+    )
+    _check_choices(sweep, checks)
     return sweep
 
 
 def _check_length(recipe: Recipe) -> None:
-    """Refuses what cannot be compared epoch by epoch."""
+    """Refuse trainings that cannot be compared epoch by epoch."""
     if recipe.data.streaming:
-        raise RecipeError("A sweep compares trials epoch by epoch, and a stream has none: leave streaming out.")
+        raise RecipeError(
+            "streaming=True: a sweep compares trials epoch by epoch, and a stream has no epochs. Leave it out."
+        )
     if recipe.training.max_steps > 0:
         raise RecipeError(
-            f"max_steps={recipe.training.max_steps}: a sweep compares trials epoch by epoch. Give --epochs in its place."
+            f"max_steps={recipe.training.max_steps}: a sweep compares trials epoch by epoch. Give --epochs instead."
         )
     epochs = recipe.training.num_train_epochs
     if not epochs >= 1 or not float(epochs).is_integer():
         raise RecipeError(f"A trial of {epochs:g} epochs: give a whole number, at least 1 (--epochs).")
 
 
-def _check_choices(sweep: Sweep, data: RunData) -> None:
-    """Has the trainer of each value of the space built once, beside the recipe's others where it counts; not of each pair."""
-    from ..recipes.train import check_recipe
-
+def _check_choices(sweep: Sweep, checks: RecipeChecks) -> None:
+    """Check each value of the space with the recipe's other fields, where it counts; pairs of values are not checked."""
     quiet = {**_QUIET, "output_dir": str(sweep.out)}
-    check_recipe(sweep.recipe(**quiet), data)
+    checks.check(sweep.recipe(**quiet))
     for parameter in sweep.space:
         kind = types_where_it_counts(parameter, sweep.space, sweep.own_type)[0]
         for value in parameter.choices or (parameter.low, parameter.high):
             try:
-                check_recipe(sweep.recipe(**{"distillation_type": kind, **quiet, parameter.name: value}), data)
+                checks.check(sweep.recipe(**{"distillation_type": kind, **quiet, parameter.name: value}))
             except UserError as error:
                 raise RecipeError(f"{parameter.name}={value!r}, which the sweep may try: {error}") from error
 
 
 def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
-    """Does the trials that are still to be done, and writes report.md, report.json and best.yaml.
+    """Run the trials that are missing, and write report.md, report.json and best.yaml.
+
+    Args:
+        sweep: The result of `plan_sweep`.
+        say: Gets a line at the start and for each trial that has ended.
 
     Returns:
-        What report.json holds.
+        The content of report.json.
 
     Raises:
-        UserError: Trials failed, or another process works in the folder; the report is written all the same.
+        UserError: Trials failed, or another process works in the folder. The report is written nevertheless.
         RecipeError: The folder holds another sweep.
     """
     with alone_in(sweep.out):
         _check_same(sweep)
         try:
-            study = _study(sweep, sweep.seed)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # optuna checks nothing of its own
+            study = _open_study(sweep)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # optuna does not check the file
             raise RecipeError(f"{sweep.out / STUDY_FILE} cannot be read ({error}): choose another --out.") from error
-        done = _prepare_study(study, sweep)
-        todo = max(0, sweep.trials - done)
-        say(f"{todo} trials to do, {done} done; what they print: {sweep.out / 'work' / 'logs'}")
-        seconds: list[float] = []
-
-        def ended(task: Task, result: Any) -> None:
-            if isinstance(result, Exception):
-                say(f"{task.name} failed, the others go on: {result} (log: {task.log})")
-                return
-            seconds.append(result["seconds"])
-            left = time_left(seconds, todo - len(seconds), sweep.jobs)
-            say(f"{len(seconds)}/{todo}  trial {result['number']}: {result['told']} in {result['seconds']:.0f} s{left}")
-
-        # Numbers that no earlier trial had: the same ones would draw the same fields again.
-        first = len(study.get_trials(deepcopy=False))
-        logs = sweep.out / "work" / "logs"
+        done, ended = _prepare_study(study, sweep)
+        todo, logs = max(0, sweep.trials - done), sweep.out / "work" / "logs"
+        say(f"{todo} trials to do, {done} done; their output: {logs}")
+        progress = _Progress(study, todo, sweep.jobs, say)
         tasks = [
-            Task(f"task {number}", do_trial, (sweep, number), logs / f"task-{number}.log")
-            for number in range(first, first + todo)
+            Task(f"process {number}", _run_trials, (sweep, number, ended + todo), logs / f"process-{number}.log")
+            for number in range(min(sweep.jobs, todo))
         ]
         try:
             if tasks:
-                run_tasks(tasks, sweep.jobs, ended)
+                run_tasks(tasks, sweep.jobs, lambda *unused: None, watch=progress.update)
         finally:
             report = write_report(sweep, study)
+        if progress.failed:
+            lines = "\n".join(f"{line} (log: {_log(sweep, number)})" for number, line in progress.failed.items())
+            raise UserError(f"{len(progress.failed)} trials failed, the results of the others are kept:\n{lines}")
     return report
 
 
+class _Progress:
+    """Report the trials of a study that end from now on."""
+
+    def __init__(self, study: Any, todo: int, jobs: int, say: Callable[[str], None]):
+        self.study, self.todo, self.jobs, self.say = study, todo, jobs, say
+        self.seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        self.seconds: list[float] = []
+        self.failed: dict[int, str] = {}
+
+    def update(self) -> None:
+        """Report the trials that have ended since the last call."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.number in self.seen or not trial.state.is_finished():
+                continue
+            self.seen.add(trial.number)
+            record, seconds = _record_of(trial), trial.duration.total_seconds()
+            if record is None or record.outcome == "failed":
+                error = trial.user_attrs.get("error", "it gave no accuracy")
+                self.failed[trial.number] = f"trial {trial.number} with {trial.user_attrs.get('fields', {})}: {error}"
+                self.say(f"{self.failed[trial.number]}; the others continue")
+                continue
+            self.seconds.append(seconds)
+            shown = "diverged" if record.outcome == "diverged" else f"{100 * record.accuracy:.1f} %"
+            shown += f", pruned after epoch {record.epochs}" * (record.outcome == "pruned")
+            left = time_left(self.seconds, self.todo - len(self.seconds), self.jobs)
+            self.say(f"{len(self.seconds)}/{self.todo}  trial {trial.number}: {shown} in {seconds:.0f} s{left}")
+
+
 def _check_same(sweep: Sweep) -> None:
+    """Check that the folder is new or holds the same sweep; a new one gets its description."""
     file, present = sweep.out / SWEEP_FILE, sweep.describe()
-    if file.exists():
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(stored, dict):
-                raise ValueError(f"a {type(stored).__name__}")
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{file} cannot be read ({error}): choose another --out.") from error
-        changed = [name for name in present if stored.get(name) != present[name]]
-        if changed:
-            rows = "\n".join(f"  {name}: {stored.get(name)!r} there, {present[name]!r} now" for name in changed)
+    if not file.exists():
+        if (sweep.out / STUDY_FILE).exists():
             raise RecipeError(
-                f"{sweep.out} holds another sweep:\n{rows}\nSet them back to go on, or choose another --out."
+                f"{sweep.out} holds the trials of a sweep ({STUDY_FILE}), but its description {SWEEP_FILE} is missing: choose another --out."
             )
+        write_json(file, present)
         return
-    if (sweep.out / STUDY_FILE).exists():
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError(f"a {type(stored).__name__}")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file} cannot be read ({error}): choose another --out.") from error
+    changed = [name for name in present if stored.get(name) != present[name]]
+    if changed:
+        rows = "\n".join(f"  {name}: {stored.get(name)!r} there, {present[name]!r} now" for name in changed)
         raise RecipeError(
-            f"{sweep.out} holds the trials of a sweep ({STUDY_FILE}), and {SWEEP_FILE}, which says of what, is missing: choose another --out."
+            f"{sweep.out} holds another sweep:\n{rows}\nSet them back to resume it, or choose another --out."
         )
-    write_json(file, present)
 
 
-class _JournalLock:
-    """A lock as optuna wants it, the system's own: a kill releases it, where optuna's would be waited for half a minute."""
-
-    def __init__(self, path: Path):
-        self.lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-def _study(sweep: Sweep, seed: int) -> Any:
+def _open_study(sweep: Sweep, process: int = 0) -> Any:
+    """Open the study in the journal of a sweep, or make it, with the sampler of a process and the pruner."""
     optuna = _require_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    journal = str(sweep.out / STUDY_FILE)
-    backend = JournalFileBackend(journal, lock_obj=_JournalLock(sweep.out / ".journal.lock"))
+    # The system releases this lock when a process is killed; optuna's own lock would block the others for half a minute.
+    lock = FileLock(sweep.out / ".journal.lock")
+    storage = JournalStorage(JournalFileBackend(str(sweep.out / STUDY_FILE), lock_obj=lock))
     epochs = int(sweep.recipe().training.num_train_epochs)
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=_STUDY,
-        storage=JournalStorage(backend),
-        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=sweep.jobs > 1),
+        storage=storage,
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=max(1, min(5, sweep.trials // 4)), n_warmup_steps=max(1, epochs // 5)
         ),
         direction="maximize",
         load_if_exists=True,
     )
+    study.sampler = _sampler(sweep, process, study)
+    return study
 
 
-def _prepare_study(study: Any, sweep: Sweep) -> int:
-    """Has trials that a kill broke off begin again, and the recipe's own values first of all; gives the number done."""
+def _sampler(sweep: Sweep, process: int, study: Any) -> Any:
+    """Return a sampler whose draws are those of no other process and of no earlier trial."""
+    import optuna
+
+    trials = len(study.get_trials(deepcopy=False))
+    (seed,) = np.random.SeedSequence([sweep.seed, process, trials]).generate_state(1)
+    return optuna.samplers.TPESampler(seed=int(seed), constant_liar=sweep.jobs > 1)
+
+
+def _prepare_study(study: Any, sweep: Sweep) -> tuple[int, int]:
+    """Enqueue the trials that a kill interrupted, and in a new study the recipe's own values.
+
+    Returns:
+        The number of trials that are finished or pruned, and of those that have ended in any way.
+    """
     from optuna.trial import TrialState
 
-    trials = study.get_trials(deepcopy=False)
+    trials = study.get_trials()
     if not trials:
         study.enqueue_trial(own_values(sweep.space, sweep.recipe().to_dict()))
     for trial in trials:
-        if trial.state == TrialState.RUNNING:  # nobody else is in the folder
+        if trial.state == TrialState.RUNNING:  # no other process is in the folder
             study.enqueue_trial(trial.params)
             study.tell(trial.number, state=TrialState.FAIL)
-    return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+    done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+    return done, sum(trial.state != TrialState.WAITING for trial in trials)
 
 
-def do_trial(sweep: Sweep, number: int) -> dict[str, Any]:
-    """Does one trial, in a process of its own.
+def _run_trials(sweep: Sweep, process: int, limit: int) -> None:
+    """Run trials in a process of its own."""
+    use_share_of_cores(sweep.jobs)
+    search(sweep, process, limit, _Objective(sweep))
+
+
+def search(sweep: Sweep, process: int, limit: int, objective: Callable[[Any], float]) -> None:
+    """Run trials until the study has `limit` of them.
+
+    Failed trials count, so that a search in which every trial fails ends. So do those that other processes are running; two that
+    end at the same moment may still start one trial too many.
 
     Args:
-        sweep: Of `plan_sweep`.
-        number: Makes its draws others than those of other calls.
-
-    Returns:
-        `number` of the trial, what is `told` of it, `seconds`.
-
-    Raises:
-        RecipeError: Its fields do not work together.
+        sweep: The sweep.
+        process: Number of this process.
+        limit: Number of trials, those of earlier calls included.
+        objective: Returns the accuracy of an optuna trial.
     """
-    from optuna import TrialPruned
+    from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
-    from ..recipes.train import train
+    counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+    study = _open_study(sweep, process)
+    if len(study.get_trials(deepcopy=False, states=counted)) >= limit:  # the callback is asked only after a trial
+        return
 
-    study = _study(sweep, sweep.seed + 1000 * (number + 1))
-    trial = study.ask()
-    start = time.monotonic()
-    out = sweep.out / "work" / "runs" / f"trial-{trial.number}"
-    fields: dict[str, Any] = {}
-    try:
-        fields = suggest_fields(trial, sweep.space, sweep.own_type)
-        trial.set_user_attr("fields", fields)
-        reporter = _reporter(trial)
-        trained = _trial_recipe(sweep, fields, out)
-        metrics = train(trained, lambda trainer: trainer.add_callback(reporter), concurrent_trainings=sweep.jobs)
-        study.tell(trial, metrics["eval_accuracy"])
-        told = f"{100 * metrics['eval_accuracy']:.1f} %"
-    except TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
-        told = f"cut short after epoch {reporter.epoch}, {100 * reporter.accuracy:.1f} %"
-    except NonFiniteLossError:
-        trial.set_user_attr("diverged", True)
-        study.tell(trial, state=TrialState.PRUNED)
-        told = "diverged"
-    except Exception as error:  # told, or the next sweep would take it for one that a kill broke off
-        trial.set_user_attr("error", str(error))
-        study.tell(trial, state=TrialState.FAIL)
-        if not isinstance(error, UserError):
+    def reseed(study: Any, trial: Any) -> None:
+        study.sampler = _sampler(sweep, process, study)
+
+    callbacks = [MaxTrialsCallback(limit, counted), reseed]
+    study.optimize(objective, catch=(Exception,), callbacks=callbacks, gc_after_trial=True)
+
+
+def _log(sweep: Sweep, number: int) -> Path:
+    return sweep.out / "work" / "logs" / f"trial-{number}.log"
+
+
+class _Objective:
+    """Train with the fields that an optuna trial suggests; return the accuracy on the validation images."""
+
+    def __init__(self, sweep: Sweep):
+        self.sweep = sweep
+        self.caches: set[Path] = set()  # complete ones: each asks for the teacher only once
+
+    def __call__(self, trial: Any) -> float:
+        from optuna import TrialPruned
+
+        log_to(_log(self.sweep, trial.number))
+        out = self.sweep.out / "work" / "runs" / f"trial-{trial.number}"
+        try:
+            fields = suggest_fields(trial, self.sweep.space, self.sweep.own_type)
+            trial.set_user_attr("fields", fields)
+            metrics = train(
+                self._recipe(fields, out),
+                lambda trainer: trainer.add_callback(_reporter(trial)),
+                concurrent_trainings=self.sweep.jobs,
+            )
+            return metrics["eval_accuracy"]
+        except TrialPruned:
             raise
-        raise RecipeError(f"trial {trial.number} with {fields}: {error}") from error
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
-    return {"number": trial.number, "told": told, "seconds": time.monotonic() - start}
+        except NonFiniteLossError as error:
+            trial.set_user_attr("diverged", True)
+            raise TrialPruned from error
+        except Exception as error:  # without this mark it looks like a trial that a kill interrupted
+            trial.set_user_attr(
+                "error", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            raise
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
 
-
-def _trial_recipe(sweep: Sweep, fields: Mapping[str, Any], out: Path) -> Recipe:
-    """The recipe of a trial; one that listens to the teacher does so by the cache of its views, which is built if need be."""
-    quiet = {**_QUIET, "output_dir": str(out)}
-    recipe = sweep.recipe(**fields, **quiet)
-    if recipe.training.distillation_type == "none":
-        return recipe.replace(teacher=None)  # it would not be used
-    folder = cache_folder(sweep.out / "work" / "caches", recipe, sweep.teacher)
-    with alone_in(folder.with_name(f"{folder.name}.building"), wait=True):
-        build_shared_cache(sweep.recipe(**{**fields, **quiet, "distillation_type": "soft"}), folder)
-    return recipe.replace(teacher=None, teacher_cache=str(folder))
+    def _recipe(self, fields: Mapping[str, Any], out: Path) -> Recipe:
+        """Return the recipe of a trial. One that distils uses the cache of its views, which is built if need be."""
+        quiet = {**_QUIET, "output_dir": str(out)}
+        recipe = self.sweep.recipe(**fields, **quiet)
+        if recipe.training.distillation_type == "none":
+            return recipe.replace(teacher=None)  # it would not be used
+        folder = cache_folder(self.sweep.out / "work" / "caches", recipe, self.sweep.teacher)
+        if folder not in self.caches:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f"{folder.name}.lock")):
+                build_shared_cache(self.sweep.recipe(**{**fields, **quiet, "distillation_type": "soft"}), folder)
+            self.caches.add(folder)
+        return recipe.replace(teacher=None, teacher_cache=str(folder))  # its outputs are in the cache
 
 
 def _reporter(trial: Any) -> Any:
-    """Tells optuna the accuracy after every epoch, and ends a training that the pruner calls poor."""
+    """Return a trainer callback that reports the accuracy after each epoch, and ends the training if the trial is pruned."""
     from optuna import TrialPruned
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
-        epoch, accuracy = 0, 0.0
+        epoch = 0
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-            if round(state.epoch) <= self.epoch:  # the evaluation after the training
+            if round(state.epoch) <= self.epoch:  # this is the evaluation after the training
                 return
             averaged = args.ema_epochs and args.counted_weights == "ema"
             self.epoch = round(state.epoch)
-            self.accuracy = metrics["eval_ema_accuracy" if averaged else "eval_accuracy"]
-            trial.report(self.accuracy, self.epoch)
+            trial.report(metrics["eval_ema_accuracy" if averaged else "eval_accuracy"], self.epoch)
             trial.set_user_attr("epochs", self.epoch)
             if state.global_step < state.max_steps and trial.should_prune():
                 raise TrialPruned

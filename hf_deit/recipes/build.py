@@ -298,8 +298,12 @@ def build_trainer(
     problems, student = Problems(), None
     with problems.gathered():
         student = student_of(recipe, data.train.class_names, data.train.problem_type, with_weights=with_weights)
-    with problems.gathered():
-        teacher = teacher if teacher is not None else teacher_of(recipe.teacher, with_weights=with_weights)
+    verified = recipe.teacher.verify_teacher_cache
+    if teacher is None:
+        with problems.gathered():
+            teacher = teacher_of(recipe.teacher, with_weights=with_weights)
+        if teacher is not None and not with_weights and recipe.teacher.teacher_cache is not None:
+            teacher, verified = None, 0  # it would be compared with the cache by its weights
     image_size = image_size_of(recipe, student)
     augmentation = dataclasses.replace(recipe.augmentation, view_size=recipe.augmentation.view_size or image_size)
     with problems.gathered():
@@ -322,7 +326,7 @@ def build_trainer(
             ),
             processing_class=processor,
             teacher_cache=recipe.teacher.teacher_cache,
-            verify_teacher_cache=recipe.teacher.verify_teacher_cache,
+            verify_teacher_cache=verified,
         )
     except UserError:
         raise

@@ -43,6 +43,8 @@ COMMANDS = (
     "train",
     "train-teacher",
     "evaluate",
+    "sweep",
+    "ablation",
     "show-augmentations",
     "predict",
     "convert",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from hf_deit.experiments.ablation import (
     read_results,
     result_file,
     spread,
+    write_report,
 )
 from hf_deit.recipes.recipe import load_recipe
 
@@ -73,6 +75,26 @@ def test_keys_do_not_change_or_committed_results_are_lost():
     assert len(keys) == 15
     pinned = {("plain", 0): "978933c9fd9f", ("hard token", 0): "04b4fc7e5323", ("soft token", 2): "7bb6ea703123"}
     assert {name: keys[name] for name in pinned} == pinned
+
+
+def test_an_empty_variant_has_the_fields_of_all(written):
+    ablation = read_ablation(written(variants={"plain": None, "hard": {"distillation_type": "hard"}}))
+    assert ablation.run("plain", 1).fields == {**ablation.fields, "seed": 1}
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
+def test_the_table_and_the_plot_are_made_again_from_the_committed_results(path, tmp_path):
+    ablation = read_ablation(path)
+    if not (RESULTS / f"{path.stem}.md").exists():
+        assert not read_results(RESULTS, ablation)
+        return
+    for run in ablation.runs():
+        for file in RESULTS.glob(f"{run.key}-*.json"):
+            shutil.copyfile(file, tmp_path / file.name)
+    table, files = write_report(ablation, tmp_path, path.stem)
+    assert (tmp_path / f"{path.stem}.md").read_bytes() == (RESULTS / f"{path.stem}.md").read_bytes()
+    assert table.encode() == (tmp_path / f"{path.stem}.md").read_bytes()
+    assert all((tmp_path / name).stat().st_size for name in files)
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
@@ -258,10 +280,10 @@ def test_results_of_two_data_sets_raise(written, tmp_path, second):
         '{"metrics": {"eval_accuracy": NaN}}',
     ],
 )
-def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
+def test_a_damaged_result_is_refused_by_its_file(written, tmp_path, content):
     definition = read_ablation(written())
     file = save(tmp_path, definition.runs()[0], content)
-    with pytest.raises(RecipeError, match="remove it, and the run is done again") as refused:
+    with pytest.raises(RecipeError, match="restore it") as refused:
         read_results(tmp_path, definition)
     assert str(file) in str(refused.value)
 
@@ -273,26 +295,29 @@ def test_a_broken_result_raises_and_says_what_to_do(written, tmp_path, content):
     ("changes", "named"),
     [
         ({"rows": [{"title": "a", "variant": "pla in"}]}, ["'a'", "'pla in'", "plain, hard"]),
-        ({"rows": [{"title": "a", "variant": "plain"}] * 2}, ["two rows are called 'a'"]),
-        ({"rows": [{"title": "a", "variant": "plain"}]}, ["no row shows the variant 'hard'"]),
+        ({"rows": [{"title": "a", "variant": "plain"}] * 2}, ["'a'", "title"]),
+        ({"rows": [{"title": "a", "variant": "plain"}]}, ["'hard'"]),
         ({"rows": [{"title": "a", "variant": "plain", "colour": 1}]}, ["colour"]),
-        ({"rows": [{"title": "a", "variant": "plain", "paper": "72,2"}]}, ["paper='72,2'"]),
-        ({"rows": {"title": "a"}}, ["rows must list"]),
-        ({"rows": None}, ["rows must list"]),
-        ({"variants": {}}, ["variants", "at least one"]),
-        ({"variants": {"a": "plain"}}, ["variant 'a'", "'plain'"]),
-        ({"variants": {"a": {"seed": 3}}}, ["variant 'a' gives a seed"]),
-        ({"fields": [1]}, ["fields must map"]),
+        ({"rows": [{"title": "a", "variant": "plain", "paper": "72,2"}]}, ["'72,2'", "paper"]),
+        ({"rows": [{"title": "a", "variant": "plain", "paper": True}]}, ["True", "paper"]),
+        ({"rows": [{"title": "a", "variant": ["plain"]}]}, ["['plain']"]),
+        ({"rows": [{"title": 1, "variant": "plain"}]}, ["title"]),
+        ({"rows": ["a"]}, ["row 'a'"]),
+        ({"rows": {"title": "a"}}, ["rows={'title': 'a'}"]),
+        ({"rows": None}, ["rows=None"]),
+        ({"variants": {}}, ["variants={}"]),
+        ({"variants": {"a": "plain"}}, ["variants: a", "'plain'"]),
+        ({"variants": {"a": {"seed": 3}}}, ["variants: a", "seed"]),
+        ({"fields": [1]}, ["fields=[1]"]),
+        ({"fields": 0}, ["fields=0"]),
+        ({"fields": {"seed": 3}}, ["fields gives seed"]),
         ({"seeds": []}, ["seeds=[]"]),
         ({"seeds": [0, "1"]}, ["seeds=[0, '1']"]),
-        ({"seeds": [0, 0]}, ["each once"]),
+        ({"seeds": [0, 0]}, ["seeds=[0, 0]"]),
+        ({"seeds": [0, -1]}, ["seeds=[0, -1]"]),
+        ({"seeds": [2**32]}, ["seeds=[4294967296]"]),
         ({"recipe": 3}, ["recipe=3"]),
-        ({"fields": 0}, ["fields must map", "0"]),
-        ({"fields": {1: 2}}, ["fields gives 1", "no field"]),
-        ({"rows": ["a"]}, ["row 'a' must map"]),
-        ({"rows": [{"title": "a", "variant": 1}]}, ["variant=1: a text is wanted"]),
-        ({"rows": [{"title": "a", "variant": "plain", "paper": True}]}, ["paper=True: a number is wanted"]),
-        ({"extra": 3}, ["'extra'", "it must hold"]),
+        ({"extra": 3}, ["extra"]),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -305,9 +330,9 @@ def test_an_impossible_definition_is_refused_by_name(written, changes, named):
 
 def test_a_definition_that_is_no_yaml_or_is_not_there_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
-    with pytest.raises(RecipeError, match="training/ablations/ holds some"):
+    with pytest.raises(RecipeError, match="x.yaml"):
         read_ablation(path)
-    for text in ("{", "- 1"):
+    for text in ("{", "- 1", ""):
         path.write_text(text)
         with pytest.raises(RecipeError, match="x.yaml"):
             read_ablation(path)
@@ -333,20 +358,14 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(written):
 
 
 @pytest.mark.parametrize("name", ["data", "teacher", "teacher_cache", "output_dir", "resume"])
-def test_what_the_command_line_says_is_not_taken_from_a_definition(written, name):
+def test_fields_of_the_command_line_are_refused_in_a_definition(written, name):
     own = {"student": "plain", "distillation_type": "none", name: "x"}
     for changes in ({"fields": {name: "x"}}, {"variants": {**DEFINITION["variants"], "plain": own}}):
-        with pytest.raises(RecipeError, match=f"gives {name}: data and teacher are those of the command line"):
+        with pytest.raises(RecipeError, match=f"gives {name}"):
             read_ablation(written(**changes))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_that_torch_would_not_take_is_refused(written, seed):
-    with pytest.raises(RecipeError, match="from 0 to"):
-        read_ablation(written(seeds=[0, seed]))
-
-
-def test_a_date_that_is_none_is_told(written):
+def test_an_invalid_date_is_refused(written):
     path = written()
     path.write_text(path.read_text().replace("title: ", "title: 2026-13-45 # ", 1))
     with pytest.raises(RecipeError, match="not valid YAML"):

@@ -1,29 +1,27 @@
 """An ablation from its definition to its table, killed in the middle too; what is shared, and what is refused before the first run."""
 
 import contextlib
-import importlib.util
 import io
 import json
-import os
+import runpy
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_deit.errors import NonFiniteLossError
+from hf_deit.experiments import recipe_checks
 from hf_deit.experiments.ablation import read_ablation
-from hf_deit.experiments.run_ablation import Place, do_run, plan_ablation
+from hf_deit.experiments.run_ablation import Place, _do_run, plan_ablation
 from hf_deit.experiments.workers import alone_in
 from hf_deit.files import STAGING_PREFIX
+from hf_deit.recipes.build import build_teacher
 from hf_deit.recipes.cache_teacher import cache_folder
 from hf_deit.recipes.recipe import load_recipe
 from tests.helpers import tiny
-from tests.helpers.runs import FACTORY, TEACHER_LABELS, write_images
+from tests.helpers.runs import FACTORY, TEACHER_LABELS, hf_deit, kill_when, write_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "run_ablation.py"
@@ -53,16 +51,6 @@ ROWS = [{"title": name, "variant": name} for name in VARIANTS]
 ROWS.append({"title": "class head of hard", "variant": "hard", "metric": "cls_accuracy"})
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("run_ablation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run_ablation = load_script()
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -84,7 +72,7 @@ def arguments(definition, data, *more):
 
 
 def run(*arguments):
-    return run_ablation.main([str(word) for word in arguments])
+    return hf_deit("ablation", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +82,7 @@ def finished(tmp_path_factory, data):
     They were run by another definition, of which one variant fails: a worker process takes seconds to begin.
     """
     definition = write(tmp_path_factory.mktemp("whole") / "tiny.yaml")
-    variants = {"broken": {**WITHOUT, "optimizer_class": "torch.optim:SGD", "optim_args": "momentumm=0.9"}, **VARIANTS}
+    variants = {"broken": {**WITHOUT, "optimizer_class": "tests.helpers.tiny:RefusingSGD"}, **VARIANTS}
     rows = [{"title": name, "variant": name} for name in variants]
     more = write(definition.with_name("more.yaml"), variants, rows)
     printed, message = io.StringIO(), io.StringIO()
@@ -135,9 +123,9 @@ def metrics_of(folder):
 def test_a_run_that_fails_leaves_the_others_alone(finished):
     definition, printed, message = finished
     assert "8 runs to do, 0 finished" in printed
-    assert "broken, seed 0 failed, the others go on" in printed
+    assert "broken, seed 0 failed, the others continue" in printed
     assert "wild, seed 1: diverged" in printed and "6/8  hard, seed 1: " in printed
-    assert "2 failed, what ended well is kept" in message and "momentumm" in message
+    assert "2 failed" in message and "RefusingSGD takes no step" in message
     assert "Traceback" not in message
     assert len(files(definition.parent / "results")) == 6
 
@@ -176,19 +164,17 @@ def test_the_same_command_does_nothing_more(whole, data, capfd):
     assert files(whole / "results") == before
 
 
-def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(whole, data, tmp_path, capfd):
+def test_the_script_that_definitions_name_is_the_command(whole, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(whole / "tiny.yaml"), "--report"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert left.value.code == 0 and (whole / "results" / "tiny.md").read_text() in capfd.readouterr().out
+
+
+def test_a_killed_ablation_resumes_and_ends_with_the_same_table(whole, data, tmp_path, capfd):
     definition = write(tmp_path / "tiny.yaml")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, SCRIPT, *arguments(definition, data)]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    results, end = tmp_path / "results", time.monotonic() + 120
-    try:
-        while not files(results) and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    results = tmp_path / "results"
+    kill_when(lambda: files(results), "ablation", *arguments(definition, data))
     before = files(results)
     assert 1 <= len(before) < 6
     capfd.readouterr()
@@ -209,7 +195,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_same_table(whole, data, tmp
 def refused(capfd, *words):
     assert run(*words) == 2
     message = capfd.readouterr().err
-    assert message.startswith("run_ablation: ") and "Traceback" not in message
+    assert message.startswith("hf-deit ablation: ") and "Traceback" not in message
     return message
 
 
@@ -267,13 +253,11 @@ def test_what_cannot_be_run_is_refused_first(data, tmp_path, capfd):
     assert not list((tmp_path / "results").glob("*.json")) and not (tmp_path / "work" / "runs").exists()
 
 
-def test_without_data_and_with_no_jobs_usage_is_printed(tmp_path, capfd):
+def test_data_and_jobs_and_seeds_are_checked_first(data, tmp_path, capfd):
     definition = write(tmp_path / "tiny.yaml")
-    for words, told in (([definition], "--data is needed"), ([*arguments(definition, "x"), "--jobs", 0], "--jobs 0")):
-        with pytest.raises(SystemExit) as left:
-            run(*words)
-        assert left.value.code == 2
-        assert told in capfd.readouterr().err
+    assert "--data" in refused(capfd, definition)
+    assert "--jobs 0" in refused(capfd, *arguments(definition, data), "--jobs", 0)
+    assert "seed 7" in refused(capfd, *arguments(definition, data), "--seeds", 0, 7)
 
 
 def test_other_data_with_the_same_results_are_refused_before_the_first_run(whole, data, tmp_path, capfd):
@@ -284,22 +268,22 @@ def test_other_data_with_the_same_results_are_refused_before_the_first_run(whole
     assert "two data sets" in refused(capfd, *arguments(whole / "tiny.yaml", tmp_path / "same"))
 
 
-def test_a_damaged_result_is_told_before_the_first_run(whole, data, tmp_path, capfd):
+def test_a_damaged_result_is_refused_before_the_first_run(whole, data, tmp_path, capfd):
     shutil.copytree(whole / "results", tmp_path / "results")
     file = next(iter(results_in(tmp_path / "results")))
     file.write_text("{")
     message = refused(capfd, *arguments(whole / "tiny.yaml", data), "--results", tmp_path / "results")
-    assert str(file) in message and "remove it" in message
+    assert str(file) in message and "--results" in message
 
 
 # ---- what is shared ----
 
 
-def plan(tmp_path, data, variants, seeds=(0,), **fields):
+def plan(tmp_path, data, variants, seeds=(0,), only=None, **fields):
     rows = [{"title": name, "variant": name} for name in variants]
     definition = write(tmp_path / "tiny.yaml", variants, rows, seeds, **fields)
     place = Place(str(data), FACTORY, tmp_path / "results", tmp_path / "work")
-    return plan_ablation(read_ablation(definition), place)
+    return plan_ablation(read_ablation(definition), place, only)
 
 
 def test_views_decide_who_shares_a_cache(data, tmp_path):
@@ -332,14 +316,36 @@ def test_a_run_shares_the_memory_of_the_machine_with_the_runs_beside_it(data, tm
         raise NonFiniteLossError("the end of this test")
 
     (run,) = plan(tmp_path, data, {"alone": WITHOUT}).runs
-    monkeypatch.setattr("hf_deit.recipes.train.train", train)
+    monkeypatch.setattr("hf_deit.experiments.run_ablation.train", train)
     place = Place(str(data), None, tmp_path / "results", tmp_path / "work", jobs=3)
-    assert do_run(place, run)["metrics"] is None
+    assert _do_run(place, run)["metrics"] is None
 
 
 def test_variants_with_the_same_fields_are_one_run(data, tmp_path):
     planned = plan(tmp_path, data, {"one": WITHOUT, "other": dict(WITHOUT), "third": {**WITHOUT, "save_steps": 9}})
     assert [entry.run.variant for entry in planned.runs] == ["one"]
+
+
+def test_some_seeds_can_be_run_alone(data, tmp_path):
+    planned = plan(
+        tmp_path, data, {"one": WITHOUT, "other": {**WITHOUT, "learning_rate": 1e-3}}, (0, 1, 2), only=[2, 0]
+    )
+    assert [entry.run.name for entry in planned.runs] == [
+        "one, seed 0",
+        "other, seed 0",
+        "one, seed 2",
+        "other, seed 2",
+    ]
+
+
+def test_variants_that_share_a_teacher_load_it_once(data, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(recipe_checks, "build_teacher", lambda fields: loaded.append(fields) or build_teacher(fields))
+    hard = VARIANTS["hard"]
+    hard = {**hard, "teacher_dtype": "bfloat16"}
+    variants = {f"rate {rate}": {**hard, "learning_rate": rate} for rate in (1e-3, 2e-3, 3e-3)}
+    plan(tmp_path, data, {"alone": WITHOUT, **variants, "half": {**hard, "teacher_dtype": "float16"}}, seeds=(0, 1))
+    assert [fields.teacher_dtype for fields in loaded] == ["bfloat16", "float16"]
 
 
 def test_the_same_data_have_one_name_whatever_the_first_seed(tmp_path):

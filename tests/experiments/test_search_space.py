@@ -114,7 +114,7 @@ def test_a_space_is_read_with_lists_whole_numbers_and_logarithms(written):
         ("mixup_alpha: &a [*a]", ["texts, numbers"]),
         ({"mixup_alpha": [0, 0.0]}, ["each choice once"]),
         ({"report_to": ["none", "all"]}, ["report_to cannot be searched"]),
-        ({"auto_augment": {"low": 0, "high": 1}}, ["auto_augment is no number", "as a list"]),
+        ({"auto_augment": {"low": 0, "high": 1}}, ["auto_augment", "as a list"]),
         ({"learning_rate": {"low": 1e-2, "high": 1e-3}}, ["learning_rate", "low must be below high"]),
         ({"learning_rate": {"low": 0, "high": 1e-3, "log": True}}, ["above 0 with log"]),
         ({"learning_rate": {"low": "little", "high": 1e-3}}, ["'little'", "two numbers"]),
@@ -122,7 +122,7 @@ def test_a_space_is_read_with_lists_whole_numbers_and_logarithms(written):
         ({"learning_rate": []}, ["a list of choices"]),
         ({"mixup_alpha": [0.1, 0.1]}, ["each choice once"]),
         ({"num_hidden_layers": {"low": 2.5, "high": 4}}, ["whole numbers"]),
-        ({"seed": [0, 1]}, ["seed cannot be searched", "luck"]),
+        ({"seed": [0, 1]}, ["seed cannot be searched"]),
         ({"num_train_epochs": [1, 2]}, ["--epochs"]),
         ({"weight_decay": [0.1]}, ["--weight_decay is given too"]),
     ],
@@ -137,15 +137,15 @@ def test_an_impossible_space_is_refused_by_name(written, content, named):
 @pytest.mark.parametrize(
     ("space", "own_type", "has_teacher", "named"),
     [
-        ([Parameter("distillation_type", ("none", "soft"))], "none", False, ["none or soft", "give --teacher"]),
-        ([Parameter("learning_rate", (1e-3,))], "hard", False, ["is hard here", "give --teacher"]),
+        ([Parameter("distillation_type", ("none", "soft"))], "none", False, ["none or soft", "--teacher"]),
+        ([Parameter("learning_rate", (1e-3,))], "hard", False, ["is hard", "--teacher"]),
         (
             [Parameter("distillation_tau", low=1, high=5)],
             "none",
             False,
-            ["distillation_tau", "is none", "give --teacher"],
+            ["distillation_tau", "is none", "--teacher"],
         ),
-        ([Parameter("distillation_tau", low=1, high=5)], "hard", True, ["distillation_tau", "is soft", "set that"]),
+        ([Parameter("distillation_tau", low=1, high=5)], "hard", True, ["distillation_tau", "is soft", "is hard"]),
     ],
 )
 def test_a_space_that_does_not_go_with_the_teacher_is_refused(space, own_type, has_teacher, named):

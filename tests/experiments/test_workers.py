@@ -1,4 +1,4 @@
-"""Tasks in other processes: what fails leaves the others alone, and nobody works on unseen."""
+"""Tasks in other processes: a failure leaves the others alone, and no worker outlives its parent."""
 
 import multiprocessing
 import os
@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from hf_deit.errors import DataError, UserError
-from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left
+from hf_deit.errors import UserError
+from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left, use_share_of_cores
 from tests.helpers import environment
+from tests.helpers.worker_tasks import fail, give, kill_oneself, refuse
 
 ROOT = Path(__file__).resolve().parents[2]
 # Holds a folder, then waits to be killed.
@@ -22,34 +24,11 @@ PARENT = """
 import signal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down that it is ignored
-import sys, pathlib, tests.experiments.test_workers as here, hf_deit.experiments.workers as w
+import sys, pathlib, tests.helpers.worker_tasks as here, hf_deit.experiments.workers as w
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
     w.run_tasks([w.Task("a", here.sleep, (folder / "pid",), folder / "log")], 1, print)
 """
-
-
-def give(value):
-    print("printed", value)
-    os.system("echo said by another program")
-    return value
-
-
-def refuse(message):
-    raise DataError(message)
-
-
-def fail():
-    raise ZeroDivisionError("a bug")
-
-
-def sleep(file):
-    file.write_text(str(os.getpid()))
-    time.sleep(60)
-
-
-def kill_oneself():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_alive(pid):
@@ -66,7 +45,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
+def test_a_failed_task_is_reported_and_the_others_end_well(tmp_path, capfd):
     log = tmp_path / "logs" / "log"
     tasks = [
         Task("bad", refuse, ("this cannot be",), log),
@@ -74,9 +53,10 @@ def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
         Task("good", give, (1,), log),
         Task("behind good", give, (2,), log, after="good"),
     ]
-    seen = []
+    seen, watched = [], []
     with pytest.raises(UserError) as refused:
-        run_tasks(tasks, 1, lambda task, result: seen.append((task.name, result)))
+        run_tasks(tasks, 1, lambda task, result: seen.append((task.name, result)), lambda: watched.append(len(seen)))
+    assert watched[-1] == 3
     assert [(name, str(result)) for name, result in seen] == [
         ("bad", "this cannot be"),
         ("good", "1"),
@@ -85,15 +65,34 @@ def test_what_fails_is_told_and_the_others_end_well(tmp_path, capfd):
     message = str(refused.value)
     assert "1 failed" in message and "bad: this cannot be" in message and str(log) in message
     text = log.read_text()
-    assert "printed 1" in text and "said by another program" in text and "DataError: this cannot be" in text
+    assert "printed 1" in text and "printed by another program" in text and "DataError: this cannot be" in text
     assert capfd.readouterr() == ("", "")  # what tasks print goes to their logs alone
 
 
-def test_a_bug_and_a_process_killed_from_outside_end_the_work_with_a_word(tmp_path):
+@pytest.fixture
+def whole_machine():
+    """What a process uses is set back after the test."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_process_uses_its_share_of_the_cores(whole_machine, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    torch.set_num_threads(16)
+    use_share_of_cores(3)
+    assert torch.get_num_threads() == 2
+    use_share_of_cores(16)
+    assert torch.get_num_threads() == 1
+    use_share_of_cores(2)  # OMP_NUM_THREADS may allow fewer
+    assert torch.get_num_threads() == 1
+
+
+def test_a_bug_and_a_killed_process_end_the_work_with_the_name_of_the_task(tmp_path):
     with pytest.raises(RuntimeError, match="one failed; its log") as raised:
         run_tasks([Task("one", fail, (), tmp_path / "log")], 1, lambda *unused: None)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
-    with pytest.raises(UserError, match="killed from outside while it was at two"):
+    with pytest.raises(UserError, match="two"):
         run_tasks([Task("two", kill_oneself, (), tmp_path / "log")], 1, lambda *unused: None)
     assert multiprocessing.active_children() == []
 

@@ -1,6 +1,12 @@
 """Commands run in this process, small image folders for them, and their results worked out by hand."""
 
+import contextlib
 import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
 
 import torch
 from PIL import Image
@@ -55,6 +61,29 @@ def write_splits(folder, names=NAMES):
 
 def hf_deit(*arguments):
     return main([str(argument) for argument in arguments])
+
+
+def _start(words):
+    os.setsid()  # with its workers a group, which can be killed at once
+    sys.exit(hf_deit(*words))
+
+
+def kill_when(condition, *words, seconds=150):
+    """Run a command in another process, with SIGKILL for it and its workers as soon as a condition holds.
+
+    The process is forked, so that it need not import torch and transformers again.
+    """
+    process = multiprocessing.get_context("fork").Process(target=_start, args=(words,))
+    process.start()
+    end = time.monotonic() + seconds
+    try:
+        while process.is_alive() and time.monotonic() < end and not condition():
+            time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    assert process.exitcode == -signal.SIGKILL, "the command ended before it was killed"
 
 
 def train(data, output_dir, *fields):

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from hf_deit.data.augmentation import Augmentation
 from hf_deit.data.sources import Source
 from hf_deit.data.views import EvaluationDataset, ViewDataset
+from hf_deit.errors import DataError
 from hf_deit.models.configuration_deit import DeiTConfig, ViTConfig
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from hf_deit.trainer.training_args import DistillationTrainingArguments
@@ -148,3 +149,10 @@ class FirstGradients(TrainerCallback):
 def logged(trainer, name):
     """What the trainer logged under `name`, in order."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+class RefusingSGD(torch.optim.SGD):
+    """An optimizer that fails at its first step, which no check of the recipe can know."""
+
+    def step(self, closure=None):
+        raise DataError("RefusingSGD takes no step")
