@@ -15,7 +15,7 @@ import hf_deit
 PACKAGE = Path(hf_deit.__file__).parent
 # Lowest first: a file may import its own wing and those before it.
 WINGS = ["root", "models", "data", "hub", "distillation", "trainer", "recipes", "experiments", "cli"]
-ROOT_MODULES = {"errors", "files", "fingerprints", "losses"}
+ROOT_MODULES = {"errors", "files", "fingerprints", "losses", "sizes"}
 # Kept because its name stands in files of users; it gives on what is defined in a wing.
 FORWARDING = {"networks"}
 

@@ -53,8 +53,8 @@ def _convert(options: argparse.Namespace, fields: list[str]) -> None:
     with quick_imports():
         import torch
 
-        from ..data.augmentation import as_size
         from ..models.convert import convert
+        from ..sizes import as_size
 
     names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
     model = convert(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
+from ..sizes import as_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,24 +100,6 @@ def _erase(view: "Image.Image", generator: random.Random) -> None:
         left, upper, right, lower = box
         noise = normal_noise(lower - upper, right - left, generator.getrandbits(128))
         view.paste(Image.fromarray(noise), (left, upper))
-
-
-def as_size(name: str, value: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return `(height, width)` for one number of pixels, or for two; None stays None.
-
-    Args:
-        name: Field that the value belongs to, for the message.
-        value: Pixels: one number, alone or in a sequence, or height and width.
-
-    Raises:
-        RecipeError: There are more than two numbers, or none, or one is not a whole number above 0.
-    """
-    if value is None:
-        return None
-    sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if len(sides) not in (1, 2) or any(type(side) is not int or side < 1 for side in sides):
-        raise RecipeError(f"{name}={sides}: give one whole number of pixels above 0, or height and width.")
-    return sides[0], sides[-1]
 
 
 def _as_range(name: str, values: Sequence[float]) -> tuple[float, float]:

@@ -19,10 +19,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.batch_ops import normalize, resize
 from ..errors import TeacherError, UserError
-from ..models.configuration_deit import as_pair
 from ..models.label_names import class_names
 from ..models.loading import load_pretrained, published_name, refuse_adapters
 from ..models.weights import load_weights
+from ..sizes import as_pair
 from .factories import FACTORY_NORMALIZATION, build_network, logits_of, replace_classifier
 
 logger = logging.getLogger(__name__)

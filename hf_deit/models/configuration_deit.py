@@ -18,20 +18,13 @@ from transformers.activations import ACT2FN
 
 from ..errors import UserError
 from ..losses import ProblemType
+from ..sizes import as_pair
 
 PRESETS = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
-
-
-def as_pair(size: int | Iterable[int]) -> tuple[int, int]:
-    """Gives `(height, width)` in pixels for a number or a pair."""
-    if isinstance(size, Iterable):
-        height, width = size
-        return height, width
-    return size, size
 
 
 def patch_grid(config: StockDeiTConfig | StockViTConfig) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..files import check_place, new_folder, staged_files, staged_folder, write_json
-from .configuration_deit import DeiTConfig, ViTConfig, as_pair, check_size
+from ..sizes import as_pair
+from .configuration_deit import DeiTConfig, ViTConfig, check_size
 from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor
 from .label_names import class_names, label_fields, read_label_names
 from .loading import WHOLE_FILES, no_safetensors, published_name, refuse_adapters

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..files import check_place, staged_files
 from ..losses import ProblemType
-from .configuration_deit import as_pair
+from ..sizes import as_pair
 from .convert import folder_of, json_beside, load_checkpoint
 from .loading import load_model, load_processor
 

@@ -28,7 +28,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..losses import supervised_loss
-from .configuration_deit import DeiTConfig, ViTConfig, as_pair, patch_grid, validate_config
+from ..sizes import as_pair
+from .configuration_deit import DeiTConfig, ViTConfig, patch_grid, validate_config
 from .state_dicts import fold_layer_scale, refuse_layer_scale, rename_hub_key, rename_hub_keys, require_layer_scale
 
 StudentConfig = DeiTConfig | ViTConfig

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .configuration_deit import as_pair
+from ..sizes import as_pair
 from .state_dicts import rename_hub_key
 
 # timm's name of a module or parameter → ours; the class and distillation head depend on the kind of student.

@@ -18,8 +18,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.augmentation import Augmentation, as_size
+from ..data.augmentation import Augmentation
 from ..errors import RecipeError
+from ..sizes import as_size
 
 if TYPE_CHECKING:
     from ..trainer.training_args import DistillationTrainingArguments

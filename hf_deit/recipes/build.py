@@ -18,12 +18,13 @@ from ..data.views import EvaluationDataset
 from ..distillation.teacher import Teacher
 from ..errors import RecipeError, UserError
 from ..losses import ProblemType
-from ..models.configuration_deit import DeiTConfig, ViTConfig, as_pair
+from ..models.configuration_deit import DeiTConfig, ViTConfig
 from ..models.fine_tuning import distilled_from_plain, set_trainable, with_image_size
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.label_names import class_names
 from ..models.loading import load_config, load_model, normalization
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from ..sizes import as_pair
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.validation import Problems
 from .arguments import ModelArguments, Recipe, TeacherArguments

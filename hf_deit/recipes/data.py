@@ -19,8 +19,8 @@ from ..data.views import ViewDataset
 from ..errors import DataError, RecipeError, UserError
 from ..fingerprints import short_digest_of
 from ..losses import ProblemType
-from ..models.configuration_deit import as_pair
 from ..models.loading import load_config
+from ..sizes import as_pair
 from .arguments import DataArguments, Recipe
 
 logger = logging.getLogger(__name__)

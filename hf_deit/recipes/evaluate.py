@@ -14,8 +14,8 @@ from ..data.views import EvaluationDataset
 from ..errors import RecipeError
 from ..hub.facts import RECIPE_FILE
 from ..losses import ProblemType
-from ..models.configuration_deit import as_pair
 from ..models.loading import load_model, load_processor
+from ..sizes import as_pair
 from ..trainer.resumable_trainer import EMA_FOLDER
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments

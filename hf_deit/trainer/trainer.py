@@ -34,8 +34,8 @@ from ..distillation.teacher import Teacher
 from ..errors import RecipeError
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
 from ..losses import ProblemType, balanced_weights, teacher_decisions
-from ..models.configuration_deit import as_pair
 from ..models.image_processing_deit import DeiTImageProcessor
+from ..sizes import as_pair
 from .hub_mixin import HubMixin
 from .metrics import RunningTerms
 from .optim import (

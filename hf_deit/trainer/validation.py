@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from ..data.dataset_info import inspect_dataset
 from ..errors import RecipeError, UserError
 from ..losses import ProblemType
-from ..models.configuration_deit import as_pair
 from ..models.label_names import class_names
+from ..sizes import as_pair
 from .metrics import TOP_K
 from .optim import layer_depths, optimizer_class, parse_optim_args
 from .training_args import DistillationTrainingArguments, numbered

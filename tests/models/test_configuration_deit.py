@@ -11,7 +11,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 import hf_deit.models.modeling_deit as modeling
 from hf_deit import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
-from hf_deit.models.configuration_deit import as_pair, patch_grid, validate_config
+from hf_deit.models.configuration_deit import patch_grid, validate_config
+from hf_deit.sizes import as_pair
 
 CONFIGS = pytest.mark.parametrize("config_class", [DeiTConfig, ViTConfig])
 HEADS = {DeiTConfig: DeiTForImageClassificationWithTeacher, ViTConfig: ViTForImageClassification}
