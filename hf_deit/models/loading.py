@@ -101,7 +101,7 @@ def load_pretrained(
     """
     if not with_weights:
         return _without_weights(model_class, name_or_path, needs_head, **kwargs)
-    refuse_adapters(name_or_path)
+    load_config(name_or_path)  # a name that does not exist has a clearer error than missing weights
     try:
         refuse_pickles_of_the_hub(name_or_path)
         safe = {} if Path(name_or_path).exists() else {"use_safetensors": True}
@@ -213,15 +213,19 @@ def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Pre
     Raises:
         UserError: There is no such model, or none that is whole.
     """
-    if Path(name_or_path).is_file():
-        raise UserError(
-            f"{name_or_path} is a file, and a folder is wanted: make one with hf-deit convert {name_or_path} FOLDER."
-        )
+    _refuse_file(name_or_path)
     name_or_path = published_name(name_or_path)
     config = load_config(name_or_path)
     key = (config.model_type, (config.architectures or [""])[0])
     model_class = _OWN_CLASSES.get(key, AutoModelForImageClassification)
     return load_pretrained(model_class, name_or_path, needs_head, **kwargs)
+
+
+def _refuse_file(name_or_path: str) -> None:
+    if Path(name_or_path).is_file():
+        raise UserError(
+            f"{name_or_path} is a file, but a model is a folder. Make one of it: hf-deit convert {name_or_path} FOLDER."
+        )
 
 
 def normalization(model: str | None) -> dict[str, list[float]]:
@@ -244,6 +248,7 @@ def load_processor(name_or_path: str) -> Any:
     Raises:
         UserError: It has none, or one that needs torchvision where that is not installed.
     """
+    _refuse_file(name_or_path)
     name_or_path = published_name(name_or_path)
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)

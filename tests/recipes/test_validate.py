@@ -1,0 +1,213 @@
+"""Forty bad recipes: what is wrong is found without reading weights and without writing a file, and `train` says the same."""
+
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import hf_deit.models.weights
+from hf_deit.distillation.teacher import Teacher
+from hf_deit.errors import RecipeError, UserError
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
+from hf_deit.recipes.build import build_trainer
+from hf_deit.recipes.data import load_run_data
+from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.train import train
+from hf_deit.recipes.validate import validate
+from tests.helpers import tiny
+from tests.helpers.runs import FACTORY, NAMES, TEACHER_LABELS, resnet_folder, swin_folder, write_splits
+
+QUIET = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
+SCRATCH = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 16,
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "distillation_type": "none",
+}
+HARD = {"distillation_type": "hard", "teacher": FACTORY, "teacher_labels": list(TEACHER_LABELS)}
+PLAIN = {
+    "model": "PLAIN",
+    "hidden_size": None,
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "patch_size": 16,
+}
+
+# Fields on top of SCRATCH (None: left out), and words of each problem that is found.
+BAD = {
+    "an unknown kind of student": ({"student": "large"}, ["student='large'"]),
+    "no size": ({"hidden_size": None, "num_hidden_layers": None, "num_attention_heads": None}, ["hidden_size"]),
+    "heads that do not divide the width": ({"num_attention_heads": 5}, ["5"]),
+    "an image that is no multiple of a patch": ({"image_size": 20}, ["20"]),
+    "a drop path above 1": ({"drop_path_rate": 1.5}, ["drop_path_rate"]),
+    "an unknown part that learns": ({"trainable": "tail"}, ["tail"]),
+    "a crop ratio of nothing": ({"evaluation_crop_ratio": 0.0}, ["crop"]),
+    "weights that are not there": ({**PLAIN, "model": "nowhere/at_all"}, ["nowhere/at_all"]),
+    "weights that are a file": ({**PLAIN, "model": "FILE"}, ["hf-deit convert"]),
+    "a folder without weights": ({**PLAIN, "model": "CONFIG"}, ["config.json"]),
+    "a shape beside weights": ({**PLAIN, "hidden_size": 32}, ["hidden_size"]),
+    "a plain student from two heads": ({**PLAIN, "model": "DISTILLED", "student": "plain"}, ["student=plain"]),
+    "another image size for a Swin": ({**PLAIN, "model": "SWIN", "image_size": 48}, ["image_size"]),
+    "a token for a ResNet": ({**PLAIN, "model": "RESNET", "student": "distilled", "image_size": None}, ["student"]),
+    "no teacher to learn from": ({"distillation_type": "hard"}, ["distillation_type='hard'", "teacher"]),
+    "a teacher that is not there": ({"distillation_type": "hard", "teacher": "nowhere/teacher"}, ["nowhere/teacher"]),
+    "a factory that is not there": ({**HARD, "teacher": "nowhere:network"}, ["nowhere:network"]),
+    "weights without a factory": ({"teacher_weights": "w.pth"}, ["teacher_weights"]),
+    "weights beside a folder": ({**HARD, "teacher": "PLAIN", "teacher_weights": "w.pth"}, ["teacher_weights"]),
+    "weights of a factory that are not there": ({**HARD, "teacher_weights": "nowhere.pth"}, ["nowhere.pth"]),
+    "an unknown type of the teacher": ({**HARD, "teacher_dtype": "int8"}, ["teacher_dtype='int8'"]),
+    "a teacher of other classes": ({**HARD, "teacher_labels": ["ant", "bee", "cat", "eel"]}, ["'dog'"]),
+    "a teacher of other names than classes": ({**HARD, "teacher_labels": ["bee", "cat"]}, ["4", "2"]),
+    "a teacher folder of other classes": ({"distillation_type": "soft", "teacher": "SWIN"}, ["2 classes"]),
+    "a token for a plain student": ({**HARD, "student": "plain", "distillation_target": "token"}, ["'token'"]),
+    "one head of two": ({**HARD, "distillation_target": "class"}, ["'class'"]),
+    "a cache that is not there": ({**HARD, "teacher_cache": "nowhere"}, ["nowhere"]),
+    "nothing to verify": ({**HARD, "verify_teacher_cache": 8}, ["verify_teacher_cache=8"]),
+    "an odd batch": ({"per_device_train_batch_size": 7}, ["per_device_train_batch_size=7"]),
+    "adapters in place of weights": ({**PLAIN, "model": "ADAPTER"}, ["LoRA"]),
+    "a warm-up without an end": ({"warmup_steps": 2}, ["warmup_steps=2"]),
+    "an optimizer that is not there": ({"optimizer_class": "nowhere:Lamb"}, ["nowhere:Lamb"]),
+    "an argument of no optimizer": ({"optimizer_class": "torch.optim:SGD", "optim_args": "pace=2"}, ["pace"]),
+    "an optimizer of another package": ({"optim": "galore_adamw"}, ["galore"]),
+    "an argument of no schedule": ({"lr_scheduler_kwargs": {"pace": 2}}, ["pace"]),
+    "an unknown metric": ({"load_best_model_at_end": True, "metric_for_best_model": "f1"}, ["f1"]),
+    "top-5 of three classes": ({"load_best_model_at_end": True, "metric_for_best_model": "top5_accuracy"}, ["top5"]),
+    "a stream of a folder": ({"streaming": True}, ["streaming: false"]),
+    "data that are not there": ({"data": "NOWHERE"}, ["no_such_data"]),
+    "a folder of an earlier run": ({"output_dir": "USED"}, ["USED", "--resume"]),
+    "nothing to resume": ({"resume": True}, ["resume"]),
+    "a column of no table": ({"label_column": ["kind"]}, ["label_column"]),
+    "a tracker that is not installed": ({"report_to": "clearml"}, ["clearml"]),
+    "four things at once": (
+        {**HARD, "distillation_target": "class", "per_device_train_batch_size": 7, "warmup_steps": 2, "layer_decay": 0.5,
+         "optimizer_class": "nowhere:Lamb"},
+        ["'class'", "per_device_train_batch_size=7", "warmup_steps=2", "nowhere:Lamb"],
+    ),
+    "data and student": ({"data": "NOWHERE", "student": "large"}, ["no_such_data", "student='large'"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """Data, models and an earlier run, which no check may touch."""
+    room = tmp_path_factory.mktemp("room")
+    write_splits(room / "data")
+    for name, two_heads in (("PLAIN", False), ("DISTILLED", True)):
+        tiny.student(two_heads).save_pretrained(room / name)
+        DeiTImageProcessor.for_image_size((16, 16)).save_pretrained(room / name)
+    resnet_folder(room / "RESNET")
+    swin_folder(room / "SWIN")
+    (room / "CONFIG").mkdir()
+    (room / "CONFIG" / "config.json").write_bytes((room / "PLAIN" / "config.json").read_bytes())
+    (room / "ADAPTER").mkdir()
+    (room / "ADAPTER" / "adapter_config.json").write_text("{}")
+    (room / "FILE").write_bytes(b"0")
+    (room / "USED").mkdir()
+    (room / "USED" / "model.safetensors").write_bytes(b"0")
+    return room
+
+
+def recipe_of(room, fields):
+    fields = {**QUIET, **SCRATCH, "data": str(room / "data"), "output_dir": str(room / "out"), **fields}
+    for name in ("model", "teacher", "output_dir"):
+        if fields.get(name) in ("PLAIN", "DISTILLED", "SWIN", "RESNET", "CONFIG", "ADAPTER", "FILE", "USED"):
+            fields[name] = str(room / fields[name])
+    if fields["data"] == "NOWHERE":
+        fields["data"] = str(room / "no_such_data")
+    return load_recipe({name: value for name, value in fields.items() if value is not None}, [])
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def messages(errors):
+    return [str(error) for error in errors]
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_a_bad_recipe_is_refused_by_the_check_and_by_the_training_with_the_same_words(room, name):
+    fields, words = BAD[name]
+    recipe, before = recipe_of(room, fields), contents(room)
+    problems = validate(recipe)
+    assert len(problems) == (len(words) if name in ("four things at once", "data and student") else 1)
+    said = "\n".join(messages(problems))
+    assert [word for word in words if word not in said] == []
+    with pytest.raises(UserError) as refused:
+        train(recipe)
+    assert messages(getattr(refused.value, "problems", ()) or [refused.value]) == messages(problems)
+    assert contents(room) == before, "something was written"
+
+
+# What a trainer made from Python with real weights says of the same recipe; the others are about folders, or optimizers, which
+# it makes later.
+ALSO_BY_THE_TRAINER = [
+    name
+    for name, (fields, _) in BAD.items()
+    if not {"output_dir", "resume", "optim", "optim_args", "lr_scheduler_kwargs", "report_to"} & fields.keys()
+    and "data" not in fields
+    and name != "a folder without weights"
+]
+
+
+def test_the_trainer_with_real_weights_refuses_the_same_recipes_with_the_same_words(room):
+    assert len(ALSO_BY_THE_TRAINER) > 30
+    for name in ALSO_BY_THE_TRAINER:
+        recipe = recipe_of(room, BAD[name][0])
+        recipe = recipe.replace(output_dir=str(room.parent / "made_by_the_trainer"))
+        with pytest.raises(UserError) as refused:
+            build_trainer(recipe)
+        assert messages(getattr(refused.value, "problems", ()) or [refused.value]) == messages(validate(recipe)), name
+
+
+def test_a_good_recipe_has_no_problems_and_its_check_leaves_no_trace(room, caplog):
+    recipe, before = recipe_of(room, HARD), contents(room)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    with caplog.at_level(logging.INFO):
+        data = load_run_data(recipe)
+        caplog.clear()
+        assert validate(recipe, data) == []
+    assert not caplog.records
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert contents(room) == before
+
+
+def test_no_weights_are_read(room, monkeypatch):
+    opened = []
+
+    def watched(*arguments, **options):
+        opened.append(arguments[0])
+        return safe_open(*arguments, **options)
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", watched)
+    monkeypatch.setattr(hf_deit.models.weights, "load_file", watched)
+    fields = {**PLAIN, "model": "DISTILLED", "distillation_type": "soft", "teacher": "DISTILLED"}
+    recipe = recipe_of(room, {**fields, "teacher_labels": [*NAMES, "ant"]})
+    assert validate(recipe) == []
+    assert opened == []
+    build_trainer(recipe)
+    assert len(opened) >= 2, "the test would not see it"
+
+
+def test_a_teacher_that_is_loaded_already_is_used(room):
+    teacher = Teacher(tiny.conv_network(), id2label=dict(enumerate(TEACHER_LABELS)))
+    recipe = recipe_of(room, {"distillation_type": "hard", "teacher": "nowhere/teacher"})
+    assert validate(recipe, teacher=teacher) == []
+    other = Teacher(tiny.conv_network(), id2label=dict(enumerate(("ant", "bee", "cat", "eel"))))
+    (problem,) = validate(recipe, teacher=other)
+    assert "'dog'" in str(problem)
+
+
+def test_several_problems_are_raised_as_one_error_that_lists_them(room):
+    with pytest.raises(RecipeError) as refused:
+        train(recipe_of(room, BAD["four things at once"][0]))
+    assert len(refused.value.problems) == 4
+    assert all(str(problem) in str(refused.value) for problem in refused.value.problems)
