@@ -58,7 +58,8 @@ def _convert(options: argparse.Namespace, fields: list[str]) -> None:
 
     names = ("weights", "num_attention_heads", "labels", "partial", "image_mean", "image_std", "crop_ratio")
     model = convert(
-        *(options.source, options.out),
+        options.source,
+        options.out,
         **{name: getattr(options, name) for name in names},
         keep_layer_scale=options.keep_layer_scale,
         image_size=as_size("image_size", options.image_size),

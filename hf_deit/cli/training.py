@@ -21,29 +21,51 @@ from .common import (
 
 # Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
 _COMMON_TRAINING_FIELDS = (
-    *("output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "max_grad_norm"),
-    *("seed", "bf16", "dataloader_num_workers", "eval_strategy", "save_strategy", "save_total_limit"),
-    *(
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "logging_steps",
-        "push_to_hub",
-        "hub_model_id",
-        "torch_compile",
-    ),
-    *("distillation_type", "distillation_target", "distillation_alpha", "distillation_tau", "distillation_reduction"),
-    *("base_loss", "class_weights", "num_views", "distillation_token_decay", "repeated_augmentation"),
-    *(
-        "scale_learning_rate",
-        "warmup_learning_rate",
-        "min_learning_rate",
-        "layer_decay",
-        "optimizer_class",
-        "optim_args",
-    ),
-    *("ema_epochs", "counted_weights"),
-    *("mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability"),
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "label_smoothing_factor",
+    "max_grad_norm",
+    "seed",
+    "bf16",
+    "dataloader_num_workers",
+    "eval_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "logging_steps",
+    "push_to_hub",
+    "hub_model_id",
+    "torch_compile",
+    "distillation_type",
+    "distillation_target",
+    "distillation_alpha",
+    "distillation_tau",
+    "distillation_reduction",
+    "base_loss",
+    "class_weights",
+    "num_views",
+    "distillation_token_decay",
+    "repeated_augmentation",
+    "scale_learning_rate",
+    "warmup_learning_rate",
+    "min_learning_rate",
+    "layer_decay",
+    "optimizer_class",
+    "optim_args",
+    "ema_epochs",
+    "counted_weights",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "mix_probability",
+    "mix_switch_probability",
 )
 
 
@@ -123,7 +145,7 @@ def _add_cache_commands(commands: Any) -> None:
     _add_recipe_options(cache)
     cache.add_argument("--out", required=True, metavar="DIR", help="the cache; new, or one to go on with")
     cache.add_argument(
-        *("--views", "--epochs"), type=int, dest="views", help="epochs of views (default: those the training shows)"
+        "--views", "--epochs", type=int, dest="views", help="epochs of views (default: those the training shows)"
     )
     cache.add_argument("--first_view", type=int, default=0, help="the first epoch of views, for a part (default: 0)")
     cache.add_argument("--kind", choices=("hard", "soft"), help="decisions or logits (default: distillation_type)")
@@ -190,7 +212,12 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
         raise UserError(f"--json {options.json}: its folder does not exist.")
     columns = columns_of(options)
     result = evaluate(
-        *(options.model, options.data, options.teacher, options.teacher_view_size, options.batch_size, options.bf16),
+        options.model,
+        options.data,
+        options.teacher,
+        options.teacher_view_size,
+        options.batch_size,
+        options.bf16,
         columns=columns if columns != Columns() else None,
     )
     print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}))

@@ -48,7 +48,9 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
             logger.warning(
                 "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each is learned "
                 "as a separate class; if they are the same class, give them the same name.",
-                *(name, len(names), ", ".join(map(repr, names))),
+                name,
+                len(names),
+                ", ".join(map(repr, names)),
             )
 
 
@@ -124,7 +126,10 @@ def warn_of_shared_files(train: Sequence[Any], validation: Sequence[Any], name: 
         logger.warning(
             "%d of %d validation images of %s are also training images; the first is %s. The accuracy on them does not tell how "
             "well the model does on new images: name each file in one split only.",
-            *(len(shared), len(validation), name, shared[0]),
+            len(shared),
+            len(validation),
+            name,
+            shared[0],
         )
 
 
@@ -266,7 +271,10 @@ def _without(source: Source, broken: dict[int, str], broken_images: str) -> Sour
         raise DataError(f"None of the {len(source)} images of {source.name} can be read:{listed(reasons)}")
     logger.warning(
         "%d of %d images of %s cannot be read and are left out:%s",
-        *(len(broken), len(source), source.name, listed(reasons)),
+        len(broken),
+        len(source),
+        source.name,
+        listed(reasons),
     )
     rest = source.subset([index for index in range(len(source)) if index not in broken], source.name)
     return replace(rest, left_out=(*source.left_out, *reasons))

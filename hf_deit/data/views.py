@@ -105,7 +105,9 @@ def memory_for_views(allowed: int, *shape: Any) -> KeptViews | None:
         logger.info(
             "The %d views of each image would take %.1f GB, and %.1f GB are allowed (half of the free memory, at most "
             "memory_limit, shared by all processes and trainings): views are computed again each time.",
-            *(num_views, size / 1e9, allowed / 1e9),
+            num_views,
+            size / 1e9,
+            allowed / 1e9,
         )
         return None
     logger.info("The %d views of each image are kept in memory once they are computed: %.2f GB.", num_views, size / 1e9)

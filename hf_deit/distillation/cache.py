@@ -422,7 +422,10 @@ class TeacherCache:
             logger.warning(
                 "%s lacks epoch(s) of views %s: of its %d complete epochs the first %d are used. Build the missing ones (hf-deit "
                 "cache-teacher --first_view), or merge the part that has them.",
-                *(self.folder, ", ".join(map(str, missing)), len(finished), self.epochs),
+                self.folder,
+                ", ".join(map(str, missing)),
+                len(finished),
+                self.epochs,
             )
         # Whether the files of each epoch of views, and last of the validation, were checked; shared with data workers.
         self._checked = torch.zeros(self.epochs + 1, dtype=torch.uint8).share_memory_()

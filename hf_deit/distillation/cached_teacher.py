@@ -204,7 +204,8 @@ class CachedTeacher:
             logger.warning(
                 "%s has no outputs for the images of %s: their evaluation has no figures of the teacher, and their loss is that "
                 "of the labels alone.",
-                *(self.cache.folder, ", ".join(map(repr, refused))),
+                self.cache.folder,
+                ", ".join(map(repr, refused)),
             )
 
     def _check_length(self, schedule: ViewSchedule) -> None:
@@ -225,7 +226,12 @@ class CachedTeacher:
             logger.warning(
                 "%s has %d epoch(s) of views and the training %d epochs: the views repeat every %d epochs (as with "
                 "num_views=%d). To give every epoch its own views, extend the cache (hf-deit cache-teacher --views %d).",
-                *(self.cache.folder, stored, needed, stored, stored, needed),
+                self.cache.folder,
+                stored,
+                needed,
+                stored,
+                stored,
+                needed,
             )
             self.num_views = stored
 
@@ -257,7 +263,9 @@ class CachedTeacher:
         found = verify_teacher_cache(self.cache, teacher, self._schedule, count)
         logger.info(
             "%d stored outputs verified: for %.2f %% the teacher predicts the same class, %.2f %% are equal to the last bit.",
-            *(found.records, 100 * found.same_decision, 100 * found.equal),
+            found.records,
+            100 * found.same_decision,
+            100 * found.equal,
         )
         differing = round(found.records * (1 - found.same_decision))
         if differing > most_by_rounding(found.records):
@@ -271,7 +279,8 @@ class CachedTeacher:
             logger.warning(
                 "verify_teacher_cache: of %d stored outputs %d have another class than the teacher predicts. So few are little "
                 "evidence: verify more (verify_teacher_cache=1000).",
-                *(found.records, differing),
+                found.records,
+                differing,
             )
         return found
 

@@ -33,8 +33,13 @@ logger = logging.getLogger(__name__)
 _OF_TWO_HEADS = ("cls_accuracy", "distillation_accuracy")
 # Fields that decide which images there are, and how they are split and read.
 _ABOUT_DATA = (
-    *("image_column", "label_column", "label_separator", "validation_share", "broken_images"),
-    *("streaming", "shuffle_buffer"),
+    "image_column",
+    "label_column",
+    "label_separator",
+    "validation_share",
+    "broken_images",
+    "streaming",
+    "shuffle_buffer",
 )
 
 

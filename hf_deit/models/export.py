@@ -289,7 +289,8 @@ def _quantize(path: Path, kind: str, beside: bool) -> float:
 
         # Seven bits of weights: on processors without VNNI the sum of two products of eight saturates.
         quantize_dynamic(
-            *(whole, whole.with_name(f"quantized-{path.name}")),
+            whole,
+            whole.with_name(f"quantized-{path.name}"),
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,

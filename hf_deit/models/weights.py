@@ -74,8 +74,10 @@ _SAFE_CLASSES = [
 _OFFICIAL_FILE = re.compile(r"deit_(?:tiny|small|base)_(?:distilled_)?patch16_(?:224|384)-([0-9a-f]{8})\.pth")
 # In a folder, the first that is there.
 FOLDER_FILES = (
-    *("model.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 
 

@@ -379,6 +379,7 @@ def teacher_of(arguments: TeacherArguments, *, with_weights: bool = True) -> Tea
             raise
         logger.warning(
             "%s\nIts cached outputs in %s are used, and its fingerprint is not compared with theirs.",
-            *(error, arguments.teacher_cache),
+            error,
+            arguments.teacher_cache,
         )
         return None
