@@ -17,7 +17,7 @@ from pathlib import Path
 import transformers
 
 from hf_deit.cli.common import print_table
-from hf_deit.cli.demo import (
+from hf_deit.experiments.demo import (
     KINDS,
     DemoArguments,
     load_digits,

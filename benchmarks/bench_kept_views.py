@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_deit.files import write_json
-from hf_deit.recipes.recipe import load_recipe, read_fields, recipe_path
+from hf_deit.recipes.reading import load_recipe, read_fields, recipe_path
 from hf_deit.recipes.train import build_trainer
 
 

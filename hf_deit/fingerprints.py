@@ -1,20 +1,35 @@
 """Digests of values and files, and which fields differ between two descriptions."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def digest_of(content: Any) -> str:
-    """The SHA-256 of what JSON makes of `content`."""
+    """Return the SHA-256 of the JSON form of `content`."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def short_digest_of(content: Any) -> str:
-    """A short name for plain values: 12 hexadecimal digits of their digest."""
+    """Return a short name for plain values: 12 hexadecimal digits of their digest."""
     return digest_of(content)[:12]
+
+
+def describe_fields(instance: Any, always: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a dataclass for a description that is kept in files and compared later.
+
+    A field that a later version adds is left out while it has its default, so that files written before it still match.
+
+    Args:
+        instance: A dataclass.
+        always: Names of the fields that are always there: those of the first version.
+    """
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(instance)}
+    fields = dataclasses.asdict(instance)
+    return {name: value for name, value in fields.items() if name in always or value != defaults[name]}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

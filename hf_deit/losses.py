@@ -330,7 +330,12 @@ def teacher_loss(
 
     Returns:
         A function of `(batch, num_labels)`; None where there are no outputs of a teacher.
+
+    Raises:
+        ValueError: The type is unknown, or "none".
     """
+    if distillation_type not in ("hard", "soft"):
+        raise ValueError(f"distillation_type={distillation_type!r}: choose hard or soft.")
     decisions = teacher_decisions(teacher_outputs)
     if decisions is None:
         return None

@@ -10,7 +10,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from hf_deit.recipes.recipe import load_recipe, recipe_names, recipe_parser, recipe_path
+from hf_deit.recipes.reading import load_recipe, recipe_names, recipe_parser, recipe_path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "training" / "accelerate"

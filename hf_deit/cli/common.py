@@ -110,7 +110,7 @@ def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 def _recipe_file(options: argparse.Namespace) -> str | Path | None:
     """The file that --recipe or --config names; None: neither is given."""
-    from ..recipes.recipe import recipe_path
+    from ..recipes.reading import recipe_path
 
     if options.recipe is None:
         return options.config

@@ -41,7 +41,7 @@ def _add_sweep(commands: Any) -> None:
 
 def _sweep(options: argparse.Namespace, fields: list[str]) -> None:
     from ..experiments.sweep import plan_sweep, run_sweep
-    from ..recipes.recipe import read_fields
+    from ..recipes.reading import read_fields
 
     file = _recipe_file(options)
     given = {"data": options.data, "teacher": options.teacher, "num_train_epochs": options.epochs}

@@ -99,7 +99,7 @@ class _TrainHelp(argparse.Action):
 
 
 def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
-    from ..trainer.teacher_args import TeacherTrainingArguments
+    from ..recipes.teacher_arguments import TeacherTrainingArguments
 
     add_fields(parser, TeacherTrainingArguments)
 
@@ -160,13 +160,13 @@ def _add_cache_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..recipes import recipe
+    from ..recipes.reading import load_recipe, recipe_parser
     from ..recipes.train import train
 
     if options.help_all:
-        recipe.recipe_parser().print_help()
+        recipe_parser().print_help()
         return
-    loaded = recipe.load_recipe(_recipe_file(options), fields)
+    loaded = load_recipe(_recipe_file(options), fields)
     metrics = train(loaded)
     if metrics is not None:
         print()
@@ -178,7 +178,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..recipes.recipe import listed_recipes, whole_text
+    from ..recipes.reading import listed_recipes, whole_text
 
     if options.name is not None:
         print(whole_text(options.name), end="")
@@ -192,8 +192,8 @@ def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..trainer.linear_probe import train_teacher
-    from ..trainer.teacher_args import TeacherTrainingArguments
+    from ..recipes.teacher_arguments import TeacherTrainingArguments
+    from ..recipes.train_teacher import train_teacher
 
     names = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
     arguments = TeacherTrainingArguments(**{name: getattr(options, name) for name in names})
@@ -251,7 +251,7 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.contact_sheet import show_augmentations
-    from ..recipes.recipe import load_recipe
+    from ..recipes.reading import load_recipe
 
     # argparse does not know the fields of a recipe, and takes the value of one before DATA for DATA.
     before = options.given[: options.given.index(options.data)]
@@ -270,7 +270,7 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.cache_teacher import cache_teacher
-    from ..recipes.recipe import given_names, load_recipe
+    from ..recipes.reading import given_names, load_recipe
 
     wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
     if wrong:
@@ -306,7 +306,7 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
 
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
-    from .demo import DemoArguments, run_demo
+    from ..experiments.demo import DemoArguments, run_demo
 
     if options.epochs < 1:
         raise UserError(f"--epochs {options.epochs}: it must be at least 1.")

@@ -12,9 +12,10 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
+from ..fingerprints import describe_fields
 from ..sizes import as_size
 
 if TYPE_CHECKING:
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 AUTO_AUGMENTS = ("none", "randaugment", "trivialaugment", "three_augment")
+# Fields of hf_deit 0.1, which every description of views has. A later field is described only where it is not at its default.
+_FIELDS_OF_0_1 = (
+    "view_size",
+    "crop_scale",
+    "crop_aspect",
+    "flip_probability",
+    "auto_augment",
+    "randaugment_magnitude",
+    "randaugment_magnitude_std",
+    "randaugment_probability",
+    "randaugment_num_ops",
+    "color_jitter",
+    "erasing_probability",
+)
 ERASED_SHARE = (0.02, 1 / 3)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 
@@ -201,6 +216,10 @@ class Augmentation:
                 "view_size is not set: give (height, width) in pixels, for example Augmentation((224, 224))."
             )
         return self.view_size
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields for descriptions of views, which are kept in files and compared later."""
+        return describe_fields(self, always=_FIELDS_OF_0_1)
 
     def __call__(self, image: "Image.Image", generator: random.Random) -> "Image.Image":
         """Return the view of an upright RGB image that `generator` determines.

@@ -11,13 +11,18 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..fingerprints import describe_fields
+
 # Columns of a batch's `mixes`: the share of the own image outside the box, and the box (height and width as shares of the side).
 MIX_COLUMNS = ("share", "top", "bottom", "left", "right")
+# Fields of hf_deit 0.1, which every description of views has.
+_FIELDS_OF_0_1 = ("mixup_alpha", "cutmix_alpha", "probability", "switch_probability")
 _UNMIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -49,6 +54,10 @@ class Mixing:
         for name in ("probability", "switch_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"mix {name}={getattr(self, name)}: it must be in [0, 1].")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields for descriptions of views, which are kept in files and compared later; all off if it is off."""
+        return describe_fields(self if self.is_on else Mixing(), always=_FIELDS_OF_0_1)
 
     @property
     def is_on(self) -> bool:

@@ -8,7 +8,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -139,7 +138,7 @@ class ViewStream(torch.utils.data.IterableDataset):
         return {
             "stream": self.reader.name,
             "classes": list(self.class_names),
-            "augmentation": asdict(self.augmentation),
+            "augmentation": self.augmentation.describe(),
             "seed": self.seed,
             "shuffle_buffer": self.shuffle_buffer,
             "broken_images": self.broken_images,

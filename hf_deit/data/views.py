@@ -13,7 +13,6 @@ import math
 import mmap
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +238,7 @@ class ViewDataset(_SourceDataset):
             "fingerprint": self.fingerprint,
             "images": len(self),
             "classes": list(self.class_names),
-            "augmentation": asdict(self.augmentation),
+            "augmentation": self.augmentation.describe(),
             "seed": self.seed,
             "broken_images": self.broken_images,
         }

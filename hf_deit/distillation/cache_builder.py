@@ -24,8 +24,9 @@ from ..errors import TeacherCacheError
 from ..losses import ProblemType, teacher_decisions
 from .cache import FORMAT, FORMAT_VERSION, OUTPUTS, TEACHER_FACTS, VALIDATION, RecordFormat, epoch_name, is_finished
 from .cache_writer import PART_RECORDS, Batches, CacheWriter, Records
+from .objective import view_logits
 from .teacher import Teacher
-from .view_schedule import ViewSchedule, describe_validation, describe_views, view_answers
+from .view_schedule import ViewSchedule, describe_validation, describe_views
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def build_teacher_cache(
 
 
 def _records(teacher: Teacher, loader: Iterable, record_format: RecordFormat, progress: tqdm) -> Iterator[Records]:
-    for logits in view_answers(teacher, loader):
+    for logits in view_logits(teacher, loader):
         progress.update(len(logits))
         yield record_format.encode(logits)
 

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from .cache import (
     files_of,
     finished_epochs,
     is_finished,
+    missing_epochs,
     read_json,
     read_manifest,
 )
@@ -175,6 +177,12 @@ class _Unfinished:
         except TeacherCacheError:
             return 0
         if content["plan"] != self.plan:
+            logger.warning(
+                "%s: an earlier build of %s used other batches; its %d complete batch(es) are computed again.",
+                self.folder,
+                self.name,
+                content["batches"],
+            )
             return 0
         # Between the last batch and the sidecar an array may have its final name already.
         whole = content["batches"] == self.total
@@ -241,7 +249,7 @@ class CacheWriter:
         self.record_format = RecordFormat.from_manifest(manifest["layout"])
         self.part_records = part_records
         self._id = cache_id(manifest)
-        check_folder(folder)
+        check_cache_folder(folder)
         path = self.folder / MANIFEST_FILE
         if path.exists() and not self._lock_file("manifest").exists():
             self.manifest = self._same_manifest()
@@ -274,9 +282,13 @@ class CacheWriter:
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise _not_writable(self.folder, error) from error
-            finished = len(finished_epochs(self.folder))
+            finished = finished_epochs(self.folder)
+            missing = missing_epochs(finished)
+            count = missing[0] if missing else len(finished)  # those before the first missing one
             usable = (
-                f" Its {finished} complete epoch(s) of views can be used (num_views={finished})." if finished else ""
+                f" Its first {count} epoch(s) of views are complete and can be used (num_views={count})."
+                if count
+                else ""
             )
             raise TeacherCacheError(
                 f"No space left for {self.folder} ({error.strerror}).{usable} Free some space and run the same command again: the "
@@ -431,17 +443,29 @@ def _acquire(path: Path, what: str) -> filelock.BaseFileLock:
             lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
     except filelock.Timeout as error:
         raise TeacherCacheError(
-            f"Another process is writing {what}: wait until it has finished, stop it, or build other epochs of views in another "
-            "folder (--out, --first_view, --views) and merge them later (hf-deit merge-teacher-caches)."
+            f"Another process{_holder(lock)} is writing {what} ({lock.lock_file}): wait until it has finished, stop it, or build "
+            "other epochs of views in another folder (--out, --first_view, --views) and merge them later (hf-deit "
+            "merge-teacher-caches)."
         ) from error
+    if not isinstance(lock, filelock.SoftFileLock):  # which holds this already
+        with contextlib.suppress(OSError):  # Windows, where the file is locked for writing too
+            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
     return lock
+
+
+def _holder(lock: filelock.BaseFileLock) -> str:
+    """Return the number and the host of the process that holds a lock, as far as its file has them."""
+    with contextlib.suppress(OSError, ValueError):
+        pid, host = Path(lock.lock_file).read_text().split()[:2]
+        return f", {int(pid)} on {host},"
+    return ""
 
 
 def _not_writable(folder: Path, error: OSError) -> TeacherCacheError:
     return TeacherCacheError(f"--out {folder} cannot be written ({error.strerror or error}): choose another folder.")
 
 
-def check_folder(folder: str | Path) -> None:
+def check_cache_folder(folder: str | Path) -> None:
     """Check that a cache can be written into a folder; a cache that is there already is not read.
 
     Raises:
@@ -483,20 +507,39 @@ def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
     """
     if not parts or not all(map(str, parts)):
         raise TeacherCacheError("No caches to merge were given, or one has an empty name: give their folders.")
-    check_folder(folder)
+    check_cache_folder(folder)
     folder, parts = Path(folder), [Path(part) for part in parts]
     manifests = {part: read_manifest(part) for part in parts}
     _check_same(folder if (folder / MANIFEST_FILE).exists() else parts[0], manifests)
-    writer = CacheWriter(folder, manifests[parts[0]])
     epochs = sorted({epoch for part in parts for epoch in finished_epochs(part)})
-    for name in (*map(epoch_name, epochs), VALIDATION):
-        sources = [part for part in parts if is_finished(part, name)]
-        if sources and not is_finished(folder, name):
-            writer.copy(name, sources)
+    sources = {name: _whole(name, manifests) for name in (*map(epoch_name, epochs), VALIDATION)}
+    writer = CacheWriter(folder, manifests[parts[0]])
+    for name, found in sources.items():
+        if found and not is_finished(folder, name):
+            writer.copy(name, found)
     accuracies = [manifest["teacher_accuracy"] for manifest in manifests.values() if "teacher_accuracy" in manifest]
     if accuracies and "teacher_accuracy" not in writer.manifest:
         writer.add_to_manifest(teacher_accuracy=accuracies[0])
     return finished_epochs(folder)
+
+
+def _whole(name: str, manifests: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
+    """Return the folders whose file of this name is whole, as far as its size and sidecar show.
+
+    Raises:
+        TeacherCacheError: If it is damaged in all of them; nothing was written yet.
+    """
+    found, errors = [], []
+    for part, manifest in manifests.items():
+        if is_finished(part, name):
+            try:
+                checked_sidecar(part, name, cache_id(manifest))
+                found.append(part)
+            except TeacherCacheError as error:
+                errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    return found
 
 
 def _check_same(first: Path, manifests: Mapping[Path, Mapping[str, Any]]) -> None:

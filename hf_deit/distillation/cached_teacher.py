@@ -20,8 +20,9 @@ from ..data.views import EvaluationDataset
 from ..errors import TeacherCacheError
 from ..losses import teacher_decisions
 from .cache import TeacherCache
+from .objective import view_logits
 from .teacher import Teacher
-from .view_schedule import ViewSchedule, describe_validation, describe_views, view_answers
+from .view_schedule import ViewSchedule, describe_validation, describe_views
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def verify_teacher_cache(
     for epoch, positions in sorted(drawn.items()):
         size = schedule.batch_size
         batches = [positions[start : start + size] for start in range(0, len(positions), size)]
-        for batch, logits in zip(batches, view_answers(teacher, schedule.loader(epoch, batches)), strict=True):
+        for batch, logits in zip(batches, view_logits(teacher, schedule.loader(epoch, batches)), strict=True):
             live, stored = record_format.decode(record_format.encode(logits)), cache.outputs(epoch, batch)
             same.append((teacher_decisions(stored) == teacher_decisions(live)).numpy())
             equal.append(

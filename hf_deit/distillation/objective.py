@@ -8,7 +8,7 @@ Paper: Touvron et al., arXiv:2012.12877, section 4.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from ..losses import (
 from .teacher import Teacher
 
 # What a batch holds beside the inputs that a student takes.
-_NOT_FOR_THE_STUDENT = ("pixel_values", "teacher_pixel_values", "labels", "mixes", *TEACHER_OUTPUTS)
+_NOT_FOR_THE_STUDENT = ("pixel_values", "labels", "mixes")
 
 
 class PreparedBatch(NamedTuple):
@@ -148,7 +148,11 @@ class DistillationObjective:
     @staticmethod
     def other_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what else a batch holds for the student, beside its pixels."""
-        return {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_STUDENT}
+        return {
+            name: value
+            for name, value in batch.items()
+            if name not in _NOT_FOR_THE_STUDENT and not name.startswith("teacher_")
+        }
 
     # ---- the teacher ----
 
@@ -218,9 +222,15 @@ class DistillationObjective:
 @torch.no_grad()
 def live_teacher_logits(objective: DistillationObjective, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the live teacher's logits `(batch, num_labels)` for a batch of views, moved to the teacher's device."""
-    batch = {name: value.to(objective.teacher.device) for name, value in batch.items() if name in _TEACHER_INPUTS}
+    view = "teacher_pixel_values" if "teacher_pixel_values" in batch else "pixel_values"
+    used = {"pixel_values": batch[view], "mixes": batch.get("mixes")}
+    batch = {name: value.to(objective.teacher.device) for name, value in used.items() if value is not None}
     prepared = objective.prepare(batch, for_student=False)
     return objective.teacher_outputs(batch, prepared.teacher_pixels)["teacher_logits"]
 
 
-_TEACHER_INPUTS = ("pixel_values", "teacher_pixel_values", "mixes")
+def view_logits(teacher: Teacher, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Tensor]:
+    """Yield the teacher's logits `(batch, num_labels)` for batches of `ViewSchedule.loader`."""
+    objective = DistillationObjective(num_labels=0, teacher=teacher)
+    for batch in batches:
+        yield live_teacher_logits(objective, batch)

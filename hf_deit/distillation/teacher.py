@@ -79,8 +79,8 @@ class Teacher:
 
         Args:
             name_or_path: A folder `hf-deit train-teacher` saved, or a folder or Hub name that
-                `AutoModelForImageClassification` loads; also a short one (`regnet-y-160`, see loading.py).
-            needs_head: Refuse weights without a classifier; False for a network that gets one (linear_probe.py).
+                `AutoModelForImageClassification` loads; also a short one (`regnet-y-160`, see models/loading.py).
+            needs_head: Refuse weights without a classifier; False for a network that gets one (train_teacher.py).
             with_weights: Read the weights; False: as `models.loading.load_pretrained`.
             **kwargs: As the constructor's, in place of what the files say.
 
@@ -121,7 +121,7 @@ class Teacher:
         """Builds a teacher by a function of an installed package.
 
         Args:
-            factory: `package.module:factory`, see networks.py.
+            factory: `package.module:factory`, see factories.py.
             weights: A `.safetensors` or `.pth` to load into it.
             **kwargs: As the constructor's.
 

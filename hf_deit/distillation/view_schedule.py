@@ -1,11 +1,10 @@
 """The views that a training shows its teacher, their order, their description, and the teacher's logits for them."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.batch_ops import Mixing
@@ -13,8 +12,6 @@ from ..data.dataset_info import inspect_dataset
 from ..data.sampling import ViewKey, ViewSampler, keys_at
 from ..data.views import EvaluationDataset, MixingCollator, ViewDataset, collate
 from ..errors import TeacherCacheError
-from .objective import DistillationObjective, live_teacher_logits
-from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
             f"A teacher cache needs views that can be rendered again, and {type(dataset).__name__} has none: its images have no "
             "index, or are augmented with a global random generator. Use a ViewDataset (streaming: false)."
         )
-    return {"data": dataset.describe(), "mixing": asdict(mixing if mixing.is_on else Mixing())}
+    return {"data": dataset.describe(), "mixing": mixing.describe()}
 
 
 def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
@@ -106,10 +103,3 @@ def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
         "crop_ratio": dataset.crop_ratio,
         "view_size": dataset.view_size or dataset.image_size,
     }
-
-
-def view_answers(teacher: Teacher, batches: Iterable[dict[str, Tensor]]) -> Iterator[Tensor]:
-    """Yield the teacher's logits `(batch, num_labels)` for batches of views as `ViewSchedule.loader` has them."""
-    objective = DistillationObjective(num_labels=0, teacher=teacher)
-    for batch in batches:
-        yield live_teacher_logits(objective, batch)

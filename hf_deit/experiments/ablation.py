@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..files import check_folder, parsed_yaml, staged_files
 from ..fingerprints import short_digest_of
-from ..recipes.recipe import read_fields, recipe_path
+from ..recipes.reading import read_fields, recipe_path
 
 # Fields that are set by the command line or by run_ablation.py.
 _NOT_HERE = ("data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume")

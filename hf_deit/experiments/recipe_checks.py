@@ -1,11 +1,11 @@
 """Checks of the recipes of one experiment, before its first training."""
 
 from ..distillation.teacher import Teacher
+from ..errors import Problems
 from ..recipes.arguments import Recipe, TeacherArguments
-from ..recipes.build import build_teacher
+from ..recipes.build import teacher_of
 from ..recipes.data import RunData
 from ..recipes.validate import validate
-from ..trainer.validation import Problems
 
 
 class RecipeChecks:
@@ -31,7 +31,7 @@ class RecipeChecks:
             return None
         if recipe.teacher != self._arguments:
             self._arguments = None
-            self._teacher = build_teacher(recipe.teacher)
+            self._teacher = teacher_of(recipe.teacher)
             self._arguments = recipe.teacher
         return self._teacher
 
@@ -41,6 +41,8 @@ class RecipeChecks:
         Raises:
             UserError: A field has an invalid value, or fields contradict each other.
         """
-        problems = Problems()
-        problems.extend(validate(recipe, self.data, self.teacher(recipe)))
+        problems, teacher = Problems(), None
+        with problems.gathered():
+            teacher = self.teacher(recipe)
+        problems.extend(validate(recipe, self.data, teacher) if not problems.errors else ())
         problems.raise_all()

@@ -19,10 +19,10 @@ from ..losses import ProblemType
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder, length_of
 from ..recipes.data import RunData, load_run_data
-from ..recipes.recipe import load_recipe
+from ..recipes.reading import load_recipe
 from ..recipes.train import train
 from ..trainer.checkpoints import checkpoints
-from ..trainer.validation import metric_names
+from ..trainer.metrics import metric_names
 from .ablation import Ablation, Run, check_origin, read_result, result_file
 from .recipe_checks import RecipeChecks
 from .workers import Task, alone_in, run_tasks, time_left, use_share_of_cores

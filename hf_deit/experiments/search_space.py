@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..files import parsed_yaml
 from ..recipes.arguments import Recipe
-from ..recipes.recipe import load_recipe, recipe_parser
+from ..recipes.reading import load_recipe, recipe_parser
 
 # Fields that are searched only with these distillation types.
 _NEEDS = {

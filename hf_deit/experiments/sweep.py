@@ -26,7 +26,7 @@ from ..files import check_folder, staged_files, write_json
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder
 from ..recipes.data import load_run_data
-from ..recipes.recipe import given_names, load_recipe
+from ..recipes.reading import given_names, load_recipe
 from ..recipes.train import train
 from .recipe_checks import RecipeChecks
 from .search_space import (

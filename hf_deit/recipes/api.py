@@ -142,7 +142,7 @@ class CacheResult(_Table):
 
 
 def _recipe(recipe: StrPath | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> "Recipe":
-    from .recipe import load_recipe, read_fields, recipe_names, recipe_path
+    from .reading import load_recipe, read_fields, recipe_names, recipe_path
 
     if recipe is None or isinstance(recipe, Mapping):
         own = dict(recipe or {})

@@ -1,7 +1,7 @@
 """The fields of a recipe, as dataclasses by subject, and the recipe that holds them.
 
 Every field is documented in its `metadata["help"]` and nowhere else. The fields of augmentation are in data/augmentation.py,
-those of the training in trainer/training_args.py. YAML files and the command line are read in recipe.py. Nothing here imports
+those of the training in trainer/training_args.py. YAML files and the command line are read in reading.py. Nothing here imports
 PyTorch or transformers before a recipe is made, so that help texts are shown at once.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.augmentation import Augmentation
-from ..errors import RecipeError
+from ..errors import RecipeError, numbered
 from ..sizes import as_size
 
 if TYPE_CHECKING:
@@ -318,7 +318,6 @@ def similar_name(name: str) -> str:
 
 
 def _raise_all(problems: Sequence[str]) -> None:
-    from ..trainer.training_args import numbered
 
     if problems:
         raise RecipeError(numbered(problems))

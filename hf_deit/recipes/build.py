@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ..data.views import EvaluationDataset
 from ..distillation.teacher import Teacher
-from ..errors import RecipeError, UserError
+from ..errors import Problems, RecipeError, UserError
 from ..losses import ProblemType
 from ..models.configuration_deit import DeiTConfig, ViTConfig
 from ..models.fine_tuning import distilled_from_plain, set_trainable, with_image_size
@@ -26,7 +26,6 @@ from ..models.loading import load_config, load_model, normalization
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from ..sizes import as_pair
 from ..trainer.trainer import DistillationTrainer
-from ..trainer.validation import Problems
 from .arguments import ModelArguments, Recipe, TeacherArguments
 from .data import RunData, load_run_data
 
@@ -303,12 +302,17 @@ def build_trainer(
     if teacher is None:
         with problems.gathered():
             teacher = teacher_of(recipe.teacher, with_weights=with_weights)
-        if teacher is not None and not with_weights and recipe.teacher.teacher_cache is not None:
-            teacher, verified = None, 0  # it would be compared with the cache by its weights
     image_size = image_size_of(recipe, student)
     augmentation = dataclasses.replace(recipe.augmentation, view_size=recipe.augmentation.view_size or image_size)
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
+    if not with_weights and teacher is not None and recipe.teacher.teacher_cache is not None:
+        # It would be compared with the cache by its weights, and run on some views. Its classes can be checked.
+        if student is not None:
+            with problems.gathered():
+                names = class_names(student.config.id2label)
+                teacher.to(args.device).align(names, student.config.num_labels, augmentation.view_size)
+        teacher, verified = None, 0
     problems.raise_all()
     training_set = data.training_set(
         augmentation,

@@ -9,11 +9,10 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..data.batch_ops import Mixing
 from ..data.views import EvaluationDataset
 from ..distillation.cache import RecordFormat, TeacherCache, finished_epochs
 from ..distillation.cache_builder import build_teacher_cache
-from ..distillation.cache_writer import check_folder
+from ..distillation.cache_writer import check_cache_folder
 from ..distillation.view_schedule import describe_views
 from ..errors import RecipeError, TeacherCacheError
 from ..fingerprints import short_digest_of
@@ -54,7 +53,7 @@ def cache_teacher(
     """
     args = recipe.training
     _check_numbers(args, epochs, first)
-    check_folder(out)
+    check_cache_folder(out)
     data, view_size = load_run_data(recipe), view_size_of(recipe)
     augmentation = dataclasses.replace(recipe.augmentation, view_size=view_size)
     dataset = data.training_set(augmentation, args.seed, args.global_batch_size)
@@ -140,7 +139,7 @@ def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
 
 
 def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
-    args, mixing = recipe.training, recipe.training.mixing
+    args = recipe.training
     data, settings = dataclasses.asdict(recipe.data), dataclasses.asdict(recipe.teacher)
     for name in ("teacher", "teacher_cache", "verify_teacher_cache"):  # the fingerprint stands for the teacher
         del settings[name]
@@ -148,8 +147,8 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     length = None if args.num_views else {"epochs": args.num_train_epochs, "max_steps": args.max_steps}
     return {
         "data": {**data, "data": recipe.to_dict()["data"]},  # with its path resolved
-        "augmentation": dataclasses.asdict(dataclasses.replace(recipe.augmentation, view_size=view_size_of(recipe))),
-        "mixing": dataclasses.asdict(mixing if mixing.is_on else Mixing()),
+        "augmentation": dataclasses.replace(recipe.augmentation, view_size=view_size_of(recipe)).describe(),
+        "mixing": args.mixing.describe(),
         "seed": args.seed,
         "repeats": args.repeated_augmentation,
         # The batches of the teacher decide how it rounds.

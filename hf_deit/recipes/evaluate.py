@@ -16,13 +16,13 @@ from ..hub.facts import RECIPE_FILE
 from ..losses import ProblemType
 from ..models.loading import load_model, load_processor
 from ..sizes import as_pair
-from ..trainer.resumable_trainer import EMA_FOLDER
+from ..trainer.checkpoints import EMA_FOLDER
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe, TeacherArguments
 from .build import build_teacher
 from .data import columns_of
-from .recipe import load_recipe
+from .reading import load_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -1,27 +1,31 @@
 """Checks a recipe before anything is trained: all problems at once, without reading weights and without writing a file.
 
-Listings of the data and the configurations of student and teacher are read. `train` calls this first, sweeps and ablations call
-it for every variant before the first run. What only the weights can show (a damaged file, a teacher cache that belongs to another
-teacher) is found when they are loaded, also before the first step.
+The data are read as for the training (listings; validation images are decoded to find unreadable ones), and the configurations
+of student and teacher. `train` calls this first, sweeps and ablations call it for every variant before the first run. What only
+the weights can show (a damaged file, a teacher cache that belongs to another teacher) is found when they are loaded, also before
+the first step.
 """
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..distillation.teacher import Teacher
-from ..errors import RecipeError, UserError
+from ..errors import Problems, RecipeError, UserError
 from ..files import check_folder
 from ..losses import ProblemType
 from ..trainer.checkpoints import checkpoints, newest_checkpoint
+from ..trainer.checks import publishing_problems
 from ..trainer.trainer import DistillationTrainer
-from ..trainer.validation import Problems, publishing_problems
 from .arguments import Recipe
 from .build import build_processor, build_trainer, image_size_of, student_of, teacher_of
 from .data import RunData, load_run_data
@@ -33,24 +37,14 @@ _UNKNOWN_CLASSES = ("0", "1")
 def validate(recipe: Recipe, data: RunData | None = None, teacher: Teacher | None = None) -> list[UserError]:
     """Return all problems of a recipe; an empty list if it can be trained.
 
+    If `output_dir` or the data cannot be used, only that and problems of student and teacher are found.
+
     Args:
         recipe: Recipe to check.
         data: Its data, if they are loaded already.
         teacher: Its teacher, if it is loaded already; else the teacher's configuration is read.
     """
-    problems = Problems()
-    if data is None:
-        with problems.gathered():
-            data = load_run_data(recipe)
-    with _without_traces():
-        with problems.gathered():
-            _check_output_dir(recipe)
-        if data is None:
-            _check_models(recipe, teacher, problems)
-        else:
-            with problems.gathered():
-                _check_trainer(recipe, data, teacher, problems)
-    return problems.errors
+    return _validated(recipe, data, teacher)[0]
 
 
 def load_validated(recipe: Recipe, teacher: Teacher | None = None) -> RunData:
@@ -59,15 +53,26 @@ def load_validated(recipe: Recipe, teacher: Teacher | None = None) -> RunData:
     Raises:
         UserError: There are problems, see `validate`.
     """
-    data, problems = None, Problems()
-    try:
-        data = load_run_data(recipe)
-    except UserError:
-        problems.extend(validate(recipe, teacher=teacher))  # it reads the data again, and finds the other problems too
-    else:
-        problems.extend(validate(recipe, data, teacher))
+    errors, data = _validated(recipe, None, teacher)
+    problems = Problems()
+    problems.extend(errors)
     problems.raise_all()
     return data
+
+
+def _validated(recipe: Recipe, data: RunData | None, teacher: Teacher | None) -> tuple[list[UserError], RunData | None]:
+    problems = Problems()
+    with problems.gathered():
+        _check_output_dir(recipe)
+        if data is None:  # not before: reading many images takes long
+            data = load_run_data(recipe)
+    with _without_traces():
+        if problems.errors:
+            _check_models(recipe, teacher, problems)
+        else:
+            with problems.gathered():
+                _check_trainer(recipe, data, teacher, problems)
+    return problems.errors, data
 
 
 def _check_output_dir(recipe: Recipe) -> None:
@@ -96,8 +101,11 @@ def _check_models(recipe: Recipe, teacher: Teacher | None, problems: Problems) -
 
 def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, problems: Problems) -> None:
     """Build the trainer with arbitrary weights; it finds what does not go together."""
+    # Copied and not made again: transformers keeps global state about the newest arguments with DeepSpeed.
+    args = copy.copy(recipe.training)
     # An existing folder in place of output_dir, which the Trainer would make; and no repository on the Hub.
-    tried = recipe.replace(output_dir=tempfile.gettempdir(), push_to_hub=False)
+    args.output_dir, args.push_to_hub = tempfile.gettempdir(), False
+    tried = dataclasses.replace(recipe, training=args)
     try:
         trainer = build_trainer(tried, data, teacher, with_weights=False)
         if recipe.training.push_to_hub:
@@ -122,9 +130,13 @@ def _check_optimizer(trainer: DistillationTrainer) -> None:
         raise
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"optim={str(trainer.args.optim)!r}, lr_scheduler_type={str(trainer.args.lr_scheduler_type)!r}, "
+            f"optim={_value(trainer.args.optim)!r}, lr_scheduler_type={_value(trainer.args.lr_scheduler_type)!r}, "
             f"lr_scheduler_kwargs={trainer.args.lr_scheduler_kwargs!r}: {error}"
         ) from error
+
+
+def _value(choice: Any) -> Any:
+    return getattr(choice, "value", choice)  # a member of an enum is given by its value
 
 
 @contextlib.contextmanager

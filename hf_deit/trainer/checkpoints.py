@@ -15,6 +15,8 @@ from ..errors import ResumeError
 from ..files import STAGING_PREFIX
 from ..fingerprints import changed_fields, differences
 
+# Beside the raw weights of a checkpoint: the averaged model.
+EMA_FOLDER = "ema"
 # Written into each checkpoint: model, recipe and data of the run, see `changed_fields`.
 RUN_FILE = "hf_deit_run.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -9,6 +9,7 @@ decay that suits a million updates averages next to nothing into a run of a thou
 import contextlib
 import logging
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,16 @@ logger = logging.getLogger(__name__)
 def decay_of_horizon(updates: float) -> float:
     """Gives the decay per update 1 - 1/updates, in [0, 1), of an average over about that many updates."""
     return max(0.0, 1.0 - 1.0 / updates)
+
+
+def horizon_problems(ema_epochs: float, updates: int) -> Iterator[str]:
+    """Yield what is wrong with a horizon of so many epochs, each of `updates` optimizer steps."""
+    horizon = ema_epochs * updates
+    if ema_epochs and horizon < 2:
+        yield (
+            f"ema_epochs={ema_epochs} with {updates} optimizer steps per epoch is a horizon of {horizon:g} steps, so the average "
+            f"would be the last weights. Use at least {2 / updates:.2g}, for example a tenth of all epochs, or 0 for no average."
+        )
 
 
 class AveragedWeights:
@@ -78,11 +89,15 @@ class AveragedWeights:
             parameter.copy_(value)
 
 
-class _Averaging(TrainerCallback):
-    """Has the average begin with the training and follow every update."""
+class AveragingCallback(TrainerCallback):
+    """Starts the average with the training, and updates it after every optimizer step.
+
+    Args:
+        trainer: Its `average` is set and updated; it must outlive this callback, which holds no reference of its own.
+    """
 
     def __init__(self, trainer: Any):
-        self.trainer = trainer
+        self.trainer = weakref.proxy(trainer)
         self.decay = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
@@ -93,13 +108,9 @@ class _Averaging(TrainerCallback):
         except TypeError:  # a stream: accelerate's loaders have the method, but no answer
             updates = state.max_steps
             logger.warning("The data have no length: for ema_epochs all %d updates count as one epoch.", updates)
-        horizon = args.ema_epochs * updates
-        if horizon < 2:
-            raise RecipeError(
-                f"ema_epochs={args.ema_epochs} × {updates} updates an epoch is a horizon of {horizon:g} updates: the average would "
-                f"be the last weights. Use at least {2 / updates:.2g} (a tenth of all epochs, for example), or 0 for none."
-            )
-        self.decay = decay_of_horizon(horizon)
+        for problem in horizon_problems(args.ema_epochs, updates):
+            raise RecipeError(problem)
+        self.decay = decay_of_horizon(args.ema_epochs * updates)
         logger.info(
             "Averaged weights: ema_epochs=%g × %d updates an epoch, decay %g an update. The %s weights count for the best "
             "model and the final save (counted_weights).",

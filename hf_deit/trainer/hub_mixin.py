@@ -12,12 +12,12 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers.utils import PushInProgress
 
-from ..errors import PublishError, UserError
+from ..errors import Problems, PublishError, UserError
 from ..files import write_json
 from ..hub.facts import LOG_FILE, RESULTS_FILE, CardMetadata, RunSummary, with_files
 from ..hub.model_card import write_card
 from ..hub.publishing import explain_failures, published_files
-from .validation import Problems, publishing_problems
+from .checks import publishing_problems
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,18 @@ class HubMixin:
         """
         if not self.is_world_process_zero():
             return
-        if not hasattr(self.accelerator.unwrap_model(self.model).config, "to_json_string"):
-            super().create_model_card(language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset)
+        if not hasattr(getattr(self.accelerator.unwrap_model(self.model), "config", None), "to_json_string"):
+            super().create_model_card(
+                language=language,
+                license=license,
+                tags=tags,
+                model_name=model_name,
+                finetuned_from=finetuned_from,
+                tasks=tasks,
+                dataset_tags=dataset_tags,
+                dataset=dataset,
+                dataset_args=dataset_args,
+            )
             return
         folder = Path(self.args.output_dir)
         title = model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1]

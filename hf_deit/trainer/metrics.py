@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..errors import NonFiniteLossError
-from ..losses import teacher_decisions
+from ..losses import ProblemType, teacher_decisions
 
 TOP_K = 5
 
@@ -202,3 +202,19 @@ class RunningTerms:
         names = self._names
         self._clear()
         return dict(zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True))
+
+
+_HEADS = ("", "cls_", "distillation_")
+_METRICS = {
+    ProblemType.SINGLE_LABEL: (
+        *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
+        "teacher_agreement",
+    ),
+    ProblemType.MULTI_LABEL: tuple(f"{head}mean_average_precision" for head in _HEADS),
+    ProblemType.REGRESSION: (),
+}
+
+
+def metric_names(problem_type: str) -> list[str]:
+    """Gives the names of the metrics of an evaluation, losses included; a student with one head has fewer."""
+    return [*_METRICS[problem_type], *(f"{head}loss" for head in _HEADS)]

@@ -24,14 +24,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
 from ..data.dataset_info import describe_dataset
-from ..errors import NonFiniteLossError, ResumeError
+from ..errors import NonFiniteLossError, RecipeError, ResumeError
 from ..files import STAGING_PREFIX, publish_folder, staged_files, write_json
-from .checkpoints import RUN_FILE, check_same_run, newest_checkpoint, remove_staging
-from .ema import AveragedWeights, _Averaging
+from .checkpoints import EMA_FOLDER, RUN_FILE, check_same_run, newest_checkpoint, remove_staging
+from .ema import AveragedWeights, AveragingCallback
+from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-EMA_FOLDER = "ema"
 ARGUMENTS_FILE = "training_args.json"
 # Arguments that say where, how often and how fast, and not what is trained: a resumed run may change them. A name that ends
 # in an underscore stands for all that begin with it.
@@ -97,9 +97,11 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if not isinstance(self.args, DistillationTrainingArguments):
+            raise RecipeError(f"args is {type(self.args).__name__}: give DistillationTrainingArguments.")
         self.add_callback(_PresentCadence)
         if self.args.ema_epochs:
-            self.add_callback(_Averaging(self))
+            self.add_callback(AveragingCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains; True resumes from the newest complete checkpoint in `output_dir`.
@@ -144,15 +146,20 @@ class ResumableTrainer(Trainer):
     def _ema_counts(self) -> bool:
         return self.args.ema_epochs > 0 and self.args.counted_weights == "ema"
 
-    def _evaluation_with_average(self, output: EvalLoopOutput, evaluate: Any) -> EvalLoopOutput:
-        """Adds the metrics of the averaged weights to those of the raw ones; `evaluate` gives them."""
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer's. While averaged weights are kept, their metrics follow as `ema_accuracy`, `ema_loss`, …"""
+        output = self._evaluate_weights(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.average is not None:
             with self.average.applied():
-                averaged = evaluate()
+                averaged = self._evaluate_weights(*args, metric_key_prefix=f"{metric_key_prefix}_ema", **kwargs)
             output.metrics.update(
                 {name: value for name, value in averaged.metrics.items() if "preparation_time" not in name}
             )
         return output
+
+    def _evaluate_weights(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate the weights that the model holds now; arguments as `evaluation_loop`."""
+        return super().evaluation_loop(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self._ema_counts and self.average is not None:

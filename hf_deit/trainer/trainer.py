@@ -2,7 +2,8 @@
 
 The trainer computes every loss itself and depends on the output contract only: a student returns `logits` and, where it
 has two heads, `cls_logits` and `distillation_logits`. It never passes labels to a student. The losses are in losses.py, the
-teacher in teacher.py, what the loaders give in trainer.py; here is what happens in a step, an evaluation and a save.
+teacher in teacher.py, what a batch is prepared for and learns from in objective.py; here are the loaders, the optimizer, a step
+and an evaluation.
 
 Paper: Touvron et al., arXiv:2012.12877.
 """
@@ -31,13 +32,14 @@ from ..distillation.cache import TeacherCache
 from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
-from ..errors import RecipeError
+from ..errors import Problems, RecipeError
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
 from ..losses import ProblemType, balanced_weights, teacher_decisions
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..sizes import as_pair
+from .checks import metric_problems, set_best_metric, trainer_problems, training_problems
 from .hub_mixin import HubMixin
-from .metrics import RunningTerms
+from .metrics import RunningTerms, reduce_batch, reduce_multi_label_batch, summarize, to_arrays
 from .optim import (
     REFERENCE_BATCH,
     cosine_rates,
@@ -48,17 +50,8 @@ from .optim import (
     split_by_depth,
 )
 from .resumable_trainer import ResumableTrainer
+from .student import StudentInfo, distillation_target, inspect_student
 from .training_args import DistillationTrainingArguments
-from .validation import (
-    Problems,
-    StudentInfo,
-    distillation_target,
-    inspect_student,
-    metric_problems,
-    set_best_metric,
-    trainer_problems,
-    training_problems,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +96,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         **kwargs: As `transformers.Trainer`.
 
     Raises:
-        RecipeError: Student, teacher and arguments do not go together.
+        RecipeError: Student, teacher and arguments do not go together; or there are several of these problems.
         TeacherError: The teacher's classes are not the student's, or it fails on a view.
-        TeacherCacheError: The stored answers are damaged, or answers to something else.
-        RecipeError: Several such things (it is both of the above).
+        TeacherCacheError: The cached outputs are damaged, or belong to something else.
     """
 
     # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
@@ -165,7 +157,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
         problems.raise_all()
-        self.objective = self._build_objective()
         self._warn_if_not_keyed(train_dataset)
 
     # ---- before the first step ----
@@ -207,11 +198,10 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             raise RecipeError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
         return cached
 
-    def _build_objective(self) -> DistillationObjective:
-        args, labels = self.args, inspect_dataset(self.train_dataset).labels
-        weights = None
-        if args.class_weights != "none" and labels is not None:  # an evaluation has no training data, and needs none
-            weights = balanced_weights(labels, self.student.num_labels).to(args.device)
+    @property
+    def objective(self) -> DistillationObjective:
+        """What the student learns from, by the present arguments and teacher, which a callback may change."""
+        args = self.args
         return DistillationObjective(
             num_labels=self.student.num_labels,
             problem_type=self.student.problem_type,
@@ -223,11 +213,19 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             reduction=args.distillation_reduction,
             label_loss=args.base_loss,
             label_smoothing=args.label_smoothing_factor,
-            class_weights=weights,
+            class_weights=self._class_weights,
             image_size=self.student.image_size,
             image_mean=self.image_mean,
             image_std=self.image_std,
         )
+
+    @functools.cached_property
+    def _class_weights(self) -> Tensor | None:
+        """`(num_labels,)` on the device; None where all classes count alike, and in an evaluation without training data."""
+        labels = inspect_dataset(self.train_dataset).labels
+        if self.args.class_weights == "none" or labels is None:
+            return None
+        return balanced_weights(labels, self.student.num_labels).to(self.args.device)
 
     # ---- loaders ----
 
@@ -495,8 +493,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Predicts a batch, keeps a few numbers of each image for the metrics, and gives the fused logits on."""
-        from .metrics import reduce_batch, reduce_multi_label_batch
-
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():
@@ -513,22 +509,10 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self._kept.append(self.accelerator.gather_for_metrics(kept))
         return loss, None if prediction_loss_only else heads["logits"].detach(), labels
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As the Trainer's, with the metrics of all heads; `loss` is the mean over the images, however they were batched.
-
-        While averaged weights are kept, their metrics follow as `ema_accuracy`, `ema_loss`, …
-        """
-        output = self._evaluate_heads(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        averaged = functools.partial(
-            self._evaluate_heads, *args, metric_key_prefix=f"{metric_key_prefix}_ema", **kwargs
-        )
-        return self._evaluation_with_average(output, averaged)
-
-    def _evaluate_heads(self, *args: Any, metric_key_prefix: str, **kwargs: Any) -> EvalLoopOutput:
-        from .metrics import summarize, to_arrays
-
+    def _evaluate_weights(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Add the metrics of all heads; `loss` is the mean over the images, however they were batched."""
         self._kept = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super()._evaluate_weights(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._kept:
             arrays = to_arrays(self._kept)
             metrics = {name: float(np.mean(arrays[name])) for name in arrays if name.endswith("loss")}

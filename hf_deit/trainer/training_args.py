@@ -6,7 +6,7 @@ depends on student, teacher and data is checked in validation.py before the firs
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +16,13 @@ from transformers import TrainingArguments
 from ..data.batch_ops import Mixing
 from ..data.dataset_info import inspect_dataset
 from ..distillation.view_schedule import ViewSchedule
+from ..errors import numbered
 from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
 
 # Strategies that upload whole checkpoints: optimizer state is a pickle, and pickles are not published.
 _REFUSED_HUB_STRATEGIES = ("checkpoint", "all_checkpoints")
 CLASS_WEIGHTS = ("none", "balanced")
 COUNTED_WEIGHTS = ("raw", "ema")
-
-
-def numbered(problems: Sequence[str]) -> str:
-    """Return one message for several problems, or the only one unchanged."""
-    if len(problems) == 1:
-        return problems[0]
-    rows = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
-    return f"{len(problems)} things do not work:\n{rows}"
 
 
 @dataclass
@@ -217,15 +210,17 @@ class DistillationTrainingArguments(TrainingArguments):
         """Return the number of optimizer steps of a training on `dataset`; None if the data have no length."""
         if self.max_steps > 0:
             return self.max_steps
+        updates = self.updates_per_epoch(dataset)
+        return None if updates is None else math.ceil(updates * self.num_train_epochs)
+
+    def updates_per_epoch(self, dataset: Any) -> int | None:
+        """Return the number of optimizer steps of an epoch on `dataset`; None if the data have no length."""
         info = inspect_dataset(dataset)
         if info.images is None:
             return None
         batches = info.images / self.global_batch_size
         # With view keys or mixing, the incomplete last step of an epoch is dropped; the stock sampler trains on it.
-        whole = (
-            math.floor(batches) if info.takes_view_keys or self.mixup_alpha or self.cutmix_alpha else math.ceil(batches)
-        )
-        return math.ceil(max(1, whole) * self.num_train_epochs)
+        return max(1, math.floor(batches) if info.takes_view_keys or self.mixing.is_on else math.ceil(batches))
 
     def view_schedule(self, dataset: Any, workers: int = 0) -> ViewSchedule:
         """Return the views that a training on `dataset` shows its teacher, and their order.
@@ -284,6 +279,8 @@ class DistillationTrainingArguments(TrainingArguments):
                 yield f"{name}={getattr(self, name)}: it must be finite and not negative (paper: {usual})."
         if not 0 < self.layer_decay <= 1:
             yield f"layer_decay={self.layer_decay}: a factor in (0, 1]; 1 leaves all layers alike."
+        if self.dataloader_num_workers < 0:
+            yield f"dataloader_num_workers={self.dataloader_num_workers}: it must be 0 (no processes) or more."
         if not 0 <= self.seed < 2**32:
             yield f"seed={self.seed}: a whole number from 0 to 2**32 - 1."
         if self.num_views is not None and self.num_views < 1:

@@ -20,8 +20,8 @@ from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.recipes.arguments import DataArguments, ModelArguments, RunArguments, TeacherArguments
 from hf_deit.recipes.predict import predict
-from hf_deit.recipes.recipe import load_recipe, recipe_names, whole_text
-from hf_deit.trainer.linear_probe import TeacherTrainingArguments
+from hf_deit.recipes.reading import load_recipe, recipe_names, whole_text
+from hf_deit.recipes.train_teacher import TeacherTrainingArguments
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 from tests.helpers.runs import (
     FACTORY,

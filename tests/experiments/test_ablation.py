@@ -23,7 +23,7 @@ from hf_deit.experiments.ablation import (
     spread,
     write_report,
 )
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = sorted((ROOT / "training" / "ablations").glob("*.yaml"))

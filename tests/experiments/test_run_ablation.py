@@ -19,7 +19,7 @@ from hf_deit.experiments.workers import alone_in
 from hf_deit.files import STAGING_PREFIX
 from hf_deit.recipes.build import build_teacher
 from hf_deit.recipes.cache_teacher import cache_folder
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 from tests.helpers import tiny
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, hf_deit, kill_when, write_images
 
@@ -340,7 +340,7 @@ def test_some_seeds_can_be_run_alone(data, tmp_path):
 
 def test_variants_that_share_a_teacher_load_it_once(data, tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(recipe_checks, "build_teacher", lambda fields: loaded.append(fields) or build_teacher(fields))
+    monkeypatch.setattr(recipe_checks, "teacher_of", lambda fields: loaded.append(fields) or build_teacher(fields))
     hard = VARIANTS["hard"]
     hard = {**hard, "teacher_dtype": "bfloat16"}
     variants = {f"rate {rate}": {**hard, "learning_rate": rate} for rate in (1e-3, 2e-3, 3e-3)}

@@ -15,7 +15,7 @@ from hf_deit.experiments.search_space import (
     suggest_fields,
 )
 from hf_deit.experiments.sweep import TrialRecord, best_of, render_report, standard_error
-from hf_deit.recipes.recipe import load_recipe, read_fields, recipe_path
+from hf_deit.recipes.reading import load_recipe, read_fields, recipe_path
 
 FIELDS = read_fields(recipe_path("clothing10_64"))
 

@@ -16,7 +16,7 @@ from hf_deit.experiments import sweep as sweep_module
 from hf_deit.experiments.search_space import Parameter, Sweep, suggest_fields
 from hf_deit.experiments.sweep import _importance, plan_sweep, records_of, search
 from hf_deit.recipes.cache_teacher import build_shared_cache
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 from tests.helpers import tiny
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, hf_deit, kill_when, refused, write_images
 

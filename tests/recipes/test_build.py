@@ -9,7 +9,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from hf_deit.errors import RecipeError
 from hf_deit.recipes.arguments import ModelArguments, TeacherArguments
 from hf_deit.recipes.build import build_student, build_teacher, choose_attention
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 from hf_deit.recipes.train import build_trainer
 from tests.helpers import tiny
 

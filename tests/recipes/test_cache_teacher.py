@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from hf_deit.distillation.cache import finished_epochs
 from hf_deit.recipes.cache_teacher import cache_folder
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 from tests.helpers.runs import FACTORY, QUIET, STUDENT, TEACHER_LABELS, hf_deit, refused, results, write_splits
 
 TEACHER = ("--teacher", FACTORY, "--teacher_labels", *TEACHER_LABELS)

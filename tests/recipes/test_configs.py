@@ -20,7 +20,7 @@ from hf_deit import (
 from hf_deit.cli import main
 from hf_deit.cli.commands import build_parser
 from hf_deit.cli.common import _recipe_file
-from hf_deit.recipes.recipe import header, launch_commands, listed_recipes, load_recipe, read_fields
+from hf_deit.recipes.reading import header, launch_commands, listed_recipes, load_recipe, read_fields
 from tests.helpers import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from hf_deit.data.tables import Columns
 from hf_deit.errors import UserError
 from hf_deit.recipes import contact_sheet
 from hf_deit.recipes.contact_sheet import GAP, draw_sheet, save_image, show_augmentations
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 
 
 def picture(seed, height=30, width=40):

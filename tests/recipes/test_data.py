@@ -19,7 +19,7 @@ from hf_deit.data.tables import Columns
 from hf_deit.recipes.data import load_run_data, view_size_of
 from hf_deit.recipes.evaluate import evaluate
 from hf_deit.recipes.predict import predict
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 from hf_deit.recipes.train import build_trainer
 from tests.helpers import tiny
 from tests.helpers.runs import (

@@ -7,7 +7,7 @@ import yaml
 
 import hf_deit
 from hf_deit import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
-from hf_deit.recipes.recipe import load_recipe, recipe_path
+from hf_deit.recipes.reading import load_recipe, recipe_path
 
 FIGURES = yaml.safe_load((Path(hf_deit.__file__).parent / "recipes" / "paper_figures.yaml").read_text(encoding="utf-8"))
 # Parameters by the papers' architectures with 1,000 classes, and ImageNet top-1 as design notes of the papers have them.

@@ -4,8 +4,7 @@ import pytest
 import yaml
 
 from hf_deit.errors import RecipeError
-from hf_deit.recipes import recipe
-from hf_deit.recipes.recipe import (
+from hf_deit.recipes.reading import (
     header,
     launch_commands,
     listed_recipes,
@@ -23,7 +22,7 @@ def package(tmp_path, monkeypatch):
     """A package of recipes that are not as they should be."""
     folder = tmp_path / "recipes"
     folder.mkdir()
-    monkeypatch.setattr(recipe, "FOLDER", folder)
+    monkeypatch.setattr("hf_deit.recipes.reading.FOLDER", folder)
     for name, text in {
         "whole": "student: plain\npreset: tiny\n",
         "derived": "# What it is.\nbase: whole\npreset: small\n",

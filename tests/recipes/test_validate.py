@@ -2,6 +2,7 @@
 
 import logging
 import random
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from safetensors import safe_open
 
 import hf_deit.models.weights
 from hf_deit.distillation.teacher import Teacher
-from hf_deit.errors import RecipeError, UserError
+from hf_deit.errors import DataError, RecipeError, UserError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.recipes.build import build_trainer
 from hf_deit.recipes.data import load_run_data
-from hf_deit.recipes.recipe import load_recipe
+from hf_deit.recipes.reading import load_recipe
 from hf_deit.recipes.train import train
 from hf_deit.recipes.validate import validate
 from tests.helpers import tiny
@@ -44,18 +45,18 @@ PLAIN = {
 BAD = {
     "an unknown kind of student": ({"student": "large"}, ["student='large'"]),
     "no size": ({"hidden_size": None, "num_hidden_layers": None, "num_attention_heads": None}, ["hidden_size"]),
-    "heads that do not divide the width": ({"num_attention_heads": 5}, ["5"]),
-    "an image that is no multiple of a patch": ({"image_size": 20}, ["20"]),
+    "heads that do not divide the width": ({"num_attention_heads": 5}, ["num_attention_heads=5"]),
+    "an image that is no multiple of a patch": ({"image_size": 20}, ["image_size", "patch_size", "20"]),
     "a drop path above 1": ({"drop_path_rate": 1.5}, ["drop_path_rate"]),
     "an unknown part that learns": ({"trainable": "tail"}, ["tail"]),
-    "a crop ratio of nothing": ({"evaluation_crop_ratio": 0.0}, ["crop"]),
+    "a crop ratio of nothing": ({"evaluation_crop_ratio": 0.0}, ["crop_ratio=0.0"]),
     "weights that are not there": ({**PLAIN, "model": "nowhere/at_all"}, ["nowhere/at_all"]),
     "weights that are a file": ({**PLAIN, "model": "FILE"}, ["hf-deit convert"]),
     "a folder without weights": ({**PLAIN, "model": "CONFIG"}, ["config.json"]),
     "a shape beside weights": ({**PLAIN, "hidden_size": 32}, ["hidden_size"]),
     "a plain student from two heads": ({**PLAIN, "model": "DISTILLED", "student": "plain"}, ["student=plain"]),
     "another image size for a Swin": ({**PLAIN, "model": "SWIN", "image_size": 48}, ["image_size"]),
-    "a token for a ResNet": ({**PLAIN, "model": "RESNET", "student": "distilled", "image_size": None}, ["student"]),
+    "a token for a ResNet": ({**PLAIN, "model": "RESNET", "student": "distilled", "image_size": None}, ["student and drop_path_rate"]),
     "no teacher to learn from": ({"distillation_type": "hard"}, ["distillation_type='hard'", "teacher"]),
     "a teacher that is not there": ({"distillation_type": "hard", "teacher": "nowhere/teacher"}, ["nowhere/teacher"]),
     "a factory that is not there": ({**HARD, "teacher": "nowhere:network"}, ["nowhere:network"]),
@@ -64,12 +65,16 @@ BAD = {
     "weights of a factory that are not there": ({**HARD, "teacher_weights": "nowhere.pth"}, ["nowhere.pth"]),
     "an unknown type of the teacher": ({**HARD, "teacher_dtype": "int8"}, ["teacher_dtype='int8'"]),
     "a teacher of other classes": ({**HARD, "teacher_labels": ["ant", "bee", "cat", "eel"]}, ["'dog'"]),
-    "a teacher of other names than classes": ({**HARD, "teacher_labels": ["bee", "cat"]}, ["4", "2"]),
+    "a teacher of other names than classes": ({**HARD, "teacher_labels": ["bee", "cat"]}, ["4 logits", "2 class names"]),
     "a teacher folder of other classes": ({"distillation_type": "soft", "teacher": "SWIN"}, ["2 classes"]),
     "a token for a plain student": ({**HARD, "student": "plain", "distillation_target": "token"}, ["'token'"]),
     "one head of two": ({**HARD, "distillation_target": "class"}, ["'class'"]),
     "a cache that is not there": ({**HARD, "teacher_cache": "nowhere"}, ["nowhere"]),
     "nothing to verify": ({**HARD, "verify_teacher_cache": 8}, ["verify_teacher_cache=8"]),
+    "an average over nothing": ({"ema_epochs": 0.1}, ["ema_epochs=0.1"]),
+    "a cache and a teacher of other classes": (
+        {**HARD, "teacher_cache": "nowhere", "teacher_labels": ["ant", "bee", "cat", "eel"]}, ["'dog'"],
+    ),
     "an odd batch": ({"per_device_train_batch_size": 7}, ["per_device_train_batch_size=7"]),
     "adapters in place of weights": ({**PLAIN, "model": "ADAPTER"}, ["LoRA"]),
     "a warm-up without an end": ({"warmup_steps": 2}, ["warmup_steps=2"]),
@@ -133,8 +138,14 @@ def messages(errors):
 
 
 @pytest.mark.parametrize("name", list(BAD))
-def test_a_bad_recipe_is_refused_by_the_check_and_by_the_training_with_the_same_words(room, name):
+def test_a_bad_recipe_is_refused_by_the_check_and_by_the_training_with_the_same_words(
+    room, name, tmp_path, monkeypatch
+):
     fields, words = BAD[name]
+    for place in (tmp_path / "temporary", tmp_path / "here"):
+        place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path / "here")
     recipe, before = recipe_of(room, fields), contents(room)
     problems = validate(recipe)
     assert len(problems) == (len(words) if name in ("four things at once", "data and student") else 1)
@@ -144,6 +155,7 @@ def test_a_bad_recipe_is_refused_by_the_check_and_by_the_training_with_the_same_
         train(recipe)
     assert messages(getattr(refused.value, "problems", ()) or [refused.value]) == messages(problems)
     assert contents(room) == before, "something was written"
+    assert len(list(tmp_path.rglob("*"))) == 2, "something was written elsewhere"
 
 
 # What a trainer made from Python with real weights says of the same recipe; the others are about folders, or optimizers, which
@@ -153,7 +165,8 @@ ALSO_BY_THE_TRAINER = [
     for name, (fields, _) in BAD.items()
     if not {"output_dir", "resume", "optim", "optim_args", "lr_scheduler_kwargs", "report_to"} & fields.keys()
     and "data" not in fields
-    and name != "a folder without weights"
+    # The trainer finds the missing cache too.
+    and name not in ("a folder without weights", "a cache and a teacher of other classes")
 ]
 
 
@@ -195,6 +208,21 @@ def test_no_weights_are_read(room, monkeypatch):
     assert opened == []
     build_trainer(recipe)
     assert len(opened) >= 2, "the test would not see it"
+
+
+def test_data_that_could_not_be_read_once_are_not_trained_on(room, tmp_path, monkeypatch):
+    # A network file system may fail once and work again.
+    failures = [DataError("the first time")]
+
+    def load(recipe):
+        if failures:
+            raise failures.pop()
+        return load_run_data(recipe)
+
+    monkeypatch.setattr("hf_deit.recipes.validate.load_run_data", load)
+    with pytest.raises(DataError, match="the first time"):
+        train(recipe_of(room, {"output_dir": str(tmp_path / "out")}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_that_is_loaded_already_is_used(room):

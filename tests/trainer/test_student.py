@@ -20,8 +20,8 @@ from transformers import ViTConfig as StockViTConfig
 from transformers import ViTForImageClassification as StockViT
 
 from hf_deit.errors import RecipeError
+from hf_deit.trainer.student import distillation_target, inspect_student
 from hf_deit.trainer.trainer import DistillationTrainer
-from hf_deit.trainer.validation import distillation_target, inspect_student
 from tests.helpers.tiny import (
     NAMES,
     SIZE,

@@ -663,3 +663,15 @@ def test_the_saved_folder_says_how_its_images_are_prepared(tmp_path):
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert processor["crop_size"] == {"height": SIZE, "width": SIZE}
     assert processor["image_mean"] == pytest.approx(list(MEAN))
+
+
+def test_arguments_that_a_callback_changes_are_used_from_then_on(tmp_path):
+    trainer = DistillationTrainer(
+        student(), conv_teacher(), arguments(tmp_path, distillation_type="soft"), train_dataset=training_data(32)
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    before = trainer.compute_loss(trainer.model, dict(batch)).item()
+    trainer.args.distillation_alpha = 1.0
+    after = trainer.compute_loss(trainer.model, dict(batch)).item()
+    trainer.args.distillation_tau = 1.0
+    assert len({before, after, trainer.compute_loss(trainer.model, dict(batch)).item()}) == 3

@@ -29,9 +29,9 @@ from ..errors import UserError
 from ..files import staged_files
 from ..losses import ProblemType
 from ..models.image_processing_deit import DeiTImageProcessor
-from .teacher_args import TeacherTrainingArguments
-from .trainer import DistillationTrainer
-from .training_args import DistillationTrainingArguments
+from ..trainer.trainer import DistillationTrainer
+from ..trainer.training_args import DistillationTrainingArguments
+from .teacher_arguments import TeacherTrainingArguments
 
 
 def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:

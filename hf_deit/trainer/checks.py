@@ -1,12 +1,11 @@
-"""What cannot work together, found before the first step and told all at once.
+"""What does not go together in a training, found before the first step and reported together.
 
-Each check gives a message with the remedy; the trainer gathers them, together with what student and teacher refuse
-themselves, and raises them in one error. Arguments alone are checked by training_args.py.
+Each check yields a message with the remedy. The trainer collects them, together with what student and teacher refuse
+themselves, and raises them in one error. Arguments alone are checked by training_args.py, whole recipes by
+recipes/validate.py.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,170 +13,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.dataset_info import inspect_dataset
-from ..errors import RecipeError, UserError
+from ..errors import UserError
 from ..losses import ProblemType
-from ..models.label_names import class_names
 from ..sizes import as_pair
-from .metrics import TOP_K
+from .ema import horizon_problems
+from .metrics import TOP_K, metric_names
 from .optim import layer_depths, optimizer_class, parse_optim_args
-from .training_args import DistillationTrainingArguments, numbered
-
-
-@dataclass(frozen=True)
-class StudentInfo:
-    """Facts about a student.
-
-    Args:
-        image_size: `(height, width)` it takes, in pixels; None if it takes any.
-        num_labels: Number of outputs of a head.
-        two_heads: Whether it has a distillation head.
-        class_names: In index order; None if it has none.
-        problem_type: What its outputs are trained on.
-    """
-
-    image_size: tuple[int, int] | None
-    num_labels: int
-    two_heads: bool
-    class_names: list[str] | None
-    problem_type: ProblemType
-
-
-@torch.no_grad()
-def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
-    """Runs a student on one black image and reads its configuration.
-
-    Args:
-        model: The student.
-        image_size: Number or (height, width) to try; default: `config.image_size`, else 224.
-
-    Raises:
-        RecipeError: It fails, or returns no `logits` of shape `(batch, num_labels)`.
-    """
-    config = getattr(model, "config", None)
-    fixed_size = getattr(config, "image_size", None)
-    height, width = as_pair(fixed_size or image_size or 224)
-    parameter = next(model.parameters())
-    pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=parameter.device)
-    was_training = model.training
-    model.eval()
-    try:
-        outputs = model(pixel_values=pixels.to(parameter.dtype))
-        logits = outputs["logits"]
-    except Exception as error:  # a user's module may raise anything
-        raise RecipeError(
-            f"The student ({type(model).__name__}) must take pixel_values {tuple(pixels.shape)} and return an output with "
-            f"'logits': {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        model.train(was_training)
-    if logits.ndim != 2:
-        raise RecipeError(
-            f"The student's logits are {tuple(logits.shape)} for one image: expected (batch, num_labels)."
-        )
-    problem_type = getattr(config, "problem_type", None)
-    if problem_type is None:
-        problem_type = ProblemType.REGRESSION if logits.shape[-1] == 1 else ProblemType.SINGLE_LABEL
-    return StudentInfo(
-        image_size=None if fixed_size is None else (height, width),
-        num_labels=logits.shape[-1],
-        two_heads="distillation_logits" in outputs,
-        class_names=class_names(getattr(config, "id2label", None)),
-        problem_type=ProblemType(problem_type),
-    )
-
-
-def distillation_target(args: DistillationTrainingArguments, student: StudentInfo, has_teacher: bool) -> str | None:
-    """Decides which head learns from the teacher, and refuses what cannot be.
-
-    Returns:
-        "token", "class", or None without distillation.
-
-    Raises:
-        RecipeError: The arguments, the student and the teacher do not go together.
-    """
-    if args.distillation_type == "none":
-        return None
-    if not has_teacher:
-        raise RecipeError(
-            f"distillation_type={args.distillation_type!r} needs a teacher and none was given: pass one, or set "
-            "distillation_type='none'."
-        )
-    if student.problem_type != ProblemType.SINGLE_LABEL:
-        raise RecipeError(
-            f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's problem_type "
-            f"is {student.problem_type!r}: train it with distillation_type='none'."
-        )
-    target = args.distillation_target or ("token" if student.two_heads else "class")
-    if target == "token" and not student.two_heads:
-        raise RecipeError(
-            "distillation_target='token' needs a student with a distillation head, and this one returns logits only: use "
-            "DeiTForImageClassificationWithTeacher, or distillation_target='class' (labels and teacher on the one head)."
-        )
-    if target == "class" and student.two_heads:
-        raise RecipeError(
-            "distillation_target='class' trains one head on labels and teacher, and this student has two: the other would "
-            "learn nothing. Use distillation_target='token', or the plain student (ViTForImageClassification)."
-        )
-    return target
-
-
-_HEADS = ("", "cls_", "distillation_")
-_METRICS = {
-    ProblemType.SINGLE_LABEL: (
-        *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
-        "teacher_agreement",
-    ),
-    ProblemType.MULTI_LABEL: tuple(f"{head}mean_average_precision" for head in _HEADS),
-    ProblemType.REGRESSION: (),
-}
-
-
-class Problems:
-    """Collects errors that a user can fix, so that they are raised together."""
-
-    def __init__(self) -> None:
-        self._errors: list[UserError] = []
-
-    def add(self, messages: Iterator[str]) -> None:
-        """Add an error for each message."""
-        self._errors += [RecipeError(message) for message in messages]
-
-    @property
-    def errors(self) -> list[UserError]:
-        """What was collected, in this order."""
-        return list(self._errors)
-
-    def extend(self, errors: Iterable[UserError]) -> None:
-        """Add errors, each of several problems as one by one."""
-        for error in errors:
-            self._errors += problems_of(error)
-
-    @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Keep an error that is raised inside, and continue after the block."""
-        try:
-            yield
-        except UserError as error:
-            self.extend([error])
-
-    def raise_all(self) -> None:
-        """Raise what was collected.
-
-        Raises:
-            UserError: There was one problem; it is raised as it is.
-            RecipeError: There were several; its `problems` are the errors.
-        """
-        if len(self._errors) == 1:
-            raise self._errors[0]
-        if self._errors:
-            several = RecipeError(numbered([str(error) for error in self._errors]))
-            several.problems = tuple(self._errors)
-            raise several
-
-
-def problems_of(error: UserError) -> list[UserError]:
-    """Return the problems that an error names: several of a `RecipeError` that has several, else the error itself."""
-    return list(getattr(error, "problems", ())) or [error]
+from .student import StudentInfo
+from .training_args import DistillationTrainingArguments
 
 
 def training_problems(
@@ -196,6 +39,9 @@ def training_problems(
     yield from _data_problems(args, student, dataset)
     yield from _weight_problems(args, model)
     yield from _schedule_problems(args, model, updates)
+    per_epoch = args.updates_per_epoch(dataset) or updates
+    if per_epoch:
+        yield from horizon_problems(args.ema_epochs, per_epoch)
 
 
 def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
@@ -211,11 +57,6 @@ def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> N
     args.metric_for_best_model = f"ema_{name}" if args.counted_weights == "ema" else name
     if args.greater_is_better is None:
         args.greater_is_better = not name.endswith("loss")
-
-
-def metric_names(problem_type: str) -> list[str]:
-    """Gives the names of the metrics of an evaluation, losses included; a student with one head has fewer."""
-    return [*_METRICS[problem_type], *(f"{head}loss" for head in _HEADS)]
 
 
 def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -> Iterator[str]:
@@ -259,7 +100,7 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
 def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
     info = inspect_dataset(dataset)
     keyed = info.takes_view_keys
-    if args.train_batch_size % 2 and (keyed or args.mixup_alpha or args.cutmix_alpha):
+    if args.train_batch_size % 2 and (keyed or args.mixing.is_on):
         yield (
             f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
         )
@@ -270,7 +111,7 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
                 f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
             )
         batch = args.train_batch_size * args.world_size
-        if (args.mixup_alpha or args.cutmix_alpha) and info.images is not None and info.images < batch:
+        if args.mixing.is_on and info.images is not None and info.images < batch:
             yield (
                 f"The data have {info.images} images and a batch {batch}: mixing leaves out an incomplete batch, so nothing would "
                 f"be learned. Use per_device_train_batch_size of at most {info.images // args.world_size // 2 * 2}."

@@ -13,7 +13,7 @@ import hf_deit
 from hf_deit.data.augmentation import Augmentation
 from hf_deit.errors import RecipeError
 from hf_deit.recipes.arguments import GROUPS, DataArguments, ModelArguments, RunArguments, TeacherArguments
-from hf_deit.recipes.recipe import given_names, load_recipe, read_fields, recipe_path
+from hf_deit.recipes.reading import given_names, load_recipe, read_fields, recipe_path
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 from tests.helpers import environment
 

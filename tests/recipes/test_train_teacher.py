@@ -15,7 +15,7 @@ from hf_deit.distillation.factories import FACTORY_NORMALIZATION
 from hf_deit.distillation.teacher import Teacher
 from hf_deit.errors import UserError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
-from hf_deit.trainer.linear_probe import TeacherTrainingArguments, train_teacher
+from hf_deit.recipes.train_teacher import TeacherTrainingArguments, train_teacher
 from tests.helpers import tiny
 from tests.helpers.runs import (
     FACTORY,
@@ -275,7 +275,7 @@ def test_the_command_trains_and_says_how_to_go_on(tmp_path, capsys, data, linear
 def test_the_command_hands_every_option_on(monkeypatch):
     given = []
     monkeypatch.setattr(
-        "hf_deit.trainer.linear_probe.train_teacher", lambda one: given.append(one) or {"accuracy": 1.0}
+        "hf_deit.recipes.train_teacher.train_teacher", lambda one: given.append(one) or {"accuracy": 1.0}
     )
     wanted = TeacherTrainingArguments(
         data="d",

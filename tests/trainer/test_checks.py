@@ -10,9 +10,10 @@ from transformers import ViTForImageClassification as StockViT
 from hf_deit.data.augmentation import Augmentation
 from hf_deit.data.views import ViewDataset
 from hf_deit.distillation.teacher import Teacher
-from hf_deit.errors import RecipeError, TeacherError, UserError
+from hf_deit.errors import Problems, RecipeError, TeacherError, UserError
+from hf_deit.trainer.checks import training_problems
+from hf_deit.trainer.student import inspect_student
 from hf_deit.trainer.trainer import DistillationTrainer
-from hf_deit.trainer.validation import Problems, inspect_student, training_problems
 from tests.helpers.tiny import NAMES, SIZE, arguments, conv_teacher, evaluation_data, source, student, training_data
 
 SIX = tuple("abcdef")
