@@ -19,6 +19,10 @@ _PUBLIC = {
     "load_checkpoint": "models.convert",
     "load_splits": "data.loading",
     "Teacher": "distillation.teacher",
+    "cache_teacher": "recipes.api",
+    "evaluate": "recipes.api",
+    "predict": "recipes.api",
+    "train": "recipes.api",
     "DistillationTrainer": "trainer.trainer",
     "DistillationTrainingArguments": "trainer.training_args",
 }
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
         ViTForImageClassification,
         register_auto_classes,
     )
+    from .recipes.api import cache_teacher, evaluate, predict, train
     from .trainer.trainer import DistillationTrainer
     from .trainer.training_args import DistillationTrainingArguments
 

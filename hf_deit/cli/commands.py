@@ -45,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the main job on embedded real digits, in minutes, without a network")
     demo.add_argument("--output_dir", default="hf_deit_demo", help="where the best student goes (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of data, weights and views (default: %(default)s)")
+    demo.add_argument(
+        "--epochs",
+        type=int,
+        default=200,
+        help="of every student; 1 is a quick test that learns nothing (default: %(default)s)",
+    )
 
     train = commands.add_parser(
         "train",

@@ -308,7 +308,16 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     from .demo import DemoArguments, run_demo
 
-    result = run_demo(DemoArguments(output_dir=options.output_dir, seed=options.seed))
+    if options.epochs < 1:
+        raise UserError(f"--epochs {options.epochs}: it must be at least 1.")
+    result = run_demo(
+        DemoArguments(
+            output_dir=options.output_dir,
+            seed=options.seed,
+            epochs=options.epochs,
+            teacher_epochs=min(options.epochs, DemoArguments.teacher_epochs),
+        )
+    )
     print()
     print_table(result["table"])
     print("\n" + result["story"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..distillation.teacher import Teacher
 from ..errors import PublishError
 from ..files import staged_files, write_json
 from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, read_facts
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    recipe: Recipe, prepare: Callable[[DistillationTrainer], None] | None = None, concurrent_trainings: int = 1
+    recipe: Recipe,
+    prepare: Callable[[DistillationTrainer], None] | None = None,
+    concurrent_trainings: int = 1,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any] | None:
     """Trains a student and saves it, its processor, the recipe and the results in `output_dir`.
 
@@ -32,6 +36,7 @@ def train(
         recipe: Of the run.
         prepare: Gets the trainer before its first step, to add callbacks.
         concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
+        teacher: The teacher, if it is loaded already.
 
     Returns:
         The validation metrics of the saved weights, and `broken_images`, how many there were by what was done; None in
@@ -42,8 +47,8 @@ def train(
         NonFiniteLossError: Training diverged.
     """
     output_dir = Path(recipe.training.output_dir)
-    data = load_validated(recipe)
-    trainer = build_trainer(recipe, data, concurrent_trainings=concurrent_trainings)
+    data = load_validated(recipe, teacher)
+    trainer = build_trainer(recipe, data, teacher, concurrent_trainings=concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))

@@ -53,7 +53,7 @@ def validate(recipe: Recipe, data: RunData | None = None, teacher: Teacher | Non
     return problems.errors
 
 
-def load_validated(recipe: Recipe) -> RunData:
+def load_validated(recipe: Recipe, teacher: Teacher | None = None) -> RunData:
     """Load the data of a recipe, and raise all problems of the recipe together.
 
     Raises:
@@ -63,9 +63,9 @@ def load_validated(recipe: Recipe) -> RunData:
     try:
         data = load_run_data(recipe)
     except UserError:
-        problems.extend(validate(recipe))  # it reads the data again, and finds the other problems too
+        problems.extend(validate(recipe, teacher=teacher))  # it reads the data again, and finds the other problems too
     else:
-        problems.extend(validate(recipe, data))
+        problems.extend(validate(recipe, data, teacher))
     problems.raise_all()
     return data
 
