@@ -25,6 +25,8 @@ class FieldHelp(griffe.Extension):
 
 def _help(metadata: ast.Dict) -> str | None:
     for key, value in zip(metadata.keys, metadata.values, strict=True):
-        if isinstance(key, ast.Constant) and key.value == "help" and isinstance(value, ast.Constant):
-            return value.value
+        if isinstance(key, ast.Constant) and key.value == "help":
+            # What an f-string computes is not known here: "…" stands for it.
+            parts = value.values if isinstance(value, ast.JoinedStr) else [value]
+            return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in parts)
     return None

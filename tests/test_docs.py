@@ -6,6 +6,7 @@ Python all the same.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import shlex
@@ -212,6 +213,20 @@ def test_extras_that_are_installed_exist(page):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for names in re.findall(r"(?:hf[-_]deit|[\"' ]\.)\[([\w,]+)\]", page.read_text(encoding="utf-8")):
         assert set(names.split(",")) <= set(extras), names
+
+
+def test_the_migration_page_names_fields_that_exist_and_the_defaults_they_have():
+    text = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    others, stock = text.split("## From the stock")
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", others, re.MULTILINE)]
+    named = {name for row in rows for name in re.findall(r"`([a-z]\w+)`", row[1])}
+    assert len(named) > 40
+    assert {f"--{name}" for name in named} <= FIELDS
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(DistillationTrainingArguments)}
+    table = stock.split("| you have")[0]
+    for name, here in re.findall(r"^\| `(\w+)` \| [^|]* \| ([^\s,|]+)", table, re.MULTILINE):
+        default = defaults[name]
+        assert (here == str(default).lower()) if isinstance(default, bool | str) else float(here) == default, name
 
 
 # ---- Python ----
