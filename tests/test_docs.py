@@ -282,3 +282,11 @@ def test_a_mark_keeps_a_block_from_being_run_only_with_a_reason_on_the_line_abov
     marks = [bool(NOT_RUN.fullmatch(above)) for _, above, _ in blocks(text, "python")]
     assert marks == [True, False]
     assert [line for line, _, _ in blocks(text, "python")] == [2, 8]
+
+
+def test_the_architecture_lists_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\w+", text.partition("```\nhf_deit/")[2].partition("```")[0]))
+    modules = {path.stem for path in (ROOT / "hf_deit").rglob("*.py") if "space_template" not in path.parts}
+    forwarding = {"networks"}  # kept for files of users that name it
+    assert modules - forwarding - {"__main__"} <= listed
