@@ -10,7 +10,7 @@ arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ _NOTHING = torch.iinfo(torch.int64).min
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 
 
-class ProblemType(str, Enum):
+class ProblemType(StrEnum):
     """What the labels of an image are: the values of `config.problem_type` in transformers.
 
     A member equals its text, and is written as its text in messages, JSON files and format strings.
@@ -39,10 +39,7 @@ class ProblemType(str, Enum):
     MULTI_LABEL = "multi_label_classification"
     REGRESSION = "regression"
 
-    # As enum.StrEnum of Python 3.11. Without these, what a format string writes depends on the version of Python.
-    __str__ = str.__str__
-    __format__ = str.__format__
-    __repr__ = str.__repr__
+    __repr__ = str.__repr__  # in messages, as any other text
 
     @classmethod
     def _missing_(cls, value: object) -> None:
