@@ -60,12 +60,13 @@ def test_where_there_is_no_accelerator_the_cpu_is_asked_for_and_a_saved_recipe_d
     assert "use_cpu" not in recipe.to_dict()
 
 
-def test_the_readme_names_recipes_and_fields_that_there_are():
-    text = (ROOT / "training" / "README.md").read_text()
-    start, knobs = text.split("## Every knob")
-    named = set(re.findall(r"`((?:deit|clothing|finetune)\w+)`", start))
-    assert len(named) >= 8 and named <= set(recipe_names())
-    rows = re.findall(r"^\| (`.*?) \|", knobs.split("## Launching")[0], re.MULTILINE)
+def test_the_page_of_recipes_names_recipes_and_fields_that_exist():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    start, rest = text.split("## All recipes")
+    named = set(re.findall(r"`((?:deit|clothing|finetune|from)\w+)`", start))
+    assert len(named) >= 15 and named <= set(recipe_names())
+    worth = rest.split("## What each field is worth in the paper")[1].split("## Every field")[0]
+    rows = re.findall(r"^\| (`.*?) \|", worth, re.MULTILINE)
     fields = {name for row in rows for name in re.findall(r"`([a-z]\w+)`", row)}
     assert len(fields) > 30
     known = {action.dest for action in recipe_parser()._actions}

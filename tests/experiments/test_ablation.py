@@ -28,6 +28,7 @@ from hf_deit.recipes.reading import load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = sorted((ROOT / "training" / "ablations").glob("*.yaml"))
 RESULTS = ROOT / "training" / "ablations" / "results"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
 DEFINITION = {
     "title": "Tiny",
     "recipe": "clothing10_64",
@@ -98,8 +99,8 @@ def test_the_table_and_the_plot_are_made_again_from_the_committed_results(path, 
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
-def test_the_table_in_the_readme_is_that_of_the_committed_results(path):
-    text = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+def test_the_table_in_the_documentation_is_that_of_the_committed_results(path):
+    text = RESULTS_PAGE.read_text(encoding="utf-8")
     ablation, tables = read_ablation(path), tables_of(text, path.stem)
     results = read_results(RESULTS, ablation)
     assert len(tables) == bool(results), f"results and a table between <!-- {path.stem} --> go together"
@@ -111,7 +112,7 @@ def tables_of(text, name):
     return [found.strip() for found in re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)]
 
 
-def test_the_comparison_with_the_readme_sees_a_changed_digit():
+def test_the_comparison_with_the_documentation_sees_a_changed_digit():
     assert tables_of("a\n<!-- x -->\n| 1.0 |\n<!-- /x -->\n<!-- y -->\n2\n<!-- /y -->", "x") == ["| 1.0 |"]
     assert tables_of("no marks", "x") == []
 
@@ -123,8 +124,8 @@ def test_every_committed_result_belongs_to_a_shipped_definition():
     assert {path.name for path in RESULTS.glob("*.md") if path.stem not in known_tables} == set()
 
 
-def test_every_mark_in_the_readme_names_a_shipped_definition():
-    text = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
+def test_every_mark_in_the_documentation_names_a_shipped_definition():
+    text = RESULTS_PAGE.read_text(encoding="utf-8")
     marked = set(re.findall(r"<!-- /?(\w+) -->", text))
     assert marked <= {path.stem for path in DEFINITIONS}
 
