@@ -44,7 +44,7 @@ def generated(text: str) -> str:
 
 def recipes_table() -> str:
     """Return a table of the recipes of the package, with the accuracy that the paper reports."""
-    from hf_deit.recipes.recipe import listed_recipes
+    from hf_deit.recipes.reading import listed_recipes
 
     rows = [(f"`{name}`", what, accuracy) for name, what, accuracy in listed_recipes()]
     return table(("recipe", "what it trains", "the paper's top-1, not measured here"), rows)

@@ -19,7 +19,7 @@ from PIL import Image
 import hf_deit
 from hf_deit.cli.commands import COMMANDS, build_parser
 from hf_deit.errors import RecipeError
-from hf_deit.recipes.recipe import load_recipe, recipe_names, recipe_parser
+from hf_deit.recipes.reading import load_recipe, recipe_names, recipe_parser
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 
 from .helpers.images import folder_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_deit.recipes.arguments import GROUPS
-from hf_deit.recipes.recipe import recipe_names
+from hf_deit.recipes.reading import recipe_names
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
