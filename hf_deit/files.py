@@ -129,7 +129,7 @@ def _check_holder(path: str | Path, folders: Sequence[Path], error: type[UserErr
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise error(
-            f"{path} cannot be made: {there} may not be written to. Give another place, or mend its permissions."
+            f"{path} cannot be made: {there} may not be written to. Give another place, or correct its permissions."
         )
 
 

@@ -62,8 +62,8 @@ def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict
 
 def differences(changed: Mapping[str, tuple[Any, Any]], one: str, other: str) -> str:
     """The lines that name what differs; `one` and `other` say where the two values are from."""
-    told = {field: ["nothing" if value is None else repr(value) for value in pair] for field, pair in changed.items()}
-    return "\n".join(f"  {field}: {was} {one}, {now} {other}" for field, (was, now) in told.items())
+    shown = {field: ["nothing" if value is None else repr(value) for value in pair] for field, pair in changed.items()}
+    return "\n".join(f"  {field}: {was} {one}, {now} {other}" for field, (was, now) in shown.items())
 
 
 def file_digest(path: Path) -> str:

@@ -26,7 +26,7 @@ def _add_conversions(commands: Any) -> None:
     add("--crop_ratio", type=float, help="crop over shorter edge (default: the source's, else 0.875; DeiT III: 1)")
     add("--dtype", default="float32", choices=("float32", "float16", "bfloat16", "file"), help="(default: %(default)s)")
     add("--keep_layer_scale", action="store_true", help="to train on here; plain transformers then loads it wrongly")
-    add("--partial", action="store_true", help="take what fits; the rest starts anew or is left out")
+    add("--partial", action="store_true", help="take what fits; the rest is initialised randomly or left out")
 
     export = commands.add_parser(
         "export",

@@ -123,7 +123,7 @@ def _add_evaluate(commands: Any) -> None:
 def _add_show(commands: Any) -> None:
     show = commands.add_parser(
         "show-augmentations",
-        help="a contact sheet: images under many views, as training will see them",
+        help="draw a contact sheet: images under many views, as training will see them",
         epilog="Every field of a recipe can be given too, as for train: --auto_augment randaugment --view_size 128 …",
         allow_abbrev=False,
     )
@@ -137,25 +137,38 @@ def _add_show(commands: Any) -> None:
 def _add_cache_commands(commands: Any) -> None:
     cache = commands.add_parser(
         "cache-teacher",
-        help="store a teacher's answers to the views of a recipe, for trainings without it",
-        epilog="Every field of a recipe can be given too, as for train. The same command again goes on after a kill or a full "
-        "disk; with more --views it adds to the cache.",
+        help="store a teacher's outputs for the views of a recipe, to train without the teacher",
+        epilog="Every field of a recipe can be given too, as for train. Run the same command again to resume after a kill or a full "
+        "disk; with more --views it extends the cache.",
         allow_abbrev=False,
     )
     _add_recipe_options(cache)
-    cache.add_argument("--out", required=True, metavar="DIR", help="the cache; new, or one to go on with")
     cache.add_argument(
-        "--views", "--epochs", type=int, dest="views", help="epochs of views (default: those the training shows)"
+        "--out", required=True, metavar="DIR", help="folder of the cache; new, or a cache to resume or extend"
+    )
+    cache.add_argument(
+        "--views",
+        "--epochs",
+        type=int,
+        dest="views",
+        help="number of epochs of views (default: those that the training shows)",
     )
     cache.add_argument("--first_view", type=int, default=0, help="the first epoch of views, for a part (default: 0)")
-    cache.add_argument("--kind", choices=("hard", "soft"), help="decisions or logits (default: distillation_type)")
-    cache.add_argument("--top_k", type=int, help="keep the K largest logits and the rest's sum (default: all logits)")
     cache.add_argument(
-        "--answer_dtype", default="float32", choices=("float32", "float16"), help="of logits (default: %(default)s)"
+        "--kind", choices=("hard", "soft"), help="hard: class indices; soft: logits (default: distillation_type)"
+    )
+    cache.add_argument(
+        "--top_k", type=int, help="keep the K largest logits and the log-sum-exp of the rest (default: all logits)"
+    )
+    cache.add_argument(
+        "--answer_dtype",
+        default="float32",
+        choices=("float32", "float16"),
+        help="of stored logits (default: %(default)s)",
     )
 
-    merge = commands.add_parser("merge-teacher-caches", help="bring parts of one teacher cache together")
-    merge.add_argument("out", metavar="DIR", help="the whole; new, or one to add to")
+    merge = commands.add_parser("merge-teacher-caches", help="merge parts of one teacher cache")
+    merge.add_argument("out", metavar="DIR", help="folder of the merged cache; new, or a cache to add to")
     merge.add_argument("parts", nargs="+", metavar="PART", help="folders that cache-teacher made")
 
 

@@ -1,6 +1,6 @@
 """A frozen teacher of any origin: its pixels, its size, its classes.
 
-The teacher sees the very view the student sees, in its own normalisation and, if it has one, its own size, both made on
+The teacher sees exactly the view that the student sees, in its own normalisation and, if it has one, its own size, both made on
 the device. Its logits come back in the student's class order. It is never part of the student's checkpoint, state dict or
 optimizer: it is no submodule of anything, it is moved to the device once and runs in an autocast of its own.
 """
@@ -235,7 +235,7 @@ class Teacher:
         count = logits.shape[-1]
         if self.class_names is not None and len(self.class_names) != count:
             raise TeacherError(
-                f"The teacher gives {count} logits and has {len(self.class_names)} class names: mend id2label."
+                f"The teacher gives {count} logits and has {len(self.class_names)} class names: correct id2label."
             )
         return count
 

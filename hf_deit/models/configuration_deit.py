@@ -68,7 +68,7 @@ def validate_config(config: StockDeiTConfig | StockViTConfig) -> None:
         config: Ours or a stock one (which lacks `drop_path_rate` and `layer_scale_init_value`: read as 0 and None).
 
     Raises:
-        ValueError: A field is out of range; the message says what was given, what is allowed and how to mend it.
+        ValueError: A field is out of range; the message says what was given, what is allowed and how to fix it.
     """
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
         if getattr(config, name) < 1:

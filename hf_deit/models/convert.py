@@ -69,7 +69,7 @@ def load_checkpoint(
         num_attention_heads: Where the file does not tell them; None: 64 values a head in the published widths.
         labels: File of class names, see `label_names.read_label_names`; None: the configuration's, or for 1,000 classes
             ImageNet-1k's where an installed package brings them, else LABEL_n.
-        partial: Load what fits, and start anew or leave out the rest, which is logged; False refuses.
+        partial: Load what fits, and initialise or leave out the rest, which is logged; False refuses.
         dtype: Of the model's parameters; None: as in the file.
 
     Raises:
@@ -103,7 +103,7 @@ def load_checkpoint(
     model = model_class(config).to(dtype or next(iter(own.values())).dtype).eval()
     if wrong:
         own = _fitting(own, model, source)
-        logger.warning("%s is loaded in part; what is missing starts anew. %s.", source, wrong)
+        logger.warning("%s is loaded in part; what is missing is initialised randomly. %s.", source, wrong)
     try:
         model.load_state_dict(own, strict=not partial)
     except ValueError as error:  # of LayerScale without gamma, see state_dicts.py
@@ -151,9 +151,11 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no readable JSON ({error}): mend it, or give the weights without it.") from error
+        raise UserError(
+            f"{file} is not readable JSON ({error}): correct it, or give the weights without it."
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} must hold fields and values, and holds a {type(content).__name__}: mend it.")
+        raise UserError(f"{file} must hold fields and values, but holds a {type(content).__name__}: correct it.")
     return content
 
 
@@ -288,11 +290,11 @@ def _processor_writer(
         # The file as it is: another class's protocol must stay its own, and that class may not be loadable here.
         return lambda folder: write_json(folder / _PROCESSOR_FILE, stored | given)
     timm = json_beside(path, "config.json").get("pretrained_cfg") or {}
-    told = {
+    known = {
         "image_mean": stored.get("image_mean", timm.get("mean")),
         "image_std": stored.get("image_std", timm.get("std")),
     }
-    settings = {name: value for name, value in told.items() if value is not None} | given
+    settings = {name: value for name, value in known.items() if value is not None} | given
     if not settings:
         logger.info(
             "ImageNet's mean and std are taken, as DeiT's are; other weights want theirs (image_mean, image_std)."
@@ -334,7 +336,7 @@ def export_timm(source: str | Path, out: str | Path, official: bool = False) -> 
     if not model.has_layer_scale:
         logger.info(
             "%s has no LayerScale, so the file has none: what convert folded into the weights is not taken out again "
-            "(convert with --keep_layer_scale for the very bits of such a file).",
+            "(convert with --keep_layer_scale for the exact bits of such a file).",
             source,
         )
     weights = to_timm_names(model, official)

@@ -85,7 +85,7 @@ def distilled_from_plain(
     """Gives a plain student a distillation token with a position and a head.
 
     Both heads start as the plain one's. The token starts as a copy of the class token and its position: both heads are equal at
-    first, but the other tokens attend to two class tokens. Or it starts anew (normal, std 0.02, no position of its own): that
+    first, but the other tokens attend to two class tokens. Or it is initialised randomly (normal, std 0.02, no position of its own): that
     disturbs the class head less, but the distillation head answers at random. README says what was measured of the two.
 
     Args:

@@ -171,7 +171,7 @@ def _stock_processor() -> DeiTImageProcessorPil:
 def _upright(image: Image.Image) -> Image.Image:
     # A TIFF is turned by Pillow while it loads, and only then loses its tag.
     image.load()
-    # Not ImageOps.exif_transpose: it copies upright images, and encodes the EXIF block anew, which can fail.
+    # Not ImageOps.exif_transpose: it copies upright images, and encodes the EXIF block again, which can fail.
     try:
         method = _UPRIGHTING.get(image.getexif().get(ExifTags.Base.Orientation))
     except (SyntaxError, TypeError, ValueError, struct.error):  # what Pillow raises on a damaged EXIF block

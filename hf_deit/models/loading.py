@@ -91,7 +91,7 @@ def load_pretrained(
         model_class: With `from_pretrained`.
         name_or_path: Folder or full Hub name.
         needs_head: Refuse weights that are not all there, as a backbone's without classifier: used as they are, they
-            would answer at random. False: what is missing starts anew.
+            would answer at random. False: what is missing is initialised randomly.
         with_weights: Read the weights. False: only the configuration is read, and the model's weights are arbitrary, which
             serves to check what goes together (recipes/validate.py).
         **kwargs: Of `from_pretrained`.
@@ -163,7 +163,7 @@ def _explained(name_or_path: str, error: Exception) -> UserError:
     if "ignore_mismatched_sizes" in str(error):
         return UserError(
             f"{name_or_path}: its weights are of other shapes than its config.json says (number of classes, sizes; the table "
-            "above names them): mend config.json."
+            "above names them): correct config.json."
         )
     kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
     return UserError(f"No model at {str(name_or_path)!r}: {kind}{error}")
@@ -207,7 +207,7 @@ def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Pre
 
     Args:
         name_or_path: Folder or Hub name, also a short one of a published DeiT (`deit-tiny-distilled`).
-        needs_head: Refuse weights that are not all there; False: what is missing starts anew.
+        needs_head: Refuse weights that are not all there; False: what is missing is initialised randomly.
         **kwargs: Of `load_pretrained`.
 
     Raises:

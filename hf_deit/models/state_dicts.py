@@ -2,7 +2,7 @@
 
 `save_pretrained` writes the names transformers 4 used (`encoder.layer.0.attention.attention.query`), in memory they are
 `layers.0.attention.q_proj`. `from_pretrained` converts; a raw `load_state_dict`, as `Trainer` does on resume, does not,
-and with `strict=False` it would silently keep every encoder weight as it was. `rename_hub_keys` mends that.
+and with `strict=False` it would silently keep every encoder weight as it was. `rename_hub_keys` prevents that.
 """
 
 import re

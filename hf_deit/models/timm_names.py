@@ -294,15 +294,17 @@ def check_weights(weights: Mapping[str, torch.Tensor], model: nn.Module, timm: b
         "missing", "unknown" and "misshapen" names, sorted; those of a wrong shape with both shapes.
     """
 
-    def told(name: str) -> str:
+    def shown(name: str) -> str:
         return (timm_name(name) or name) if timm else name
 
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     wrong = [name for name in expected.keys() & weights.keys() if tuple(weights[name].shape) != expected[name]]
     return {
-        "missing": sorted({told(name) for name in expected.keys() - weights.keys()}),
-        "unknown": sorted({told(name) for name in weights.keys() - expected.keys()}),
-        "misshapen": sorted(f"{told(name)} {tuple(weights[name].shape)} instead of {expected[name]}" for name in wrong),
+        "missing": sorted({shown(name) for name in expected.keys() - weights.keys()}),
+        "unknown": sorted({shown(name) for name in weights.keys() - expected.keys()}),
+        "misshapen": sorted(
+            f"{shown(name)} {tuple(weights[name].shape)} instead of {expected[name]}" for name in wrong
+        ),
     }
 
 

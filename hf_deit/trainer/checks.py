@@ -178,7 +178,7 @@ def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, up
 
 
 def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str]:
-    """Gives what stands against publishing a model at the end, `push_to_hub`: told before there is a repository."""
+    """Yield what prevents publishing the model at the end (`push_to_hub`), before there is a repository."""
     if hasattr(model, "peft_config"):
         yield (
             "push_to_hub=True with adapters (LoRA), which are no model by themselves: train with push_to_hub=False, then "

@@ -194,7 +194,7 @@ class RunningTerms:
                 )
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Gives the mean of each term over all images of all processes since the last reading, and starts anew."""
+        """Gives the mean of each term over all images of all processes since the last reading, and starts again from zero."""
         if self._sums is None:
             return {}
         totals = torch.cat([self._sums, self._sums.new_tensor([self._images])])

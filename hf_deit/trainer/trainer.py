@@ -300,7 +300,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         with self._collating(collator):
             if not named:
                 return super().get_eval_dataloader(dataset)
-            # By its name: persistent workers of several sets are told apart by it.
+            # By its name: persistent workers of several sets are distinguished by it.
             plain, self.eval_dataset = self.eval_dataset, {**self.eval_dataset, eval_dataset: dataset}
             try:
                 return super().get_eval_dataloader(eval_dataset)
@@ -359,7 +359,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         """Builds the stock Trainer's optimizer, then gives each layer its learning rate.
 
         Raises:
-            RecipeError: The optimizer does not take its arguments, or the layers cannot be told apart.
+            RecipeError: The optimizer does not take its arguments, or the layers cannot be distinguished.
         """
         if self.optimizer is not None:
             return super().create_optimizer(model)
@@ -468,7 +468,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains; `resume_from_checkpoint=True` goes on from the newest complete checkpoint in `output_dir`.
+        """Trains; `resume_from_checkpoint=True` resumes from the newest complete checkpoint in `output_dir`.
 
         Raises:
             ResumeError: There is none, or it belongs to a run with other data, recipe, teacher or model.
