@@ -56,13 +56,13 @@ from hf_deit.distillation.view_schedule import ViewSchedule
 from hf_deit.models.configuration_deit import DeiTConfig
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.recipes.cache_teacher import cache_teacher
-from hf_deit.recipes.reading import load_recipe
+from hf_deit.recipes.reading import load_recipe, recipe_path
 from hf_deit.recipes.train import train
 from hf_deit.trainer.trainer import DistillationTrainer
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 
 RESULTS = Path(__file__).parent / "results" / "bench_teacher_cache.json"
-RECIPE = Path(__file__).parent.parent / "hf_deit" / "recipes" / "clothing10_64.yaml"
+RECIPE = recipe_path("clothing10_64")
 LITE0 = "hf_deit.networks:efficientnet_lite0"
 IMAGENET = {"images": 1_281_167, "classes": 1000, "epochs": 300}
 MIXING = Mixing(0.8, 1.0)

@@ -134,6 +134,7 @@ def read_ablation(path: str | Path) -> Ablation:
         _check_fields(path, f"variants: {name}", fields)
     own_recipe = path.parent / content["recipe"]
     base = read_fields(own_recipe if own_recipe.suffix in (".yaml", ".yml") else recipe_path(content["recipe"]))
+    _check_names(own_recipe, "the recipe", base)
     rows = _rows(path, content["rows"], variants)
     return Ablation(content["title"], {**base, **content["fields"]}, seeds, variants, rows, content["recipe"])
 
@@ -142,11 +143,21 @@ def _check_fields(path: Path, where: str, fields: Any) -> None:
     """Refuse fields that would be replaced without notice."""
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: {where} is {fields!r}: give a mapping of fields to values ({{student: plain}}).")
+    _check_names(path, where, fields)
     replaced = [name for name in ("seed", *_NOT_HERE) if name in fields]
     if replaced:
         raise RecipeError(
             f"{path}: {where} gives {replaced[0]}. Seeds are listed under seeds, data and teacher are given on the command line "
             "(--data, --teacher), and folders are made by the ablation: they are the same for all variants."
+        )
+
+
+def _check_names(path: Path, where: str, fields: Mapping[Any, Any]) -> None:
+    odd = [name for name in fields if not isinstance(name, str)]
+    if odd:
+        raise RecipeError(
+            f"{path}: {where} gives {odd[0]!r}, which is not the name of a field. (YAML reads yes, no, on and off as true and false: "
+            "put them in quotes.)"
         )
 
 

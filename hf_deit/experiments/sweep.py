@@ -186,8 +186,9 @@ def write_report(sweep: Sweep, study: Any) -> dict[str, Any]:
 
 def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     """Return the fields of the recipe, of the command line and of the best trial, without those that name files."""
-    names = {*sweep.fields, *given_names(sweep.overrides), *best.fields, "distillation_type"}
-    values = {**sweep.fields, **sweep.recipe(**best.fields).to_dict()}
+    recipe = sweep.recipe(**best.fields)
+    values = {**sweep.fields, **recipe.to_dict()}  # which leaves out tokens, and fields of the machine such as use_cpu
+    names = {*recipe.given, "distillation_type"} & values.keys()
     return {name: values[name] for name in sorted(names - {"data", "teacher", "output_dir"})}
 
 
@@ -328,7 +329,8 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
             report = write_report(sweep, study)
         if progress.failed:
             lines = "\n".join(f"{line} (log: {_log(sweep, number)})" for number, line in progress.failed.items())
-            raise UserError(f"{len(progress.failed)} trials failed, the results of the others are kept:\n{lines}")
+            message = f"{len(progress.failed)} trial(s) failed, the results of the others are kept:\n{lines}"
+            raise (UserError if progress.fixable else RuntimeError)(message)
     return report
 
 
@@ -340,6 +342,7 @@ class _Progress:
         self.seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
         self.seconds: list[float] = []
         self.failed: dict[int, str] = {}
+        self.fixable = True  # whether all failures are errors that a user can fix, and not faults of the program
 
     def update(self) -> None:
         """Report the trials that have ended since the last call."""
@@ -350,6 +353,7 @@ class _Progress:
             record, seconds = _record_of(trial), trial.duration.total_seconds()
             if record is None or record.outcome == "failed":
                 error = trial.user_attrs.get("error", "it gave no accuracy")
+                self.fixable = self.fixable and trial.user_attrs.get("fixable", True)
                 self.failed[trial.number] = f"trial {trial.number} with {trial.user_attrs.get('fields', {})}: {error}"
                 self.say(f"{self.failed[trial.number]}; the others continue")
                 continue
@@ -410,8 +414,10 @@ def _open_study(sweep: Sweep, process: int = 0) -> Any:
 def _sampler(sweep: Sweep, process: int, study: Any) -> Any:
     """Return a sampler whose draws are those of no other process and of no earlier trial."""
     import optuna
+    from optuna.trial import TrialState
 
-    trials = len(study.get_trials(deepcopy=False))
+    # A trial that waits is not counted: it has drawn nothing, and its own draws must not be those of the next one.
+    trials = sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
     (seed,) = np.random.SeedSequence([sweep.seed, process, trials]).generate_state(1)
     return optuna.samplers.TPESampler(seed=int(seed), constant_liar=sweep.jobs > 1)
 
@@ -429,7 +435,7 @@ def _prepare_study(study: Any, sweep: Sweep) -> tuple[int, int]:
         study.enqueue_trial(own_values(sweep.space, sweep.recipe().to_dict()))
     for trial in trials:
         if trial.state == TrialState.RUNNING:  # no other process is in the folder
-            study.enqueue_trial(trial.params)
+            study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
             study.tell(trial.number, state=TrialState.FAIL)
     done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
     return done, sum(trial.state != TrialState.WAITING for trial in trials)
@@ -499,9 +505,9 @@ class _Objective:
             trial.set_user_attr("diverged", True)
             raise TrialPruned from error
         except Exception as error:  # without this mark it looks like a trial that a kill interrupted
-            trial.set_user_attr(
-                "error", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            )
+            fixable = isinstance(error, UserError | OSError)
+            trial.set_user_attr("fixable", fixable)
+            trial.set_user_attr("error", str(error) if fixable else f"{type(error).__name__}: {error}")
             raise
         finally:
             shutil.rmtree(out, ignore_errors=True)

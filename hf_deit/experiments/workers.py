@@ -72,7 +72,7 @@ def use_share_of_cores(jobs: int) -> None:
 
 def time_left(seconds: Sequence[float], left: int, jobs: int) -> str:
     """Describe how long `left` tasks will take if they are like those that took `seconds`; "" if it is unknown."""
-    if not seconds or not left:
+    if not seconds or left <= 0:
         return ""
     rest = sum(seconds) / len(seconds) * left / min(jobs, left)
     return f", about {rest / 60:.0f} min left" if rest >= 90 else f", about {rest:.0f} s left"

@@ -181,15 +181,18 @@ def train(
     if teacher is not None and not isinstance(teacher, str | os.PathLike):
         from ..distillation.teacher import Teacher
 
-        if "teacher_cache" in fields:
-            raise RecipeError(
-                "teacher is an object, and teacher_cache is given: a cache is compared with a teacher's folder only."
-            )
         loaded = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         given.setdefault("distillation_type", "hard")  # the default, which is "none" for a recipe that names no teacher
     else:
         loaded, given["teacher"] = None, teacher
     loaded_recipe = _recipe(recipe, given)
+    if loaded is not None:
+        if loaded_recipe.teacher.teacher_cache is not None:
+            raise RecipeError(
+                f"teacher_cache={loaded_recipe.teacher.teacher_cache!r} with a teacher that is an object: give the teacher's folder, "
+                "or leave one of them out."
+            )
+        loaded_recipe = loaded_recipe.replace(teacher=None)  # that of the recipe is not used
     metrics = dict(training.train(loaded_recipe, teacher=loaded) or {})
     broken = metrics.pop("broken_images", {})
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}

@@ -61,7 +61,11 @@ class ModelArguments:
         },
     )
     trainable: str = field(
-        default="all", metadata={"help": "Weights that learn: all, attention (with tokens and heads), or head."}
+        default="all",
+        metadata={
+            "help": "Weights that learn: all, attention (with tokens and heads), or head.",
+            "choices": ["all", "attention", "head"],
+        },
     )
     preset: str | None = field(default=None, metadata={"help": "tiny, small or base of the paper."})
     image_size: tuple[int, int] | None = field(
@@ -121,6 +125,13 @@ class DataArguments:
         default=False,
         metadata={"help": "Read the training images one after the other instead of by index; needs max_steps."},
     )
+    views_memory: float = field(
+        default=4.0,
+        metadata={
+            "help": "Gigabytes in which views that repeat (num_views) are kept at most, by all trainings of an experiment together; "
+            "never more than half of the free memory. Lower it in a small container or batch job; 0: none are kept."
+        },
+    )
     shuffle_buffer: int = field(
         default=1000, metadata={"help": "Undecoded images a stream holds in memory to be shuffled."}
     )
@@ -130,6 +141,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _normalize(self, "data", _expanded(self.data))
+        if not 0 <= self.views_memory < float("inf"):
+            raise RecipeError(f"views_memory={self.views_memory}: give a number of gigabytes, 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -399,10 +412,13 @@ def _converted(value: Any, kind: Any) -> Any:
     return plain(str(value))
 
 
-def _with_numbers(mapping: dict[Any, Any]) -> dict[Any, Any]:
-    """Return a mapping, whose values have no declared type, with numbers where YAML 1.1 reads 1e-4 as text."""
-    is_number = {key: isinstance(value, str) and _NUMBER.fullmatch(value) for key, value in mapping.items()}
-    return {key: float(value) if is_number[key] else value for key, value in mapping.items()}
+def _with_numbers(value: Any) -> Any:
+    """Return a mapping or list, whose values have no declared type, with numbers where YAML 1.1 reads 1e-4 as text."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(entry) for entry in value]
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def _allowed(kinds: Sequence[Any], choices: Sequence[Any] | None) -> str:

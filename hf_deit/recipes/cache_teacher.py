@@ -141,7 +141,13 @@ def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
 def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     args = recipe.training
     data, settings = dataclasses.asdict(recipe.data), dataclasses.asdict(recipe.teacher)
-    for name in ("teacher", "teacher_cache", "verify_teacher_cache"):  # the fingerprint stands for the teacher
+    del data["views_memory"]
+    for name in (
+        "teacher",
+        "teacher_weights",
+        "teacher_cache",
+        "verify_teacher_cache",
+    ):  # the fingerprint stands for the teacher
         del settings[name]
     # With num_views the views repeat, and the length of the training does not matter.
     length = None if args.num_views else {"epochs": args.num_train_epochs, "max_steps": args.max_steps}

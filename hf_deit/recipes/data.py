@@ -81,7 +81,14 @@ class RunData:
         """
         policy = self.arguments.broken_images
         if isinstance(self.train, Source):
-            return ViewDataset(self.train, augmentation, seed, policy, concurrent_trainings=concurrent_trainings)
+            return ViewDataset(
+                self.train,
+                augmentation,
+                seed,
+                policy,
+                concurrent_trainings=concurrent_trainings,
+                memory_limit=int(self.arguments.views_memory * 1e9),
+            )
         if self.train.row_count is not None and self.train.row_count < step_size:
             raise DataError(
                 f"{self.train.name} has {self.train.row_count} row(s) and an optimizer step takes {step_size} (per-device batch "

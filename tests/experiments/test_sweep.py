@@ -80,7 +80,7 @@ def test_a_sweep_that_was_killed_resumes_and_reports_what_was_found(files, data,
     words = command(files, data, "--space", files / "space.yaml", "--teacher", FACTORY)
     words += ["--epochs", "3", "--seed", SEED, "--trials"]
     out = files / "out"
-    kill_when(lambda: out.exists() and is_under_way(out), *words, "5")
+    kill_when(lambda: (out / "study.journal").exists() and is_under_way(out), *words, "5")
     before = trials_of(out)
     (broken,) = [trial for trial in before if trial.state == TrialState.RUNNING]
     capfd.readouterr()
@@ -134,7 +134,7 @@ def test_a_sweep_that_was_killed_resumes_and_reports_what_was_found(files, data,
 # ---- seeds, and the number of trials ----
 
 
-def searched(out, *totals, seed=3, jobs=1, process=0, score=lambda fields: fields["learning_rate"]):
+def searched(out, *totals, seed=3, jobs=1, process=0, score=lambda fields: fields["learning_rate"], prepares=False):
     """The parameters of the trials of a sweep that is extended to each of some totals, without a training."""
     out.mkdir(exist_ok=True)
     space = (Parameter("learning_rate", low=1e-4, high=1e-2, log=True), Parameter("mixup_alpha", (0.0, 0.8)))
@@ -152,6 +152,8 @@ def searched(out, *totals, seed=3, jobs=1, process=0, score=lambda fields: field
             images=40,
             data="data",
         )
+        if prepares:
+            sweep_module._prepare_study(sweep_module._open_study(sweep), sweep)
         search(sweep, process, total, lambda trial: score(suggest_fields(trial, space, "none")))
     return [trial.params for trial in trials_of(out)]
 
@@ -168,6 +170,13 @@ def test_an_extended_sweep_and_a_second_process_draw_other_fields(tmp_path):
     found += searched(tmp_path / "other", 2, jobs=2, process=1)
     rates = [fields["learning_rate"] for fields in found]
     assert len(found) == 8 and len(set(rates)) == 8
+
+
+def test_the_first_trials_differ_where_the_recipes_own_value_is_outside_the_space(tmp_path, monkeypatch):
+    # The first trial is the recipe's own, of which nothing is in the space: it draws like the others.
+    monkeypatch.setattr(sweep_module, "own_values", lambda space, fields: {})
+    found = searched(tmp_path / "out", 3, prepares=True)
+    assert len({fields["learning_rate"] for fields in found}) == 3
 
 
 def test_failed_trials_count_so_that_a_search_in_which_all_fail_ends(tmp_path):
