@@ -329,8 +329,7 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
             report = write_report(sweep, study)
         if progress.failed:
             lines = "\n".join(f"{line} (log: {_log(sweep, number)})" for number, line in progress.failed.items())
-            message = f"{len(progress.failed)} trial(s) failed, the results of the others are kept:\n{lines}"
-            raise (UserError if progress.fixable else RuntimeError)(message)
+            raise UserError(f"{len(progress.failed)} trials failed, the results of the others are kept:\n{lines}")
     return report
 
 
@@ -342,7 +341,6 @@ class _Progress:
         self.seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
         self.seconds: list[float] = []
         self.failed: dict[int, str] = {}
-        self.fixable = True  # whether all failures are errors that a user can fix, and not faults of the program
 
     def update(self) -> None:
         """Report the trials that have ended since the last call."""
@@ -353,7 +351,6 @@ class _Progress:
             record, seconds = _record_of(trial), trial.duration.total_seconds()
             if record is None or record.outcome == "failed":
                 error = trial.user_attrs.get("error", "it gave no accuracy")
-                self.fixable = self.fixable and trial.user_attrs.get("fixable", True)
                 self.failed[trial.number] = f"trial {trial.number} with {trial.user_attrs.get('fields', {})}: {error}"
                 self.say(f"{self.failed[trial.number]}; the others continue")
                 continue
@@ -505,9 +502,9 @@ class _Objective:
             trial.set_user_attr("diverged", True)
             raise TrialPruned from error
         except Exception as error:  # without this mark it looks like a trial that a kill interrupted
-            fixable = isinstance(error, UserError | OSError)
-            trial.set_user_attr("fixable", fixable)
-            trial.set_user_attr("error", str(error) if fixable else f"{type(error).__name__}: {error}")
+            trial.set_user_attr(
+                "error", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
             raise
         finally:
             shutil.rmtree(out, ignore_errors=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..distillation.teacher import Teacher
-from ..errors import Problems, RecipeError, UserError
+from ..errors import Problems, RecipeError, ResumeError, UserError
 from ..files import check_folder
 from ..losses import ProblemType
 from ..trainer.checkpoints import checkpoints, newest_checkpoint
@@ -37,7 +37,7 @@ _UNKNOWN_CLASSES = ("0", "1")
 def validate(recipe: Recipe, data: RunData | None = None, teacher: Teacher | None = None) -> list[UserError]:
     """Return all problems of a recipe; an empty list if it can be trained.
 
-    If `output_dir` or the data cannot be used, only that and problems of student and teacher are found.
+    If `output_dir` is in use or the data cannot be read, only that and problems of student and teacher are found.
 
     Args:
         recipe: Recipe to check.
@@ -61,13 +61,17 @@ def load_validated(recipe: Recipe, teacher: Teacher | None = None) -> RunData:
 
 
 def _validated(recipe: Recipe, data: RunData | None, teacher: Teacher | None) -> tuple[list[UserError], RunData | None]:
-    problems = Problems()
-    with problems.gathered():
+    problems, in_use = Problems(), False
+    try:
         _check_output_dir(recipe)
-        if data is None:  # not before: reading many images takes long
+    except UserError as error:
+        problems.extend([error])
+        in_use = not isinstance(error, ResumeError)  # reported at once: reading many images takes long
+    if data is None and not in_use:
+        with problems.gathered():
             data = load_run_data(recipe)
     with _without_traces():
-        if problems.errors:
+        if data is None or in_use:
             _check_models(recipe, teacher, problems)
         else:
             with problems.gathered():

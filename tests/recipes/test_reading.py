@@ -40,6 +40,7 @@ VALUES = {
     "broken_images": "raise",
     "streaming": True,
     "shuffle_buffer": 77,
+    "views_memory": 2.5,
     "view_size": (96, 128),
     "crop_scale": (0.3, 0.9),
     "crop_aspect": (0.5, 2.0),
