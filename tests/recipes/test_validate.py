@@ -48,7 +48,6 @@ BAD = {
     "heads that do not divide the width": ({"num_attention_heads": 5}, ["num_attention_heads=5"]),
     "an image that is no multiple of a patch": ({"image_size": 20}, ["image_size", "patch_size", "20"]),
     "a drop path above 1": ({"drop_path_rate": 1.5}, ["drop_path_rate"]),
-    "an unknown part that learns": ({"trainable": "tail"}, ["tail"]),
     "a crop ratio of nothing": ({"evaluation_crop_ratio": 0.0}, ["crop_ratio=0.0"]),
     "weights that are not there": ({**PLAIN, "model": "nowhere/at_all"}, ["nowhere/at_all"]),
     "weights that are a file": ({**PLAIN, "model": "FILE"}, ["hf-deit convert"]),
