@@ -11,12 +11,14 @@ arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
+# Beside "none" these are the keys of DISTILLATION_LOSSES, at the end of this file.
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
 DISTILLATION_REDUCTIONS = ("image", "official")
@@ -331,13 +333,14 @@ def teacher_loss(
     Raises:
         ValueError: The type is unknown, or "none".
     """
-    if distillation_type not in ("hard", "soft"):
-        raise ValueError(f"distillation_type={distillation_type!r}: choose hard or soft.")
-    decisions = teacher_decisions(teacher_outputs)
-    if decisions is None:
+    if distillation_type not in DISTILLATION_LOSSES:
+        raise ValueError(f"distillation_type={distillation_type!r}: choose one of {', '.join(DISTILLATION_LOSSES)}.")
+    if teacher_decisions(teacher_outputs) is None:
         return None
-    if distillation_type == "hard":
-        return functools.partial(hard_distillation_loss, teacher_logits=decisions)
+    return DISTILLATION_LOSSES[distillation_type](teacher_outputs, tau=tau, reduction=reduction)
+
+
+def _soft_loss(teacher_outputs: Mapping[str, Tensor], *, tau: float, reduction: str) -> Callable[[Tensor], Tensor]:
     if "teacher_top_logits" in teacher_outputs:
         top = ("top_logits", "top_indices", "rest")
         cached = {name: teacher_outputs[f"teacher_{name}"] for name in top}
@@ -345,3 +348,12 @@ def teacher_loss(
     return functools.partial(
         soft_distillation_loss, teacher_logits=teacher_outputs["teacher_logits"], tau=tau, reduction=reduction
     )
+
+
+def _hard_loss(teacher_outputs: Mapping[str, Tensor], **unused: Any) -> Callable[[Tensor], Tensor]:
+    return functools.partial(hard_distillation_loss, teacher_logits=teacher_decisions(teacher_outputs))
+
+
+# The losses on a teacher's outputs, by `distillation_type`: functions of the outputs, tau and reduction that return the loss
+# `(batch,)` of a head's logits. A new loss is added here, with its default weight in DEFAULT_ALPHA.
+DISTILLATION_LOSSES = {"soft": _soft_loss, "hard": _hard_loss}

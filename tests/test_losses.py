@@ -546,3 +546,12 @@ def test_a_configuration_with_a_problem_type_is_saved_as_one_with_its_text(tmp_p
     for name, kind in (("a", ProblemType.REGRESSION), ("b", "regression")):
         DeiTConfig(problem_type=kind).save_pretrained(tmp_path / name)
     assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
+
+
+def test_every_distillation_type_but_none_has_a_loss_and_a_default_weight():
+    from hf_deit import losses
+
+    assert ("none", *losses.DISTILLATION_LOSSES) == losses.DISTILLATION_TYPES
+    assert losses.DEFAULT_ALPHA.keys() == set(losses.DISTILLATION_TYPES)
+    with pytest.raises(ValueError, match="distillation_type='none'"):
+        losses.teacher_loss({"teacher_labels": None}, distillation_type="none", tau=1.0, reduction="image")
