@@ -12,13 +12,15 @@ import dataclasses
 import logging
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..data.sources import Source
+from ..distillation.cache import TeacherCache
 from ..distillation.teacher import Teacher
 from ..errors import Problems, RecipeError, ResumeError, UserError
 from ..files import check_folder
@@ -26,18 +28,20 @@ from ..losses import ProblemType
 from ..trainer.checkpoints import checkpoints, newest_checkpoint
 from ..trainer.checks import publishing_problems
 from ..trainer.trainer import DistillationTrainer
-from .arguments import Recipe
+from .arguments import DataArguments, ModelArguments, Recipe, TeacherArguments
 from .build import build_processor, build_trainer, image_size_of, student_of, teacher_of
 from .data import RunData, load_run_data
 
-# Stands for the classes of data that cannot be read, so that the other fields are checked all the same.
-_UNKNOWN_CLASSES = ("0", "1")
+# Data that stand for those that cannot be read, so that the other fields are checked all the same. They are so many that no
+# problem comes from their number.
+_IMAGES, _CLASSES = 1_000_000, tuple(map(str, range(1000)))
 
 
 def validate(recipe: Recipe, data: RunData | None = None, teacher: Teacher | None = None) -> list[UserError]:
     """Return all problems of a recipe; an empty list if it can be trained.
 
-    If `output_dir` is in use or the data cannot be read, only that and problems of student and teacher are found.
+    What cannot be built is replaced by something that goes with everything, so that it hides no other problem. Where `output_dir` is
+    in use, the data are not read.
 
     Args:
         recipe: Recipe to check.
@@ -71,11 +75,10 @@ def _validated(recipe: Recipe, data: RunData | None, teacher: Teacher | None) ->
         with problems.gathered():
             data = load_run_data(recipe)
     with _without_traces():
-        if data is None or in_use:
-            _check_models(recipe, teacher, problems)
-        else:
+        usable, shown, teacher = _usable(recipe, None if in_use else data, teacher, problems)
+        if shown is not None:
             with problems.gathered():
-                _check_trainer(recipe, data, teacher, problems)
+                _check_trainer(usable, shown, teacher, problems)
     return problems.errors, data
 
 
@@ -91,16 +94,68 @@ def _check_output_dir(recipe: Recipe) -> None:
         )
 
 
-def _check_models(recipe: Recipe, teacher: Teacher | None, problems: Problems) -> None:
-    """Check what does not depend on the data."""
-    student = None
+def _usable(
+    recipe: Recipe, data: RunData | None, teacher: Teacher | None, problems: Problems
+) -> tuple[Recipe, RunData | None, Teacher | None]:
+    """Check student, teacher and processor by themselves, and replace what cannot be used.
+
+    Returns:
+        Recipe, data and teacher to check together; no data where a stream cannot be read.
+    """
+    known = data is not None
+    if not known and not recipe.data.streaming:
+        data = _unknown_data(recipe)
+    names = data.train.class_names if data is not None else _CLASSES
+    problem_type = data.train.problem_type if data is not None else ProblemType.SINGLE_LABEL
+    student, changes = None, {}
     with problems.gathered():
-        student = student_of(recipe, _UNKNOWN_CLASSES, ProblemType.SINGLE_LABEL, with_weights=False)
-    if teacher is None:
-        with problems.gathered():
-            teacher_of(recipe.teacher, with_weights=False)
+        student = student_of(recipe, names, problem_type, with_weights=False)
+    if student is None:
+        changes["model"] = _any_student(recipe)
+    fails = len(problems.errors)
     with problems.gathered():
         build_processor(recipe.model.model, image_size_of(recipe, student), recipe.data.evaluation_crop_ratio)
+    if len(problems.errors) > fails:
+        changes["data"] = dataclasses.replace(recipe.data, evaluation_crop_ratio=DataArguments.evaluation_crop_ratio)
+    own, fails = recipe.teacher, len(problems.errors)
+    named = teacher is not None or own.teacher is not None or own.teacher_cache is not None
+    if teacher is None:
+        with problems.gathered():
+            teacher_of(own, with_weights=False)
+    if not known and own.teacher_cache is not None:
+        with problems.gathered():
+            TeacherCache(own.teacher_cache)  # whose views are those of data that are unknown
+    if len(problems.errors) > fails or (named and not known):
+        cache = own.teacher_cache if known else None
+        changes["teacher"] = TeacherArguments(teacher_cache=cache)
+        if named and cache is None:
+            teacher = _any_teacher(names)
+    return dataclasses.replace(recipe, **changes), data, teacher
+
+
+def _unknown_data(recipe: Recipe) -> RunData:
+    labels = [number % len(_CLASSES) for number in range(_IMAGES)]
+    source = Source([None] * _IMAGES, labels, _CLASSES, "", "the data")
+    return RunData(source, source, recipe.data, left_out_at_scan=0, left_out_of_validation=0)
+
+
+def _any_teacher(names: Sequence[str]) -> Teacher:
+    return Teacher(lambda pixels: torch.zeros(len(pixels), len(names)), id2label=dict(enumerate(names)))
+
+
+def _any_student(recipe: Recipe) -> ModelArguments:
+    """Return a small student with as many heads as the other fields need."""
+    training = recipe.training
+    metric = (training.metric_for_best_model or "").removeprefix("eval_").removeprefix("ema_")
+    heads = metric.startswith(("cls_", "distillation_")) or training.distillation_target == "token"
+    plain = not heads and (training.distillation_target == "class" or recipe.model.student == "plain")
+    return ModelArguments(
+        student="plain" if plain else "distilled",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=(32, 32),
+    )
 
 
 def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, problems: Problems) -> None:

@@ -100,6 +100,11 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
 def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
     info = inspect_dataset(dataset)
     keyed = info.takes_view_keys
+    if keyed and info.images is not None and info.images < 2:
+        yield (
+            f"The training data have {info.images} image(s), and at least 2 are needed: images are paired. Give more images, or a "
+            "smaller validation_share."
+        )
     if args.train_batch_size % 2 and (keyed or args.mixing.is_on):
         yield (
             f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."

@@ -281,6 +281,8 @@ class DistillationTrainingArguments(TrainingArguments):
             yield f"layer_decay={self.layer_decay}: a factor in (0, 1]; 1 leaves all layers alike."
         if self.dataloader_num_workers < 0:
             yield f"dataloader_num_workers={self.dataloader_num_workers}: it must be 0 (no processes) or more."
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            yield "dataloader_persistent_workers=True with dataloader_num_workers=0: there are no workers to keep. Set one of them."
         if not 0 <= self.seed < 2**32:
             yield f"seed={self.seed}: a whole number from 0 to 2**32 - 1."
         if self.num_views is not None and self.num_views < 1:
