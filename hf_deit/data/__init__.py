@@ -1,1 +1,1 @@
-"""Images: where they come from, in which order they are shown, and how their pixels are changed."""
+"""Data pipeline: finding and reading images, the order of the training images, augmentation and mixing."""

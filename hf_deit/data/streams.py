@@ -1,7 +1,7 @@
-"""Training images as a stream: a data set that is read from its beginning and shuffled in a buffer, as views.
+"""Streamed training images: views of a data set that is read sequentially and shuffled in a buffer.
 
-A stream is for data that are too large to index or too far away to copy. The rows come from tables.py, a view is computed as
-in views.py. `NOT_PROMISED` lists the properties of keyed views that a stream does not have.
+Streaming is for data sets that are too large to index or to download. tables.py reads the rows, and views.py computes the
+views. `NOT_PROMISED` lists the features of an indexed data set that a stream does not support.
 """
 
 import logging
@@ -23,8 +23,8 @@ from .views import view_row
 logger = logging.getLogger(__name__)
 
 NOT_PROMISED = (
-    "The training images are streamed. A streamed training cannot be resumed, cannot show several views of an image in an "
-    "epoch, shows other views if the number of workers changes, and cannot use stored teacher outputs."
+    "The training images are streamed. A streamed run cannot be resumed, cannot show several views of an image in an epoch, "
+    "and cannot use cached teacher outputs. Its views depend on the number of workers."
 )
 _MAX_WORKERS = 256
 _Row = TypeVar("_Row")
@@ -33,7 +33,7 @@ _Row = TypeVar("_Row")
 def shuffled(rows: Iterable[_Row], size: int, generator: random.Random) -> Iterator[_Row]:
     """Yield the rows in an order drawn from `generator`, through a buffer of `size` rows.
 
-    A row is yielded at most `size - 1` places earlier than in the data. A buffer of one row keeps the order.
+    A row is yielded at most `size - 1` positions earlier than in the data. A buffer of one row keeps the order.
     """
     buffer: list[_Row] = []
     for row in rows:
@@ -48,7 +48,7 @@ def shuffled(rows: Iterable[_Row], size: int, generator: random.Random) -> Itera
 
 
 def whole_batches(rows: Iterable[_Row], size: int) -> Iterator[_Row]:
-    """Yield the rows in their order, without the last ones that do not fill a batch of `size`.
+    """Yield the rows in their order, without the last rows if they do not fill a batch of `size`.
 
     At most `size - 1` rows are held back, and no row of an incomplete batch is ever yielded.
     """
@@ -64,27 +64,30 @@ def whole_batches(rows: Iterable[_Row], size: int) -> Iterator[_Row]:
 
 
 class ViewStream(torch.utils.data.IterableDataset):
-    """Training views of a stream, as rows of `pixel_values` `(3, height, width)` uint8 and `labels`.
+    """Iterable data set of training views of a stream.
 
-    In the key of a view, `index` is the row's number before the shuffle buffer and `position` its place after it. Workers
-    share the rows: each reads a part of the files (`datasets` distributes them) and counts in steps of the number of workers.
+    A row holds `pixel_values` `(3, height, width)` uint8, `labels` and the `view_key`. In the key of a view, `index` is the
+    number of the row before shuffling, and `position` is its position after shuffling. The workers share the rows: `datasets`
+    assigns each worker a part of the files, and a worker counts its rows in steps of the number of workers.
 
     Args:
         reader: Reader of the streamed data set.
         augmentation: The augmentation that computes a view.
         seed: Seed of the run.
-        shuffle_buffer: Number of undecoded images in the shuffle buffer; 1 keeps the order.
-        batch_size: Number of rows of one optimizer step over all processes and accumulation steps. The last rows of a
-            worker's pass that do not fill a batch are left out, so that no step has gradients of two passes.
-        broken_images: What to do if an image cannot be decoded. "skip": leave it out and log it. "raise": raise a DataError.
+        shuffle_buffer: Number of undecoded images in the shuffle buffer. 1 keeps the order of the data.
+        batch_size: Number of rows per optimizer step, over all processes and accumulation steps. If the last rows that a worker
+            reads in a pass do not fill a batch, they are left out, so that no step has gradients of two passes.
+        broken_images: What to do if an image cannot be decoded. "skip": leave it out and log a warning. "raise": raise a
+            DataError.
 
     Raises:
-        DataError: A number is below 1, or `broken_images` is unknown.
+        DataError: `shuffle_buffer` or `batch_size` is below 1, or `broken_images` is unknown.
+        RecipeError: The augmentation has no `view_size`.
     """
 
-    # The Trainer brings no sampler. Partners are neighbours in whole batches nevertheless.
+    # The Trainer uses no sampler for a stream. The stream itself yields view keys, with partners next to each other.
     makes_view_keys = True
-    # The labels of a stream are known only when its rows are read.
+    # The labels are not known before the rows are read.
     labels = None
 
     def __init__(
@@ -106,12 +109,12 @@ class ViewStream(torch.utils.data.IterableDataset):
         self.shuffle_buffer = shuffle_buffer
         self.batch_size = batch_size
         self.broken_images = broken_images
-        # Shared with workers that persist from epoch to epoch.
+        # These tensors are shared with the workers, which may persist from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
-        # For each worker the last pass it completed, counted from 1, and the number of rows it yielded in it.
+        # For each worker: the last pass that it completed, counted from 1, and the number of rows that it yielded in that pass.
         self._ended = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
-        self._given = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self._yielded = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -120,7 +123,7 @@ class ViewStream(torch.utils.data.IterableDataset):
 
     @property
     def problem_type(self) -> ProblemType:
-        """Whether an image has one class or several."""
+        """Problem type: single-label or multi-label."""
         return self.reader.problem_type
 
     @property
@@ -130,11 +133,11 @@ class ViewStream(torch.utils.data.IterableDataset):
 
     @property
     def broken_count(self) -> int:
-        """Number of images that could not be decoded so far in the first pass."""
+        """Number of images that could not be decoded in the first pass, so far."""
         return int(self._broken.sum())
 
     def describe(self) -> dict[str, Any]:
-        """Return what two runs must have in common to be the same."""
+        """Return the properties of the data that two runs must have in common to be the same run."""
         return {
             "stream": self.reader.name,
             "classes": list(self.class_names),
@@ -145,30 +148,30 @@ class ViewStream(torch.utils.data.IterableDataset):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, on which order and views depend. The Trainer calls this at the start of every pass."""
+        """Set the epoch, which determines the order and the views. The Trainer calls this at the start of every pass."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of one pass, or this worker's share of them.
+        """Yield the rows of one pass or, in a worker, the worker's share of them.
 
         Raises:
-            DataError: A row has no label, an image cannot be decoded and `broken_images` is "raise", or no worker can fill a
-                batch.
+            DataError: The label of a row is missing or invalid, an image cannot be decoded and `broken_images` is "raise", or
+                no worker can fill a batch.
         """
         epoch = int(self._epoch)
         worker = torch.utils.data.get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        given = 0
+        yielded = 0
         for row in whole_batches(self._views(epoch, number, count), self.batch_size):
             yield row
-            given += 1
-        self._check_given(given, epoch, number, count)
+            yielded += 1
+        self._check_yielded(yielded, epoch, number, count)
 
     def _views(self, epoch: int, number: int, count: int) -> Iterator[dict[str, Any]]:
-        """Yield the views of worker `number` of `count`."""
-        # `datasets` distributes the files among the workers, so a worker numbers only its own rows.
+        """Yield the views of the worker with this number, of `count` workers."""
+        # `datasets` distributes the files among the workers, so a worker sees and numbers only its own rows.
         rows = ((count * place + number, row) for place, row in enumerate(self.reader.rows()))
-        running = 0
+        place_after = 0
         for index, (item, label) in shuffled(rows, self.shuffle_buffer, buffer_generator(self.seed, epoch, number)):
             try:
                 image = read_image(item, f"Image {index} of {self.reader.name}")
@@ -177,25 +180,25 @@ class ViewStream(torch.utils.data.IterableDataset):
                     raise
                 self._report(error, epoch, number)
                 continue
-            # Partners are neighbours in a worker's batch, and no position occurs in two workers.
-            position = 2 * (count * (running // 2) + number) + running % 2
+            # Partners are next to each other in a worker's batch, and no two workers use the same position.
+            position = 2 * (count * (place_after // 2) + number) + place_after % 2
             key = ViewKey(epoch, index, 0, position)
             yield view_row(image, label, self.augmentation, self.seed, key)
-            running += 1
+            place_after += 1
 
-    def _check_given(self, given: int, epoch: int, number: int, count: int) -> None:
-        """Raise a DataError if no worker filled a batch in this pass. The last worker to finish finds out."""
-        self._given[number % _MAX_WORKERS] = given
+    def _check_yielded(self, yielded: int, epoch: int, number: int, count: int) -> None:
+        """Raise a DataError if no worker filled a batch in this pass. The last worker to finish raises it."""
+        self._yielded[number % _MAX_WORKERS] = yielded
         self._ended[number % _MAX_WORKERS] = epoch + 1
-        if bool((self._ended[:count] == epoch + 1).all()) and int(self._given[:count].sum()) == 0:
+        if bool((self._ended[:count] == epoch + 1).all()) and int(self._yielded[:count].sum()) == 0:
             raise DataError(
                 f"No worker could fill a batch of {self.batch_size} images (per-device batch × processes × gradient accumulation "
-                f"steps) in a pass over {self.reader.name}: each of {count} worker(s) reads a part of the rows, and "
-                f"{self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size or "
-                "gradient_accumulation_steps, fewer dataloader_num_workers, or set streaming: false."
+                f"steps) in a pass over {self.reader.name}. Each of {count} worker(s) reads a part of the rows, and "
+                f"{self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size, fewer "
+                "gradient_accumulation_steps or fewer dataloader_num_workers, or set streaming: false."
             )
 
     def _report(self, error: DataError, epoch: int, worker: int) -> None:
-        if epoch == 0:  # later passes read the same images
+        if epoch == 0:  # later passes read the same images again
             self._broken[worker % _MAX_WORKERS] += 1
             logger.warning("%s It is left out.", error)
