@@ -1,11 +1,12 @@
-"""One image becomes one view: crop, flip, automatic augmentation, colour jitter, random erasing, in this order.
+"""Augmentation of one image: crop, flip, automatic augmentation, colour jitter and random erasing, in this order.
 
-Everything random comes from a `random.Random` that sampling.py seeds from the view's key; this module holds no state. Pixels
-are Pillow's (8-bit RGB, bicubic). The operations of the policies are in transforms.py, which is imported with the first view:
-the fields can be listed without NumPy and Pillow. Normalisation and mixing are left to batch_ops.py.
+The result is called a view. All random numbers come from a `random.Random` that sampling.py seeds from the view's key. This
+module has no state. Pixels are computed with Pillow (8-bit RGB, bicubic). transforms.py contains the operations of the
+policies; it is imported only when it is needed, so that the fields can be listed without NumPy and Pillow. batch_ops.py
+normalises and mixes.
 
-Paper: arXiv:2012.12877, Table 9; the crop is that of Szegedy et al., arXiv:1409.4842, section 6; erasing that of Zhong et
-al., arXiv:1708.04896.
+Papers: DeiT, arXiv:2012.12877, Table 9; crop: Szegedy et al., arXiv:1409.4842, section 6; random erasing: Zhong et al.,
+arXiv:1708.04896.
 """
 
 import math
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 AUTO_AUGMENTS = ("none", "randaugment", "trivialaugment", "three_augment")
-# Fields of hf_deit 0.1, which every description of views has. A later field is described only where it is not at its default.
+# Fields of hf_deit 0.1. Every description of views contains them; a field that was added later is contained only if it does
+# not have its default value.
 _FIELDS_OF_0_1 = (
     "view_size",
     "crop_scale",
@@ -46,7 +48,7 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 def _drawn_sides(
     area: int, share: tuple[float, float], aspect: tuple[float, float], generator: random.Random
 ) -> tuple[int, int]:
-    """Return width and height of a box with a share of the area uniform in `share` and an aspect ratio log-uniform in `aspect`."""
+    """Draw width and height of a box: its share of the area uniform in `share`, its aspect ratio log-uniform in `aspect`."""
     area = area * generator.uniform(*share)
     ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
     return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -61,16 +63,17 @@ def _place(width: int, height: int, sides: tuple[int, int], generator: random.Ra
 def random_resized_crop_box(
     width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float], generator: random.Random
 ) -> Box:
-    """Draw a box with a share of the area uniform in `scale` and an aspect ratio log-uniform in `aspect`.
+    """Draw the box of a random resized crop.
 
-    After ten boxes that do not fit, the largest central box with an allowed aspect ratio is used, as torchvision does.
+    The box covers a share of the image's area that is uniform in `scale`, and its aspect ratio is log-uniform in `aspect`. If
+    ten drawn boxes do not fit into the image, the largest central box with an allowed aspect ratio is used, as in torchvision.
 
     Args:
         width: Width of the image, in pixels.
         height: Height of the image, in pixels.
         scale: Smallest and largest share of the image's area, in (0, 1].
         aspect: Smallest and largest width / height of the box.
-        generator: Generator of the view.
+        generator: Random generator of the view.
 
     Returns:
         `(left, upper, right, lower)` in pixels, within the image.
@@ -87,15 +90,18 @@ def random_resized_crop_box(
 
 
 def erasing_box(width: int, height: int, generator: random.Random) -> Box | None:
-    """Draw the box to erase: a share of 0.02 to 1/3 of the area, an aspect ratio log-uniform in 0.3 to 1/0.3.
+    """Draw the box to erase.
+
+    The box covers a share of the area that is uniform in [0.02, 1/3], and its aspect ratio is log-uniform in [0.3, 1/0.3].
 
     Args:
         width: Width of the view, in pixels.
         height: Height of the view, in pixels.
-        generator: Generator of the view.
+        generator: Random generator of the view.
 
     Returns:
-        `(left, upper, right, lower)` in pixels, smaller than the view on both sides; None if none of ten drawn boxes is that small.
+        `(left, upper, right, lower)` in pixels. The box is narrower and lower than the view. None if all of ten drawn boxes
+        are too large or empty.
     """
     for _ in range(10):
         sides = _drawn_sides(width * height, ERASED_SHARE, ERASED_ASPECT, generator)
@@ -105,7 +111,7 @@ def erasing_box(width: int, height: int, generator: random.Random) -> Box | None
 
 
 def _erase(view: "Image.Image", generator: random.Random) -> None:
-    """Fill a box of the view with noise, in place, if one fits."""
+    """Fill a random box of the view with noise, in place. Do nothing if no box fits."""
     from PIL import Image
 
     from .transforms import normal_noise
@@ -120,38 +126,38 @@ def _erase(view: "Image.Image", generator: random.Random) -> None:
 def _as_range(name: str, values: Sequence[float]) -> tuple[float, float]:
     values = tuple(values)
     if len(values) != 2:
-        raise RecipeError(f"{name}={values}: give two numbers, the smallest and the largest.")
+        raise RecipeError(f"{name}={values}: give two numbers, the smallest and the largest value.")
     return values
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image before it is a view; `hf-deit show-augmentations` shows it.
+    """Augmentation of training images. `hf-deit show-augmentations` shows its effect.
 
-    Beyond crop and flip everything is off by default; the paper's recipe is `auto_augment="randaugment"` with the defaults
-    below and `erasing_probability=0.25`. An instance is called with an upright RGB image and the generator of a view.
+    By default, only crop and flip are on. The paper's recipe is `auto_augment="randaugment"` with the defaults of the other
+    fields, and `erasing_probability=0.25`. Call an instance with an upright RGB image and the random generator of a view.
 
     Raises:
-        RecipeError: A field is not within its limits.
+        RecipeError: The value of a field is invalid or out of range.
     """
 
     view_size: tuple[int, int] | None = field(
         default=None,
         metadata={
-            "help": "Pixels of the view that student and teacher see, before each resizes it: one number, or height and "
-            "width. Default in a recipe: image_size."
+            "help": "Size in pixels of the augmented view, which student and teacher each resize to their own input size: one "
+            "number, or height and width. Default in a recipe: image_size."
         },
     )
     crop_scale: tuple[float, float] = field(
         default=(0.08, 1.0),
-        metadata={"help": "Smallest and largest share of the image's area that a crop covers, in (0, 1]."},
+        metadata={"help": "Smallest and largest share of the image's area that the random crop covers, in (0, 1]."},
     )
     crop_aspect: tuple[float, float] = field(
         default=(3 / 4, 4 / 3),
-        metadata={"help": "Smallest and largest width / height of a crop, before it is resized to the view."},
+        metadata={"help": "Smallest and largest width / height of the random crop, before it is resized to view_size."},
     )
     flip_probability: float = field(
-        default=0.5, metadata={"help": "Probability of a horizontal flip (left and right swapped)."}
+        default=0.5, metadata={"help": "Probability of a horizontal flip, which swaps left and right."}
     )
     auto_augment: str = field(
         default="none",
@@ -159,23 +165,25 @@ class Augmentation:
     )
     randaugment_magnitude: float = field(default=9.0, metadata={"help": "Mean magnitude of RandAugment, 0 to 10."})
     randaugment_magnitude_std: float = field(
-        default=0.5, metadata={"help": "Standard deviation of the magnitude, which is drawn for each operation."}
+        default=0.5,
+        metadata={"help": "Standard deviation of RandAugment's magnitude, which is drawn for each operation."},
     )
     randaugment_probability: float = field(
         default=0.5, metadata={"help": "Probability that an operation chosen by RandAugment is applied."}
     )
     randaugment_num_ops: int = field(
-        default=2, metadata={"help": "Number of operations that RandAugment chooses for a view, at least 1."}
+        default=2, metadata={"help": "Number of operations that RandAugment chooses per view, at least 1."}
     )
     color_jitter: float = field(
         default=0.0,
         metadata={
-            "help": "Brightness, contrast and saturation are scaled by 1 ± this value, 0 to 1; 0 turns it off "
-            "(DeiT III: 0.3)."
+            "help": "Strength of colour jitter, 0 to 1: brightness, contrast and saturation are each scaled by a random "
+            "factor within 1 ± this value. 0 turns it off (DeiT III: 0.3)."
         },
     )
     erasing_probability: float = field(
-        default=0.0, metadata={"help": "Probability that one box of the view is filled with noise (paper: 0.25)."}
+        default=0.0,
+        metadata={"help": "Probability of random erasing, which fills one box of the view with noise (paper: 0.25)."},
     )
 
     def __post_init__(self) -> None:
@@ -198,7 +206,7 @@ class Augmentation:
         shares = ("flip_probability", "randaugment_probability", "color_jitter", "erasing_probability")
         for name, limit in {**dict.fromkeys(shares, 1), **limits}.items():
             if not 0 <= getattr(self, name) <= limit:
-                raise RecipeError(f"{name}={getattr(self, name)}: it must lie in [0, {limit:g}].")
+                raise RecipeError(f"{name}={getattr(self, name)}: it must be in [0, {limit:g}].")
         if type(self.randaugment_num_ops) is not int or self.randaugment_num_ops < 1:
             raise RecipeError(
                 f"randaugment_num_ops={self.randaugment_num_ops}: it must be a whole number, at least 1. To turn RandAugment "
@@ -206,10 +214,10 @@ class Augmentation:
             )
 
     def require_view_size(self) -> tuple[int, int]:
-        """Return `view_size`.
+        """Return `view_size`, or raise an error if it is not set.
 
         Raises:
-            RecipeError: It is None, so no view can be made.
+            RecipeError: `view_size` is None.
         """
         if self.view_size is None:
             raise RecipeError(
@@ -218,11 +226,11 @@ class Augmentation:
         return self.view_size
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields for descriptions of views, which are kept in files and compared later."""
+        """Return the fields that describe the views. The description is written to files and compared later."""
         return describe_fields(self, always=_FIELDS_OF_0_1)
 
     def __call__(self, image: "Image.Image", generator: random.Random) -> "Image.Image":
-        """Return the view of an upright RGB image that `generator` determines.
+        """Return a view of an upright RGB image. All random choices are drawn from `generator`.
 
         Raises:
             RecipeError: `view_size` is None.
@@ -233,18 +241,18 @@ class Augmentation:
 
         height, width = self.require_view_size()
         box = random_resized_crop_box(*image.size, self.crop_scale, self.crop_aspect, generator)
-        # reducing_gap lets Pillow halve a large crop cheaply first; still at least twice the size of the view.
+        # With reducing_gap, Pillow first shrinks a large crop by a fast method, to no less than twice the size of the view.
         view = image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         if generator.random() < self.flip_probability:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = apply_steps(view, self.draw_steps(generator))
-        # A field that is off draws nothing: pixels of earlier versions, which lacked the field, stay the same.
+        # If a field is off, no random number is drawn for it, so that views are the same as in versions without the field.
         if self.erasing_probability and generator.random() < self.erasing_probability:
-            _erase(view, generator)  # never the caller's image: the crop has made a new one, whatever its size
+            _erase(view, generator)  # in place; resize always returns a new image, never the caller's
         return view
 
     def draw_steps(self, generator: random.Random) -> "list[Step]":
-        """Draw the operations between flip and erasing: those of the policy, then the colour jitter."""
+        """Draw the operations between flip and erasing: first those of the policy, then colour jitter."""
         from .transforms import draw_color_jitter, draw_randaugment, draw_three_augment, draw_trivialaugment
 
         steps: list[Step] = []
