@@ -1,8 +1,8 @@
-"""Images in files and tables: read one, read the beginnings of many, find those that cannot be read.
+"""Reading images from files and tables, and finding unreadable images.
 
-An item is a path, or `{"bytes", "path"}` as `datasets` stores an image, with its `"row"` if that is known. loading.py and
-tables.py find images and labels. What happens to an unreadable image is decided in sources.py (before training) and in views.py
-and streams.py (during training).
+An item is an undecoded image: a path, or a dict `{"bytes", "path"}` as `datasets` stores an image, with its `"row"` if that is
+known. loading.py and tables.py find images and labels. sources.py (before training) and views.py and streams.py (during
+training) determine what happens to an unreadable image.
 """
 
 import hashlib
@@ -20,29 +20,29 @@ from ..errors import DataError
 from ..models.image_processing_deit import upright_rgb
 
 BROKEN_IMAGE_POLICIES = ("skip", "raise")
-# The headers of up to this many images are read before training, so that an unreadable one is named at once.
+# The headers of at most this many images are read before training, so that unreadable images are reported early.
 MAX_CHECKED_FILES = 50_000
 HEAD_BYTES = 16_384
 _TINY_SIDE, _LARGE_PIXELS = 8, 25_000_000
-_LISTED = 100
+_MAX_LISTED = 100
 
 
 def check_policy(policy: str) -> None:
-    """Check the value of `broken_images`: what to do with images that cannot be read.
+    """Check the value of the field `broken_images`, which specifies what to do with unreadable images.
 
     Raises:
-        DataError: The value is unknown.
+        DataError: The value is neither "skip" nor "raise".
     """
     if policy not in BROKEN_IMAGE_POLICIES:
         raise DataError(f"broken_images={policy!r}: choose one of {', '.join(BROKEN_IMAGE_POLICIES)}.")
 
 
 def as_item(value: Any, root: Path | None, row: int) -> Any:
-    """Return the item of a cell of a table.
+    """Return the item for a cell of a table.
 
     Args:
-        value: A path, bytes, or a mapping with `path` and `bytes`; None if there is no image.
-        root: Folder that a relative path starts from; None for the working folder.
+        value: A path, bytes, or a mapping with `path` and `bytes`. None if the cell has no image.
+        root: Folder that a relative path is relative to. None for the working folder.
         row: Number of the row, for messages.
     """
     if isinstance(value, str) and value:
@@ -54,21 +54,24 @@ def as_item(value: Any, root: Path | None, row: int) -> Any:
     return {"bytes": content, "path": path, "row": row}
 
 
-def _parts(item: Any) -> tuple[str | None, bytes | None]:
+def _path_and_bytes(item: Any) -> tuple[str | None, bytes | None]:
     item = {"path": os.fspath(item), "bytes": None} if isinstance(item, str | os.PathLike) else item or {}
     return item.get("path"), item.get("bytes")
 
 
-def _opened(item: Any) -> Image.Image:
-    path, content = _parts(item)
+def _open_item(item: Any) -> Image.Image:
+    path, content = _path_and_bytes(item)
     if path is None and content is None:
         raise ValueError("it is missing")
     return Image.open(path if content is None else io.BytesIO(content))
 
 
 def describe_item(item: Any) -> str:
-    """Return the name of an item in messages: its path and, if the image is embedded or missing, its row if known."""
-    path, content = _parts(item)
+    """Return the name of an item for messages.
+
+    The name is the path of a file. If the image is embedded or missing, the name includes the row, if it is known.
+    """
+    path, content = _path_and_bytes(item)
     row = item.get("row") if isinstance(item, dict) else None
     name = path or ("embedded" if content is not None else "no image")
     return name if row is None or (path is not None and content is None) else f"{name} in row {row}"
@@ -78,29 +81,29 @@ def read_image(item: Any, what: str) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     Args:
-        item: A path, or `{"bytes", "path"}`.
+        item: A path, or a dict `{"bytes", "path"}`.
         what: Name of the image in messages, such as "Image 3 of photos".
 
     Raises:
-        DataError: The image cannot be decoded; the message names it.
+        DataError: The image cannot be decoded. The message names it.
     """
     try:
-        with _opened(item) as image:
+        with _open_item(item) as image:
             return upright_rgb(image)
     except Exception as error:  # Pillow's plugins raise errors of many classes: RuntimeError, DecompressionBombError, …
         raise DataError(
-            f"{what} ({describe_item(item)}) cannot be read: {error}. Repair it, or leave it out of the data."
+            f"{what} ({describe_item(item)}) cannot be read: {error}. Repair the image, or leave it out of the data."
         ) from error
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the beginnings of images show.
+    """Result of reading the beginnings of images.
 
     Args:
-        broken: The reason by index, for items that are not images.
-        digest: A digest of size and first 16 KiB of the images read.
-        notes: What is unusual and how it is treated, a sentence each.
+        broken: Index of each item that is not an image, with the reason.
+        digest: Digest of the first 16 KiB of the images that were read and, for embedded images, their size.
+        notes: Unusual properties of the images and how such images are treated, one sentence each.
     """
 
     broken: dict[int, str]
@@ -109,24 +112,27 @@ class Scan:
 
 
 def scan_images(items: Sequence[Any]) -> Scan:
-    """Open the images without decoding them; above `MAX_CHECKED_FILES`, an even selection of that many."""
+    """Open the images without decoding them.
+
+    If there are more than `MAX_CHECKED_FILES` images, only that many, evenly spaced, are opened.
+    """
     broken: dict[int, str] = {}
     unusual: dict[str, list[str]] = {}
     digest = hashlib.sha256()
     count = min(len(items), MAX_CHECKED_FILES)
     for index in (number * len(items) // count for number in range(count)):
         item = items[index]
-        path, content = _parts(item)
+        path, content = _path_and_bytes(item)
         try:
             if content is None and path is not None:
                 with open(path, "rb") as file:
                     digest.update(file.read(HEAD_BYTES))
             elif content is not None:
                 digest.update(b"%d:" % len(content) + content[:HEAD_BYTES])
-            with _opened(item) as image:
+            with _open_item(item) as image:
                 for kind in _unusual(image):
                     unusual.setdefault(kind, []).append(describe_item(item))
-        except Exception as error:  # as above
+        except Exception as error:  # of many classes, as in read_image
             broken[index] = f"{describe_item(item)}: {error}"
     notes = [f"{kind}: {len(found)}, the first {found[0]}" for kind, found in sorted(unusual.items())]
     return Scan(broken, digest.hexdigest(), notes)
@@ -146,7 +152,7 @@ def _unusual(image: Image.Image) -> list[str]:
 
 
 def find_unreadable(items: Sequence[Any]) -> dict[int, str]:
-    """Decode all images once, in threads. Return the reason by index, for images that cannot be decoded."""
+    """Decode all images once, in threads. Return the index of each image that cannot be decoded, with the reason."""
 
     def reason(index: int) -> str | None:
         try:
@@ -161,6 +167,6 @@ def find_unreadable(items: Sequence[Any]) -> dict[int, str]:
 
 
 def listed(texts: Sequence[str]) -> str:
-    """Return a line for each text, or for the first 100 and the number of the others."""
-    rest = f"\n  … and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
-    return "\n  ".join(["", *texts[:_LISTED]]) + rest
+    """Return one line per text. If there are more than 100, return the first 100 lines and the number of the others."""
+    rest = f"\n  … and {len(texts) - _MAX_LISTED} more" if len(texts) > _MAX_LISTED else ""
+    return "\n  ".join(["", *texts[:_MAX_LISTED]]) + rest

@@ -1,7 +1,7 @@
-"""A `Source`: images with labels, class names and a fingerprint.
+"""Sources: images with labels, class names and a fingerprint.
 
-Here images that cannot be read are left out, a validation share is split off, and labels are checked. loading.py finds the
-images; tables.py reads tables, images.py reads images, and views.py augments them.
+This module leaves out unreadable images, splits off a validation share, and checks the labels. loading.py finds the images,
+tables.py reads tables, images.py reads images, and views.py augments them.
 """
 
 import hashlib
@@ -25,20 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 def check_class_names(name: str, class_names: Sequence[str], problem_type: ProblemType) -> None:
-    """Check that there are at least two classes. Warn of names that differ only in case or in outer spaces.
+    """Check that there are at least two classes. Warn if class names differ only in case or in outer spaces.
 
     Args:
         name: Name of the data in messages.
         class_names: Class names of the training images.
-        problem_type: Data with several classes per image may have a single class.
+        problem_type: Problem type. Multi-label data may have a single class.
 
     Raises:
-        DataError: There is one class only.
+        DataError: The data is single-label and has fewer than two classes.
     """
     if len(class_names) < 2 and problem_type != ProblemType.MULTI_LABEL:
         raise DataError(
-            f"{name} has only one class ({', '.join(class_names)}): a classifier needs at least 2, each with a folder or "
-            "a label of its own."
+            f"{name} has only one class ({', '.join(class_names)}): a classifier needs at least 2. Add images of another "
+            "class, with their own folder or label."
         )
     alike: dict[str, list[str]] = defaultdict(list)
     for class_name in class_names:
@@ -46,8 +46,8 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
     for names in alike.values():
         if len(names) > 1:
             logger.warning(
-                "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each is learned "
-                "as a separate class; if they are the same class, give them the same name.",
+                "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each name is "
+                "learned as a separate class. If they are the same class, give them the same name.",
                 name,
                 len(names),
                 ", ".join(map(repr, names)),
@@ -59,12 +59,12 @@ def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], 
 
     Args:
         name: Name of the data in messages.
-        labels: Label of each image: a class index, or zeros and ones `(classes,)`.
+        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`.
         class_names: Name of each class, in index order.
-        problem_type: Whether an image has one class or several.
+        problem_type: Problem type: single-label or multi-label.
 
     Raises:
-        DataError: There is only one class, or a class has no image.
+        DataError: The data is single-label and has fewer than two classes, or a class has no image.
     """
     check_class_names(name, class_names, problem_type)
     counts = Counter(labels)
@@ -73,45 +73,46 @@ def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], 
     missing = [class_name for label, class_name in enumerate(class_names) if not counts[label]]
     if missing:
         raise DataError(
-            f"{name} has no training image of the class(es) {', '.join(map(repr, missing))}: add images of them."
+            f"{name} has no training image of the class(es) {', '.join(map(repr, missing))}: add images of every "
+            "class that has none."
         )
 
 
 def path_of(item: Any) -> str | None:
-    """Return the path of an item that is a file, or None if the image is embedded or missing."""
+    """Return the path if the item is a path, or None if the image is embedded or missing."""
     return item if isinstance(item, str) else None
 
 
 def check_files_exist(items: Sequence[Any], name: str, column: str, root: Path | None) -> None:
-    """Check that at least one path of a table is a file.
+    """Check that at least one path of a table exists.
 
     Args:
-        items: Items as described in images.py. Embedded and missing images are ignored.
+        items: Items, see images.py. Embedded and missing images are ignored.
         name: Name of the table in messages.
         column: Name of the column of paths.
-        root: Folder that the paths start from; None for the working folder.
+        root: Folder that the paths are relative to. None for the working folder.
 
     Raises:
-        DataError: There are paths, and none of them is a file.
+        DataError: The table has paths, and none of them exists.
     """
     paths = [path for path in map(path_of, items) if path is not None]
     if not paths or any(map(os.path.exists, paths)):
         return
-    # Where paths are written with slashes, a backslash is part of a file name.
+    # On systems whose separator is /, a backslash is an ordinary character of a file name.
     windows = os.sep == "/" and any("\\" in path for path in paths)
     hint = (
-        " The paths have backslashes, as on Windows. On this system the separator is /: write the paths with /."
+        " The paths contain backslashes, as on Windows. On this system the separator is /: write the paths with /."
         if windows
         else ""
     )
     raise DataError(
-        f"None of the {len(paths)} files of {name} exist; the first is {paths[0]}. The paths in column {column!r} must "
-        f"start from the folder of the table, {root}.{hint}"
+        f"None of the {len(paths)} files of {name} exist; the first one is {paths[0]}. Correct the paths in column "
+        f"{column!r}: they must be relative to the folder of the table, {root}.{hint}"
     )
 
 
 def warn_of_shared_files(train: Sequence[Any], validation: Sequence[Any], name: str) -> None:
-    """Warn if image files are among both the training and the validation images. Embedded images are not compared.
+    """Warn if files are used both for training and for validation. Embedded images are not compared.
 
     Args:
         train: Items of the training images.
@@ -119,13 +120,13 @@ def warn_of_shared_files(train: Sequence[Any], validation: Sequence[Any], name: 
         name: Name of the data in the message.
     """
     if not isinstance(train, list) or not isinstance(validation, list):
-        return  # a column of embedded images, all of which would have to be read
+        return  # embedded images: all of them would have to be read
     seen = {os.path.normpath(path) for path in map(path_of, train) if path is not None}
     shared = [path for path in map(path_of, validation) if path is not None and os.path.normpath(path) in seen]
     if shared:
         logger.warning(
-            "%d of %d validation images of %s are also training images; the first is %s. The accuracy on them does not tell how "
-            "well the model does on new images: name each file in one split only.",
+            "%d of %d validation images of %s are also training images; the first one is %s. The accuracy on these images does "
+            "not show how well the model classifies new images: use each file in one split only.",
             len(shared),
             len(validation),
             name,
@@ -135,17 +136,18 @@ def warn_of_shared_files(train: Sequence[Any], validation: Sequence[Any], name: 
 
 @dataclass(frozen=True)
 class Source:
-    """Images with labels.
+    """Images with labels, class names and a fingerprint.
 
     Args:
-        items: A path for each image, or a `datasets` column of undecoded images (`{"bytes", "path"}`).
-        labels: Label of each image: a class index or, for several classes per image, zeros and ones `(classes,)`.
+        items: Undecoded images, see images.py: a list of paths, or a sequence that reads a `datasets` column on access.
+        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`.
         class_names: Name of each class, in index order.
-        fingerprint: A digest that changes when an image, a label, their order or a class changes. It covers the name, the
-            size and the first 16 KiB of a file (above 50,000 files: of an even selection of them).
+        fingerprint: Digest that changes when an image, a label, their order or a class changes. For a file it covers the name,
+            the size and the first 16 KiB. If there are more than 50,000 images, it covers the first 16 KiB of only
+            50,000 of them, evenly spaced.
         name: Name of the data in messages.
-        problem_type: Whether an image has one class or several. A text is converted to a `ProblemType`.
-        left_out: The images that cannot be read and are not among the items, with the reason for each.
+        problem_type: Problem type: single-label or multi-label. A text is converted to a `ProblemType`.
+        left_out: Unreadable images that were left out of the items, each with the reason.
 
     Raises:
         ValueError: `problem_type` is unknown.
@@ -169,43 +171,44 @@ class Source:
         """Read an image as upright 8-bit RGB.
 
         Raises:
-            DataError: It cannot be decoded; the message names it.
+            DataError: The image cannot be decoded. The message names it.
         """
         return read_image(self.items[index], f"Image {index} of {self.name}")
 
     def subset(self, indices: Iterable[int], name: str) -> "Source":
-        """Return the images at `indices`, in that order."""
+        """Return a source of the images at `indices`, in that order."""
         indices = list(indices)
         items = self.items.select(indices) if hasattr(self.items, "select") else [self.items[i] for i in indices]
         digest = hashlib.sha256(f"{self.fingerprint}:{indices}".encode()).hexdigest()
         return replace(self, items=items, labels=[self.labels[i] for i in indices], fingerprint=digest, name=name)
 
     def split(self, share: float, seed: int) -> tuple["Source", "Source"]:
-        """Split off `share` of every class (at least one image) for validation, as a function of the seed.
+        """Split off `share` of every class (at least one image) for validation. The split depends only on the seed.
 
-        If images have several classes, `share` of all images is split off, whatever their classes.
+        For multi-label data, `share` of all images is split off, regardless of their classes.
 
         Returns:
-            The remaining images, and those that are split off.
+            The remaining images, and the images that are split off.
 
         Raises:
-            DataError: A class has only one image.
+            DataError: The data is single-label, and a class has only one image.
         """
         order = permutation(seed, 0, len(self), purpose="split").tolist()
         if self.problem_type == ProblemType.MULTI_LABEL:
-            return self._parted(order[: min(max(round(share * len(self)), 1), len(self) - 1)])
+            return self._split_at(order[: min(max(round(share * len(self)), 1), len(self) - 1)])
         validation: list[int] = []
         for label, name in enumerate(self.class_names):
             members = [index for index in order if self.labels[index] == label]
             if len(members) == 1:
                 raise DataError(
-                    f"Class {name!r} of {self.name} has only one image and cannot be split: add images, or add a validation "
-                    "split of your own."
+                    f"Class {name!r} of {self.name} has only one image and cannot be split into training and validation images: "
+                    "add images of this class, or provide a validation split."
                 )
             validation += members[: max(round(share * len(members)), 1)] if members else []
-        return self._parted(validation)
+        return self._split_at(validation)
 
-    def _parted(self, validation: Sequence[int]) -> tuple["Source", "Source"]:
+    def _split_at(self, validation: Sequence[int]) -> tuple["Source", "Source"]:
+        """Return the training source and the validation source, for the indices of the validation images."""
         held_out = set(validation)
         train = [index for index in range(len(self)) if index not in held_out]
         name = self.name.removesuffix(" (train)")
@@ -213,11 +216,11 @@ class Source:
 
 
 def without_unreadable(source: Source, broken_images: str = "skip") -> Source:
-    """Decode every image once, and leave out those that cannot be decoded, with a warning.
+    """Decode every image once. Return the source without the images that cannot be decoded, and warn about them.
 
     Args:
         source: The images.
-        broken_images: "skip" to leave them out, or "raise" to raise a DataError.
+        broken_images: "skip" to leave unreadable images out, or "raise" to raise a DataError.
 
     Raises:
         DataError: An image cannot be decoded and `broken_images` is "raise", or no image can be decoded.
@@ -229,12 +232,12 @@ def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> S
     """Read the beginning of every image, and return the source with its fingerprint and without unreadable images.
 
     Args:
-        source: The images; its own fingerprint is ignored.
-        broken_images: As `without_unreadable`.
-        root: Folder of the data; None for the working folder. Paths enter the fingerprint as seen from it.
+        source: The images. The fingerprint of this source is ignored.
+        broken_images: "skip" to leave unreadable images out, or "raise" to raise a DataError.
+        root: Folder of the data. None for the working folder. The fingerprint contains the paths relative to this folder.
 
     Raises:
-        DataError: As `without_unreadable`.
+        DataError: An image cannot be opened and `broken_images` is "raise", or no image can be opened.
     """
     scan = scan_images(source.items)
     lines = [f"{name}\t{label}" for name, label in zip(_names(source.items, root), source.labels, strict=True)]
@@ -245,9 +248,9 @@ def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> S
 
 
 def _names(items: Sequence[Any], root: Path | None) -> list[str]:
-    """Return what a fingerprint holds of each path: the path from the folder of the data, and the size of the file."""
+    """Return the text that the fingerprint contains for each image: the path relative to `root`, and the size of the file."""
     if not isinstance(items, list):
-        return [""] * len(items)  # embedded images have no names
+        return [""] * len(items)  # embedded images have no path
     start = root if root is not None else Path.cwd()
     paths = map(path_of, items)
     return [
@@ -268,7 +271,9 @@ def _without(source: Source, broken: dict[int, str], broken_images: str) -> Sour
             f"leave them out.{listed(reasons)}"
         )
     if len(broken) == len(source):
-        raise DataError(f"None of the {len(source)} images of {source.name} can be read:{listed(reasons)}")
+        raise DataError(
+            f"None of the {len(source)} images of {source.name} can be read. Repair or replace them:{listed(reasons)}"
+        )
     logger.warning(
         "%d of %d images of %s cannot be read and are left out:%s",
         len(broken),

@@ -1,8 +1,8 @@
 """Tables of images with labels, as `datasets` data sets.
 
-`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels: class indices or, for
-several classes per image, rows of zeros and ones. Sources (sources.py) and streams (streams.py) are made of them. loading.py
-finds and opens tables; `datasets` parses them.
+`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels. A label is a class
+index or, for multi-label data, a row of zeros and ones. sources.py and streams.py build data sets from the items and labels.
+loading.py finds and opens tables; `datasets` parses them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ from ..errors import DataError
 from ..losses import ProblemType
 from .images import as_item
 
-# Names of columns that are used if none is given and no column has the type.
+# Default names of the columns. They are used if no name is given and no column has the right type.
 _IMAGE_NAMES = ("image", "file_name", "file", "path")
 _LABEL_NAMES = ("label", "labels", "class")
-_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1}  # True and False are 1 and 0
+_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1}  # includes True and False, which equal 1 and 0
 _LABEL_TYPES = (
     "string",
     "large_string",
@@ -29,17 +29,17 @@ Label = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of images and labels.
+    """Names of the columns of images and labels.
 
     Args:
-        image: Column of paths or embedded images. None for the only image column, or the one called image, file_name, file
+        image: Column of paths or embedded images. None for the only image column, or the column called image, file_name, file
             or path.
-        labels: A column of classes, or several columns of 0 and 1, one for each class. Empty for the only ClassLabel column,
-            or the one called label, labels or class.
-        separator: Text between the classes of an image in a single column of texts.
+        labels: A column of classes, or several columns of 0 and 1, one per class. Empty for the only ClassLabel column, or
+            the column called label, labels or class.
+        separator: Text that separates the classes of an image in a single text column.
 
     Raises:
-        DataError: The separator is empty, or given together with several label columns.
+        DataError: The separator is empty, or it is given together with several label columns.
     """
 
     image: str | None = None
@@ -49,12 +49,12 @@ class Columns:
     def __post_init__(self) -> None:
         if self.separator is not None and (not self.separator or len(self.labels) > 1):
             raise DataError(
-                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: a separator must be a "
-                "text such as ';' that separates the classes within a single column."
+                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: the separator must be a "
+                "text such as ';' that separates the classes within a single label column. Correct it, or leave it out."
             )
 
 
-def _described(features: Mapping[str, Any]) -> str:
+def _describe_columns(features: Mapping[str, Any]) -> str:
     def kind(feature: Any) -> str:
         dtype = getattr(feature, "dtype", None)
         name = type(feature).__name__
@@ -64,63 +64,67 @@ def _described(features: Mapping[str, Any]) -> str:
 
 
 def _is_embedded(feature: Any) -> bool:
-    """Whether a column without the type Image holds images: bytes, or structures of bytes and path."""
+    """Return whether a column without the type Image holds images: bytes, or structures of bytes and path."""
     if isinstance(feature, Mapping):
         return {"bytes", "path"} >= set(feature) and "bytes" in feature
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def _lists_classes(feature: Any) -> bool:
-    """Whether a column holds lists of ClassLabel."""
+    """Return whether a column holds lists of ClassLabel."""
     return hasattr(getattr(feature, "feature", None), "names")
 
 
-def _named(asked: Iterable[str], features: Mapping[str, Any], name: str, field: str) -> list[str]:
-    missing = [column for column in asked if column not in features]
+def _check_columns(columns: Iterable[str], features: Mapping[str, Any], name: str, field: str) -> list[str]:
+    """Return the columns. Raise a DataError if one of them does not exist."""
+    missing = [column for column in columns if column not in features]
     if missing:
         raise DataError(
-            f"{name} has no column {', '.join(map(repr, missing))} ({field}). Its columns are {_described(features)}."
+            f"{name} has no column {', '.join(map(repr, missing))}: set {field} to one of its columns, which are "
+            f"{_describe_columns(features)}."
         )
-    return list(asked)
+    return list(columns)
 
 
-def _kind(feature: Any) -> str | None:
-    """Return the type of a column's values, or of the entries of its lists."""
+def _dtype(feature: Any) -> str | None:
+    """Return the type of a column's values or, if it holds lists, of their entries."""
     return getattr(getattr(feature, "feature", None) or feature, "dtype", None)
 
 
-def _found(
+def _find_column(
     features: Mapping[str, Any], kind: type, is_similar: Any, names: Sequence[str], field: str, table: str
 ) -> str:
-    """Return the only column of a type, or of a similar type, or with a usual name."""
+    """Return the only column of a type. If there is none, try columns of a similar type, then those with a default name."""
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
     similar = [column for column, feature in features.items() if is_similar(feature)]
-    usual = [column for column in names if column in features and _kind(features[column]) in _LABEL_TYPES]
-    candidates = typed or similar or usual
+    by_name = [column for column in names if column in features and _dtype(features[column]) in _LABEL_TYPES]
+    candidates = typed or similar or by_name
     if len(candidates) != 1:
         raise DataError(
             f"{table} needs exactly one {kind.__name__} column and has {len(candidates)} "
             f"({', '.join(candidates) or 'none'}): set {field} to the name of the column. Its columns are "
-            f"{_described(features)}."
+            f"{_describe_columns(features)}."
         )
     return candidates[0]
 
 
 class TableReader:
-    """Converts the rows of a data set to items and labels.
+    """Reader that converts the rows of a data set to items and labels.
 
-    `class_names` and `problem_type` are those of the data set. `row_count` is the number of rows, or None for a stream whose
-    labels need not be read beforehand.
+    `class_names` and `problem_type` are those of the data set. `row_count` is the number of rows. It is None for a stream whose
+    labels need not be read in advance.
 
     Args:
-        dataset: A `datasets` data set, indexed or streamed. Labels that are not of the type ClassLabel are read once here.
+        dataset: A `datasets` data set, indexed or streamed. If its only label column is not of the type ClassLabel, all labels
+            are read once when the reader is created.
         columns: The columns of images and labels.
         name: Name of the data in messages.
-        root: Folder that relative paths start from; None for the working folder.
-        class_names: Class names of the training split, for another split of the same data. Labels must be among them.
+        root: Folder that relative paths are relative to. None for the working folder.
+        class_names: Class names of the training split, if this is another split of the same data. None for a training split.
 
     Raises:
-        DataError: A column is missing or ambiguous, has a type that cannot be a label, or a label read here is empty.
+        DataError: A column is missing or ambiguous, or has an unsupported type; or a label that is read here is empty; or the
+            classes do not fit `class_names`.
     """
 
     def __init__(
@@ -134,21 +138,21 @@ class TableReader:
         import datasets
 
         features = dataset.features
-        if features is None:  # a streamed CSV or JSON file does not know them before it is read
+        if features is None:  # the columns of a streamed CSV or JSON file are not known before it is read
             dataset = dataset._resolve_features()
             features = dataset.features or {}
         self.name, self.root, self.separator = name, root, columns.separator
-        # For a stream whose labels have to be read, it is set below.
+        # If the labels of a stream have to be read, `_distinct_labels` counts the rows.
         self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None
         self.image_column = (
-            _named([columns.image], features, name, "image_column")[0]
+            _check_columns([columns.image], features, name, "image_column")[0]
             if columns.image is not None
-            else _found(features, datasets.Image, _is_embedded, _IMAGE_NAMES, "image_column", name)
+            else _find_column(features, datasets.Image, _is_embedded, _IMAGE_NAMES, "image_column", name)
         )
         self.label_columns = (
-            _named(columns.labels, features, name, "label_column")
+            _check_columns(columns.labels, features, name, "label_column")
             if columns.labels
-            else [_found(features, datasets.ClassLabel, _lists_classes, _LABEL_NAMES, "label_column", name)]
+            else [_find_column(features, datasets.ClassLabel, _lists_classes, _LABEL_NAMES, "label_column", name)]
         )
         if isinstance(features[self.image_column], datasets.Image):
             dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
@@ -160,30 +164,31 @@ class TableReader:
             or isinstance(features[self.image_column], datasets.Image)
         ):
             raise DataError(
-                f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another one. Its "
-                f"columns are {_described(features)}."
+                f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another column. Its "
+                f"columns are {_describe_columns(features)}."
             )
         self._read_label_type(features, class_names)
 
     def _read_label_type(self, features: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
         feature = features[self.label_columns[0]]
-        inner = getattr(feature, "feature", None)  # of a list
+        inner = getattr(feature, "feature", None)  # type of the entries if the column holds lists
         self.problem_type = ProblemType.SINGLE_LABEL
         if len(self.label_columns) > 1 or inner is not None or self.separator is not None:
             self.problem_type = ProblemType.MULTI_LABEL
         self._is_list = inner is not None
         for column in self.label_columns:
             in_lists = getattr(features[column], "feature", None) is not None
-            one_each = self.separator is not None or len(self.label_columns) > 1
-            if _kind(features[column]) not in _LABEL_TYPES or (in_lists and one_each):
+            needs_scalars = self.separator is not None or len(self.label_columns) > 1
+            if _dtype(features[column]) not in _LABEL_TYPES or (in_lists and needs_scalars):
                 raise DataError(
-                    f"Column {column!r} of {self.name} cannot be a column of classes: it must hold texts, whole numbers or lists "
-                    f"of them, all of one type and none missing. Its columns are {_described(features)}."
+                    f"Column {column!r} of {self.name} cannot be used as a label column: it must hold texts, whole numbers or lists "
+                    "of them (no lists with several label columns or a label_separator), all of one type and none missing. "
+                    f"Correct it, or choose another label_column. The columns are {_describe_columns(features)}."
                 )
         if self.separator is not None and "string" not in feature.dtype:
             raise DataError(
-                f"label_separator={self.separator!r} needs a column of texts, and {self.label_columns[0]!r} holds none: choose "
-                "another label_column, or leave the separator out."
+                f"label_separator={self.separator!r} needs a label column of texts, and {self.label_columns[0]!r} has the type "
+                f"{feature.dtype}: choose another label_column, or leave label_separator out."
             )
         names = getattr(inner or feature, "names", None)
         self._index: dict[Any, int] = {}
@@ -197,13 +202,14 @@ class TableReader:
             self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, values))
             for text in set(by_text) - set(self.class_names):
                 raise DataError(
-                    f"{self.name} has the class {text!r}, which the training images do not have: add training images of it."
+                    f"{self.name} has the class {text!r}, which the training images do not have: add training images of this "
+                    "class, or correct the label."
                 )
             self._index = {by_text[text]: index for index, text in enumerate(self.class_names) if text in by_text}
         if class_names is not None and tuple(class_names) != self.class_names:
             raise DataError(
-                f"{self.name} has the classes {', '.join(self.class_names)}, and the training images have "
-                f"{', '.join(class_names)}: both need the same names in the same order (dataset.cast_column)."
+                f"{self.name} has the classes {', '.join(self.class_names)}, and the training images have the classes "
+                f"{', '.join(class_names)}: both must have the same names in the same order. Use dataset.cast_column."
             )
 
     def _distinct_labels(self) -> list[Any]:
@@ -222,7 +228,7 @@ class TableReader:
 
     def _unlabelled(self, number: int) -> DataError:
         return DataError(
-            f"{self.name} has images without a label (-1, null or empty); the first is in row {number}: give each image a "
+            f"{self.name} has images without a label (-1, null or empty); the first one is in row {number}. Give each image a "
             "label, or choose a labelled split."
         )
 
@@ -234,14 +240,14 @@ class TableReader:
         return list(cell) if self._is_list else [cell]
 
     def label(self, row: Mapping[str, Any], number: int) -> Label:
-        """Return the label of a row: a class index, or zeros and ones `(classes,)`.
+        """Return the label of a row: a class index or, for multi-label data, zeros and ones `(classes,)`.
 
         Args:
-            row: The row, by column name.
-            number: Its number, for messages.
+            row: Values of the row by column name.
+            number: Number of the row, for messages.
 
         Raises:
-            DataError: The row has no label, or one of several label columns holds neither 0 nor 1.
+            DataError: The row has no label or an unknown class, or one of several label columns holds neither 0 nor 1.
         """
         if len(self.label_columns) > 1:
             try:
@@ -259,7 +265,7 @@ class TableReader:
             if error.args[0] not in (None, "", -1):
                 raise DataError(
                     f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training images of "
-                    "it."
+                    "this class."
                 ) from error
         if found is None or cell is None:
             raise self._unlabelled(number)
@@ -271,14 +277,14 @@ class TableReader:
         """Return the labels of all rows.
 
         Raises:
-            DataError: See `label`.
+            DataError: The label of a row is missing or invalid, see `label`.
         """
         columns = [self.dataset[column] for column in self.label_columns]
         rows = zip(*columns, strict=True)
         return [self.label(dict(zip(self.label_columns, row, strict=True)), number) for number, row in enumerate(rows)]
 
     def items(self) -> Sequence[Any]:
-        """Return the undecoded images of all rows: a list of paths, or a view of the column."""
+        """Return the undecoded images of all rows: a list of items, or a sequence that reads the column on access."""
         if self._holds_paths:
             cells = enumerate(self.dataset[self.image_column])
             return [as_item(value, self.root, number) for number, value in cells]
@@ -286,20 +292,20 @@ class TableReader:
         return _ImageColumn(column, self.image_column, self.root, range(len(column)))
 
     def rows(self) -> Iterator[tuple[Any, Label]]:
-        """Yield item and label row by row, for a stream."""
-        wanted = self.dataset.select_columns([self.image_column, *self.label_columns])
-        for number, row in enumerate(wanted):
+        """Yield the item and the label of each row, for a stream."""
+        selected = self.dataset.select_columns([self.image_column, *self.label_columns])
+        for number, row in enumerate(selected):
             yield as_item(row[self.image_column], self.root, number), self.label(row, number)
 
 
 @dataclass(frozen=True)
 class _ImageColumn:
-    """The undecoded image column of a `datasets` data set as a sequence."""
+    """Sequence of the undecoded images in a column of a `datasets` data set."""
 
     dataset: Any
     column: str
     root: Path | None
-    rows: Sequence[int]  # of the table, for messages
+    rows: Sequence[int]  # row numbers in the table, for messages
 
     def __len__(self) -> int:
         return len(self.dataset)
