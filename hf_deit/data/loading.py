@@ -1,6 +1,6 @@
-"""Find the images of a data set: image folders, tables, folders saved by `datasets`, and names on the Hub.
+"""Find the images of a data set in image folders, tables, folders saved by `datasets`, or on the Hub.
 
-The result is a `Source` (sources.py) for each split, or the reader of a stream (streams.py). Tables are read in tables.py.
+The result is a `Source` (sources.py) for each split, or the reader of a stream (streams.py). tables.py reads tables.
 """
 
 import os
@@ -35,9 +35,11 @@ VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 
 
 def table_files(path: Path) -> dict[str, list[str]]:
-    """Return the files of each split: a file itself as train, or the files train.*, validation.* or train-*.* of a folder.
+    """Return the table files of each split.
 
-    The result is empty if there are no tables.
+    If `path` is a file, it is the split `train`. If it is a folder, a file such as train.csv or train-0.parquet belongs to the
+    split that its name begins with. The files are in the folder itself or in its subfolder `data`. The result is empty if
+    there are no tables.
     """
     if path.is_file():
         return {"train": [str(path)]} if path.suffix.lower() in BUILDERS else {}
@@ -53,7 +55,7 @@ def table_files(path: Path) -> dict[str, list[str]]:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether this folder was saved by `datasets`."""
+    """Return whether the folder was saved by `datasets`."""
     return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
 
 
@@ -61,15 +63,16 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
     """Open the splits of tables or of a data set.
 
     Args:
-        data: A table, a folder with train.* and possibly validation.*, a folder saved by `datasets`, or a name on the Hub.
-        streaming: Whether to return `IterableDataset`s, which are read later.
-        only: Names of the splits to open; None for all.
+        data: A table, a folder with train.* and possibly validation.*, a folder saved by `datasets`, or the name of a data set
+            on the Hub.
+        streaming: Whether to return `IterableDataset`s, which read the rows later.
+        only: Names of the splits to open. None for all splits.
 
     Returns:
         A `datasets` data set for each split, by name.
 
     Raises:
-        DataError: Nothing is found, there is no split `train`, a table is empty, or `datasets` cannot read it.
+        DataError: No data is found, the split `train` is missing, a table is an empty file, or `datasets` cannot read the data.
     """
     import datasets
 
@@ -89,17 +92,17 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
         cause = error.__cause__ or error
         if files:
             raise DataError(
-                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows and all splits need the "
-                "same columns, and a column needs the same type in all rows."
+                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows and all splits must have the "
+                "same columns, and a column must have the same type in all rows."
             ) from error
         raise DataError(
             f"No data at {data!r}: it is neither a folder or a table here nor a data set that `datasets` can load "
-            f"({type(error).__name__}: {error}). Check the path, or the name and the connection."
+            f"({type(error).__name__}: {error}). Check the path, or the name and the network connection."
         ) from error
     splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     if "train" not in splits and (only is None or "train" in only):
         raise DataError(
-            f"{data} has no split 'train', only {', '.join(splits)}: rename the split of the training images."
+            f"{data} has no split 'train', only {', '.join(splits)}: give the split of the training images the name 'train'."
         )
     if streaming and not files and path.is_dir():
         splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
@@ -112,21 +115,21 @@ def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, An
     for split, names in files.items():
         for name in names:
             if os.path.getsize(name) == 0:
-                raise DataError(f"{name} (the split {split!r}) is an empty file: write a row for each image into it.")
+                raise DataError(f"{name} (the split {split!r}) is an empty file: it must have a row for each image.")
     suffixes = {Path(name).suffix.lower() for names in files.values() for name in names}
     if len({(BUILDERS[suffix], suffix == ".tsv") for suffix in suffixes}) > 1:
         raise DataError(
-            f"The tables have different formats ({', '.join(sorted(suffixes))}): give all splits in one format."
+            f"The tables have different formats ({', '.join(sorted(suffixes))}): use the same format for all splits."
         )
     options: dict[str, Any] = {"data_files": files, "streaming": streaming}
     if BUILDERS[next(iter(suffixes))] == "csv":
-        # A class may be called "NA" or "None"; only an empty cell is a missing label.
+        # A class may be called "NA" or "None". Only an empty cell is a missing label.
         options |= {"keep_default_na": False, "sep": "\t" if ".tsv" in suffixes else ","}
     return datasets.load_dataset(BUILDERS[next(iter(suffixes))], **options)
 
 
 def validation_name(splits: Mapping[str, Any]) -> str | None:
-    """Return the name of the split to validate on: `test` if there is no other, None if there is none."""
+    """Return the name of the validation split. It is `test` if there is no other, and None if there is no `test` either."""
     return next((name for name in (*VALIDATION_NAMES, "test") if name in splits), None)
 
 
@@ -137,31 +140,34 @@ def load_splits(
     columns: Columns | None = None,
     broken_images: str = "skip",
 ) -> tuple[Source, Source]:
-    """Find the training and the validation images of a path or a Hub name.
+    """Find the training and the validation images of a path or of a data set on the Hub.
 
     Args:
-        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder `CLASS/…`, from
-            which a share is split off; a table (CSV, TSV, JSON lines, parquet), or a folder with `train.*` and
+        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder with `CLASS/…`, from
+            which a validation share is split off; a table (CSV, TSV, JSON lines, parquet), or a folder with `train.*` and
             `validation.*`; a folder saved by `datasets`; or the name of a data set on the Hub.
         validation_share: Share in (0, 1) of each class to split off if there is no validation split.
-        seed: Seed of that split.
-        columns: The columns of images and labels in a table or data set; None to find them by type and usual names.
-        broken_images: What to do with a file whose header is not that of an image. "skip": leave it out and log it.
+        seed: Seed for splitting off the validation share.
+        columns: The columns of images and labels in a table or data set. None to find them by type or default name.
+        broken_images: What to do with a file whose header is not that of an image. "skip": leave it out and log a warning.
             "raise": raise a DataError.
 
     Returns:
-        The training and the validation source, with the same classes.
+        The training source and the validation source. Both have the same classes.
 
     Raises:
-        DataError: Nothing is found, there are no images, there is only one class, or a class has no training image.
+        DataError: No data or no image is found, an argument is invalid, the labels are missing or invalid, single-label data has
+            only one class, or a class has no training image.
     """
     if not 0 < validation_share < 1:
-        raise DataError(f"validation_share={validation_share}: it must be between 0 and 1, for example 0.1.")
+        raise DataError(
+            f"validation_share={validation_share}: it must be between 0 and 1 (exclusive), for example 0.1."
+        )
     train, validation = _load(data, columns, broken_images)
     check_classes(train.name, train.labels, train.class_names, train.problem_type)
     if validation is None:
         train, validation = train.split(validation_share, seed)
-        validation = replace(validation, left_out=())  # the training source lists them
+        validation = replace(validation, left_out=())  # the training source already lists them
     warn_of_shared_files(train.items, validation.items, data)
     return train, validation
 
@@ -173,12 +179,13 @@ def load_training(
     columns: Columns | None = None,
     broken_images: str = "skip",
 ) -> Source:
-    """Find the training images, to look at them: those of `load_splits`, or all if nothing can be split off.
+    """Find the training images in order to display them.
 
-    The arguments are those of `load_splits`.
+    The result is the training source of `load_splits` or, if no validation share can be split off, a source of all images. The
+    arguments are those of `load_splits`.
 
     Raises:
-        DataError: As `load_splits`, except that a single class or image is allowed.
+        DataError: As in `load_splits`, but a single class or image is allowed.
     """
     train, validation = _load(data, columns, broken_images)
     if validation is not None or len(train) < 2:
@@ -196,13 +203,14 @@ def load_validation(
     columns: Columns | None = None,
     broken_images: str = "skip",
 ) -> Source:
-    """Find the images to evaluate on: the validation split or, without one, the share that a run split off.
+    """Find the images for an evaluation.
 
-    The arguments are those of `load_splits`, with the share and the seed of the run. Without a validation split and with
-    `validation_share=None`, all images are returned.
+    The result is the validation split. If the data has no validation split, the result is the validation share that the run
+    split off; if `validation_share` is None, it is all images. The arguments are those of `load_splits`, with the share and
+    the seed of the run.
 
     Raises:
-        DataError: As `load_splits`, except that a single class is allowed.
+        DataError: As in `load_splits`, but a single class is allowed.
     """
     source, validation = _load(data, columns, broken_images)
     if validation is not None:
@@ -214,15 +222,16 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
     """Open the training images of a table or data set as a stream, and find the validation images.
 
     Args:
-        data: As `load_splits`, except for folders of class folders, which cannot be streamed.
-        columns: As `load_splits`.
-        broken_images: As `load_splits`, for the validation images.
+        data: As in `load_splits`, except for folders of class folders, which cannot be streamed.
+        columns: As in `load_splits`.
+        broken_images: What to do with unreadable validation images, as in `load_splits`.
 
     Returns:
-        The reader of the stream, and the validation source (in memory, undecoded, if it comes from the Hub).
+        The reader of the stream, and the validation source. The validation images of a data set on the Hub are held in memory,
+        undecoded.
 
     Raises:
-        DataError: As `load_splits`, or there is no validation split.
+        DataError: As in `load_splits`, or the data has no validation split.
     """
     check_policy(broken_images)
     columns = columns or Columns()
@@ -230,14 +239,14 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
     validation = validation_name(splits)
     if validation is None:
         raise DataError(
-            f"{data} has no validation split, and none can be split off from a stream: add one (validation.csv, "
-            f"validation.parquet; one of {', '.join(VALIDATION_NAMES)}), or set streaming: false."
+            f"{data} has no validation split, and a stream cannot be split: add a validation split (such as validation.csv or "
+            f"validation.parquet; its name may be {', '.join(VALIDATION_NAMES)} or test), or set streaming: false."
         )
     reader = TableReader(splits["train"], columns, f"{data} (train)", table_root(data))
     check_class_names(reader.name, reader.class_names, reader.problem_type)
     if Path(data).expanduser().exists():
         held_out = open_splits(data, only=(validation,))[validation]
-    else:  # a name on the Hub: to index one split, `datasets` would download all of them
+    else:  # a data set on the Hub: without streaming, `datasets` would download all splits
         held_out = _in_memory(splits[validation])
     return reader, _table_source(held_out, data, validation, columns, broken_images, reader.class_names)
 
@@ -252,7 +261,7 @@ def _in_memory(stream: Any) -> Any:
 
 
 def is_image_folder(data: str) -> bool:
-    """Whether `data` is a folder of class folders, and not a table, a saved data set or a name on the Hub."""
+    """Return whether `data` is a folder of class folders, and not a table, a saved data set or a name on the Hub."""
     path = Path(data).expanduser()
     if not path.is_dir() or is_saved_dataset(path):
         return False
@@ -265,15 +274,15 @@ def _load(data: str, columns: Columns | None, broken_images: str) -> tuple[Sourc
     if is_image_folder(data):
         if columns not in (None, Columns()) and not table_files(path):
             raise DataError(
-                f"{data} is a folder of class folders: image_column, label_column and label_separator are for tables and "
-                "data sets, leave them out."
+                f"{data} is a folder of class folders: image_column, label_column and label_separator are only for tables and "
+                "data sets. Leave them out."
             )
         if columns in (None, Columns()):
             return _load_folders(path, broken_images)
     if path.exists() and not path.is_dir() and not table_files(path):
         raise DataError(
-            f"{data} is a file of an unknown format: give a folder with a folder for each class, a table (.csv, .tsv, "
-            ".jsonl, .parquet), or the name of a data set."
+            f"{data} is a file of an unknown format: give a folder with a subfolder for each class, a table (.csv, .tsv, "
+            ".jsonl, .parquet), or the name of a data set on the Hub."
         )
     return _load_tables(data, columns or Columns(), broken_images)
 
@@ -293,7 +302,8 @@ def _load_folders(path: Path, broken_images: str) -> tuple[Source, Source | None
             if unknown:
                 raise DataError(
                     f"{path / name} has the class(es) {', '.join(map(repr, unknown))}, which {path / 'train'} does not have (its "
-                    f"classes are {', '.join(map(repr, train.class_names))}): the names of the class folders must agree."
+                    f"classes are {', '.join(map(repr, train.class_names))}): the names of the class folders must agree. Rename "
+                    "the folders, or add training images."
                 )
             return train, _scan_folder(path / name, train.class_names, broken_images)
     return train, None
@@ -312,7 +322,7 @@ def _scan_folder(path: Path, class_names: Sequence[str], broken_images: str) -> 
                 labels.append(label)
     if not items:
         raise DataError(
-            f"{path} has no images: put files such as .jpg and .png into its folders {', '.join(class_names)}."
+            f"{path} has no images: put image files, such as .jpg and .png, into its folders {', '.join(class_names)}."
         )
     source = Source(items, labels, tuple(class_names), "", str(path))
     return with_fingerprint(source, broken_images, path)
@@ -328,7 +338,7 @@ def _load_tables(data: str, columns: Columns, broken_images: str) -> tuple[Sourc
 
 
 def table_root(data: str) -> Path | None:
-    """Return the folder that the paths in a table start from, or None for a data set of `datasets`."""
+    """Return the folder that the paths in a table are relative to, or None if `data` is not a table."""
     path = Path(data).expanduser()
     files = table_files(path) if path.exists() else {}
     return Path(files["train"][0]).parent if files else None
@@ -344,7 +354,7 @@ def _table_source(
 ) -> Source:
     name, root = f"{data} ({split})", table_root(data)
     if len(dataset) == 0:
-        raise DataError(f"{name} has no rows: it needs a row for each image.")
+        raise DataError(f"{name} has no rows: it must have a row for each image.")
     reader = TableReader(dataset, columns, name, root, class_names)
     items = reader.items()
     source = Source(items, reader.labels(), reader.class_names, "", name, reader.problem_type)
@@ -354,7 +364,7 @@ def _table_source(
 
 
 def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
-    """Whether a test split withholds its labels, as those of competitions do."""
+    """Return whether a test split has no labels, as is common in competitions."""
     import datasets
 
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]

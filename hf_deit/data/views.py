@@ -1,11 +1,11 @@
-"""From rows to uint8 views, from views to batches.
+"""Data sets of training views and evaluation images, and collators that make batches of them.
 
-`ViewDataset` turns a view key (sampling.py) into one augmented view of an image. `EvaluationDataset` turns an index into the
-pixels of the evaluation protocol. Images stay 8-bit until they are on the device, where the trainer normalises them for the
-student and for the teacher. Where the images come from is the subject of loading.py and sources.py.
+`ViewDataset` returns the augmented view for a view key (sampling.py). `EvaluationDataset` returns the pixels of the evaluation
+protocol for an index. Images stay 8-bit until they are on the device, where the trainer normalises them for the student and
+for the teacher. loading.py and sources.py find the images.
 
-If a training image turns out to be unreadable when it is decoded, the next image of its class takes its place. This is
-logged once per image and counted; no image becomes black.
+If a training image cannot be decoded, the next readable image of its class is used instead. This is logged once per image and
+counted. An unreadable image is never replaced by a black image.
 """
 
 import logging
@@ -32,27 +32,28 @@ from .tables import Label
 
 logger = logging.getLogger(__name__)
 
-# Of the memory that is free when a training starts.
+# Views may take this share of the memory that is free when training starts.
 _SHARE_OF_MEMORY = 1 / 2
-# Far below the limit of any container or batch job that trains: such a limit cannot be read in one way on all systems.
+# In bytes. This is far below the memory limit of containers and batch jobs for training. There is no way to read such a limit
+# that works on all systems.
 DEFAULT_MEMORY_LIMIT = 4_000_000_000
 _MEMORY_FILE = Path("/proc/meminfo")
 
 
 class KeptViews:
-    """Memory for views by key. Pages are allocated as they are filled.
+    """Memory for views, indexed by view key. The system allocates memory pages only when views are written to them.
 
     Args:
         num_views: Number of epochs with distinct views.
         images: Number of images.
-        repeats: Number of views of an image in an epoch.
+        repeats: Number of views per image in an epoch.
         view_size: `(height, width)` of a view, in pixels.
     """
 
     def __init__(self, num_views: int, images: int, repeats: int, view_size: tuple[int, int]):
         self.shape = (num_views, images, repeats)
         count = math.prod(self.shape)
-        # Not share_memory_(): /dev/shm is small in containers, and a process that exceeds it is killed.
+        # share_memory_() is not used: it needs /dev/shm, which is small in containers, and a process that exceeds it is killed.
         memory = mmap.mmap(-1, self.bytes_for(*self.shape, view_size))
         self._known = torch.frombuffer(memory, dtype=torch.uint8, count=count).view(self.shape)
         pixels = torch.frombuffer(memory, dtype=torch.uint8, offset=count)
@@ -60,7 +61,7 @@ class KeptViews:
 
     @staticmethod
     def bytes_for(num_views: int, images: int, repeats: int, view_size: tuple[int, int]) -> int:
-        """Return the number of bytes for this many views: the pixels, and a mark for each view."""
+        """Return the number of bytes needed: the pixels and one byte per view that marks it as stored."""
         return num_views * images * repeats * (1 + 3 * math.prod(view_size))
 
     def get(self, key: ViewKey) -> torch.Tensor | None:
@@ -69,21 +70,24 @@ class KeptViews:
         return self._pixels[place].clone() if self._known[place] else None
 
     def keep(self, key: ViewKey, pixels: torch.Tensor) -> None:
-        """Store a view. Workers that store it at the same time write the same bytes, and the mark after them."""
+        """Store a view.
+
+        Several workers may store a view at the same time: they write the same pixels, and mark the view as stored afterwards.
+        """
         place = key.epoch, key.index, key.view
         self._pixels[place] = pixels
         self._known[place] = 1
 
     def __reduce__(self) -> Any:
-        # Workers that are not forked do not share this memory, and a copy for each would take too much.
+        # Workers that are not forked do not share this memory, and a copy per worker would take too much memory.
         return type(None), ()
 
 
 def free_memory() -> int | None:
-    """Return the bytes that this machine has available, or None if the system has no /proc/meminfo (it is not Linux).
+    """Return the number of bytes of memory that are available on this machine. Return None if /proc/meminfo does not state it.
 
-    Memory that holds files read before counts as available, because the system gives it back when it is needed. The limit
-    of a container or of a batch job is not considered.
+    The file cache counts as available, because the system frees it when memory is needed. The memory limit of a container or of
+    a batch job is not considered. /proc/meminfo exists only on Linux.
     """
     try:
         lines = _MEMORY_FILE.read_text().splitlines()
@@ -93,23 +97,25 @@ def free_memory() -> int | None:
 
 
 def memory_for_views(allowed: int, *shape: Any) -> KeptViews | None:
-    """Return memory for all views of a training, or None, with a log message, if they do not fit.
+    """Return memory for all views of a run, or log a message and return None if they do not fit.
 
     Args:
-        allowed: Most bytes that the views may take.
+        allowed: Largest number of bytes that the views may take.
         shape: The arguments of `KeptViews`.
     """
     size, num_views = KeptViews.bytes_for(*shape), shape[0]
     if size > allowed:
         logger.info(
-            "The %d views of each image would take %.1f GB, and %.1f GB are allowed (half of the free memory, at most "
-            "memory_limit, shared by all processes and trainings): views are computed again each time.",
+            "The %d views of each image would take %.1f GB of memory, and %.1f GB are allowed (half of the free memory, at most "
+            "memory_limit, divided by the number of processes and concurrent runs). The views are computed again each time.",
             num_views,
             size / 1e9,
             allowed / 1e9,
         )
         return None
-    logger.info("The %d views of each image are kept in memory once they are computed: %.2f GB.", num_views, size / 1e9)
+    logger.info(
+        "The %d views of each image are kept in memory after they are computed: %.2f GB.", num_views, size / 1e9
+    )
     return KeptViews(*shape)
 
 
@@ -124,7 +130,7 @@ def view_row(image: Image.Image, label: Label, augmentation: Augmentation, seed:
 
 
 class _SourceDataset(torch.utils.data.Dataset):
-    """A data set of the images of a source, with what is known about them before one is read.
+    """Base class of data sets of the images of a source, with the properties that are known without reading an image.
 
     Args:
         source: The images.
@@ -138,7 +144,7 @@ class _SourceDataset(torch.utils.data.Dataset):
 
     @property
     def labels(self) -> Sequence[Label]:
-        """Label of each image: a class index, or zeros and ones `(classes,)`."""
+        """Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`."""
         return self.source.labels
 
     @property
@@ -148,12 +154,12 @@ class _SourceDataset(torch.utils.data.Dataset):
 
     @property
     def problem_type(self) -> ProblemType:
-        """Whether an image has one class or several."""
+        """Problem type: single-label or multi-label."""
         return self.source.problem_type
 
     @property
     def fingerprint(self) -> str:
-        """A digest of images, labels, their order and the class names."""
+        """Digest of the images, the labels, their order and the class names."""
         return self.source.fingerprint
 
     @property
@@ -163,7 +169,7 @@ class _SourceDataset(torch.utils.data.Dataset):
 
 
 class ViewDataset(_SourceDataset):
-    """Training images by view key: `dataset[key]` is the same view in any process and at any time.
+    """Data set of training views, indexed by view key: `dataset[key]` is the same view in any process and at any time.
 
     Args:
         source: The images.
@@ -171,18 +177,18 @@ class ViewDataset(_SourceDataset):
         seed: Seed of the run.
         broken_images: What to do if an image cannot be decoded. "skip": use the next readable image with the same label, in
             index order, with the random numbers of the requested key. "raise": raise a DataError.
-        concurrent_trainings: Number of trainings that run on this machine at the same time and share its memory, this one
-            included.
-        memory_limit: Most bytes in which these trainings together keep views that come again. Views are never kept in more
-            than half of the memory that is free on the machine. Lower it in a container or batch job of less than 8 GB;
-            raise it for a large data set on a large machine.
+        concurrent_trainings: Number of runs that train on this machine at the same time and share its memory, including this
+            run.
+        memory_limit: Largest number of bytes in which all these runs together keep views that are shown again. Views never
+            take more than half of the memory that is free on the machine. Lower the limit in a container or batch job of less
+            than 8 GB; raise it for a large data set on a machine with much memory.
 
     Raises:
-        DataError: `broken_images` is unknown, or a number is invalid.
+        DataError: `broken_images` is unknown, `concurrent_trainings` is below 1, or `memory_limit` is negative.
         RecipeError: The augmentation has no `view_size`.
     """
 
-    # The trainer then brings the sampler that yields keys.
+    # The trainer then creates the sampler that yields the keys.
     takes_view_keys = True
 
     def __init__(
@@ -199,8 +205,8 @@ class ViewDataset(_SourceDataset):
         augmentation.require_view_size()
         if concurrent_trainings < 1 or memory_limit < 0:
             raise DataError(
-                f"concurrent_trainings={concurrent_trainings}, memory_limit={memory_limit}: the number of trainings must be "
-                "at least 1, and the limit a number of bytes, 0 to keep no views."
+                f"concurrent_trainings={concurrent_trainings}, memory_limit={memory_limit}: concurrent_trainings must be at "
+                "least 1. memory_limit must be a number of bytes, at least 0; 0 keeps no views."
             )
         super().__init__(source)
         self.augmentation = augmentation
@@ -208,7 +214,8 @@ class ViewDataset(_SourceDataset):
         self.broken_images = broken_images
         self.concurrent_trainings = concurrent_trainings
         self.memory_limit = memory_limit
-        # 1 for each image found unreadable. It is shared, so that one of several workers logs it and all are counted.
+        # 1 for each image that was found unreadable. The tensor is shared with the workers, so that only one worker logs an image
+        # and the images of all workers are counted.
         self.broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
         self._kept: KeptViews | None = None
 
@@ -218,12 +225,12 @@ class ViewDataset(_SourceDataset):
         return self.augmentation.require_view_size()
 
     def keep_views(self, num_views: int, repeats: int, processes: int = 1) -> None:
-        """Keep views in memory from now on, if all of them fit. This is for trainings in which views come again.
+        """Keep computed views in memory from now on, if all of them fit. This is useful if views are shown more than once.
 
         Args:
             num_views: Number of epochs with distinct views.
-            repeats: Largest number of views of an image in an epoch.
-            processes: Number of processes of the training on this machine. Each keeps its own views.
+            repeats: Largest number of views per image in an epoch.
+            processes: Number of training processes on this machine. Each process keeps its own views.
         """
         shape = (num_views, len(self), repeats)
         if self._kept is None or self._kept.shape != shape:
@@ -233,7 +240,7 @@ class ViewDataset(_SourceDataset):
             self._kept = memory_for_views(allowed, *shape, self.view_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a resumed run must have in common with the run before it."""
+        """Return the properties of the data that must be the same when a run is resumed."""
         return {
             "fingerprint": self.fingerprint,
             "images": len(self),
@@ -248,13 +255,13 @@ class ViewDataset(_SourceDataset):
         `view_key` itself.
 
         Raises:
-            TypeError: `key` is not a ViewKey. An index alone would give the same view in every epoch.
-            DataError: The image cannot be read, and `broken_images` is "raise" or no other image has its label.
+            TypeError: `key` is not a ViewKey. With an index alone, every epoch would show the same view.
+            DataError: The image cannot be read, and `broken_images` is "raise" or no image can replace it.
         """
         if not isinstance(key, ViewKey):
             raise TypeError(
-                f"ViewDataset takes keys of hf_deit.data.sampling.ViewSampler and got {key!r}. DistillationTrainer brings "
-                "the sampler; to look at one view use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
+                f"ViewDataset is indexed by the keys of hf_deit.data.sampling.ViewSampler, but got {key!r}. DistillationTrainer "
+                "creates this sampler. To get a single view, use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
             )
         kept = None if self._kept is None else self._kept.get(key)
         if kept is not None:
@@ -264,12 +271,12 @@ class ViewDataset(_SourceDataset):
         else:
             image, index = self._readable(key.index)
         row = view_row(image, self.labels[index], self.augmentation, self.seed, key)
-        if self._kept is not None and index == key.index:  # a substitute has a label of its own
+        if self._kept is not None and index == key.index:  # a substitute may have another label
             self._kept.keep(key, row["pixel_values"])
         return row
 
     def _readable(self, index: int) -> tuple[Image.Image, int]:
-        """Read the image or its substitute. Which one that is depends on the files alone, so a resumed run uses the same."""
+        """Read the image or its substitute. The choice depends only on the files, so a resumed run uses the same substitute."""
         for candidate in self._candidates(index):
             if self.broken[candidate]:
                 continue
@@ -277,11 +284,11 @@ class ViewDataset(_SourceDataset):
                 return self.source.image(candidate), candidate
             except DataError as error:
                 self.broken[candidate] = 1
-                logger.warning("%s In training the next image with the same label takes its place.", error)
+                logger.warning("%s In training, the next readable image with the same label takes its place.", error)
         label = self.labels[index]
         which = f"of class {self.class_names[label]!r} " if isinstance(label, int) else ""
         raise DataError(
-            f"None of the images {which}of {self.name} can be decoded: repair them, or leave the class out."
+            f"None of the images {which}of {self.name} can be decoded: repair the images, or leave the class out."
         )
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -289,26 +296,27 @@ class ViewDataset(_SourceDataset):
         yield index
         following = [(index + step) % len(labels) for step in range(1, len(labels))]
         yield from (other for other in following if labels[other] == labels[index])
-        if not isinstance(labels[index], int):  # no other image may have this combination of classes
+        if not isinstance(labels[index], int):  # multi-label: it is possible that no other image has this combination
             yield from (other for other in following if labels[other] != labels[index])
 
 
 class EvaluationDataset(_SourceDataset):
-    """Images by index, for an evaluation.
+    """Data set of images for an evaluation, indexed by number.
 
-    The student's pixels come in one of two ways. With `image_size`, they are the 8-bit pixels that the image processor of
-    the student in training will produce (before normalisation). With `processor`, the saved image processor of a model
-    computes them, whatever it does.
+    The student's pixels are computed in one of two ways. With `image_size`, they are the 8-bit pixels (before normalisation)
+    that the image processor of the student in training will compute. With `processor`, the saved image processor of a model
+    computes them.
 
     Args:
         source: The images.
         image_size: `(height, width)` of the student, in pixels.
-        crop_ratio: Share of the resized image that the centre crop keeps. With `processor` it holds for the teacher's view.
-        view_size: `(height, width)` of the teacher's view, in pixels; None if the teacher sees the student's pixels.
-        processor: Image processor of the model, in place of `image_size`.
+        crop_ratio: Share of the resized image that the centre crop keeps. With `processor`, it is used only for the teacher's
+            view.
+        view_size: `(height, width)` of the teacher's view, in pixels. None if the teacher sees the student's pixels.
+        processor: Image processor of the model, instead of `image_size`.
 
     Raises:
-        DataError: Both or none of `image_size` and `processor` are given.
+        DataError: Both `image_size` and `processor` are given, or neither.
     """
 
     def __init__(
@@ -322,8 +330,8 @@ class EvaluationDataset(_SourceDataset):
         if (image_size is None) == (processor is None):
             given = "neither" if processor is None else "both"
             raise DataError(
-                f"EvaluationDataset takes either image_size or processor, and {given} of them was given: give image_size while "
-                "a student is trained, and processor to evaluate a saved model."
+                f"EvaluationDataset takes either image_size or processor, but {given} of them were given: give image_size to "
+                "evaluate a student in training, or processor to evaluate a saved model."
             )
         super().__init__(source)
         self.image_size = image_size
@@ -334,7 +342,7 @@ class EvaluationDataset(_SourceDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values` `(3, height, width)`, `labels`, and `teacher_pixel_values` if the teacher has its own view.
 
-        Pixels are uint8; those of a processor are what it returns, usually normalised floats.
+        The pixels are uint8. With `processor`, `pixel_values` are what the processor returns, usually normalised floats.
         """
         image = self.source.image(index)
         if self.processor is None:
@@ -351,7 +359,7 @@ class EvaluationDataset(_SourceDataset):
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack rows to a batch. The labels may be called `label`; values may be numbers, lists, arrays and tensors.
+    """Stack rows into a batch. The column of labels may be called `label`. Values may be numbers, lists, arrays or tensors.
 
     Raises:
         KeyError: A row has no `pixel_values`.
@@ -360,21 +368,22 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     if "pixel_values" not in rows[0]:
         raise KeyError(
             f"The training rows have the columns {', '.join(rows[0])} and no 'pixel_values': give the data set a transform "
-            "that computes them (dataset.with_transform), or pass a data collator of your own."
+            "that computes 'pixel_values' (dataset.with_transform), or pass your own data collator."
         )
-    wanted = [name for name in rows[0] if name in ("pixel_values", "teacher_pixel_values", "labels")]
-    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in wanted}
+    columns = [name for name in rows[0] if name in ("pixel_values", "teacher_pixel_values", "labels")]
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in columns}
 
 
 class MixingCollator:
-    """Adds to a batch how partners are mixed: `mixes` `(batch, 5)`, see batch_ops.py.
+    """Collator that adds `mixes` `(batch, 5)` to a batch, which specify how partners are mixed (batch_ops.py).
 
-    The numbers are drawn from the view keys of the rows. Without keys they are drawn from the global generator of `random`,
-    which torch seeds in every worker. Pixels and labels are mixed by the trainer, on the device. Batches must be even.
+    The mixes are drawn from random generators that are seeded by the view keys of the rows. If the rows have no keys, the
+    generators are seeded from the global generator of `random`, which torch seeds in every worker. The trainer mixes pixels and
+    labels on the device. The size of a batch must be even.
 
     Args:
-        collator: Collator that makes the batch of the rows.
-        mixing: How to mix.
+        collator: Collator that makes a batch of the rows.
+        mixing: Settings of mixup and cutmix.
         seed: Seed of the run.
     """
 
