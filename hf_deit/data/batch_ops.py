@@ -1,8 +1,9 @@
-"""One batch: mixup and cutmix of partners, on tensors and on the device, with soft labels.
+"""Operations on a batch: mixup and cutmix with soft labels, normalising and resizing.
 
-Partners are neighbours in the batch (rows 2k and 2k + 1), placed there by sampling.py. λ and box are drawn from the pair's own
-generator (sampling.py: a function of seed, epoch and pair) in the worker that collates, as five numbers per image. The pixels are
-mixed on the device. So a mixed image depends neither on the batch size nor on workers or processes.
+Partners, the two images that are mixed with each other, are next to each other in the batch (rows 2k and 2k + 1). sampling.py
+determines them. The worker that collates the batch draws λ and the box as five numbers per image, from the random generator of
+the pair, which depends on seed, epoch and pair (sampling.py). The pixels are mixed on the device. Therefore a mixed image does
+not depend on the batch size, the workers or the processes.
 
 mixup: Zhang et al., arXiv:1710.09412; cutmix: Yun et al., arXiv:1905.04899; both in DeiT: arXiv:2012.12877, section 6.
 """
@@ -19,25 +20,27 @@ from torch.nn import functional as F
 
 from ..fingerprints import describe_fields
 
-# Columns of a batch's `mixes`: the share of the own image outside the box, and the box (height and width as shares of the side).
+# Columns of a batch's `mixes`: the share of the image itself outside the box, and the sides of the box as shares of the height or
+# width of the view.
 MIX_COLUMNS = ("share", "top", "bottom", "left", "right")
-# Fields of hf_deit 0.1, which every description of views has.
+# Fields of hf_deit 0.1. Every description of views contains them.
 _FIELDS_OF_0_1 = ("mixup_alpha", "cutmix_alpha", "probability", "switch_probability")
 _UNMIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How partners are mixed. If both are on, cutmix takes the place of mixup with `switch_probability`.
+    """Settings of mixup and cutmix. If both are on, each pair is mixed by one of them.
 
     Args:
-        mixup_alpha: α of λ ~ Beta(α, α) for mixup; 0 for no mixup (paper: 0.8).
-        cutmix_alpha: α of λ ~ Beta(α, α) for cutmix, the share of the image that stays; 0 for no cutmix (paper: 1.0).
-        probability: Probability that a pair is mixed at all (paper: 1).
-        switch_probability: Probability of cutmix if both are on (paper: 0.5).
+        mixup_alpha: α of λ ~ Beta(α, α) for mixup. 0 turns mixup off (paper: 0.8).
+        cutmix_alpha: α of λ ~ Beta(α, α) for cutmix, where λ is the share of the image that stays. 0 turns cutmix off (paper:
+            1.0).
+        probability: Probability that a pair is mixed (paper: 1).
+        switch_probability: Probability of cutmix instead of mixup if both are on (paper: 0.5).
 
     Raises:
-        ValueError: A value is outside its range.
+        ValueError: A value is out of range.
     """
 
     mixup_alpha: float = 0.0
@@ -49,31 +52,35 @@ class Mixing:
         for name in ("mixup_alpha", "cutmix_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
-                    f"{name}={getattr(self, name)}: it must be finite and at least 0, where 0 is off (paper: 0.8 and 1.0)."
+                    f"{name}={getattr(self, name)}: it must be finite and at least 0; 0 turns it off (paper: "
+                    "mixup_alpha 0.8, cutmix_alpha 1.0)."
                 )
         for name in ("probability", "switch_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"mix {name}={getattr(self, name)}: it must be in [0, 1].")
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields for descriptions of views, which are kept in files and compared later; all off if it is off."""
+        """Return the fields that describe the views. The description is written to files and compared later.
+
+        If no pair can be mixed, the description is that of `Mixing()`.
+        """
         return describe_fields(self if self.is_on else Mixing(), always=_FIELDS_OF_0_1)
 
     @property
     def is_on(self) -> bool:
-        """Whether any pair can be mixed."""
+        """Return whether any pair can be mixed."""
         return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     def draw(self, generator: random.Random, height: int, width: int) -> tuple[float, ...]:
         """Draw how two partners are mixed.
 
         Args:
-            generator: Generator of the pair.
+            generator: Random generator of the pair.
             height: Height of the view, in pixels.
             width: Width of the view, in pixels.
 
         Returns:
-            The numbers of `MIX_COLUMNS`. For mixup the box is empty; for cutmix the share outside the box is 1.
+            The values of `MIX_COLUMNS`. For mixup, the box is empty. For cutmix, the share outside the box is 1.
         """
         if not self.is_on or generator.random() >= self.probability:
             return _UNMIXED
@@ -88,7 +95,7 @@ class Mixing:
 
 
 def _box(share: float, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
-    """A box of 1 - share of the area around a uniform centre, clipped at the borders, in pixels."""
+    """Draw a box that covers 1 - share of the area around a uniformly drawn centre, clipped at the borders, in pixels."""
     side = math.sqrt(1 - share)
     box_height, box_width = int(height * side), int(width * side)
     centre_y, centre_x = generator.randrange(height), generator.randrange(width)
@@ -97,14 +104,15 @@ def _box(share: float, height: int, width: int, generator: random.Random) -> tup
 
 
 def _partners(batch: Tensor) -> Tensor:
-    """Every row's partner; `(batch, …)`, batch even."""
+    """Return the partner of each row of `(batch, …)`. The batch must be even."""
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def _inside(mixes: Tensor, height: int, width: int) -> Tensor:
-    """Whether a pixel is in its image's box, `(batch, 1, height, width)`."""
+    """Return whether each pixel is in the box of its image, `(batch, 1, height, width)`."""
     _, top, bottom, left, right = mixes[:, :, None].unbind(1)  # each (batch, 1)
-    # The centres of pixels: borders of boxes lie half a pixel away from all of them, so rounding cannot move one.
+    # Compare the centres of pixels: they are at least half a pixel away from the borders of the box, so rounding errors do not
+    # matter.
     rows = (torch.arange(height, device=mixes.device) + 0.5) / height
     columns = (torch.arange(width, device=mixes.device) + 0.5) / width
     in_rows = (rows >= top) & (rows < bottom)  # (batch, height)
@@ -120,7 +128,8 @@ def mix_pixels(pixel_values: Tensor, mixes: Tensor) -> Tensor:
         mixes: `(batch, 5)`, the columns of `MIX_COLUMNS`.
 
     Returns:
-        The shape of `pixel_values`: the partner's pixels inside the box, share · own + (1 - share) · partner's outside.
+        Mixed pixels with the shape of `pixel_values`: inside the box the pixels of the partner, outside the box
+        share · image + (1 - share) · partner.
     """
     partners = _partners(pixel_values)
     share = mixes[:, 0, None, None, None]
@@ -129,13 +138,13 @@ def mix_pixels(pixel_values: Tensor, mixes: Tensor) -> Tensor:
 
 
 def own_share(mixes: Tensor, height: int, width: int) -> Tensor:
-    """Return the share of an image that is its own after mixing, `(batch,)`, from the area of the clipped box."""
+    """Return the share of the image itself after mixing, `(batch,)`, computed from the area of the clipped box."""
     pasted = _inside(mixes, height, width).float().mean(dim=(1, 2, 3))
     return mixes[:, 0] * (1 - pasted)
 
 
 def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, int]) -> Tensor:
-    """Mix the labels as the pixels are mixed.
+    """Mix the labels in the same proportions as the pixels.
 
     Args:
         labels: Class indices `(batch,)`, or soft or multi-hot labels `(batch, num_labels)`.
@@ -144,7 +153,7 @@ def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, 
         size: `(height, width)` of the mixed views, in pixels.
 
     Returns:
-        Soft labels `(batch, num_labels)` float32. To smooth them is the same as to smooth both labels before.
+        Soft labels `(batch, num_labels)` float32. Smoothing them is equivalent to smoothing both labels before mixing.
     """
     soft = F.one_hot(labels.long(), num_labels).float() if labels.ndim == 1 else labels.float()
     share = own_share(mixes, *size)[:, None]
@@ -152,7 +161,11 @@ def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, 
 
 
 def draw_mixes(mixing: Mixing, generators: list[random.Random], height: int, width: int) -> Tensor:
-    """Return the mixes of a batch, `(2 · pairs, 5)` float32, the same row for both partners, from one generator per pair."""
+    """Draw the mixes of a batch from one random generator per pair.
+
+    Returns:
+        `(2 · pairs, 5)` float32 with the columns of `MIX_COLUMNS`. Both partners have the same row.
+    """
     rows = [mixing.draw(generator, height, width) for generator in generators]
     return torch.tensor(rows, dtype=torch.float32).repeat_interleave(2, dim=0)
 
@@ -166,22 +179,22 @@ def to_unit_range(pixel_values: Tensor, mean: float | Sequence[float], std: floa
 
     Args:
         pixel_values: `(batch, channels, height, width)`, uint8 in [0, 255] or normalised floats.
-        mean: Mean with which floats were normalised, one per channel; not used for uint8.
-        std: Standard deviation, likewise.
+        mean: Mean with which floats were normalised, one number or one per channel. It is not used for uint8.
+        std: Standard deviation with which floats were normalised, one number or one per channel. It is not used for uint8.
     """
     if pixel_values.dtype == torch.uint8:
-        return pixel_values.float().div_(255)  # in place, because float() made a copy
+        return pixel_values.float().div_(255)  # in place is safe, because float() makes a copy
     pixel_values = pixel_values.float()
     return pixel_values * _channels(std, pixel_values) + _channels(mean, pixel_values)
 
 
 def normalize(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Normalise `(batch, channels, height, width)` in [0, 1] with a mean and a standard deviation per channel."""
+    """Normalise `(batch, channels, height, width)` in [0, 1] with a mean and a standard deviation, both per channel or one."""
     return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), bicubic and antialiased."""
+    """Resize `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), with antialiased bicubic interpolation."""
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,7 +1,7 @@
-"""What is known about a data set of any kind without reading an image.
+"""Properties of any data set that are known without reading an image.
 
-The data sets of this package have the attributes that `DatasetInfo` lists. A user's own data set may have them as well;
-where it lacks them, they are None or False, and training works without the features that need them.
+The data sets of this package have the attributes that `inspect_dataset` reads. A user's own data set may have them as well. If
+an attribute is missing, the property is None or False, and training works without the features that need it.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from ..losses import ProblemType
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set tells about itself.
+    """Properties of a data set.
 
     Args:
-        images: Number of images; None for a stream.
-        labels: Label of each image: a class index, or zeros and ones `(classes,)`. None if they are not known before the
-            images are read.
+        images: Number of images. None for a stream.
+        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`. None if they are not
+            known before the images are read.
         class_names: Name of each class, in index order.
-        problem_type: Whether an image has one class or several.
+        problem_type: Problem type, such as single-label or multi-label.
         view_size: `(height, width)` of a view, in pixels.
-        seed: Seed from which the views are drawn.
-        takes_view_keys: Whether the data set is indexed by the view keys of sampling.py. The trainer then brings the
-            sampler that yields them.
-        makes_view_keys: Whether the rows of a stream carry view keys.
+        seed: Seed of the random generators of the views.
+        takes_view_keys: Whether the data set is indexed by the view keys of sampling.py. If so, the trainer creates the sampler
+            that yields them.
+        makes_view_keys: Whether the rows of a stream contain view keys.
     """
 
     images: int | None = None
@@ -41,18 +41,18 @@ class DatasetInfo:
 
 
 def inspect_dataset(dataset: Any) -> DatasetInfo:
-    """Return what is known about a data set, without reading a row, which might draw random numbers.
+    """Return the properties of a data set without reading a row. Reading a row might draw random numbers.
 
     Args:
         dataset: Any data set, or None.
 
     Raises:
-        ValueError: Its `problem_type` is unknown.
+        ValueError: The `problem_type` of the data set is unknown.
     """
     problem_type = getattr(dataset, "problem_type", None)
     return DatasetInfo(
         images=len(dataset) if has_length(dataset) else None,
-        # Other libraries use the name `labels` for other things: it counts together with a problem type only.
+        # Other libraries use the name `labels` for other things, so it is used only if the data set also has a problem type.
         labels=None if problem_type is None else getattr(dataset, "labels", None),
         class_names=tuple(getattr(dataset, "class_names", None) or ()) or None,
         problem_type=None if problem_type is None else ProblemType(problem_type),
@@ -64,11 +64,11 @@ def inspect_dataset(dataset: Any) -> DatasetInfo:
 
 
 def describe_dataset(dataset: Any) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the run before it.
+    """Return the properties of the data that must be the same when a run is resumed.
 
     Args:
-        dataset: Any data set. One with a method `describe` describes itself; for a `datasets` data set the fingerprint
-            counts.
+        dataset: Any data set. If it has a method `describe`, the result of that method is returned. Otherwise the result
+            contains the number of images and, for a `datasets` data set, the fingerprint.
     """
     if hasattr(dataset, "describe"):
         return dataset.describe()
