@@ -1,9 +1,9 @@
 """Augmentation of one image: crop, flip, automatic augmentation, colour jitter and random erasing, in this order.
 
-The result is called a view. All random numbers come from a `random.Random` that sampling.py seeds from the view's key. This
-module has no state. Pixels are computed with Pillow (8-bit RGB, bicubic). transforms.py contains the operations of the
-policies; it is imported only when it is needed, so that the fields can be listed without NumPy and Pillow. batch_ops.py
-normalises and mixes.
+The result is called a view. All random numbers come from a `random.Random` that sampling.py seeds from the view's key.
+This module has no state. Pixels are computed with Pillow (8-bit RGB, bicubic). transforms.py contains the operations of
+the policies; it is imported only when it is needed, so that the fields can be listed without NumPy and Pillow.
+batch_ops.py normalises and mixes.
 
 Papers: DeiT, arXiv:2012.12877, Table 9; crop: Szegedy et al., arXiv:1409.4842, section 6; random erasing: Zhong et al.,
 arXiv:1708.04896.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]
 AUTO_AUGMENTS = ("none", "randaugment", "trivialaugment", "three_augment")
-# Fields of hf_deit 0.1. Every description of views contains them; a field that was added later is contained only if it does
-# not have its default value.
+# Fields of hf_deit 0.1. Every description of views contains them; a field that was added later is contained only if it
+# does not have its default value.
 _FIELDS_OF_0_1 = (
     "view_size",
     "crop_scale",
@@ -48,7 +48,7 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 def _drawn_sides(
     area: int, share: tuple[float, float], aspect: tuple[float, float], generator: random.Random
 ) -> tuple[int, int]:
-    """Draw width and height of a box: its share of the area uniform in `share`, its aspect ratio log-uniform in `aspect`."""
+    """Draw width and height of a box. `share` is the range of its share of the area, `aspect` of its aspect ratio."""
     area = area * generator.uniform(*share)
     ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
     return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -65,8 +65,9 @@ def random_resized_crop_box(
 ) -> Box:
     """Draw the box of a random resized crop.
 
-    The box covers a share of the image's area that is uniform in `scale`, and its aspect ratio is log-uniform in `aspect`. If
-    ten drawn boxes do not fit into the image, the largest central box with an allowed aspect ratio is used, as in torchvision.
+    The box covers a share of the image's area that is uniform in `scale`, and its aspect ratio is log-uniform in
+    `aspect`. If ten drawn boxes do not fit into the image, the largest central box with an allowed aspect ratio is
+    used, as in torchvision.
 
     Args:
         width: Width of the image, in pixels.
@@ -92,7 +93,8 @@ def random_resized_crop_box(
 def erasing_box(width: int, height: int, generator: random.Random) -> Box | None:
     """Draw the box to erase.
 
-    The box covers a share of the area that is uniform in [0.02, 1/3], and its aspect ratio is log-uniform in [0.3, 1/0.3].
+    The box covers a share of the area that is uniform in [0.02, 1/3], and its aspect ratio is log-uniform in
+    [0.3, 1/0.3].
 
     Args:
         width: Width of the view, in pixels.
@@ -100,8 +102,8 @@ def erasing_box(width: int, height: int, generator: random.Random) -> Box | None
         generator: Random generator of the view.
 
     Returns:
-        `(left, upper, right, lower)` in pixels. The box is narrower and lower than the view. None if all of ten drawn boxes
-        are too large or empty.
+        `(left, upper, right, lower)` in pixels. The box is narrower and lower than the view. None if all of ten drawn
+        boxes are too large or empty.
     """
     for _ in range(10):
         sides = _drawn_sides(width * height, ERASED_SHARE, ERASED_ASPECT, generator)
@@ -134,8 +136,9 @@ def _as_range(name: str, values: Sequence[float]) -> tuple[float, float]:
 class Augmentation:
     """Augmentation of training images. `hf-deit show-augmentations` shows its effect.
 
-    By default, only crop and flip are on. The paper's recipe is `auto_augment="randaugment"` with the defaults of the other
-    fields, and `erasing_probability=0.25`. Call an instance with an upright RGB image and the random generator of a view.
+    By default, only crop and flip are on. The paper's recipe is `auto_augment="randaugment"` with the defaults of the
+    other fields, and `erasing_probability=0.25`. Call an instance with an upright RGB image and the random generator of
+    a view.
 
     Raises:
         RecipeError: The value of a field is invalid or out of range.
@@ -144,8 +147,8 @@ class Augmentation:
     view_size: tuple[int, int] | None = field(
         default=None,
         metadata={
-            "help": "Size in pixels of the augmented view, which student and teacher each resize to their own input size: one "
-            "number, or height and width. Default in a recipe: image_size."
+            "help": "Size in pixels of the augmented view, which student and teacher each resize to their own input "
+            "size: one number, or height and width. Default in a recipe: image_size."
         },
     )
     crop_scale: tuple[float, float] = field(
@@ -177,8 +180,8 @@ class Augmentation:
     color_jitter: float = field(
         default=0.0,
         metadata={
-            "help": "Strength of colour jitter, 0 to 1: brightness, contrast and saturation are each scaled by a random "
-            "factor within 1 ± this value. 0 turns it off (DeiT III: 0.3)."
+            "help": "Strength of colour jitter, 0 to 1: brightness, contrast and saturation are each scaled by a "
+            "random factor within 1 ± this value. 0 turns it off (DeiT III: 0.3)."
         },
     )
     erasing_probability: float = field(
@@ -209,8 +212,8 @@ class Augmentation:
                 raise RecipeError(f"{name}={getattr(self, name)}: it must be in [0, {limit:g}].")
         if type(self.randaugment_num_ops) is not int or self.randaugment_num_ops < 1:
             raise RecipeError(
-                f"randaugment_num_ops={self.randaugment_num_ops}: it must be a whole number, at least 1. To turn RandAugment "
-                "off, set auto_augment to none."
+                f"randaugment_num_ops={self.randaugment_num_ops}: it must be a whole number, at least 1. To turn "
+                "RandAugment off, set auto_augment to none."
             )
 
     def require_view_size(self) -> tuple[int, int]:
@@ -241,12 +244,14 @@ class Augmentation:
 
         height, width = self.require_view_size()
         box = random_resized_crop_box(*image.size, self.crop_scale, self.crop_aspect, generator)
-        # With reducing_gap, Pillow first shrinks a large crop by a fast method, to no less than twice the size of the view.
+        # With reducing_gap, Pillow first shrinks a large crop by a fast method, to no less than twice the size of the
+        # view.
         view = image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         if generator.random() < self.flip_probability:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = apply_steps(view, self.draw_steps(generator))
-        # If a field is off, no random number is drawn for it, so that views are the same as in versions without the field.
+        # If a field is off, no random number is drawn for it, so that views are the same as in versions without the
+        # field.
         if self.erasing_probability and generator.random() < self.erasing_probability:
             _erase(view, generator)  # in place; resize always returns a new image, never the caller's
         return view

@@ -1,9 +1,9 @@
 """Operations on a batch: mixup and cutmix with soft labels, normalising and resizing.
 
-Partners, the two images that are mixed with each other, are next to each other in the batch (rows 2k and 2k + 1). sampling.py
-determines them. The worker that collates the batch draws λ and the box as five numbers per image, from the random generator of
-the pair, which depends on seed, epoch and pair (sampling.py). The pixels are mixed on the device. Therefore a mixed image does
-not depend on the batch size, the workers or the processes.
+Partners, the two images that are mixed with each other, are next to each other in the batch (rows 2k and 2k + 1).
+sampling.py determines them. The worker that collates the batch draws λ and the box as five numbers per image, from the
+random generator of the pair, which depends on seed, epoch and pair (sampling.py). The pixels are mixed on the device.
+Therefore a mixed image does not depend on the batch size, the workers or the processes.
 
 mixup: Zhang et al., arXiv:1710.09412; cutmix: Yun et al., arXiv:1905.04899; both in DeiT: arXiv:2012.12877, section 6.
 """
@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ..fingerprints import describe_fields
 
-# Columns of a batch's `mixes`: the share of the image itself outside the box, and the sides of the box as shares of the height or
-# width of the view.
+# Columns of a batch's `mixes`: the share of the image itself outside the box, and the sides of the box as shares of the
+# height or width of the view.
 MIX_COLUMNS = ("share", "top", "bottom", "left", "right")
 # Fields of hf_deit 0.1. Every description of views contains them.
 _FIELDS_OF_0_1 = ("mixup_alpha", "cutmix_alpha", "probability", "switch_probability")
@@ -34,8 +34,8 @@ class Mixing:
 
     Args:
         mixup_alpha: α of λ ~ Beta(α, α) for mixup. 0 turns mixup off (paper: 0.8).
-        cutmix_alpha: α of λ ~ Beta(α, α) for cutmix, where λ is the share of the image that stays. 0 turns cutmix off (paper:
-            1.0).
+        cutmix_alpha: α of λ ~ Beta(α, α) for cutmix, where λ is the share of the image that stays. 0 turns cutmix off
+            (paper: 1.0).
         probability: Probability that a pair is mixed (paper: 1).
         switch_probability: Probability of cutmix instead of mixup if both are on (paper: 0.5).
 
@@ -95,7 +95,7 @@ class Mixing:
 
 
 def _box(share: float, height: int, width: int, generator: random.Random) -> tuple[int, int, int, int]:
-    """Draw a box that covers 1 - share of the area around a uniformly drawn centre, clipped at the borders, in pixels."""
+    """Draw a box that covers 1 - share of the area around a uniform centre. Clip it at the borders. Unit: pixels."""
     side = math.sqrt(1 - share)
     box_height, box_width = int(height * side), int(width * side)
     centre_y, centre_x = generator.randrange(height), generator.randrange(width)
@@ -111,8 +111,8 @@ def _partners(batch: Tensor) -> Tensor:
 def _inside(mixes: Tensor, height: int, width: int) -> Tensor:
     """Return whether each pixel is in the box of its image, `(batch, 1, height, width)`."""
     _, top, bottom, left, right = mixes[:, :, None].unbind(1)  # each (batch, 1)
-    # Compare the centres of pixels: they are at least half a pixel away from the borders of the box, so rounding errors do not
-    # matter.
+    # Compare the centres of pixels: they are at least half a pixel away from the borders of the box, so rounding errors
+    # do not matter.
     rows = (torch.arange(height, device=mixes.device) + 0.5) / height
     columns = (torch.arange(width, device=mixes.device) + 0.5) / width
     in_rows = (rows >= top) & (rows < bottom)  # (batch, height)
@@ -180,7 +180,8 @@ def to_unit_range(pixel_values: Tensor, mean: float | Sequence[float], std: floa
     Args:
         pixel_values: `(batch, channels, height, width)`, uint8 in [0, 255] or normalised floats.
         mean: Mean with which floats were normalised, one number or one per channel. It is not used for uint8.
-        std: Standard deviation with which floats were normalised, one number or one per channel. It is not used for uint8.
+        std: Standard deviation with which floats were normalised, one number or one per channel. It is not used for
+            uint8.
     """
     if pixel_values.dtype == torch.uint8:
         return pixel_values.float().div_(255)  # in place is safe, because float() makes a copy
@@ -189,12 +190,12 @@ def to_unit_range(pixel_values: Tensor, mean: float | Sequence[float], std: floa
 
 
 def normalize(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Normalise `(batch, channels, height, width)` in [0, 1] with a mean and a standard deviation, both per channel or one."""
+    """Normalise `(batch, channels, height, width)` in [0, 1]. Mean and std are one number or one per channel."""
     return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), with antialiased bicubic interpolation."""
+    """Resize `(batch, channels, height, width)` in [0, 1] to `size` = (height, width), bicubic with antialiasing."""
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,7 +1,7 @@
 """Properties of any data set that are known without reading an image.
 
-The data sets of this package have the attributes that `inspect_dataset` reads. A user's own data set may have them as well. If
-an attribute is missing, the property is None or False, and training works without the features that need it.
+The data sets of this package have the attributes that `inspect_dataset` reads. A user's own data set may have them as
+well. If an attribute is missing, the property is None or False, and training works without the features that need it.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ class DatasetInfo:
 
     Args:
         images: Number of images. None for a stream.
-        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`. None if they are not
-            known before the images are read.
+        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`. None if they
+            are not known before the images are read.
         class_names: Name of each class, in index order.
         problem_type: Problem type, such as single-label or multi-label.
         view_size: `(height, width)` of a view, in pixels.
         seed: Seed of the random generators of the views.
-        takes_view_keys: Whether the data set is indexed by the view keys of sampling.py. If so, the trainer creates the sampler
-            that yields them.
+        takes_view_keys: Whether the data set is indexed by the view keys of sampling.py. If so, the trainer creates the
+            sampler that yields them.
         makes_view_keys: Whether the rows of a stream contain view keys.
     """
 
@@ -52,7 +52,8 @@ def inspect_dataset(dataset: Any) -> DatasetInfo:
     problem_type = getattr(dataset, "problem_type", None)
     return DatasetInfo(
         images=len(dataset) if has_length(dataset) else None,
-        # Other libraries use the name `labels` for other things, so it is used only if the data set also has a problem type.
+        # Other libraries use the name `labels` for other things, so it is used only if the data set also has a problem
+        # type.
         labels=None if problem_type is None else getattr(dataset, "labels", None),
         class_names=tuple(getattr(dataset, "class_names", None) or ()) or None,
         problem_type=None if problem_type is None else ProblemType(problem_type),
@@ -67,8 +68,8 @@ def describe_dataset(dataset: Any) -> dict[str, Any]:
     """Return the properties of the data that must be the same when a run is resumed.
 
     Args:
-        dataset: Any data set. If it has a method `describe`, the result of that method is returned. Otherwise the result
-            contains the number of images and, for a `datasets` data set, the fingerprint.
+        dataset: Any data set. If it has a method `describe`, the result of that method is returned. Otherwise the
+            result contains the number of images and, for a `datasets` data set, the fingerprint.
     """
     if hasattr(dataset, "describe"):
         return dataset.describe()

@@ -1,8 +1,8 @@
 """Reading images from files and tables, and finding unreadable images.
 
-An item is an undecoded image: a path, or a dict `{"bytes", "path"}` as `datasets` stores an image, with its `"row"` if that is
-known. loading.py and tables.py find images and labels. sources.py (before training) and views.py and streams.py (during
-training) determine what happens to an unreadable image.
+An item is an undecoded image: a path, or a dict `{"bytes", "path"}` as `datasets` stores an image, with its `"row"` if
+that is known. loading.py and tables.py find images and labels. sources.py (before training) and views.py and streams.py
+(during training) determine what happens to an unreadable image.
 """
 
 import hashlib

@@ -37,9 +37,9 @@ VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 def table_files(path: Path) -> dict[str, list[str]]:
     """Return the table files of each split.
 
-    If `path` is a file, it is the split `train`. If it is a folder, a file such as train.csv or train-0.parquet belongs to the
-    split that its name begins with. The files are in the folder itself or in its subfolder `data`. The result is empty if
-    there are no tables.
+    If `path` is a file, it is the split `train`. If it is a folder, a file such as train.csv or train-0.parquet belongs
+    to the split that its name begins with. The files are in the folder itself or in its subfolder `data`. The result is
+    empty if there are no tables.
     """
     if path.is_file():
         return {"train": [str(path)]} if path.suffix.lower() in BUILDERS else {}
@@ -63,8 +63,8 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
     """Open the splits of tables or of a data set.
 
     Args:
-        data: A table, a folder with train.* and possibly validation.*, a folder saved by `datasets`, or the name of a data set
-            on the Hub.
+        data: A table, a folder with train.* and possibly validation.*, a folder saved by `datasets`, or the name of a
+            data set on the Hub.
         streaming: Whether to return `IterableDataset`s, which read the rows later.
         only: Names of the splits to open. None for all splits.
 
@@ -72,7 +72,8 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
         A `datasets` data set for each split, by name.
 
     Raises:
-        DataError: No data is found, the split `train` is missing, a table is an empty file, or `datasets` cannot read the data.
+        DataError: No data is found, the split `train` is missing, a table is an empty file, or `datasets` cannot read
+            the data.
     """
     import datasets
 
@@ -92,8 +93,8 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
         cause = error.__cause__ or error
         if files:
             raise DataError(
-                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows and all splits must have the "
-                "same columns, and a column must have the same type in all rows."
+                f"{data} cannot be read as a table ({type(cause).__name__}: {cause}). All rows and all splits must "
+                "have the same columns, and a column must have the same type in all rows."
             ) from error
         raise DataError(
             f"No data at {data!r}: it is neither a folder or a table here nor a data set that `datasets` can load "
@@ -102,7 +103,8 @@ def open_splits(data: str, streaming: bool = False, only: Sequence[str] | None =
     splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     if "train" not in splits and (only is None or "train" in only):
         raise DataError(
-            f"{data} has no split 'train', only {', '.join(splits)}: give the split of the training images the name 'train'."
+            f"{data} has no split 'train', only {', '.join(splits)}: give the split of the training images the name "
+            "'train'."
         )
     if streaming and not files and path.is_dir():
         splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
@@ -129,7 +131,7 @@ def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, An
 
 
 def validation_name(splits: Mapping[str, Any]) -> str | None:
-    """Return the name of the validation split. It is `test` if there is no other, and None if there is no `test` either."""
+    """Return the name of the validation split, `test` if there is no validation split, or None if there is neither."""
     return next((name for name in (*VALIDATION_NAMES, "test") if name in splits), None)
 
 
@@ -143,21 +145,21 @@ def load_splits(
     """Find the training and the validation images of a path or of a data set on the Hub.
 
     Args:
-        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder with `CLASS/…`, from
-            which a validation share is split off; a table (CSV, TSV, JSON lines, parquet), or a folder with `train.*` and
-            `validation.*`; a folder saved by `datasets`; or the name of a data set on the Hub.
+        data: A folder with `train/CLASS/…` and `validation/CLASS/…` (or `val`, `valid`, `dev`); a folder with
+            `CLASS/…`, from which a validation share is split off; a table (CSV, TSV, JSON lines, parquet), or a folder
+            with `train.*` and `validation.*`; a folder saved by `datasets`; or the name of a data set on the Hub.
         validation_share: Share in (0, 1) of each class to split off if there is no validation split.
         seed: Seed for splitting off the validation share.
         columns: The columns of images and labels in a table or data set. None to find them by type or default name.
-        broken_images: What to do with a file whose header is not that of an image. "skip": leave it out and log a warning.
-            "raise": raise a DataError.
+        broken_images: What to do with a file whose header is not that of an image. "skip": leave it out and log a
+            warning. "raise": raise a DataError.
 
     Returns:
         The training source and the validation source. Both have the same classes.
 
     Raises:
-        DataError: No data or no image is found, an argument is invalid, the labels are missing or invalid, single-label data has
-            only one class, or a class has no training image.
+        DataError: No data or no image is found, an argument is invalid, the labels are missing or invalid, single-label
+            data has only one class, or a class has no training image.
     """
     if not 0 < validation_share < 1:
         raise DataError(
@@ -181,8 +183,8 @@ def load_training(
 ) -> Source:
     """Find the training images in order to display them.
 
-    The result is the training source of `load_splits` or, if no validation share can be split off, a source of all images. The
-    arguments are those of `load_splits`.
+    The result is the training source of `load_splits` or, if no validation share can be split off, a source of all
+    images. The arguments are those of `load_splits`.
 
     Raises:
         DataError: As in `load_splits`, but a single class or image is allowed.
@@ -205,9 +207,9 @@ def load_validation(
 ) -> Source:
     """Find the images for an evaluation.
 
-    The result is the validation split. If the data has no validation split, the result is the validation share that the run
-    split off; if `validation_share` is None, it is all images. The arguments are those of `load_splits`, with the share and
-    the seed of the run.
+    The result is the validation split. If the data has no validation split, the result is the validation share that the
+    run split off; if `validation_share` is None, it is all images. The arguments are those of `load_splits`, with the
+    share and the seed of the run.
 
     Raises:
         DataError: As in `load_splits`, but a single class is allowed.
@@ -227,8 +229,8 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
         broken_images: What to do with unreadable validation images, as in `load_splits`.
 
     Returns:
-        The reader of the stream, and the validation source. The validation images of a data set on the Hub are held in memory,
-        undecoded.
+        The reader of the stream, and the validation source. The validation images of a data set on the Hub are held in
+        memory, undecoded.
 
     Raises:
         DataError: As in `load_splits`, or the data has no validation split.
@@ -239,8 +241,9 @@ def load_stream(data: str, columns: Columns | None = None, broken_images: str = 
     validation = validation_name(splits)
     if validation is None:
         raise DataError(
-            f"{data} has no validation split, and a stream cannot be split: add a validation split (such as validation.csv or "
-            f"validation.parquet; its name may be {', '.join(VALIDATION_NAMES)} or test), or set streaming: false."
+            f"{data} has no validation split, and a stream cannot be split: add a validation split (such as "
+            f"validation.csv or validation.parquet; its name may be {', '.join(VALIDATION_NAMES)} or test), or set "
+            "streaming: false."
         )
     reader = TableReader(splits["train"], columns, f"{data} (train)", table_root(data))
     check_class_names(reader.name, reader.class_names, reader.problem_type)
@@ -274,15 +277,15 @@ def _load(data: str, columns: Columns | None, broken_images: str) -> tuple[Sourc
     if is_image_folder(data):
         if columns not in (None, Columns()) and not table_files(path):
             raise DataError(
-                f"{data} is a folder of class folders: image_column, label_column and label_separator are only for tables and "
-                "data sets. Leave them out."
+                f"{data} is a folder of class folders: image_column, label_column and label_separator are only for "
+                "tables and data sets. Leave them out."
             )
         if columns in (None, Columns()):
             return _load_folders(path, broken_images)
     if path.exists() and not path.is_dir() and not table_files(path):
         raise DataError(
-            f"{data} is a file of an unknown format: give a folder with a subfolder for each class, a table (.csv, .tsv, "
-            ".jsonl, .parquet), or the name of a data set on the Hub."
+            f"{data} is a file of an unknown format: give a folder with a subfolder for each class, a table (.csv, "
+            ".tsv, .jsonl, .parquet), or the name of a data set on the Hub."
         )
     return _load_tables(data, columns or Columns(), broken_images)
 
@@ -301,9 +304,9 @@ def _load_folders(path: Path, broken_images: str) -> tuple[Source, Source | None
             unknown = sorted(set(_subfolders(path / name)) - set(train.class_names))
             if unknown:
                 raise DataError(
-                    f"{path / name} has the class(es) {', '.join(map(repr, unknown))}, which {path / 'train'} does not have (its "
-                    f"classes are {', '.join(map(repr, train.class_names))}): the names of the class folders must agree. Rename "
-                    "the folders, or add training images."
+                    f"{path / name} has the class(es) {', '.join(map(repr, unknown))}, which {path / 'train'} does not "
+                    f"have (its classes are {', '.join(map(repr, train.class_names))}): the names of the class folders "
+                    "must agree. Rename the folders, or add training images."
                 )
             return train, _scan_folder(path / name, train.class_names, broken_images)
     return train, None

@@ -1,15 +1,15 @@
 """View keys, random generators and the training sampler.
 
-This module determines which images an epoch shows, which views of them, and which images are mixed, from integers alone.
-A view is one augmented version of an image. It is a function of (seed, epoch, index, view). It does not depend on the global
-random generators, the batch size, the worker or the process. Therefore a resumed run sees the same pixels, and teacher outputs
-can be cached for each view.
+This module determines which images an epoch shows, which views of them, and which images are mixed, from integers
+alone. A view is one augmented version of an image. It is a function of (seed, epoch, index, view). It does not depend
+on the global random generators, the batch size, the worker or the process. Therefore a resumed run sees the same
+pixels, and teacher outputs can be cached for each view.
 
-The sampler yields view keys instead of indices, so the data set needs no state. The two images that are mixed with each other
-are called partners. Partners are at the positions 2k and 2k + 1 of the epoch's list of views. Which images are partners depends
-on (seed, epoch mod number of distinct views); the order of the pairs depends on (seed, epoch). Two views of one image are never
-partners. All views of an image are in the same global batch, as in the repeated augmentation of the official code
-(arXiv:2012.12877, section 6; Hoffer et al., arXiv:1901.09335).
+The sampler yields view keys instead of indices, so the data set needs no state. The two images that are mixed with each
+other are called partners. Partners are at the positions 2k and 2k + 1 of the epoch's list of views. Which images are
+partners depends on (seed, epoch mod number of distinct views); the order of the pairs depends on (seed, epoch). Two
+views of one image are never partners. All views of an image are in the same global batch, as in the repeated
+augmentation of the official code (arXiv:2012.12877, section 6; Hoffer et al., arXiv:1901.09335).
 
 This module does not read images; views.py computes the pixels of a view, and batch_ops.py mixes partners.
 """
@@ -26,9 +26,10 @@ from torch.utils.data import Sampler
 class ViewKey(NamedTuple):
     """Key of one view of one image.
 
-    `epoch` is the epoch of the view: the training epoch modulo the number of distinct views. `index` is the row in the data
-    set. `view` is the number of the view among the views of the image in this epoch, counted from 0. `position` is the position
-    in the epoch's list of views: the partner has the position `position ^ 1`, and the number of the pair is `position // 2`.
+    `epoch` is the epoch of the view: the training epoch modulo the number of distinct views. `index` is the row in the
+    data set. `view` is the number of the view among the views of the image in this epoch, counted from 0. `position` is
+    the position in the epoch's list of views: the partner has the position `position ^ 1`, and the number of the pair
+    is `position // 2`.
     """
 
     epoch: int
@@ -69,9 +70,9 @@ def buffer_generator(seed: int, epoch: int, worker: int) -> random.Random:
 def permutation(seed: int, epoch: int, size: int, purpose: str = "images") -> np.ndarray:
     """Return a random order of `size` items, `(size,)` int64, which depends only on the arguments.
 
-    The order is obtained by sorting the raw output of the Philox bit generator. NumPy guarantees that this output does not
-    change, and gives no such guarantee for `numpy.random.Generator.permutation`. Therefore teacher caches stay valid after an
-    upgrade of NumPy.
+    The order is obtained by sorting the raw output of the Philox bit generator. NumPy guarantees that this output does
+    not change, and gives no such guarantee for `numpy.random.Generator.permutation`. Therefore teacher caches stay
+    valid after an upgrade of NumPy.
     """
     raw = np.random.Philox(key=_digest(purpose, (seed, epoch))).random_raw(size)
     return np.argsort(raw, kind="stable")
@@ -96,17 +97,18 @@ def keys_at(seed: int, size: int, epoch: int, positions: Iterable[int]) -> list[
 class ViewSampler(Sampler[ViewKey]):
     """Sampler that yields the keys of an epoch's views in complete global batches, with partners next to each other.
 
-    An epoch has as many views as the data set has images, rounded down to complete global batches. With `repeats` = r, an
-    image that is chosen for the epoch appears r times, so about one in r images is chosen (as in the official code). If the
-    data set is smaller than a global batch, the epoch is one global batch, which is filled with further views of the images.
-    If the number of images is odd, one image has no partner and is left out of that epoch.
+    An epoch has as many views as the data set has images, rounded down to complete global batches. With `repeats` = r,
+    an image that is chosen for the epoch appears r times, so about one in r images is chosen (as in the official code).
+    If the data set is smaller than a global batch, the epoch is one global batch, which is filled with further views of
+    the images. If the number of images is odd, one image has no partner and is left out of that epoch.
 
     Args:
         size: Number of images.
-        global_batch_size: Number of images per optimizer step, over all processes and accumulation steps. It must be even.
+        global_batch_size: Number of images per optimizer step, over all processes and accumulation steps. It must be
+            even.
         seed: Seed of the run.
-        num_views: Number N of epochs with distinct views: epoch e shows the views of epoch e mod N. None if every epoch has
-            new views.
+        num_views: Number N of epochs with distinct views: epoch e shows the views of epoch e mod N. None if every epoch
+            has new views.
         repeats: Number of views per image in an epoch (repeated augmentation; paper: 3).
 
     Raises:
@@ -121,13 +123,13 @@ class ViewSampler(Sampler[ViewKey]):
             raise ValueError(f"The training set has {size} image(s). It needs at least 2: add images.")
         if global_batch_size < 2 or global_batch_size % 2:
             raise ValueError(
-                f"The global batch (per-device batch × processes × accumulation steps) is {global_batch_size}. It must be "
-                "even, because images are mixed in pairs: use an even per_device_train_batch_size."
+                f"The global batch (per-device batch × processes × accumulation steps) is {global_batch_size}. It must "
+                "be even, because images are mixed in pairs: use an even per_device_train_batch_size."
             )
         if repeats < 1 or (num_views is not None and num_views < 1):
             raise ValueError(
-                f"repeats={repeats}, num_views={num_views}: both must be at least 1. num_views may also be None, for new "
-                "views in every epoch."
+                f"repeats={repeats}, num_views={num_views}: both must be at least 1. num_views may also be None, for "
+                "new views in every epoch."
             )
         self.size = size
         self.global_batch_size = global_batch_size
@@ -143,7 +145,7 @@ class ViewSampler(Sampler[ViewKey]):
         return max(self.repeats, -(-self.global_batch_size // (2 * (self.size // 2))))
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines the order and the views. The Trainer calls this at the start of every epoch."""
+        """Set the epoch, which determines order and views. The Trainer calls this at the start of every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Sources: images with labels, class names and a fingerprint.
 
-This module leaves out unreadable images, splits off a validation share, and checks the labels. loading.py finds the images,
-tables.py reads tables, images.py reads images, and views.py augments them.
+This module leaves out unreadable images, splits off a validation share, and checks the labels. loading.py finds the
+images, tables.py reads tables, images.py reads images, and views.py augments them.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
     """
     if len(class_names) < 2 and problem_type != ProblemType.MULTI_LABEL:
         raise DataError(
-            f"{name} has only one class ({', '.join(class_names)}): a classifier needs at least 2. Add images of another "
-            "class, with their own folder or label."
+            f"{name} has only one class ({', '.join(class_names)}): a classifier needs at least 2. Add images of "
+            "another class, with their own folder or label."
         )
     alike: dict[str, list[str]] = defaultdict(list)
     for class_name in class_names:
@@ -46,8 +46,8 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
     for names in alike.values():
         if len(names) > 1:
             logger.warning(
-                "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each name is "
-                "learned as a separate class. If they are the same class, give them the same name.",
+                "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each name "
+                "is learned as a separate class. If they are the same class, give them the same name.",
                 name,
                 len(names),
                 ", ".join(map(repr, names)),
@@ -125,8 +125,8 @@ def warn_of_shared_files(train: Sequence[Any], validation: Sequence[Any], name: 
     shared = [path for path in map(path_of, validation) if path is not None and os.path.normpath(path) in seen]
     if shared:
         logger.warning(
-            "%d of %d validation images of %s are also training images; the first one is %s. The accuracy on these images does "
-            "not show how well the model classifies new images: use each file in one split only.",
+            "%d of %d validation images of %s are also training images; the first one is %s. The accuracy on these "
+            "images does not show how well the model classifies new images: use each file in one split only.",
             len(shared),
             len(validation),
             name,
@@ -142,9 +142,9 @@ class Source:
         items: Undecoded images, see images.py: a list of paths, or a sequence that reads a `datasets` column on access.
         labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`.
         class_names: Name of each class, in index order.
-        fingerprint: Digest that changes when an image, a label, their order or a class changes. For a file it covers the name,
-            the size and the first 16 KiB. If there are more than 50,000 images, it covers the first 16 KiB of only
-            50,000 of them, evenly spaced.
+        fingerprint: Digest that changes when an image, a label, their order or a class changes. For a file it covers
+            the name, the size and the first 16 KiB. If there are more than 50,000 images, it covers the first 16 KiB of
+            only 50,000 of them, evenly spaced.
         name: Name of the data in messages.
         problem_type: Problem type: single-label or multi-label. A text is converted to a `ProblemType`.
         left_out: Unreadable images that were left out of the items, each with the reason.
@@ -183,7 +183,7 @@ class Source:
         return replace(self, items=items, labels=[self.labels[i] for i in indices], fingerprint=digest, name=name)
 
     def split(self, share: float, seed: int) -> tuple["Source", "Source"]:
-        """Split off `share` of every class (at least one image) for validation. The split depends only on the seed.
+        """Split off `share` of every class (at least one image) for validation. The seed determines the split.
 
         For multi-label data, `share` of all images is split off, regardless of their classes.
 
@@ -201,8 +201,8 @@ class Source:
             members = [index for index in order if self.labels[index] == label]
             if len(members) == 1:
                 raise DataError(
-                    f"Class {name!r} of {self.name} has only one image and cannot be split into training and validation images: "
-                    "add images of this class, or provide a validation split."
+                    f"Class {name!r} of {self.name} has only one image and cannot be split into training and "
+                    "validation images: add images of this class, or provide a validation split."
                 )
             validation += members[: max(round(share * len(members)), 1)] if members else []
         return self._split_at(validation)
@@ -234,7 +234,8 @@ def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> S
     Args:
         source: The images. The fingerprint of this source is ignored.
         broken_images: "skip" to leave unreadable images out, or "raise" to raise a DataError.
-        root: Folder of the data. None for the working folder. The fingerprint contains the paths relative to this folder.
+        root: Folder of the data. None for the working folder. The fingerprint contains the paths relative to this
+            folder.
 
     Raises:
         DataError: An image cannot be opened and `broken_images` is "raise", or no image can be opened.
@@ -248,7 +249,7 @@ def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> S
 
 
 def _names(items: Sequence[Any], root: Path | None) -> list[str]:
-    """Return the text that the fingerprint contains for each image: the path relative to `root`, and the size of the file."""
+    """Return the text of each image in the fingerprint: its path relative to `root`, and the size of the file."""
     if not isinstance(items, list):
         return [""] * len(items)  # embedded images have no path
     start = root if root is not None else Path.cwd()
@@ -267,8 +268,8 @@ def _without(source: Source, broken: dict[int, str], broken_images: str) -> Sour
     reasons = tuple(broken.values())
     if broken_images == "raise":
         raise DataError(
-            f"{len(broken)} file(s) of {source.name} cannot be read as images: repair them, or set broken_images: skip to "
-            f"leave them out.{listed(reasons)}"
+            f"{len(broken)} file(s) of {source.name} cannot be read as images: repair them, or set broken_images: skip "
+            f"to leave them out.{listed(reasons)}"
         )
     if len(broken) == len(source):
         raise DataError(

@@ -1,7 +1,7 @@
 """Streamed training images: views of a data set that is read sequentially and shuffled in a buffer.
 
-Streaming is for data sets that are too large to index or to download. tables.py reads the rows, and views.py computes the
-views. `NOT_PROMISED` lists the features of an indexed data set that a stream does not support.
+Streaming is for data sets that are too large to index or to download. tables.py reads the rows, and views.py computes
+the views. `NOT_PROMISED` lists the features of an indexed data set that a stream does not support.
 """
 
 import logging
@@ -23,8 +23,8 @@ from .views import view_row
 logger = logging.getLogger(__name__)
 
 NOT_PROMISED = (
-    "The training images are streamed. A streamed run cannot be resumed, cannot show several views of an image in an epoch, "
-    "and cannot use cached teacher outputs. Its views depend on the number of workers."
+    "The training images are streamed. A streamed run cannot be resumed, cannot show several views of an image in an "
+    "epoch, and cannot use cached teacher outputs. Its views depend on the number of workers."
 )
 _MAX_WORKERS = 256
 _Row = TypeVar("_Row")
@@ -66,19 +66,20 @@ def whole_batches(rows: Iterable[_Row], size: int) -> Iterator[_Row]:
 class ViewStream(torch.utils.data.IterableDataset):
     """Iterable data set of training views of a stream.
 
-    A row holds `pixel_values` `(3, height, width)` uint8, `labels` and the `view_key`. In the key of a view, `index` is the
-    number of the row before shuffling, and `position` is its position after shuffling. The workers share the rows: `datasets`
-    assigns each worker a part of the files, and a worker counts its rows in steps of the number of workers.
+    A row holds `pixel_values` `(3, height, width)` uint8, `labels` and the `view_key`. In the key of a view, `index` is
+    the number of the row before shuffling, and `position` is its position after shuffling. The workers share the rows:
+    `datasets` assigns each worker a part of the files, and a worker counts its rows in steps of the number of workers.
 
     Args:
         reader: Reader of the streamed data set.
         augmentation: The augmentation that computes a view.
         seed: Seed of the run.
         shuffle_buffer: Number of undecoded images in the shuffle buffer. 1 keeps the order of the data.
-        batch_size: Number of rows per optimizer step, over all processes and accumulation steps. If the last rows that a worker
-            reads in a pass do not fill a batch, they are left out, so that no step has gradients of two passes.
-        broken_images: What to do if an image cannot be decoded. "skip": leave it out and log a warning. "raise": raise a
-            DataError.
+        batch_size: Number of rows per optimizer step, over all processes and accumulation steps. If the last rows that
+            a worker reads in a pass do not fill a batch, they are left out, so that no step has gradients of two
+            passes.
+        broken_images: What to do if an image cannot be decoded. "skip": leave it out and log a warning. "raise": raise
+            a DataError.
 
     Raises:
         DataError: `shuffle_buffer` or `batch_size` is below 1, or `broken_images` is unknown.
@@ -112,7 +113,8 @@ class ViewStream(torch.utils.data.IterableDataset):
         # These tensors are shared with the workers, which may persist from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._broken = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
-        # For each worker: the last pass that it completed, counted from 1, and the number of rows that it yielded in that pass.
+        # For each worker: the last pass that it completed, counted from 1, and the number of rows that it yielded in
+        # that pass.
         self._ended = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
         self._yielded = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
@@ -148,15 +150,15 @@ class ViewStream(torch.utils.data.IterableDataset):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines the order and the views. The Trainer calls this at the start of every pass."""
+        """Set the epoch, which determines order and views. The Trainer calls this at the start of every pass."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of one pass or, in a worker, the worker's share of them.
 
         Raises:
-            DataError: The label of a row is missing or invalid, an image cannot be decoded and `broken_images` is "raise", or
-                no worker can fill a batch.
+            DataError: The label of a row is missing or invalid, an image cannot be decoded and `broken_images` is
+                "raise", or no worker can fill a batch.
         """
         epoch = int(self._epoch)
         worker = torch.utils.data.get_worker_info()
@@ -192,10 +194,10 @@ class ViewStream(torch.utils.data.IterableDataset):
         self._ended[number % _MAX_WORKERS] = epoch + 1
         if bool((self._ended[:count] == epoch + 1).all()) and int(self._yielded[:count].sum()) == 0:
             raise DataError(
-                f"No worker could fill a batch of {self.batch_size} images (per-device batch × processes × gradient accumulation "
-                f"steps) in a pass over {self.reader.name}. Each of {count} worker(s) reads a part of the rows, and "
-                f"{self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size, fewer "
-                "gradient_accumulation_steps or fewer dataloader_num_workers, or set streaming: false."
+                f"No worker could fill a batch of {self.batch_size} images (per-device batch × processes × gradient "
+                f"accumulation steps) in a pass over {self.reader.name}. Each of {count} worker(s) reads a part of the "
+                f"rows, and {self.broken_count} image(s) cannot be read. Use a smaller per_device_train_batch_size, "
+                "fewer gradient_accumulation_steps or fewer dataloader_num_workers, or set streaming: false."
             )
 
     def _report(self, error: DataError, epoch: int, worker: int) -> None:

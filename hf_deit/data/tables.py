@@ -1,8 +1,8 @@
 """Tables of images with labels, as `datasets` data sets.
 
-`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels. A label is a class
-index or, for multi-label data, a row of zeros and ones. sources.py and streams.py build data sets from the items and labels.
-loading.py finds and opens tables; `datasets` parses them.
+`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels. A label is a
+class index or, for multi-label data, a row of zeros and ones. sources.py and streams.py build data sets from the items
+and labels. loading.py finds and opens tables; `datasets` parses them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,10 +32,10 @@ class Columns:
     """Names of the columns of images and labels.
 
     Args:
-        image: Column of paths or embedded images. None for the only image column, or the column called image, file_name, file
-            or path.
-        labels: A column of classes, or several columns of 0 and 1, one per class. Empty for the only ClassLabel column, or
-            the column called label, labels or class.
+        image: Column of paths or embedded images. None for the only image column, or the column called image,
+            file_name, file or path.
+        labels: A column of classes, or several columns of 0 and 1, one per class. Empty for the only ClassLabel column,
+            or the column called label, labels or class.
         separator: Text that separates the classes of an image in a single text column.
 
     Raises:
@@ -49,8 +49,9 @@ class Columns:
     def __post_init__(self) -> None:
         if self.separator is not None and (not self.separator or len(self.labels) > 1):
             raise DataError(
-                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: the separator must be a "
-                "text such as ';' that separates the classes within a single label column. Correct it, or leave it out."
+                f"label_separator={self.separator!r} with label_column={' '.join(self.labels) or None}: the separator "
+                "must be a text such as ';' that separates the classes within a single label column. Correct it, or "
+                "leave it out."
             )
 
 
@@ -94,7 +95,7 @@ def _dtype(feature: Any) -> str | None:
 def _find_column(
     features: Mapping[str, Any], kind: type, is_similar: Any, names: Sequence[str], field: str, table: str
 ) -> str:
-    """Return the only column of a type. If there is none, try columns of a similar type, then those with a default name."""
+    """Return the only column of the type or, if there is none, of a similar type or with a default name."""
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
     similar = [column for column, feature in features.items() if is_similar(feature)]
     by_name = [column for column in names if column in features and _dtype(features[column]) in _LABEL_TYPES]
@@ -111,20 +112,21 @@ def _find_column(
 class TableReader:
     """Reader that converts the rows of a data set to items and labels.
 
-    `class_names` and `problem_type` are those of the data set. `row_count` is the number of rows. It is None for a stream whose
-    labels need not be read in advance.
+    `class_names` and `problem_type` are those of the data set. `row_count` is the number of rows. It is None for a
+    stream whose labels need not be read in advance.
 
     Args:
-        dataset: A `datasets` data set, indexed or streamed. If its only label column is not of the type ClassLabel, all labels
-            are read once when the reader is created.
+        dataset: A `datasets` data set, indexed or streamed. If its only label column is not of the type ClassLabel, all
+            labels are read once when the reader is created.
         columns: The columns of images and labels.
         name: Name of the data in messages.
         root: Folder that relative paths are relative to. None for the working folder.
-        class_names: Class names of the training split, if this is another split of the same data. None for a training split.
+        class_names: Class names of the training split, if this is another split of the same data. None for a training
+            split.
 
     Raises:
-        DataError: A column is missing or ambiguous, or has an unsupported type; or a label that is read here is empty; or the
-            classes do not fit `class_names`.
+        DataError: A column is missing or ambiguous, or has an unsupported type; or a label that is read here is empty;
+            or the classes do not fit `class_names`.
     """
 
     def __init__(
@@ -164,8 +166,8 @@ class TableReader:
             or isinstance(features[self.image_column], datasets.Image)
         ):
             raise DataError(
-                f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another column. Its "
-                f"columns are {_describe_columns(features)}."
+                f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another "
+                f"column. Its columns are {_describe_columns(features)}."
             )
         self._read_label_type(features, class_names)
 
@@ -181,14 +183,15 @@ class TableReader:
             needs_scalars = self.separator is not None or len(self.label_columns) > 1
             if _dtype(features[column]) not in _LABEL_TYPES or (in_lists and needs_scalars):
                 raise DataError(
-                    f"Column {column!r} of {self.name} cannot be used as a label column: it must hold texts, whole numbers or lists "
-                    "of them (no lists with several label columns or a label_separator), all of one type and none missing. "
-                    f"Correct it, or choose another label_column. The columns are {_describe_columns(features)}."
+                    f"Column {column!r} of {self.name} cannot be used as a label column: it must hold texts, whole "
+                    "numbers or lists of them (no lists with several label columns or a label_separator), all of one "
+                    "type and none missing. Correct it, or choose another label_column. The columns are "
+                    f"{_describe_columns(features)}."
                 )
         if self.separator is not None and "string" not in feature.dtype:
             raise DataError(
-                f"label_separator={self.separator!r} needs a label column of texts, and {self.label_columns[0]!r} has the type "
-                f"{feature.dtype}: choose another label_column, or leave label_separator out."
+                f"label_separator={self.separator!r} needs a label column of texts, and {self.label_columns[0]!r} has "
+                f"the type {feature.dtype}: choose another label_column, or leave label_separator out."
             )
         names = getattr(inner or feature, "names", None)
         self._index: dict[Any, int] = {}
@@ -202,8 +205,8 @@ class TableReader:
             self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, values))
             for text in set(by_text) - set(self.class_names):
                 raise DataError(
-                    f"{self.name} has the class {text!r}, which the training images do not have: add training images of this "
-                    "class, or correct the label."
+                    f"{self.name} has the class {text!r}, which the training images do not have: add training images "
+                    "of this class, or correct the label."
                 )
             self._index = {by_text[text]: index for index, text in enumerate(self.class_names) if text in by_text}
         if class_names is not None and tuple(class_names) != self.class_names:
@@ -228,8 +231,8 @@ class TableReader:
 
     def _unlabelled(self, number: int) -> DataError:
         return DataError(
-            f"{self.name} has images without a label (-1, null or empty); the first one is in row {number}. Give each image a "
-            "label, or choose a labelled split."
+            f"{self.name} has images without a label (-1, null or empty); the first one is in row {number}. Give each "
+            "image a label, or choose a labelled split."
         )
 
     def _classes_of(self, cell: Any) -> list[Any]:
@@ -254,8 +257,8 @@ class TableReader:
                 return tuple(_FLAGS[row[column]] for column in self.label_columns)
             except KeyError as error:
                 raise DataError(
-                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: with several label columns, each "
-                    "must hold 0 or 1."
+                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: with several label "
+                    "columns, each must hold 0 or 1."
                 ) from error
         cell = row[self.label_columns[0]]
         try:
@@ -264,8 +267,8 @@ class TableReader:
             found = None
             if error.args[0] not in (None, "", -1):
                 raise DataError(
-                    f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training images of "
-                    "this class."
+                    f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training "
+                    "images of this class."
                 ) from error
         if found is None or cell is None:
             raise self._unlabelled(number)

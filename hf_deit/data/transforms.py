@@ -1,8 +1,8 @@
 """Image operations and the augmentation policies that draw them: RandAugment, TrivialAugment, 3-Augment, colour jitter.
 
-The operations take and return an 8-bit RGB image. Drawing and applying are separate: a policy draws steps from the view's
-`random.Random`, and `apply_steps` applies them with Pillow. The tables below specify the range of each operation by its
-argument at strength 0 and the change up to strength 1. This module also generates the noise of random erasing.
+The operations take and return an 8-bit RGB image. Drawing and applying are separate: a policy draws steps from the
+view's `random.Random`, and `apply_steps` applies them with Pillow. The tables below specify the range of each operation
+by its argument at strength 0 and the change up to strength 1. This module also generates the noise of random erasing.
 augmentation.py chooses the policy, the crop and the box to erase. This module imports no other module of the package.
 
 Papers: RandAugment, arXiv:1909.13719 (with the operations and the sampling known as `rand-m9-mstd0.5-inc1`, as in
@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-# Geometric operations fill the area outside the image with this colour. It is ImageNet's mean, which normalisation maps to
-# about 0.
+# Geometric operations fill the area outside the image with this colour. It is ImageNet's mean, which normalisation maps
+# to about 0.
 FILL = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)
 SOLARIZE_ADD_THRESHOLD = 128
 MAX_MAGNITUDE = 10.0
@@ -150,8 +150,8 @@ class Step(NamedTuple):
 class Operation(NamedTuple):
     """Operation with the range of its argument.
 
-    The argument is `start` at strength 0 and `start + change` at strength 1. If `signed`, the change is added or subtracted
-    with equal probability. If `whole`, the change is truncated to a whole number.
+    The argument is `start` at strength 0 and `start + change` at strength 1. If `signed`, the change is added or
+    subtracted with equal probability. If `whole`, the change is truncated to a whole number.
     """
 
     apply: Pixels
@@ -161,7 +161,7 @@ class Operation(NamedTuple):
     whole: bool = False
 
     def argument(self, strength: float, generator: random.Random) -> float:
-        """Return the argument for a strength in [0, 1]. If `signed`, draw one number from the generator for the sign."""
+        """Return the argument for a strength in [0, 1]. If `signed`, draw the sign with one random number."""
         change = self.change * strength
         if self.whole:
             change = int(change)
@@ -188,8 +188,8 @@ RANDAUGMENT: Mapping[str, Operation] = {
     "TranslateX": Operation(translate_x_by_share, 0, 0.45, signed=True),  # share
     "TranslateY": Operation(translate_y_by_share, 0, 0.45, signed=True),  # share
 }
-# The wide search space of the paper. Unlike the paper, which fills with black and takes the nearest pixel, the geometric
-# operations here fill with FILL and interpolate bicubically, as for all policies.
+# The wide search space of the paper. Unlike the paper, which fills with black and takes the nearest pixel, the
+# geometric operations here fill with FILL and interpolate bicubically, as for all policies.
 TRIVIALAUGMENT: Mapping[str, Operation] = {
     "Identity": Operation(identity),
     "AutoContrast": Operation(autocontrast),
@@ -256,7 +256,7 @@ def draw_three_augment(generator: random.Random) -> list[Step]:
 
 
 def draw_color_jitter(generator: random.Random, strength: float) -> list[Step]:
-    """Draw the steps of colour jitter in random order: brightness, contrast, saturation, by factors in 1 ± `strength`."""
+    """Draw brightness, contrast and saturation in random order, each with a factor uniform in 1 ± `strength`."""
     operations: list[tuple[str, Pixels]] = [("Brightness", brightness), ("Contrast", contrast), ("Color", color)]
     generator.shuffle(operations)
     return [Step(name, apply, generator.uniform(1 - strength, 1 + strength)) for name, apply in operations]
@@ -282,8 +282,8 @@ def normal_noise(height: int, width: int, seed: int) -> np.ndarray:
     """Return random pixels that follow N(0, 1) per channel after normalisation with ImageNet's mean and std.
 
     The values are rounded and clipped to 0 to 255. The raw output of the Philox bit generator is mapped to the normal
-    distribution by a table of quantiles. NumPy guarantees that this raw output does not change, and gives no such guarantee
-    for `numpy.random.Generator.normal`. Therefore a view is the same on every platform and after an upgrade.
+    distribution by a table of quantiles. NumPy guarantees that this raw output does not change, and gives no such
+    guarantee for `numpy.random.Generator.normal`. Therefore a view is the same on every platform and after an upgrade.
 
     Args:
         height: Height in pixels.

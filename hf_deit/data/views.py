@@ -1,11 +1,11 @@
 """Data sets of training views and evaluation images, and collators that make batches of them.
 
-`ViewDataset` returns the augmented view for a view key (sampling.py). `EvaluationDataset` returns the pixels of the evaluation
-protocol for an index. Images stay 8-bit until they are on the device, where the trainer normalises them for the student and
-for the teacher. loading.py and sources.py find the images.
+`ViewDataset` returns the augmented view for a view key (sampling.py). `EvaluationDataset` returns the pixels of the
+evaluation protocol for an index. Images stay 8-bit until they are on the device, where the trainer normalises them for
+the student and for the teacher. loading.py and sources.py find the images.
 
-If a training image cannot be decoded, the next readable image of its class is used instead. This is logged once per image and
-counted. An unreadable image is never replaced by a black image.
+If a training image cannot be decoded, the next readable image of its class is used instead. This is logged once per
+image and counted. An unreadable image is never replaced by a black image.
 """
 
 import logging
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Views may take this share of the memory that is free when training starts.
 _SHARE_OF_MEMORY = 1 / 2
-# In bytes. This is far below the memory limit of containers and batch jobs for training. There is no way to read such a limit
-# that works on all systems.
+# In bytes. This is far below the memory limit of containers and batch jobs for training. There is no way to read such a
+# limit that works on all systems.
 DEFAULT_MEMORY_LIMIT = 4_000_000_000
 _MEMORY_FILE = Path("/proc/meminfo")
 
@@ -53,7 +53,8 @@ class KeptViews:
     def __init__(self, num_views: int, images: int, repeats: int, view_size: tuple[int, int]):
         self.shape = (num_views, images, repeats)
         count = math.prod(self.shape)
-        # share_memory_() is not used: it needs /dev/shm, which is small in containers, and a process that exceeds it is killed.
+        # share_memory_() is not used: it needs /dev/shm, which is small in containers, and a process that exceeds it is
+        # killed.
         memory = mmap.mmap(-1, self.bytes_for(*self.shape, view_size))
         self._known = torch.frombuffer(memory, dtype=torch.uint8, count=count).view(self.shape)
         pixels = torch.frombuffer(memory, dtype=torch.uint8, offset=count)
@@ -72,7 +73,8 @@ class KeptViews:
     def keep(self, key: ViewKey, pixels: torch.Tensor) -> None:
         """Store a view.
 
-        Several workers may store a view at the same time: they write the same pixels, and mark the view as stored afterwards.
+        Several workers may store a view at the same time: they write the same pixels, and mark the view as stored
+        afterwards.
         """
         place = key.epoch, key.index, key.view
         self._pixels[place] = pixels
@@ -84,10 +86,10 @@ class KeptViews:
 
 
 def free_memory() -> int | None:
-    """Return the number of bytes of memory that are available on this machine. Return None if /proc/meminfo does not state it.
+    """Return the number of bytes of available memory, or None if /proc/meminfo does not state it.
 
-    The file cache counts as available, because the system frees it when memory is needed. The memory limit of a container or of
-    a batch job is not considered. /proc/meminfo exists only on Linux.
+    The file cache counts as available, because the system frees it when memory is needed. The memory limit of a
+    container or of a batch job is not considered. /proc/meminfo exists only on Linux.
     """
     try:
         lines = _MEMORY_FILE.read_text().splitlines()
@@ -106,8 +108,9 @@ def memory_for_views(allowed: int, *shape: Any) -> KeptViews | None:
     size, num_views = KeptViews.bytes_for(*shape), shape[0]
     if size > allowed:
         logger.info(
-            "The %d views of each image would take %.1f GB of memory, and %.1f GB are allowed (half of the free memory, at most "
-            "memory_limit, divided by the number of processes and concurrent runs). The views are computed again each time.",
+            "The %d views of each image would take %.1f GB of memory, and %.1f GB are allowed (half of the free "
+            "memory, at most memory_limit, divided by the number of processes and concurrent runs). The views are "
+            "computed again each time.",
             num_views,
             size / 1e9,
             allowed / 1e9,
@@ -175,13 +178,14 @@ class ViewDataset(_SourceDataset):
         source: The images.
         augmentation: The augmentation that computes a view.
         seed: Seed of the run.
-        broken_images: What to do if an image cannot be decoded. "skip": use the next readable image with the same label, in
-            index order, with the random numbers of the requested key. "raise": raise a DataError.
-        concurrent_trainings: Number of runs that train on this machine at the same time and share its memory, including this
-            run.
-        memory_limit: Largest number of bytes in which all these runs together keep views that are shown again. Views never
-            take more than half of the memory that is free on the machine. Lower the limit in a container or batch job of less
-            than 8 GB; raise it for a large data set on a machine with much memory.
+        broken_images: What to do if an image cannot be decoded. "skip": use the next readable image with the same
+            label, in index order, with the random numbers of the requested key; in multi-label data, if there is none,
+            the next readable image with other labels. "raise": raise a DataError.
+        concurrent_trainings: Number of runs that train on this machine at the same time and share its memory, including
+            this run.
+        memory_limit: Largest number of bytes in which all these runs together keep views that are shown again. Views
+            never take more than half of the memory that is free on the machine. Lower the limit in a container or batch
+            job of less than 8 GB; raise it for a large data set on a machine with much memory.
 
     Raises:
         DataError: `broken_images` is unknown, `concurrent_trainings` is below 1, or `memory_limit` is negative.
@@ -205,8 +209,8 @@ class ViewDataset(_SourceDataset):
         augmentation.require_view_size()
         if concurrent_trainings < 1 or memory_limit < 0:
             raise DataError(
-                f"concurrent_trainings={concurrent_trainings}, memory_limit={memory_limit}: concurrent_trainings must be at "
-                "least 1. memory_limit must be a number of bytes, at least 0; 0 keeps no views."
+                f"concurrent_trainings={concurrent_trainings}, memory_limit={memory_limit}: concurrent_trainings must "
+                "be at least 1. memory_limit must be a number of bytes, at least 0; 0 keeps no views."
             )
         super().__init__(source)
         self.augmentation = augmentation
@@ -214,8 +218,8 @@ class ViewDataset(_SourceDataset):
         self.broken_images = broken_images
         self.concurrent_trainings = concurrent_trainings
         self.memory_limit = memory_limit
-        # 1 for each image that was found unreadable. The tensor is shared with the workers, so that only one worker logs an image
-        # and the images of all workers are counted.
+        # 1 for each image that was found unreadable. The tensor is shared with the workers, so that only one worker
+        # logs an image and the images of all workers are counted.
         self.broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
         self._kept: KeptViews | None = None
 
@@ -225,7 +229,7 @@ class ViewDataset(_SourceDataset):
         return self.augmentation.require_view_size()
 
     def keep_views(self, num_views: int, repeats: int, processes: int = 1) -> None:
-        """Keep computed views in memory from now on, if all of them fit. This is useful if views are shown more than once.
+        """Keep computed views in memory from now on, if all of them fit, for runs that show views more than once.
 
         Args:
             num_views: Number of epochs with distinct views.
@@ -251,8 +255,8 @@ class ViewDataset(_SourceDataset):
         }
 
     def __getitem__(self, key: ViewKey) -> dict[str, Any]:
-        """Return `pixel_values` `(3, height, width)` uint8, `labels` (a class index, or zeros and ones `(classes,)`) and the
-        `view_key` itself.
+        """Return `pixel_values` `(3, height, width)` uint8, `labels` (a class index, or zeros and ones `(classes,)`)
+        and the `view_key` itself.
 
         Raises:
             TypeError: `key` is not a ViewKey. With an index alone, every epoch would show the same view.
@@ -260,8 +264,9 @@ class ViewDataset(_SourceDataset):
         """
         if not isinstance(key, ViewKey):
             raise TypeError(
-                f"ViewDataset is indexed by the keys of hf_deit.data.sampling.ViewSampler, but got {key!r}. DistillationTrainer "
-                "creates this sampler. To get a single view, use dataset[ViewKey(epoch=0, index=…, view=0, position=0)]."
+                f"ViewDataset is indexed by the keys of hf_deit.data.sampling.ViewSampler, but got {key!r}. "
+                "DistillationTrainer creates this sampler. To get a single view, use dataset[ViewKey(epoch=0, index=…, "
+                "view=0, position=0)]."
             )
         kept = None if self._kept is None else self._kept.get(key)
         if kept is not None:
@@ -276,7 +281,7 @@ class ViewDataset(_SourceDataset):
         return row
 
     def _readable(self, index: int) -> tuple[Image.Image, int]:
-        """Read the image or its substitute. The choice depends only on the files, so a resumed run uses the same substitute."""
+        """Read the image or its substitute. The substitute depends only on the files, so a resumed run uses it too."""
         for candidate in self._candidates(index):
             if self.broken[candidate]:
                 continue
@@ -303,15 +308,15 @@ class ViewDataset(_SourceDataset):
 class EvaluationDataset(_SourceDataset):
     """Data set of images for an evaluation, indexed by number.
 
-    The student's pixels are computed in one of two ways. With `image_size`, they are the 8-bit pixels (before normalisation)
-    that the image processor of the student in training will compute. With `processor`, the saved image processor of a model
-    computes them.
+    The student's pixels are computed in one of two ways. With `image_size`, they are the 8-bit pixels (before
+    normalisation) that the image processor of the student in training will compute. With `processor`, the saved image
+    processor of a model computes them.
 
     Args:
         source: The images.
         image_size: `(height, width)` of the student, in pixels.
-        crop_ratio: Share of the resized image that the centre crop keeps. With `processor`, it is used only for the teacher's
-            view.
+        crop_ratio: Share of the resized image that the centre crop keeps. With `processor`, it is used only for the
+            teacher's view.
         view_size: `(height, width)` of the teacher's view, in pixels. None if the teacher sees the student's pixels.
         processor: Image processor of the model, instead of `image_size`.
 
@@ -330,8 +335,8 @@ class EvaluationDataset(_SourceDataset):
         if (image_size is None) == (processor is None):
             given = "neither" if processor is None else "both"
             raise DataError(
-                f"EvaluationDataset takes either image_size or processor, but {given} of them were given: give image_size to "
-                "evaluate a student in training, or processor to evaluate a saved model."
+                f"EvaluationDataset takes either image_size or processor, but {given} of them were given: give "
+                "image_size to evaluate a student in training, or processor to evaluate a saved model."
             )
         super().__init__(source)
         self.image_size = image_size
@@ -340,9 +345,10 @@ class EvaluationDataset(_SourceDataset):
         self.processor = processor
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `pixel_values` `(3, height, width)`, `labels`, and `teacher_pixel_values` if the teacher has its own view.
+        """Return `pixel_values` `(3, height, width)`, `labels` and, if `view_size` is set, `teacher_pixel_values`.
 
-        The pixels are uint8. With `processor`, `pixel_values` are what the processor returns, usually normalised floats.
+        The pixels are uint8. With `processor`, `pixel_values` are what the processor returns, usually normalised
+        floats.
         """
         image = self.source.image(index)
         if self.processor is None:
@@ -359,7 +365,7 @@ class EvaluationDataset(_SourceDataset):
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack rows into a batch. The column of labels may be called `label`. Values may be numbers, lists, arrays or tensors.
+    """Stack rows into a batch. Labels may be called `label`. Values may be numbers, lists, arrays or tensors.
 
     Raises:
         KeyError: A row has no `pixel_values`.
@@ -367,8 +373,8 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     rows = [{("labels" if name == "label" else name): value for name, value in row.items()} for row in rows]
     if "pixel_values" not in rows[0]:
         raise KeyError(
-            f"The training rows have the columns {', '.join(rows[0])} and no 'pixel_values': give the data set a transform "
-            "that computes 'pixel_values' (dataset.with_transform), or pass your own data collator."
+            f"The training rows have the columns {', '.join(rows[0])} and no 'pixel_values': give the data set a "
+            "transform that computes 'pixel_values' (dataset.with_transform), or pass your own data collator."
         )
     columns = [name for name in rows[0] if name in ("pixel_values", "teacher_pixel_values", "labels")]
     return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in columns}
@@ -377,9 +383,9 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 class MixingCollator:
     """Collator that adds `mixes` `(batch, 5)` to a batch, which specify how partners are mixed (batch_ops.py).
 
-    The mixes are drawn from random generators that are seeded by the view keys of the rows. If the rows have no keys, the
-    generators are seeded from the global generator of `random`, which torch seeds in every worker. The trainer mixes pixels and
-    labels on the device. The size of a batch must be even.
+    The mixes are drawn from random generators that are seeded by the view keys of the rows. If the rows have no keys,
+    the generators are seeded from the global generator of `random`, which torch seeds in every worker. The trainer
+    mixes pixels and labels on the device. The size of a batch must be even.
 
     Args:
         collator: Collator that makes a batch of the rows.
