@@ -1,4 +1,4 @@
-"""Operations by pixels against NumPy and Pillow called directly; what the policies draw against their definitions."""
+"""Pixels of the operations compared with NumPy and Pillow, and draws of the policies with their definitions."""
 
 import math
 import random
@@ -19,7 +19,7 @@ SIGNED = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
 
 
 def picture(height=40, width=56, seed=0):
-    """Colours that vary smoothly, with noise: no channel is flat, no value is missing for long."""
+    """Return an image of smoothly varying colours with noise. No channel is flat, and its values cover a wide range."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(20, 200, width)[None, :, None] * np.array([1.0, 0.7, 0.5]) + np.arange(height)[:, None, None]
     return Image.fromarray(np.clip(ramp + rng.normal(0, 15, (height, width, 3)), 0, 255).astype(np.uint8))
@@ -30,12 +30,12 @@ def pixels(image):
 
 
 def near(share, expected, count=DRAWS, deviations=4.5):
-    """Whether a share of `count` draws is within so many standard deviations of a probability."""
+    """Return whether a share of `count` draws is within `deviations` standard deviations of a probability."""
     return abs(share - expected) <= deviations * math.sqrt(expected * (1 - expected) / count)
 
 
 def distance(values, distribution):
-    """Kolmogorov's distance of values from a distribution function, in units of what is exceeded once in 1,000 times."""
+    """Return the Kolmogorov-Smirnov distance as a multiple of the one exceeded with a probability of 1/1,000."""
     values = np.sort(np.asarray(values))
     steps, expected = np.arange(len(values) + 1) / len(values), distribution(values)
     return max(np.abs(expected - steps[1:]).max(), np.abs(expected - steps[:-1]).max()) * math.sqrt(len(values)) / 1.95
@@ -75,8 +75,8 @@ def test_solarize_add_brightens_the_values_below_128(added):
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 1.9])
-def test_the_colour_operations_move_along_the_line_from_their_plain_copy(factor):
-    """Each is `plain + factor · (image - plain)`, rounded and clipped, with a plain copy of its own."""
+def test_the_colour_operations_extrapolate_from_a_plain_copy(factor):
+    """Each is `plain + factor · (image - plain)`, rounded and clipped. Each operation has its own plain copy."""
     image, before = picture(), pixels(picture())
     luma = pixels(image.convert("L"))[..., None]
     smooth = pixels(image.filter(ImageFilter.SMOOTH))
@@ -84,7 +84,7 @@ def test_the_colour_operations_move_along_the_line_from_their_plain_copy(factor)
     for name, copy in plain.items():
         after = pixels(getattr(transforms, name)(image, factor))
         expected = np.clip(copy + factor * (before - copy), 0, 255)
-        assert np.abs(after - expected).max() <= 1, name  # Pillow cuts the fraction off
+        assert np.abs(after - expected).max() <= 1, name  # Pillow truncates the fraction
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_colour_operations_move_along_the_line_from_their_plain_copy(factor)
         ("rotate", -27.0, lambda image: image.rotate(-27.0, resample=Image.BICUBIC, fillcolor=GREY)),
     ],
 )
-def test_an_operation_is_what_pillow_makes_of_it(name, number, pillow):
+def test_an_operation_equals_a_direct_call_of_pillow(name, number, pillow):
     np.testing.assert_array_equal(getattr(transforms, name)(picture(), number), pillow(picture()))
 
 
@@ -114,7 +114,7 @@ def test_a_translation_by_whole_pixels_moves_the_image_and_fills_with_the_mean(n
     np.testing.assert_array_equal(after, expected)
 
 
-def test_a_translation_by_a_share_goes_by_the_side_it_moves_along():
+def test_a_translation_by_a_share_uses_the_side_along_which_it_moves():
     image = picture(height=40, width=60)
     for share in (0.1, -0.4):
         by_x, by_y = transforms.translate_x_by_share(image, share), transforms.translate_y_by_share(image, share)
@@ -126,12 +126,12 @@ def test_a_translation_by_a_share_goes_by_the_side_it_moves_along():
 def test_a_shear_moves_each_line_by_its_distance_from_the_first(name, axis):
     image = picture(height=41, width=61)
     before, after = (np.moveaxis(pixels(one), axis, 0) for one in (image, getattr(transforms, name)(image, 0.2)))
-    for line in range(2, 40, 5):  # at centres half a pixel further on: 2.5 · 0.2, … are whole and a half
+    for line in range(2, 40, 5):  # the offset at the centre of the line, (line + 0.5) · 0.2, is 0.5, 1.5, …
         offset = (line + 0.5) * 0.2
         left, share = int(offset), offset - int(offset)
         inner = slice(3, len(before[line]) - 12)
         shifted = np.roll(before[line], -left, 0), np.roll(before[line], -left - 1, 0)
-        # Cubic interpolation overshoots the two neighbours' mean a little where there is noise.
+        # In noise, cubic interpolation differs slightly from the mean of the two neighbours.
         mean = (1 - share) * shifted[0] + share * shifted[1]
         assert np.corrcoef(mean[inner].ravel(), after[line][inner].ravel())[0, 1] > 0.95
         assert np.abs(mean[inner] - after[line][inner]).mean() < 4
@@ -140,7 +140,7 @@ def test_a_shear_moves_each_line_by_its_distance_from_the_first(name, axis):
 
 @pytest.mark.parametrize("operations", [RANDAUGMENT, TRIVIALAUGMENT, THREE_AUGMENT])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (32, 48)])
-def test_every_operation_takes_every_size_keeps_it_and_leaves_the_image_alone(operations, size):
+def test_every_operation_accepts_and_keeps_every_size_and_does_not_change_its_input(operations, size):
     image = picture(*size)
     before = pixels(image)
     for name in operations:
@@ -155,7 +155,7 @@ def test_every_operation_takes_every_size_keeps_it_and_leaves_the_image_alone(op
 
 @pytest.mark.parametrize("magnitude", [0.0, 2.4, 5.0, 8.73, 9.0, 9.51, 10.0])
 def test_the_arguments_of_randaugment_are_those_of_the_increasing_op_set(magnitude):
-    """The definition of `rand-m9-mstd0.5-inc1`, written down naively: one range, or either sign of it."""
+    """Compare with a naive definition of `rand-m9-mstd0.5-inc1`. Operations with a sign have two possible arguments."""
     m = magnitude
     enhanced = {1 + m / 10 * 0.9, max(0.1, 1 - m / 10 * 0.9)}
     expected = {
@@ -196,8 +196,8 @@ def assert_arguments(operations, strength, expected):
         np.testing.assert_allclose(drawn, sorted(expected[name]), rtol=0, atol=1e-9, err_msg=name)
 
 
-def test_each_name_of_a_policy_stands_for_its_operation():
-    """By pixels: what the policies call Invert inverts, and so on."""
+def test_each_name_in_a_policy_denotes_its_operation():
+    """Compare pixels: for example, the operation called Invert inverts the image."""
     image = picture()
     named = {
         "Identity": "identity",
@@ -227,7 +227,7 @@ def randaugment(count=DRAWS, magnitude=9.0, std=0.5, probability=0.5, num_ops=2)
     return [transforms.draw_randaugment(random.Random(i), magnitude, std, probability, num_ops) for i in range(count)]
 
 
-def test_two_operations_are_chosen_and_each_is_carried_out_half_of_the_time():
+def test_two_operations_are_chosen_and_each_is_applied_half_of_the_time():
     counts = Counter(len(steps) for steps in randaugment())
     for number, expected in {0: 0.25, 1: 0.5, 2: 0.25}.items():
         assert near(counts[number] / DRAWS, expected)
@@ -243,11 +243,11 @@ def test_the_operations_are_chosen_evenly_and_with_replacement():
     assert near(np.mean([one == other for one, other in drawn]), 1 / 15)
 
 
-def test_magnitudes_are_normal_about_nine_clipped_at_ten_and_either_sign_comes_as_often():
+def test_magnitudes_are_normal_around_nine_clipped_at_ten_with_equally_frequent_signs():
     steps = [step for row in randaugment(count=20_000, probability=1.0) for step in row if step.name == "ShearX"]
     magnitudes = np.abs([step.argument for step in steps]) / 0.3 * 10
     inside = magnitudes[magnitudes < 10 - 1e-9]
-    clipped = 0.5 * math.erfc(2 / math.sqrt(2))  # two standard deviations above
+    clipped = 0.5 * math.erfc(2 / math.sqrt(2))  # two standard deviations above the mean
     assert near(1 - len(inside) / len(magnitudes), clipped, len(magnitudes))
     normal = torch.distributions.Normal(9.0, 0.5)
     assert distance(inside, lambda m: normal.cdf(torch.tensor(m)).numpy() / (1 - clipped)) < 1
@@ -256,7 +256,7 @@ def test_magnitudes_are_normal_about_nine_clipped_at_ten_and_either_sign_comes_a
 
 
 @pytest.mark.parametrize(("magnitude", "degrees"), [(0.0, 0.0), (4.0, 12.0), (10.0, 30.0)])
-def test_without_a_spread_every_magnitude_is_the_given_one(magnitude, degrees):
+def test_with_a_standard_deviation_of_zero_every_magnitude_is_the_given_one(magnitude, degrees):
     steps = [step for row in randaugment(500, magnitude, 0.0, 1.0) for step in row if step.name == "Rotate"]
     assert len(steps) > 20
     np.testing.assert_allclose([abs(step.argument) for step in steps], degrees, atol=1e-9)
@@ -308,7 +308,7 @@ def test_colour_jitter_draws_three_factors_within_its_range_in_any_order():
     assert abs(np.corrcoef(factors["Brightness"], factors["Color"])[0, 1]) < 0.05
 
 
-def test_steps_are_carried_out_in_their_order():
+def test_steps_are_applied_in_order():
     image = picture()
     steps = [transforms.Step("a", transforms.posterize, 2), transforms.Step("b", transforms.invert, 0)]
     expected = 255 - pixels(image) // 64 * 64
@@ -316,8 +316,8 @@ def test_steps_are_carried_out_in_their_order():
     assert transforms.apply_steps(image, []) is image
 
 
-def test_what_is_drawn_is_that_of_the_first_release():
-    """It must never change: stored teacher answers belong to these pixels."""
+def test_drawn_steps_are_those_of_the_first_release():
+    """They must never change, because the outputs in teacher caches were computed from these pixels."""
     drawn = [(step.name, round(step.argument, 6)) for steps in randaugment(4, probability=1.0) for step in steps]
     assert drawn == [
         ("TranslateX", 0.40999),
@@ -343,14 +343,14 @@ def test_noise_is_a_normal_distribution_per_channel_after_imagenets_normalisatio
         normal = torch.distributions.Normal(255 * mean, 255 * std)
         shares = np.bincount(values[:, channel], minlength=256) / len(values)
         below = normal.cdf(torch.arange(255, dtype=torch.float64) + 0.5).numpy()
-        expected = np.diff(np.concatenate([[0], below, [1]]))  # what lies beyond 0 and 255 ends up there
+        expected = np.diff(np.concatenate([[0], below, [1]]))  # values below 0 and above 255 are clipped to 0 and 255
         assert np.abs(np.cumsum(shares) - np.cumsum(expected)).max() < 1.95 / math.sqrt(len(values))
         assert near(shares[0], expected[0], len(values))
     assert abs(np.corrcoef(values.T)[np.triu_indices(3, 1)]).max() < 0.015  # channels are independent
 
 
-def test_noise_is_philox_raw_output_through_the_normal_quantiles():
-    """The same numbers from the definition: 16 bits a value, lowest first, torch's quantile function."""
+def test_noise_is_philox_raw_output_mapped_by_the_normal_quantiles():
+    """Compute the values from the definition: 16 bits per value, lowest bits first, torch's quantile function."""
     raw = np.random.Philox(key=2**100 + 7).random_raw(9)
     draws = [(int(word) >> shift) & 0xFFFF for word in raw for shift in (0, 16, 32, 48)][:33]
     quantiles = torch.special.ndtri((torch.tensor(draws, dtype=torch.float64) + 0.5) / 65536).reshape(1, 11, 3)
