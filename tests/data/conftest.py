@@ -1,4 +1,4 @@
-"""What tests of tables and streams share."""
+"""Fixtures for the tests of tables and streams."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.helpers.images import picture
 
 @pytest.fixture
 def photos(tmp_path):
-    """Ten pictures in a folder beside the table."""
+    """Folder with ten pictures in its subfolder `photos`."""
     (tmp_path / "photos").mkdir()
     for number in range(10):
         picture(number).save(tmp_path / "photos" / f"{number}.png")

@@ -1,4 +1,4 @@
-"""Tables to sources: which columns hold what, labels of every kind, the same images however they are stored."""
+"""Sources from tables: columns of images and labels, single-label and multi-label data, and all formats of tables."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def as_saved_data_set(folder):
         as_saved_data_set,
     ],
 )
-def test_the_same_images_and_labels_come_from_every_kind_of_table(photos, make):
+def test_every_format_of_table_has_the_same_images_and_labels(photos, make):
     source = load_validation(make(photos), columns=Columns("file", ("kind",)))
     assert source.class_names == ("cat", "dog", "eel")
     assert [source.class_names[label] for label in source.labels] == KINDS
@@ -75,7 +75,7 @@ def test_the_same_images_and_labels_come_from_every_kind_of_table(photos, make):
 
 
 @pytest.mark.parametrize("make", [as_csv, as_parquet_of_structures])
-def test_a_single_table_is_split_by_class_as_the_seed_says(photos, make):
+def test_a_single_table_is_split_by_class_as_determined_by_the_seed(photos, make):
     columns = Columns(labels=("kind",))
     train, validation = load_splits(make(photos), 0.4, 3, columns)
     everything = load_validation(make(photos), columns=columns)
@@ -94,7 +94,7 @@ def test_a_single_table_is_split_by_class_as_the_seed_says(photos, make):
     assert [pixels.tobytes() for pixels in pixels_of(again)] == held_out
 
 
-def test_a_folder_of_tables_has_their_splits_and_the_classes_of_the_training_table(photos):
+def test_a_folder_of_tables_has_a_split_per_table_and_the_classes_of_the_training_table(photos):
     write(photos / "train.csv", lines(("file", "label"), *zip(paths()[:6], KINDS[:6], strict=True)))
     write(photos / "validation.csv", lines(("file", "label"), ("photos/6.png", "eel"), ("photos/8.png", "cat")))
     train, validation = load_splits(str(photos))
@@ -109,20 +109,20 @@ def test_a_class_that_only_the_validation_table_has_is_refused_by_name(photos):
     assert_refused(photos, "'emu'", "validation")
 
 
-def test_numbers_are_classes_in_the_order_of_numbers(photos):
+def test_numeric_classes_are_sorted_as_numbers(photos):
     values = [10, 2, 10, 2, 33, 33, 10, 2, 2, 10]
     source = load_validation(table(photos, values), columns=Columns(labels=("kind",)))
     assert source.class_names == ("2", "10", "33")
     assert [int(source.class_names[label]) for label in source.labels] == values
 
 
-def test_a_class_may_be_called_as_pandas_calls_nothing(photos):
+def test_a_class_may_have_a_name_that_pandas_reads_as_missing(photos):
     source = load_validation(table(photos, ["NA", "None"] * 5), columns=Columns(labels=("kind",)))
     assert source.class_names == ("NA", "None")
     assert list(source.labels) == [0, 1] * 5
 
 
-# Several classes an image
+# Multi-label data
 
 TAGS = [["red"], ["red", "wide"], [], ["wide", "old"], ["old"], ["red"], ["wide"], ["old", "red", "wide"], [], ["red"]]
 TAG_ROWS = [tuple(int(name in tags) for name in ("old", "red", "wide")) for tags in TAGS]
@@ -159,7 +159,7 @@ def listed_class_labels(folder):
         (listed_class_labels, Columns(labels=("tags",))),
     ],
 )
-def test_several_classes_an_image_become_rows_of_zeros_and_ones(photos, make, columns):
+def test_multi_label_classes_become_rows_of_zeros_and_ones(photos, make, columns):
     source = load_validation(make(photos), columns=columns)
     assert source.class_names == ("old", "red", "wide")
     assert list(source.labels) == TAG_ROWS
@@ -172,7 +172,7 @@ def test_several_classes_an_image_become_rows_of_zeros_and_ones(photos, make, co
 # Fingerprints and broken images
 
 
-def test_the_fingerprint_of_a_table_changes_with_labels_and_images_and_not_with_its_place(photos, tmp_path_factory):
+def test_the_fingerprint_of_a_table_changes_only_with_labels_and_images(photos):
     columns = Columns(labels=("kind",))
     first = load_validation(as_csv(photos), columns=columns).fingerprint
     assert load_validation(as_csv(photos), columns=columns).fingerprint == first
@@ -183,7 +183,7 @@ def test_the_fingerprint_of_a_table_changes_with_labels_and_images_and_not_with_
 
 
 @pytest.mark.parametrize("make", [as_csv, as_parquet_of_structures, as_parquet_of_bytes])
-def test_a_row_whose_image_is_none_is_left_out_with_its_label(photos, make, caplog):
+def test_a_row_with_an_unreadable_image_is_left_out_with_its_label(photos, make, caplog):
     (photos / "photos" / "3.png").write_text("no image")
     path, columns = make(photos), Columns(labels=("kind",))
     source = load_validation(path, columns=columns)
@@ -195,7 +195,7 @@ def test_a_row_whose_image_is_none_is_left_out_with_its_label(photos, make, capl
         load_validation(path, columns=columns, broken_images="raise")
 
 
-def test_a_file_that_a_table_names_and_is_not_there_is_left_out(photos):
+def test_a_row_whose_file_is_missing_is_left_out(photos):
     (photos / "photos" / "3.png").unlink()
     source = load_validation(as_csv(photos), columns=Columns(labels=("kind",)))
     assert len(source) == 9
@@ -212,17 +212,17 @@ def assert_refused(data, *parts, columns=None):
         assert part in str(error.value), str(error.value)
 
 
-def test_a_missing_column_is_refused_with_those_there_are(photos):
+def test_a_missing_column_is_refused_with_the_existing_columns(photos):
     path = as_csv(photos)
     assert_refused(path, "'sort'", "label_column", "file: Value ", "kind: Value ", columns=Columns(labels=("sort",)))
     assert_refused(path, "'photo'", "image_column", "file: Value", columns=Columns("photo", ("kind",)))
-    assert_refused(path, "exactly one ClassLabel", "label_column", "kind: Value")
+    assert_refused(path, "ClassLabel", "label_column", "kind: Value")
 
 
-def test_paths_from_another_folder_are_refused_with_where_they_start(photos):
+def test_paths_relative_to_another_folder_are_refused_with_the_right_folder(photos):
     (photos / "elsewhere").mkdir()
     path = table(photos / "elsewhere", KINDS)
-    assert_refused(path, "None of the 10 files", str(photos / "elsewhere"), columns=Columns(labels=("kind",)))
+    assert_refused(path, "10 files", str(photos / "elsewhere"), columns=Columns(labels=("kind",)))
 
 
 @pytest.mark.parametrize("content", ["", "file,kind\n"])
@@ -230,18 +230,18 @@ def test_a_table_without_rows_is_refused(photos, content):
     assert_refused(write(photos / "table.csv", content), "table.csv", columns=Columns(labels=("kind",)))
 
 
-def test_a_row_without_a_label_is_refused_by_its_number(photos):
+def test_a_row_without_a_label_is_refused_with_its_number(photos):
     for column in (["cat", "dog", "", *KINDS[3:]], [0, 1, "", 1, 0, 0, 0, 1, 1, 1]):
         assert_refused(table(photos, column), "without a label", "row 2", columns=Columns(labels=("kind",)))
 
 
-def test_numbers_with_a_fraction_are_no_classes(photos):
+def test_numbers_with_a_fraction_are_refused_as_classes(photos):
     assert_refused(table(photos, [0.5, 1.5] * 5), "'kind'", "float64", columns=Columns(labels=("kind",)))
 
 
 def test_a_column_of_mixed_types_is_refused(photos):
     rows = [json.dumps({"file": path, "kind": kind}) for path, kind in zip(paths(), [1, "cat"] * 5, strict=True)]
-    assert_refused(write(photos / "table.jsonl", "\n".join(rows)), "one type", columns=Columns(labels=("kind",)))
+    assert_refused(write(photos / "table.jsonl", "\n".join(rows)), "'kind'", columns=Columns(labels=("kind",)))
 
 
 def test_a_flag_that_is_neither_zero_nor_one_is_refused_with_its_row(photos):
@@ -255,28 +255,30 @@ def test_a_separator_for_several_columns_is_refused():
         Columns(labels=("a", "b"), separator=";")
 
 
-def test_columns_for_a_folder_of_classes_are_refused(tmp_path):
+def test_columns_for_a_folder_of_class_folders_are_refused(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for number in range(2):
             Image.new("RGB", (4, 4)).save(tmp_path / name / f"{number}.png")
-    assert_refused(tmp_path, "leave them out", columns=Columns(labels=("kind",)))
+    assert_refused(tmp_path, str(tmp_path), "image_column", "label_column", columns=Columns(labels=("kind",)))
 
 
-# Rows that are doubtful
+# Missing images, duplicates and similar class names
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
-def test_a_row_without_a_path_is_left_out_by_its_number_as_a_broken_image(photos, kind):
-    found = [path if number not in (2, 7) else None for number, path in enumerate(paths())]
+def test_a_row_without_a_path_is_left_out_and_reported_with_its_number(photos, kind):
+    files = [path if number not in (2, 7) else None for number, path in enumerate(paths())]
     if kind == "csv":
-        path = write(photos / "table.csv", lines(("file", "kind"), *zip([f or "" for f in found], KINDS, strict=True)))
+        path = write(
+            photos / "table.csv", lines(("file", "kind"), *zip([file or "" for file in files], KINDS, strict=True))
+        )
     elif kind == "jsonl":
-        rows = [json.dumps({"file": file, "kind": label}) for file, label in zip(found, KINDS, strict=True)]
+        rows = [json.dumps({"file": file, "kind": label}) for file, label in zip(files, KINDS, strict=True)]
         path = write(photos / "table.jsonl", "\n".join(rows))
     else:
         path = str(photos / "table.parquet")
-        datasets.Dataset.from_dict({"file": found, "kind": KINDS}).to_parquet(path)
+        datasets.Dataset.from_dict({"file": files, "kind": KINDS}).to_parquet(path)
     source = load_validation(path, columns=Columns(labels=("kind",)))
     assert [source.class_names[label] for label in source.labels] == [*KINDS[:2], *KINDS[3:7], *KINDS[8:]]
     assert [text.split(":")[0] for text in source.left_out] == ["no image in row 2", "no image in row 7"]
@@ -284,21 +286,21 @@ def test_a_row_without_a_path_is_left_out_by_its_number_as_a_broken_image(photos
         load_validation(path, columns=Columns(labels=("kind",)), broken_images="raise")
 
 
-def test_an_embedded_image_is_named_by_its_row_in_every_part_of_the_table(photos):
+def test_an_embedded_image_is_named_by_its_row_of_the_table_in_every_subset(photos):
     content = [(photos / path).read_bytes() for path in paths()]
     content = [data[:-400] if number in (3, 8) else data for number, data in enumerate(content)]
     datasets.Dataset.from_dict({"file": content, "kind": KINDS}).to_parquet(str(photos / "table.parquet"))
     source = load_validation(str(photos / "table.parquet"), columns=Columns(labels=("kind",)))
     part = source.subset([9, 8, 0], "a part").subset([1, 0], "a smaller part")
-    assert source.left_out == ()  # their beginnings are sound
+    assert source.left_out == ()  # the headers are valid
     (reason,) = without_unreadable(part).left_out
     assert reason.startswith("embedded in row 8: ")
 
 
-def test_paths_of_windows_are_refused_as_such(photos):
+def test_paths_of_windows_are_refused(photos):
     rows = [(path.replace("/", "\\"), kind) for path, kind in zip(paths(), KINDS, strict=True)]
     path = write(photos / "table.csv", lines(("file", "kind"), *rows))
-    assert_refused(path, "None of the 10 files", "photos\\0.png", "backslashes", columns=KIND)
+    assert_refused(path, "10 files", "photos\\0.png", "backslashes", columns=KIND)
 
 
 def test_an_empty_validation_table_is_refused_by_its_name(photos):
@@ -306,23 +308,23 @@ def test_an_empty_validation_table_is_refused_by_its_name(photos):
     empty = write(photos / "validation.csv", "")
     with pytest.raises(DataError) as error:
         load_splits(str(photos), columns=KIND)
-    assert f"{empty} (the split 'validation') is an empty file" in str(error.value)
+    assert f"{empty} (the split 'validation')" in str(error.value)
     assert "same columns" not in str(error.value)
 
 
-def test_classes_that_differ_in_case_or_blanks_only_are_told_once_and_kept(photos, caplog):
+def test_classes_that_differ_only_in_case_or_spaces_are_kept_with_one_warning(photos, caplog):
     path = table(photos, ["dress", "DRESS", "dress ", "coat", "hat"] * 2)
     train, _ = load_splits(path, columns=KIND)
     assert set(train.class_names) == {"dress", "DRESS", "dress ", "coat", "hat"}
-    (said,) = [message for message in caplog.messages if "upper and lower case" in message]
-    assert "3 classes" in said
-    assert all(name in said for name in ("'dress'", "'DRESS'", "'dress '"))
-    assert "coat" not in said
+    (warning,) = [message for message in caplog.messages if "upper and lower case" in message]
+    assert "3 classes" in warning
+    assert all(name in warning for name in ("'dress'", "'DRESS'", "'dress '"))
+    assert "coat" not in warning
 
 
 @pytest.mark.parametrize("split", [True, False])
 def test_files_in_training_and_validation_are_counted_in_one_warning(photos, caplog, split):
-    if split:  # of one table with each row five times
+    if split:  # a single table in which each row occurs five times
         table_path = write(photos / "table.csv", lines(("file", "kind"), *list(zip(paths(), KINDS, strict=True)) * 5))
     else:
         table(photos, KINDS, "train.csv")
@@ -333,11 +335,11 @@ def test_files_in_training_and_validation_are_counted_in_one_warning(photos, cap
     train, validation = load_splits(str(table_path), columns=KIND)
     real = {os.path.realpath(item) for item in train.items}
     shared = sum(os.path.realpath(item) in real for item in validation.items)
-    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert said.startswith(f"{shared} of {len(validation)} validation images")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"{shared} of {len(validation)} validation images")
     assert shared == 2 if not split else shared > 0
 
 
-def test_no_file_on_both_sides_is_no_warning(photos, caplog):
+def test_without_shared_files_there_is_no_warning(photos, caplog):
     load_splits(table(photos, KINDS), columns=KIND)
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
