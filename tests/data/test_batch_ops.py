@@ -1,4 +1,4 @@
-"""Mixup and cutmix against loops over single pixels, their draws against their definitions, and what a run does with them."""
+"""Mixup and cutmix: pixels compared with loops over single pixels, distributions of the draws, and use in a run."""
 
 import math
 import random
@@ -27,7 +27,7 @@ def drawn(mixing, count, height=24, width=16):
 
 
 def mix_by_hand(images, mixes):
-    """Pixel by pixel in float64."""
+    """Mix pixel by pixel in float64. Return the mixed images and the share of each image itself."""
     count, channels, height, width = images.shape
     mixed, shares = np.zeros(images.shape), np.zeros(count)
     for row in range(count):
@@ -46,7 +46,7 @@ def mix_by_hand(images, mixes):
 
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup_alpha=0.8), Mixing(cutmix_alpha=1.0), BOTH, Mixing(0.8, 1.0, 0.5)])
-def test_pixels_and_labels_are_those_of_a_loop_over_pixels(mixing):
+def test_pixels_and_labels_equal_those_of_a_loop_over_pixels(mixing):
     generator = np.random.default_rng(0)
     images, labels = generator.random((8, 3, 12, 10)), generator.integers(0, 5, 8)
     mixes = draw_mixes(mixing, [random.Random(seed) for seed in range(4)], 12, 10)
@@ -60,7 +60,7 @@ def test_pixels_and_labels_are_those_of_a_loop_over_pixels(mixing):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 96), (224, 224), (7, 31), (1, 1)])
-def test_a_box_covers_the_very_pixels_that_were_drawn_at_any_size(size):
+def test_a_box_covers_exactly_the_drawn_pixels_at_any_size(size):
     for mix in drawn(Mixing(cutmix_alpha=1.0), 50, *size):
         _, top, bottom, left, right = mix
         rows, columns = round(bottom * size[0]) - round(top * size[0]), round(right * size[1]) - round(left * size[1])
@@ -77,13 +77,13 @@ def test_partners_share_one_draw_and_their_labels_add_up():
     torch.testing.assert_close(soft.sum(-1), torch.ones(40))
 
 
-def test_multi_hot_labels_are_mixed_as_they_are():
+def test_multi_hot_labels_are_mixed_without_one_hot_encoding():
     labels = torch.tensor([[1, 1, 0], [0, 1, 0]])
     soft = mix_labels(labels, torch.tensor([[0.75, 0, 0, 0, 0]] * 2), 3, (4, 4))
     torch.testing.assert_close(soft, torch.tensor([[0.75, 1, 0], [0.25, 1, 0]]))
 
 
-def test_smoothing_after_mixing_is_smoothing_before():
+def test_smoothing_after_mixing_equals_smoothing_before():
     logits, labels = torch.randn(8, 5, dtype=torch.float64), torch.arange(8) % 5
     mixes = draw_mixes(Mixing(mixup_alpha=0.8), [random.Random(seed) for seed in range(4)], 8, 8)
     smooth = torch.full((8, 5), 0.1 / 5, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_smoothing_after_mixing_is_smoothing_before():
     torch.testing.assert_close(base_loss(logits, soft, label_smoothing=0.1), by_hand, atol=1e-6, rtol=0)
 
 
-# ---- the draws ----
+# ---- random draws ----
 
 
 def test_mixup_shares_are_beta_distributed():
@@ -104,14 +104,13 @@ def test_mixup_shares_are_beta_distributed():
 
 
 def test_cutmix_boxes_have_the_drawn_area_and_uniform_centres_before_clipping():
-    """Boxes that no border clips: side lengths are √(1 - λ) of the image's, λ uniform."""
+    """The sides of a box that no border clips are √(1 - λ) of the image's sides, with λ uniform."""
     height, width = 240, 160
     boxes = np.array(drawn(Mixing(cutmix_alpha=1.0), 10_000, height, width))
     tops, bottoms, lefts, rights = (boxes[:, 1:] * [height, height, width, width]).round().T
     whole = (tops > 0) & (bottoms < height) & (lefts > 0) & (rights < width)
     np.testing.assert_allclose((bottoms - tops)[whole] / height, (rights - lefts)[whole] / width, atol=2 / width)
-    # A side is √(1 - λ) with λ uniform, so P(side < s) = s²; the height is clipped less often the smaller it is: look at all
-    # boxes through their uncut halves.
+    # Many boxes are clipped, so the heights of all boxes are compared with those of a naive implementation.
     centres = np.where(tops > 0, tops + 0, np.nan)
     assert np.isfinite(centres).mean() > 0.4
     generator = random.Random(0)
@@ -123,11 +122,11 @@ def test_cutmix_boxes_have_the_drawn_area_and_uniform_centres_before_clipping():
     assert stats.ks_2samp(bottoms - tops, naive).pvalue > 1e-3
 
 
-def test_cutmix_takes_the_place_of_mixup_and_pairs_are_left_as_often_as_said():
+def test_cutmix_replaces_mixup_and_pairs_are_mixed_with_the_given_probabilities():
     mixes = np.array(drawn(Mixing(0.8, 1.0, probability=0.6, switch_probability=0.3), 10_000))
     boxed, unmixed = mixes[:, 2] > mixes[:, 1], (mixes[:, 0] == 1) & (mixes[:, 2] == mixes[:, 1])
     assert unmixed.mean() == pytest.approx(0.4, abs=0.02)
-    # About 0.2 % of boxes are empty by rounding.
+    # About 0.2 % of the boxes are empty because of rounding.
     assert boxed.mean() == pytest.approx(0.6 * 0.3, abs=0.02)
     assert {tuple(mix) for mix in drawn(Mixing(), 10)} == {(1.0, 0.0, 0.0, 0.0, 0.0)}
 
@@ -137,7 +136,8 @@ def test_cutmix_takes_the_place_of_mixup_and_pairs_are_left_as_often_as_said():
     [{"mixup_alpha": -0.1}, {"cutmix_alpha": math.inf}, {"probability": 1.5}, {"switch_probability": -0.5}],
 )
 def test_values_that_are_not_allowed_are_refused_by_name(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
+    (name, value), *_ = fields.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
         Mixing(**fields)
 
 
@@ -145,7 +145,7 @@ def test_values_that_are_not_allowed_are_refused_by_name(fields):
 
 
 def batches(tmp_path, batch_size=8, workers=0, epochs=2, repeats=1, **fields):
-    """`{(epoch, index, view): (view, student's pixels, soft label)}` of a run's training batches, in float32."""
+    """Return `{(epoch, index, view): (view, student's pixels, soft label)}` of a run's training batches, in float32."""
     args = arguments(
         tmp_path,
         per_device_train_batch_size=batch_size,
@@ -171,7 +171,7 @@ def batches(tmp_path, batch_size=8, workers=0, epochs=2, repeats=1, **fields):
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(32, 0), (8, 2), (32, 2)])
-def test_mixed_views_are_bit_identical_whatever_the_batch_size_and_the_workers(tmp_path, batch_size, workers):
+def test_mixed_views_are_bit_identical_for_any_batch_size_and_number_of_workers(tmp_path, batch_size, workers):
     expected = batches(tmp_path / "a")
     found = batches(tmp_path / "b", batch_size, workers)
     assert found.keys() == expected.keys()
@@ -207,11 +207,11 @@ def test_a_pair_is_drawn_from_seed_epoch_and_position(tmp_path):
         torch.testing.assert_close(batch["mixes"][row], torch.tensor(expected))
 
 
-def test_the_teacher_sees_the_very_mixed_view_and_the_loss_the_mixed_labels(tmp_path):
-    """One step by hand: unit-range view, mixed pixel by pixel, shown to both."""
+def test_the_teacher_sees_the_mixed_view_and_the_loss_uses_the_mixed_labels(tmp_path):
+    """Compute one step by hand: the view in [0, 1] is mixed pixel by pixel and shown to student and teacher."""
     seen = []
 
-    class Watching(torch.nn.Module):
+    class RecordingTeacher(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.network = conv_teacher()
@@ -222,7 +222,7 @@ def test_the_teacher_sees_the_very_mixed_view_and_the_loss_the_mixed_labels(tmp_
 
     args = arguments(tmp_path, per_device_train_batch_size=8, mixup_alpha=0.8, cutmix_alpha=1.0)
     model = student().eval()
-    trainer = DistillationTrainer(model, Watching(), args, train_dataset=training_data(32, view_size=(24, 24)))
+    trainer = DistillationTrainer(model, RecordingTeacher(), args, train_dataset=training_data(32, view_size=(24, 24)))
     batch = next(iter(trainer.get_train_dataloader()))
     loss, heads = trainer.compute_loss(model, batch, return_outputs=True)
     unit = batch["pixel_values"].double().numpy() / 255
@@ -249,7 +249,7 @@ def test_evaluation_is_not_mixed_and_does_not_depend_on_mixing(tmp_path):
 
 
 class Rows(torch.utils.data.Dataset):
-    """A user's data without keys, of an odd number."""
+    """Data set of a user without view keys and with an odd number of images."""
 
     def __len__(self):
         return 13
@@ -258,7 +258,7 @@ class Rows(torch.utils.data.Dataset):
         return {"pixel_values": torch.full((3, SIZE, SIZE), index, dtype=torch.uint8), "label": index % 4}
 
 
-def test_a_users_own_data_are_mixed_too_and_a_last_odd_batch_is_left_out(tmp_path):
+def test_a_users_own_data_is_mixed_and_an_incomplete_last_batch_is_left_out(tmp_path):
     args = arguments(tmp_path, per_device_train_batch_size=4, mixup_alpha=0.8, max_steps=8)
     trainer = DistillationTrainer(student(), conv_teacher(), args, train_dataset=Rows())
     sizes = [(len(batch["labels"]), len(batch["mixes"])) for batch in trainer.get_train_dataloader()]
@@ -275,7 +275,7 @@ def test_a_regression_is_not_mixed(tmp_path):
         )
 
 
-def test_views_of_one_image_come_together_and_the_log_says_how_many_steps_an_epoch_has(tmp_path, caplog):
+def test_all_views_of_an_image_are_in_an_epoch_and_the_log_has_the_steps_per_epoch(tmp_path, caplog):
     caplog.set_level("INFO", logger="hf_deit")
     fields = {"repeated_augmentation": 3, "num_train_epochs": 2, "max_steps": -1}
     args = arguments(tmp_path, per_device_train_batch_size=12, **fields)

@@ -1,4 +1,4 @@
-"""What is known about data sets of this package and of users."""
+"""Properties of data sets of this package and of users."""
 
 import datasets
 import numpy as np
@@ -16,7 +16,7 @@ from tests.helpers import tiny
 NOTHING = DatasetInfo()
 
 
-def test_a_view_dataset_tells_everything_but_a_stream():
+def test_a_view_dataset_has_all_properties_except_those_of_a_stream():
     source = tiny.source(12)
     info = inspect_dataset(ViewDataset(source, Augmentation((8, 12)), seed=3))
     assert info == DatasetInfo(
@@ -24,7 +24,7 @@ def test_a_view_dataset_tells_everything_but_a_stream():
     )
 
 
-def test_an_evaluation_dataset_tells_its_labels_and_takes_no_keys():
+def test_an_evaluation_dataset_has_labels_and_takes_no_view_keys():
     source = tiny.source(12)
     dataset = EvaluationDataset(source, (8, 8))
     info = inspect_dataset(dataset)
@@ -33,7 +33,7 @@ def test_an_evaluation_dataset_tells_its_labels_and_takes_no_keys():
     assert (dataset.name, dataset.fingerprint) == (source.name, source.fingerprint)
 
 
-def test_a_stream_tells_its_classes_and_neither_labels_nor_length():
+def test_a_stream_has_classes_but_neither_labels_nor_length():
     table = datasets.Dataset.from_dict({"image": ["a.png", "b.png"], "label": ["x;y", "y"]}).to_iterable_dataset()
     reader = TableReader(table, Columns(separator=";", labels=("label",)), "the stream")
     info = inspect_dataset(ViewStream(reader, Augmentation((8, 8)), seed=5))
@@ -42,8 +42,8 @@ def test_a_stream_tells_its_classes_and_neither_labels_nor_length():
     )
 
 
-class Stock(torch.utils.data.Dataset):
-    """As torchvision's SVHN: `labels` that nobody says the meaning of."""
+class WithoutProblemType(torch.utils.data.Dataset):
+    """Data set like torchvision's SVHN: it has `labels`, but no problem type that states their meaning."""
 
     labels = np.array(["a", "b"])
 
@@ -54,28 +54,28 @@ class Stock(torch.utils.data.Dataset):
         raise AssertionError("a row was read")
 
 
-def test_of_a_users_data_set_only_the_length_is_known():
-    assert inspect_dataset(Stock()) == DatasetInfo(images=2)
+def test_only_the_length_of_a_users_data_set_is_known():
+    assert inspect_dataset(WithoutProblemType()) == DatasetInfo(images=2)
     assert inspect_dataset([1, 2, 3]) == DatasetInfo(images=3)
     assert inspect_dataset(datasets.Dataset.from_dict({"labels": [0, 1]})) == DatasetInfo(images=2)
     assert inspect_dataset(iter([1])) == inspect_dataset(None) == NOTHING
 
 
-def test_a_users_data_set_may_tell_its_labels():
-    class Told(Stock):
+def test_a_users_data_set_may_have_all_properties():
+    class WithProblemType(WithoutProblemType):
         labels, class_names, problem_type = [0, 1], ["a", "b"], "single_label_classification"
 
-    info = inspect_dataset(Told())
+    info = inspect_dataset(WithProblemType())
     assert (info.labels, info.class_names, info.problem_type) == ([0, 1], ("a", "b"), ProblemType.SINGLE_LABEL)
 
-    class Unknown(Stock):
+    class Unknown(WithoutProblemType):
         problem_type = "many"
 
     with pytest.raises(ValueError, match="problem_type='many'.*multi_label_classification"):
         inspect_dataset(Unknown())
 
 
-def test_a_data_set_is_described_by_itself_by_its_fingerprint_or_by_its_length():
+def test_a_data_set_is_described_by_its_method_its_fingerprint_or_its_length():
     dataset = tiny.training_data(8)
     assert describe_dataset(dataset) == dataset.describe()
     table = datasets.Dataset.from_dict({"labels": [0, 1]})

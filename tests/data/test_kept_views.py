@@ -1,4 +1,4 @@
-"""Views that come again are made once, and are what they would have been."""
+"""Views that are kept in memory: they are computed once, and they equal views that are computed again."""
 
 import pickle
 
@@ -15,8 +15,8 @@ from tests.helpers import tiny
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """The indices of the images that views were made of, in order; by this process."""
+def computed(monkeypatch):
+    """Indices of the images for which this process computed a view, in order."""
     keys = []
     plain = ViewDataset._readable
 
@@ -33,23 +33,23 @@ def same_rows(one, other):
     return torch.equal(one["pixel_values"], other["pixel_values"]) and one["labels"] == other["labels"]
 
 
-def test_kept_views_are_those_made_anew_and_are_made_once(made):
+def test_kept_views_are_computed_once_and_equal_views_computed_again(computed):
     plain, keeping = tiny.training_data(), tiny.training_data()
     keeping.keep_views(2, 2)
     keys = [ViewKey(epoch, index, view, 0) for epoch in range(2) for index in range(len(plain)) for view in range(2)]
     first = [keeping[key] for key in keys]
-    made.clear()
+    computed.clear()
     second = [keeping[key] for key in keys]
-    assert made == []
+    assert computed == []
     for key, one, other in zip(keys, first, second, strict=True):
         assert same_rows(one, other)
         assert same_rows(plain[key], other)
         assert other["view_key"] == key
-    second[0]["pixel_values"].zero_()  # what is given is the caller's own
+    second[0]["pixel_values"].zero_()  # a returned view is a copy
     assert same_rows(keeping[keys[0]], first[0])
 
 
-def test_forked_workers_share_what_they_keep(made):
+def test_forked_workers_share_kept_views(computed):
     dataset = tiny.training_data()
     dataset.keep_views(1, 1)
     sampler = ViewSampler(len(dataset), global_batch_size=4, seed=0, num_views=1)
@@ -57,30 +57,30 @@ def test_forked_workers_share_what_they_keep(made):
         dataset, batch_size=4, sampler=sampler, collate_fn=collate, num_workers=2, multiprocessing_context="fork"
     )
     batches = list(loader)
-    assert made == []  # by workers
+    assert computed == []  # the workers computed the views
     for key, row in zip(sampler, (row for batch in batches for row in batch["pixel_values"]), strict=True):
         assert torch.equal(dataset[key]["pixel_values"], row)
-    assert made == []
+    assert computed == []
 
 
-def test_a_worker_that_is_not_forked_makes_its_own_views(made):
+def test_a_worker_that_is_not_forked_computes_its_own_views(computed):
     dataset = tiny.training_data()
     dataset.keep_views(1, 1)
     key = ViewKey(0, 3, 0, 0)
     row = dataset[key]
-    made.clear()
+    computed.clear()
     assert same_rows(pickle.loads(pickle.dumps(dataset))[key], row)
-    assert made == [3]
+    assert computed == [3]
 
 
-def test_a_substitute_of_a_broken_image_is_not_kept(made):
+def test_a_substitute_of_a_broken_image_is_not_kept(computed):
     dataset = tiny.training_data()
     dataset.keep_views(1, 1)
     dataset.broken[3] = 1
     key = ViewKey(0, 3, 0, 0)
-    first, count = dataset[key], len(made)
+    first, count = dataset[key], len(computed)
     assert same_rows(dataset[key], first)
-    assert len(made) == 2 * count
+    assert len(computed) == 2 * count
 
 
 # Ten views of 57 × 58 pixels take 99,190 bytes.
@@ -100,7 +100,7 @@ def test_views_take_at_most_half_of_the_free_memory(monkeypatch):
     assert not keeps_ten_views()
 
 
-def test_views_that_do_not_fit_are_logged_with_their_size_and_what_is_allowed(monkeypatch, caplog):
+def test_views_that_do_not_fit_are_logged_with_their_size_and_the_allowed_size(monkeypatch, caplog):
     monkeypatch.setattr(views, "free_memory", lambda: 3_000_000_000)
     with caplog.at_level("INFO"):
         assert views.memory_for_views(1_500_000_000, 1000, 10_000_000, 1, (224, 224)) is None
@@ -116,7 +116,7 @@ def test_views_take_at_most_the_memory_limit_even_if_the_free_memory_is_unknown(
     assert not keeps_ten_views(memory_limit=0)
 
 
-def test_a_memory_limit_below_zero_and_no_training_are_refused():
+def test_a_negative_memory_limit_and_zero_concurrent_trainings_are_refused():
     for field, value in (("memory_limit", -1), ("concurrent_trainings", 0)):
         with pytest.raises(DataError, match=f"{field}={value}"):
             keeps_ten_views(**{field: value})
@@ -128,7 +128,7 @@ def test_free_memory_is_what_the_system_reports_as_available(monkeypatch, tmp_pa
     assert views.free_memory() is None  # not Linux
     file.write_text("MemTotal:       16000 kB\nMemFree:          100 kB\nMemAvailable:    8000 kB\n")
     assert views.free_memory() == 8000 * 1024
-    file.write_text("MemTotal:       16000 kB\n")  # a kernel of before 2014
+    file.write_text("MemTotal:       16000 kB\n")  # a Linux kernel from before 2014
     assert views.free_memory() is None
 
 
@@ -141,31 +141,31 @@ def test_free_memory_is_what_the_system_reports_as_available(monkeypatch, tmp_pa
         ({}, False),
     ],
 )
-def test_a_training_makes_each_of_its_views_once_and_learns_the_same(tmp_path, monkeypatch, made, fields, keeps):
+def test_a_training_computes_each_view_once_and_learns_the_same(tmp_path, monkeypatch, computed, fields, keeps):
     def trained(folder):
         schedule = {"max_steps": -1, "num_train_epochs": 3, **fields}
         args = tiny.arguments(folder, distillation_type="none", **schedule)
         trainer = DistillationTrainer(tiny.student(), None, args, train_dataset=tiny.training_data())
-        made.clear()
+        computed.clear()
         trainer.train()
         return trainer.model
 
     model, images = trained(tmp_path / "keeping"), len(tiny.training_data())
-    assert (len(made) == images) == keeps
+    assert (len(computed) == images) == keeps
     monkeypatch.setattr("hf_deit.data.views.memory_for_views", lambda *unused: None)
     other = trained(tmp_path / "not")
-    assert len(made) > images
+    assert len(computed) > images
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_set_smaller_than_the_batch_has_all_its_views_kept(tmp_path, made, repeats):
+def test_all_views_of_a_data_set_smaller_than_the_batch_are_kept(tmp_path, computed, repeats):
     fields = {"num_views": 1, "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 64}
     args = tiny.arguments(tmp_path, distillation_type="none", repeated_augmentation=repeats, **fields)
     DistillationTrainer(tiny.student(), None, args, train_dataset=tiny.training_data(12)).train()
-    # Of 12 images 5 or 6 views each, in three epochs of 64; which have 6 depends on the epoch.
-    assert 64 <= len(made) <= 72
+    # 3 epochs of 64 views of 12 images: 5 or 6 views per image. Which images have 6 views depends on the epoch.
+    assert 64 <= len(computed) <= 72
 
 
 def test_processes_and_trainings_at_the_same_time_share_the_memory(monkeypatch):

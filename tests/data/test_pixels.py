@@ -1,4 +1,4 @@
-"""Pixels on the device: there and back, and resizing against Pillow."""
+"""Normalising and its inverse, and resizing compared with Pillow."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def random_uint8(*shape, seed=0):
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def test_eight_bit_pixels_become_a_share_of_255_whatever_mean_and_std_say():
+def test_eight_bit_pixels_are_divided_by_255_independent_of_mean_and_std():
     pixels = random_uint8(2, 3, 5, 7)
     expected = torch.from_numpy(np.asarray(pixels, dtype=np.float64) / 255).float()
     for mean, std in ((MEAN, STD), ((0.0,) * 3, (1.0,) * 3)):
@@ -23,13 +23,13 @@ def test_eight_bit_pixels_become_a_share_of_255_whatever_mean_and_std_say():
         torch.testing.assert_close(unit, expected)
 
 
-def test_normalising_is_the_formula_of_each_channel():
+def test_normalising_follows_the_formula_for_each_channel():
     unit = to_unit_range(random_uint8(2, 3, 5, 7), MEAN, STD)
     expected = (unit.numpy().transpose(0, 2, 3, 1).astype(np.float64) - MEAN) / STD
     np.testing.assert_allclose(normalize(unit, MEAN, STD), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
 
 
-def test_normalised_floats_come_back_as_what_the_eight_bit_pixels_are():
+def test_normalised_floats_are_converted_back_to_the_eight_bit_pixels():
     pixels = random_uint8(2, 3, 5, 7)
     unit = to_unit_range(pixels, MEAN, STD)
     back = to_unit_range(normalize(unit, MEAN, STD), MEAN, STD)
@@ -45,7 +45,7 @@ def test_floats_of_any_precision_become_single_precision(dtype, tolerance):
     torch.testing.assert_close(back, unit, rtol=0, atol=tolerance)
 
 
-def test_one_mean_for_all_channels_is_that_mean_for_each():
+def test_one_mean_and_std_apply_to_every_channel():
     unit = to_unit_range(random_uint8(2, 3, 5, 7), 0.5, 0.5)
     torch.testing.assert_close(normalize(unit, 0.5, 0.25), normalize(unit, [0.5] * 3, [0.25] * 3))
     torch.testing.assert_close(to_unit_range(normalize(unit, 0.5, 0.25), 0.5, 0.25), unit)
@@ -87,11 +87,11 @@ def test_resizing_stays_in_range_where_bicubic_overshoots():
     assert resized.min() == 0
     assert resized.max() == 1
     raw = torch.nn.functional.interpolate(edge, size=(32, 32), mode="bicubic", antialias=True)
-    assert raw.max() > 1.01, "the edge should overshoot, or the test shows nothing"
+    assert raw.max() > 1.01, "without an overshoot, this test would prove nothing"
 
 
 @pytest.mark.parametrize("size", [(8, 6), [8, 6], torch.Size([8, 6])])
-def test_resizing_to_the_size_it_has_changes_nothing(size):
+def test_resizing_to_the_same_size_changes_nothing(size):
     pixels = torch.rand(2, 3, 8, 6)
     assert resize(pixels, size) is pixels
 
