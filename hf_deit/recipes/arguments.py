@@ -333,9 +333,8 @@ class Recipe:
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         for name in _PATHS:
             if fields[name] is not None and Path(fields[name]).exists():
-                fields[name] = str(
-                    Path(fields[name]).resolve()
-                )  # the saved recipe may be read from another working folder
+                # The saved recipe may be read from another working folder.
+                fields[name] = str(Path(fields[name]).resolve())
         training = self.training.to_dict()
         names = {entry.name for entry in _fields_of(type(self.training))} & training.keys()
         fields |= {name: training[name] for name in sorted(names) if name not in _NOT_SAVED}

@@ -80,7 +80,7 @@ def _base_fields(path: Path, base: Any) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(
-            f"No recipe at {path}: the file does not exist. For a recipe of the package use --recipe NAME (`hf-deit recipes` "
+            f"No recipe at {path}: there is no such file. For a recipe of the package use --recipe NAME (`hf-deit recipes` "
             "lists them)."
         )
     content = parsed_yaml(path, RecipeError)
