@@ -140,12 +140,8 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     args = recipe.training
     data, settings = dataclasses.asdict(recipe.data), dataclasses.asdict(recipe.teacher)
     del data["views_memory"]
-    for name in (
-        "teacher",
-        "teacher_weights",
-        "teacher_cache",
-        "verify_teacher_cache",
-    ):  # the fingerprint identifies the teacher
+    # The fingerprint identifies the teacher.
+    for name in ("teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache"):
         del settings[name]
     # With num_views the views repeat, and the length of the training does not matter.
     length = None if args.num_views else {"epochs": args.num_train_epochs, "max_steps": args.max_steps}

@@ -99,9 +99,8 @@ def _check_path(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise UserError(
-            f"{path} has {path.suffix or 'no'} as its extension, which is not that of an image format: use .png or .jpg."
-        )
+        extension = f"the extension {path.suffix}" if path.suffix else "no extension"
+        raise UserError(f"{path} has {extension}: use the extension of an image format, such as .png or .jpg.")
 
 
 def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: int = 8) -> list[int]:
