@@ -135,7 +135,8 @@ def test_a_teacher_learns_from_a_single_label_table_but_not_from_a_multi_label_o
     columns = ("--image_column", "picture", "--label_column", "kind")
     rows = [{"image": str(file), "label": TAGS[file.parent.name]} for file in sorted((data / "train").rglob("*.png"))]
     (tmp_path / "tags.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "tags.jsonl" in refused(capsys, "train-teacher", "--data", tmp_path / "tags.jsonl", *fields)
+    message = refused(capsys, "train-teacher", "--data", tmp_path / "tags.jsonl", *fields)
+    assert "tags.jsonl" in message and "multi-label" in message
     assert hf_deit("train-teacher", "--data", tables, *fields, *columns) == 0
     assert train(data, tmp_path / "out", *STUDENT, "--teacher", tmp_path / "teacher", "--save_strategy", "no") == 0
     assert "eval_teacher_accuracy" in results(tmp_path / "out")
@@ -235,7 +236,8 @@ def test_fields_that_a_stream_does_not_support_are_refused(tmp_path, capsys, dat
     assert "repeated_augmentation=2" in refused(capsys, "train", "--data", tables, *fields, *steps, *twice)
     assert "shuffle_buffer=0" in refused(capsys, "train", "--data", tables, *fields, *steps, "--shuffle_buffer", 0)
     (tables / "validation.parquet").unlink()
-    assert "validation" in refused(capsys, "train", "--data", tables, *fields, *steps)
+    message = refused(capsys, "train", "--data", tables, *fields, *steps)
+    assert str(tables) in message and "validation" in message
 
 
 def test_a_run_with_an_unreadable_image_is_resumed_exactly(tmp_path):

@@ -75,9 +75,8 @@ def pixels_of(source, size=SIZE):
 def test_a_linear_head_learns_the_classes(linear):
     _, metrics = linear
     assert metrics["accuracy"] > 0.8
-    assert metrics["balanced_accuracy"] == pytest.approx(
-        metrics["accuracy"]
-    )  # all classes have the same number of images
+    # All classes have the same number of images.
+    assert metrics["balanced_accuracy"] == pytest.approx(metrics["accuracy"])
 
 
 def test_only_the_last_layer_is_changed(linear):
