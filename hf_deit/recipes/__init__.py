@@ -1,1 +1,1 @@
-"""A recipe: one YAML of fields, what is built from it, and what the main commands do with it."""
+"""Recipes: a YAML file of fields, the objects that are built from it, and the main commands that use it."""

@@ -1,7 +1,7 @@
-"""The commands as Python functions: `hf_deit.train`, `hf_deit.evaluate`, `hf_deit.predict`, `hf_deit.cache_teacher`.
+"""Python functions for the commands: `hf_deit.train`, `hf_deit.evaluate`, `hf_deit.predict`, `hf_deit.cache_teacher`.
 
-Each does what the command of the same name does, with the same code, and returns an object whose `repr` is a table. Fields are
-those of the command line: `--learning_rate 1e-3` becomes `learning_rate=1e-3`.
+Each function runs the same code as the command of the same name, and returns an object whose `repr` is a table. The fields of
+a recipe are keyword arguments: `--learning_rate 1e-3` becomes `learning_rate=1e-3`.
 """
 
 import html
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 StrPath = str | os.PathLike
 
-# Metrics of a result's table, in this order; the others are in `metrics`.
+# Metrics that the table of a result shows, in this order. All metrics are in `metrics`.
 _SHOWN = {
     "accuracy": "top-1 accuracy",
     "cls_accuracy": "top-1 accuracy, class head",
@@ -40,7 +40,7 @@ def _shown(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 class _Table:
-    """Shows `_rows` as text, and as an HTML table in a notebook."""
+    """Base class of results: shows `_rows` as a text table, and as an HTML table in a notebook."""
 
     def _rows(self) -> list[tuple[str, ...]]:
         raise NotImplementedError
@@ -58,13 +58,13 @@ class _Table:
 
 @dataclass(repr=False)
 class TrainingResult(_Table):
-    """What a training gives.
+    """Result of a training.
 
     Args:
-        output_dir: Folder of the saved model, with image processor, recipe, results and card.
+        output_dir: Folder of the saved model, its image processor, the recipe, the results and the model card.
         metrics: Validation metrics of the saved weights, as in `results.json` without the prefix `eval_`; empty in processes
             other than the first.
-        broken_images: Number of images that could not be read, by what was done with them.
+        broken_images: Number of unreadable images, by how they were handled.
     """
 
     output_dir: Path
@@ -77,12 +77,12 @@ class TrainingResult(_Table):
 
 @dataclass(repr=False)
 class EvaluationResult(_Table):
-    """What an evaluation gives.
+    """Result of an evaluation.
 
     Args:
         metrics: Metrics by name.
-        per_class: For each class its `accuracy` (multi-label: `average_precision`) and its number of `images`.
-        broken_images: Number of images that could not be read, by where they were left out.
+        per_class: `accuracy` (multi-label: `average_precision`) and number of `images` of each class, by class name.
+        broken_images: Number of unreadable images, by the stage at which they were left out.
     """
 
     metrics: dict[str, float]
@@ -98,9 +98,9 @@ class ImagePrediction:
     """The most probable classes of one image.
 
     Args:
-        image: The image file.
+        image: Path of the image file.
         labels: Class names, the most probable first.
-        scores: Their probabilities.
+        scores: Probabilities of these classes.
     """
 
     image: str
@@ -109,7 +109,7 @@ class ImagePrediction:
 
 
 class Predictions(_Table, list):
-    """A list of `ImagePrediction`, in the order of the images."""
+    """List of `ImagePrediction`, in the order of the images."""
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -126,12 +126,12 @@ class Predictions(_Table, list):
 
 @dataclass(repr=False)
 class CacheResult(_Table):
-    """What building a teacher cache gives.
+    """Result of building a teacher cache.
 
     Args:
-        folder: The cache.
-        summary: Its record format, epochs of views, bytes of a view, and the teacher's accuracy; empty in processes other than
-            the first.
+        folder: Folder of the cache.
+        summary: Record format, number of epochs of views, bytes per view, and accuracy of the teacher; empty in processes other
+            than the first.
     """
 
     folder: Path
@@ -161,19 +161,19 @@ def train(
     recipe: StrPath | Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> TrainingResult:
-    """Train a student and save it: what `hf-deit train` does, with the same weights bit for bit.
+    """Train a student and save it, as `hf-deit train` does. The saved weights are identical bit for bit.
 
     Args:
-        data: Folder, table, saved data set or Hub name of the images; default: that of the recipe.
-        output_dir: Folder that the student is saved in.
-        teacher: Folder, Hub name or `package.module:factory` of a teacher; or a `Teacher`, or a model, which becomes one.
-            Default: that of the recipe, or none.
-        recipe: Name of a recipe of the package (`hf-deit recipes` lists them), a YAML file, or a mapping of fields.
-        **fields: Fields of the recipe; they replace those of `recipe`.
+        data: Folder, table, saved data set or Hub name of the images. Default: the data of the recipe.
+        output_dir: Folder in which the student is saved.
+        teacher: Folder, Hub name or `package.module:factory` of a teacher; or a `Teacher`; or a model, which is
+            wrapped in a `Teacher`. Default: the teacher of the recipe, if it has one.
+        recipe: Name of a recipe of the package (`hf-deit recipes` lists them), path of a YAML file, or mapping of fields.
+        **fields: Fields that replace those of `recipe`.
 
     Raises:
-        UserError: A field is unknown, has an invalid value, or does not go with another.
-        NonFiniteLossError: Training diverged.
+        UserError: A field is unknown, has an invalid value, or contradicts another field.
+        NonFiniteLossError: The training diverged.
     """
     from . import train as training
 
@@ -182,17 +182,17 @@ def train(
         from ..distillation.teacher import Teacher
 
         loaded = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-        given.setdefault("distillation_type", "hard")  # the default, which is "none" for a recipe that names no teacher
+        given.setdefault("distillation_type", "hard")  # a recipe without a teacher has the default "none"
     else:
         loaded, given["teacher"] = None, teacher
     loaded_recipe = _recipe(recipe, given)
     if loaded is not None:
         if loaded_recipe.teacher.teacher_cache is not None:
             raise RecipeError(
-                f"teacher_cache={loaded_recipe.teacher.teacher_cache!r} with a teacher that is an object: give the teacher's folder, "
-                "or leave one of them out."
+                f"teacher_cache={loaded_recipe.teacher.teacher_cache!r} cannot be combined with a teacher that is an "
+                "object. Give the teacher as a folder, or leave out the teacher or the teacher_cache."
             )
-        loaded_recipe = loaded_recipe.replace(teacher=None)  # that of the recipe is not used
+        loaded_recipe = loaded_recipe.replace(teacher=None)  # the given object is used instead
     metrics = dict(training.train(loaded_recipe, teacher=loaded) or {})
     broken = metrics.pop("broken_images", {})
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
@@ -207,17 +207,18 @@ def evaluate(
     batch_size: int = 64,
     bf16: bool = False,
 ) -> EvaluationResult:
-    """Evaluate a saved model on the validation images of `data`: what `hf-deit evaluate` does.
+    """Evaluate a saved model on the validation images of `data`, as `hf-deit evaluate` does.
 
     Args:
         model: Folder or Hub name of the model.
         data: Folder, table, saved data set or Hub name of the images.
-        teacher: Folder, Hub name or factory of a teacher, whose accuracy and agreement are then measured too.
-        batch_size: Number of images at a time.
+        teacher: Folder, Hub name or factory of a teacher. If it is given, the accuracy of the teacher and the agreement of the
+            model with it are measured too.
+        batch_size: Number of images per batch.
         bf16: Compute in bfloat16 (autocast).
 
     Raises:
-        UserError: Model, data or teacher do not exist, or do not go together.
+        UserError: The model, the data or the teacher does not exist, or they do not match.
     """
     from . import evaluate as evaluation
 
@@ -228,12 +229,12 @@ def evaluate(
 
 
 def predict(model: StrPath, images: StrPath | Sequence[StrPath], *, top_k: int = 5) -> Predictions:
-    """Return the most probable classes of images: what `hf-deit predict` does.
+    """Return the most probable classes of images, as `hf-deit predict` does.
 
     Args:
         model: Folder or Hub name of the model.
-        images: Image files, or one of them.
-        top_k: Number of classes for each image.
+        images: Paths of image files, or the path of one image file.
+        top_k: Number of classes per image.
 
     Raises:
         UserError: The model or an image cannot be read.
@@ -243,7 +244,7 @@ def predict(model: StrPath, images: StrPath | Sequence[StrPath], *, top_k: int =
     files = [images] if isinstance(images, str | os.PathLike) else list(images)
     files = [os.fspath(file) for file in files]
     found = prediction.predict(os.fspath(model), files, top_k)
-    rows = (tuple(zip(*answer, strict=True)) for answer in found)
+    rows = (tuple(zip(*pairs, strict=True)) for pairs in found)
     return Predictions(ImagePrediction(file, *row) for file, row in zip(files, rows, strict=True))
 
 
@@ -260,31 +261,32 @@ def cache_teacher(
     answer_dtype: str = "float32",
     **fields: Any,
 ) -> CacheResult:
-    """Store a teacher's outputs for the views of a recipe: what `hf-deit cache-teacher` does.
+    """Cache a teacher's outputs for the views of a recipe, as `hf-deit cache-teacher` does.
 
     Args:
-        data: As `train`.
-        out: Folder of the cache; new, or a cache of the same views, which is resumed or extended.
-        teacher: Folder, Hub name or factory of the teacher; default: that of the recipe.
-        recipe: As `train`.
-        views: Number of epochs of views; default: those that the training shows.
-        first_view: The first of them, above 0 for a part that is merged later.
-        kind: "hard" (classes) or "soft" (logits); default: the recipe's `distillation_type`.
-        top_k: Keep the K largest logits only.
-        answer_dtype: "float32" or "float16", of stored logits.
-        **fields: As `train`.
+        data: As in `train`.
+        out: Folder of the cache. It is new, or holds a cache of the same views, which is resumed or extended.
+        teacher: Folder, Hub name or factory of the teacher. Default: the teacher of the recipe.
+        recipe: As in `train`.
+        views: Number of epochs of views. Default: up to the last one that the training shows.
+        first_view: Number of the first epoch of views; above 0 to build a part that is merged later.
+        kind: "hard" (classes) or "soft" (logits). Default: the `distillation_type` of the recipe.
+        top_k: Number of largest logits to keep. Default: all logits.
+        answer_dtype: Data type of cached logits, "float32" or "float16".
+        **fields: As in `train`.
 
     Raises:
-        UserError: A field is invalid, or the folder holds another cache.
+        UserError: A field is invalid, or the folder holds a different cache.
     """
     from . import cache_teacher as caching
 
     for name in ("teacher_cache", "verify_teacher_cache"):
         if name in fields:
             raise RecipeError(
-                f"{name}={fields[name]!r}: this is a field of a training. The cache is written to out={str(out)!r}."
+                f"{name}={fields[name]!r} is a field of a training, and cache_teacher does not use it. Leave it out; the cache "
+                f"is written to out={str(out)!r}."
             )
-    # Nothing is written to output_dir; a training needs one.
+    # A recipe has an output_dir, but nothing is written there.
     loaded = _recipe(recipe, {"output_dir": "unused", **fields, "data": data, "teacher": teacher})
     summary = caching.cache_teacher(
         loaded, out, epochs=views, first=first_view, kind=kind, top_k=top_k, dtype=answer_dtype

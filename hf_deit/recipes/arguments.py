@@ -1,8 +1,8 @@
-"""The fields of a recipe, as dataclasses by subject, and the recipe that holds them.
+"""Dataclasses of the fields of a recipe, grouped by subject, and the `Recipe` that holds them.
 
-Every field is documented in its `metadata["help"]` and nowhere else. The fields of augmentation are in data/augmentation.py,
-those of the training in trainer/training_args.py. YAML files and the command line are read in reading.py. Nothing here imports
-PyTorch or transformers before a recipe is made, so that help texts are shown at once.
+Every field is documented only in its `metadata["help"]`. The fields of the augmentation are in data/augmentation.py, those of
+the training in trainer/training_args.py. reading.py reads YAML files and the command line. This module imports PyTorch and
+transformers only when a recipe is created, so that help texts are shown without delay.
 """
 
 import copy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _normalize(group: Any, name: str, value: Any) -> None:
-    object.__setattr__(group, name, value)  # in __post_init__ of a frozen dataclass
+    object.__setattr__(group, name, value)  # __post_init__ of a frozen dataclass cannot assign attributes
 
 
 def _expanded(path: str | None) -> str | None:
@@ -35,7 +35,7 @@ def _expanded(path: str | None) -> str | None:
 
 
 def _full_name(name: str | None) -> str | None:
-    """Return the full Hub name for a short one; a local folder of that name goes first, with `~` expanded."""
+    """Return the full Hub name for a short name. A local path of that name takes precedence; `~` is expanded."""
     if name is None:
         return None
     from ..models.loading import published_name
@@ -45,7 +45,7 @@ def _full_name(name: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """The student."""
+    """Fields of the student."""
 
     model: str | None = field(
         default=None,
@@ -56,31 +56,43 @@ class ModelArguments:
     student: str | None = field(
         default=None,
         metadata={
-            "help": "distilled (class and distillation token, two heads) or plain (one of each). Default: distilled from "
-            "scratch; weights as they are, but plain ones get a distillation token if there is a teacher."
+            "help": "distilled (class and distillation token, two heads) or plain (class token, one head). Default from "
+            "scratch: distilled. Default with weights: the kind of the weights, but plain weights get a distillation token if "
+            "there is a teacher."
         },
     )
     trainable: str = field(
         default="all",
         metadata={
-            "help": "Weights that learn: all, attention (with tokens and heads), or head.",
+            "help": "Weights that are trained: all, attention (attention layers, tokens and heads), or head.",
             "choices": ["all", "attention", "head"],
         },
     )
-    preset: str | None = field(default=None, metadata={"help": "tiny, small or base of the paper."})
+    preset: str | None = field(
+        default=None, metadata={"help": "Size of the student as in the paper: tiny, small or base."}
+    )
     image_size: tuple[int, int] | None = field(
-        default=None, metadata={"help": "Pixels the student sees: one number, or height and width. Default: 224."}
+        default=None,
+        metadata={
+            "help": "Image size of the student in pixels: one number, or height and width. Default: 224, or that of the weights."
+        },
     )
     patch_size: int = field(default=16, metadata={"help": "Side of a patch in pixels."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Width; instead of, or on top of, a preset."})
+    hidden_size: int | None = field(
+        default=None, metadata={"help": "Width of the student, instead of a preset or to override that of a preset."}
+    )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of layers."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads; must divide hidden_size."})
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Number of attention heads; must divide hidden_size."}
+    )
     intermediate_size: int | None = field(
         default=None, metadata={"help": "Width of the MLP. Default: 4 × hidden_size."}
     )
     drop_path_rate: float | None = field(
         default=None,
-        metadata={"help": "Stochastic depth of the last layer, in [0, 1). Default: 0, or the weights' own."},
+        metadata={
+            "help": "Stochastic depth rate of the last layer, in [0, 1). Default: 0, or the rate of the weights."
+        },
     )
     layer_scale_init_value: float | None = field(
         default=None, metadata={"help": "Initial value of LayerScale. Default: no LayerScale."}
@@ -93,7 +105,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class DataArguments:
-    """The images."""
+    """Fields of the images."""
 
     data: str | None = field(
         default=None,
@@ -103,51 +115,58 @@ class DataArguments:
         },
     )
     validation_share: float = field(
-        default=0.1, metadata={"help": "Share split off for validation where there is no validation split."}
+        default=0.1,
+        metadata={"help": "Share of the images to split off for validation if the data has no validation split."},
     )
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of paths (from the table's folder) or images. Default: found by type."}
+        default=None,
+        metadata={"help": "Column of images, or of paths relative to the folder of the table. Default: found by type."},
     )
     label_column: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Column of classes; or several of 0 and 1, a class each (multi-label). Default: found by type."
+            "help": "Column of classes; or several columns of 0 and 1, one per class (multi-label). Default: found by type."
         },
     )
     label_separator: str | None = field(
-        default=None, metadata={"help": "Between the classes of an image in one column (multi-label), for example ';'."}
+        default=None,
+        metadata={
+            "help": "Separator between several classes of an image in one column (multi-label), for example ';'."
+        },
     )
     broken_images: str = field(
         default="skip",
-        metadata={"help": "Images that cannot be read: skip (left out or replaced, reported and counted) or raise."},
+        metadata={
+            "help": "Handling of unreadable images: skip (leave out or replace, report and count them) or raise (an error)."
+        },
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read the training images one after the other instead of by index; needs max_steps."},
+        metadata={"help": "Read the training images one after the other instead of by index; requires max_steps."},
     )
     views_memory: float = field(
         default=4.0,
         metadata={
-            "help": "Gigabytes in which views that repeat (num_views) are kept at most, by all trainings of an experiment together; "
-            "never more than half of the free memory. Lower it in a small container or batch job; 0: none are kept."
+            "help": "Maximum memory in gigabytes for keeping views that repeat (num_views), for all trainings of an experiment "
+            "together; never more than half of the free memory. Lower it in a small container or batch job; 0 keeps no views."
         },
     )
     shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Undecoded images a stream holds in memory to be shuffled."}
+        default=1000, metadata={"help": "Number of undecoded images that a stream holds in memory for shuffling."}
     )
     evaluation_crop_ratio: float = field(
-        default=0.875, metadata={"help": "Share of the resized image the centre crop keeps at evaluation."}
+        default=0.875, metadata={"help": "Share of the resized image that the centre crop keeps at evaluation."}
     )
 
     def __post_init__(self) -> None:
         _normalize(self, "data", _expanded(self.data))
         if not 0 <= self.views_memory < float("inf"):
-            raise RecipeError(f"views_memory={self.views_memory}: give a number of gigabytes, 0 or more.")
+            raise RecipeError(f"views_memory={self.views_memory}: give a number of gigabytes, at least 0.")
 
 
 @dataclass(frozen=True)
 class TeacherArguments:
-    """The teacher."""
+    """Fields of the teacher."""
 
     teacher: str | None = field(
         default=None,
@@ -156,35 +175,46 @@ class TeacherArguments:
             "package.module:factory."
         },
     )
-    teacher_weights: str | None = field(default=None, metadata={"help": "Weights for a factory (.safetensors, .pth)."})
+    teacher_weights: str | None = field(
+        default=None, metadata={"help": "Weights file for a factory (.safetensors, .pth)."}
+    )
     teacher_image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean per channel. Default: the teacher's own."}
+        default=None,
+        metadata={"help": "Mean per channel that normalises the teacher's input. Default: the teacher's own."},
     )
     teacher_image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation per channel. Default: the teacher's own."}
+        default=None,
+        metadata={
+            "help": "Standard deviation per channel that normalises the teacher's input. Default: the teacher's own."
+        },
     )
     teacher_image_size: tuple[int, int] | None = field(
         default=None,
-        metadata={"help": "Pixels the teacher sees: one number, or height and width. Default: the teacher's own."},
+        metadata={
+            "help": "Image size of the teacher in pixels: one number, or height and width. Default: the teacher's own."
+        },
     )
     teacher_labels: list[str] | None = field(
         default=None, metadata={"help": "Class names of the teacher, in index order."}
     )
     teacher_dtype: str = field(
-        default="float32", metadata={"help": "Autocast of the teacher: float32, bfloat16 or float16."}
+        default="float32",
+        metadata={"help": "Data type of the teacher's forward pass (autocast): float32, bfloat16 or float16."},
     )
     teacher_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder of stored teacher outputs (hf-deit cache-teacher); no teacher is needed then."},
+        metadata={
+            "help": "Folder of a teacher cache, made by hf-deit cache-teacher. With a cache, no teacher is needed."
+        },
     )
     verify_teacher_cache: int = field(
         default=0,
-        metadata={"help": "Number of stored teacher outputs that are computed again and compared; needs the teacher."},
+        metadata={"help": "Number of cached teacher outputs to compute again and compare; requires the teacher."},
     )
 
     def __post_init__(self) -> None:
         for name in ("teacher", "teacher_weights", "teacher_cache"):
-            # An unset variable of a shell script arrives as "": the field is not given.
+            # A shell script passes an unset variable as "", which counts as a field that is not given.
             _normalize(self, name, _expanded(getattr(self, name) or None))
         _normalize(self, "teacher", _full_name(self.teacher))
         _normalize(self, "teacher_image_size", as_size("teacher_image_size", self.teacher_image_size))
@@ -192,14 +222,14 @@ class TeacherArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """The run."""
+    """Fields of the run."""
 
     resume: bool = field(
         default=False, metadata={"help": "Resume from the newest complete checkpoint in output_dir (--resume)."}
     )
 
 
-# The dataclasses of fields by attribute of `Recipe`; `field_groups` adds the training's, which imports PyTorch.
+# Dataclasses of fields by attribute of `Recipe`. `field_groups` adds that of the training, whose module imports PyTorch.
 GROUPS = {
     "model": ModelArguments,
     "data": DataArguments,
@@ -207,7 +237,7 @@ GROUPS = {
     "teacher": TeacherArguments,
     "run": RunArguments,
 }
-# Not in a saved recipe: a secret, and what the machine decides (a recipe of a CPU run must not bind a GPU).
+# Fields left out of a saved recipe: a secret, and a choice of the machine (the recipe of a CPU run must also run on a GPU).
 _NOT_SAVED = ("hub_token", "use_cpu")
 _SIZES = ("image_size", "view_size", "teacher_image_size")
 _PATHS = ("data", "model", "teacher", "teacher_weights", "teacher_cache")
@@ -226,16 +256,16 @@ def _fields_of(group: type) -> Iterator[dataclasses.Field]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All fields of a training, by group. A recipe is never changed; `replace` returns another one.
+    """All fields of a training, by group. A recipe is immutable; `replace` returns a changed copy.
 
     Args:
         model: Fields of the student.
         data: Fields of the images.
-        augmentation: Augmentation of training images; a `view_size` of None stands for the student's image size.
+        augmentation: Augmentation of training images; a `view_size` of None means the student's image size.
         teacher: Fields of the teacher.
         run: Fields of the run.
-        training: Optimisation and distillation. A trainer gets a copy of it.
-        given: Values that were given, by field; all other fields have their defaults.
+        training: Fields of optimisation and distillation. A trainer gets a copy of them.
+        given: Values that were given, by field name; all other fields have their defaults.
     """
 
     model: ModelArguments
@@ -248,12 +278,12 @@ class Recipe:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Recipe":
-        """Return a recipe with these fields, of any group; all others have their defaults.
+        """Return a recipe with the given fields, of any group; all other fields have their defaults.
 
-        The default of distillation_type is "none" where neither a teacher nor a teacher cache is given.
+        The default of distillation_type is "none" if neither a teacher nor a teacher cache is given.
 
         Raises:
-            RecipeError: Fields are unknown, or values are not allowed; the message names all that are found together.
+            RecipeError: A field is unknown, or a value is not allowed. The message names all problems that are found together.
         """
         groups = field_groups()
         check_names(fields)
@@ -268,7 +298,7 @@ class Recipe:
             except RecipeError as error:
                 problems.append(str(error))
         _raise_all(problems)
-        given = copy.deepcopy(values)  # TrainingArguments may change the mappings it gets
+        given = copy.deepcopy(values)  # TrainingArguments may modify mappings that it is given
         if not values.keys() & {"distillation_type", "teacher", "teacher_cache"}:
             values["distillation_type"] = "none"
         made = {}
@@ -282,25 +312,29 @@ class Recipe:
         return cls(**made, given=given)
 
     def replace(self, **changes: Any) -> "Recipe":
-        """Return a recipe with other values of some fields, of any group; defaults that depend on them follow.
+        """Return a copy with other values of some fields, of any group. Defaults that depend on them are chosen again.
 
         Raises:
-            RecipeError: As `from_fields`.
+            RecipeError: As in `from_fields`.
         """
         return Recipe.from_fields({**self.given, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field with its value as YAML holds it, defaults included; tokens are left out."""
+        """Return the fields and their values in the form of YAML, defaults included.
+
+        The fields of `run`, access tokens and `use_cpu` are left out.
+        """
         fields: dict[str, Any] = {}
         for group in (self.model, self.data, self.augmentation, self.teacher):
             fields |= dataclasses.asdict(group)
-        for name in _SIZES:  # digests contain these values: a square stays one number, as it is usually given
+        for name in _SIZES:  # digests contain these values, in which a square is a list of one number
             size = fields[name]
             fields[name] = size[:1] if size and size[0] == size[1] else size
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         for name in _PATHS:
             if fields[name] is not None and Path(fields[name]).exists():
-                fields[name] = str(Path(fields[name]).resolve())  # the recipe is read again from another folder
+                # The saved recipe may be read from another working folder.
+                fields[name] = str(Path(fields[name]).resolve())
         training = self.training.to_dict()
         names = {entry.name for entry in _fields_of(type(self.training))} & training.keys()
         fields |= {name: training[name] for name in sorted(names) if name not in _NOT_SAVED}
@@ -312,10 +346,10 @@ def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
 
     Args:
         fields: Fields by name.
-        where: What holds them, for the message.
+        where: File or object that holds the fields, for the message.
 
     Raises:
-        RecipeError: Some do not; the message names them and a similar name.
+        RecipeError: A field does not exist. The message names it and a similar field.
     """
     known = {entry.name for group in field_groups().values() for entry in _fields_of(group)}
     unknown = sorted(str(name) for name in fields if name not in known)
@@ -324,42 +358,41 @@ def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
 
 
 def similar_name(name: str) -> str:
-    """Return the end of a message about an unknown field: the field it may stand for, or where all are listed."""
+    """Return the end of a message about an unknown field: a similar field, or the command that lists all fields."""
     known = [entry.name for group in field_groups().values() for entry in _fields_of(group)]
     close = get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."
 
 
 def _raise_all(problems: Sequence[str]) -> None:
-
     if problems:
         raise RecipeError(numbered(problems))
 
 
 # ---- types ----
 
-# YAML 1.1 reads 1e-4 as text, for want of a dot.
+# YAML 1.1 reads 1e-4 as text, because it has no dot.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", re.IGNORECASE)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
 
 
 def typed_value(name: str, value: Any, hint: Any, choices: Sequence[Any] | None = None) -> Any:
-    """Return the value of a field, as YAML gives it, in the type of the field.
+    """Convert the value of a field, as read from YAML or the command line, to the type of the field.
 
-    Text that spells a number becomes one where the field takes numbers and no text: `1e-4` is text in YAML 1.1. One value
-    becomes a list where the field takes a list and nothing else.
+    Text that spells a number becomes a number if the field accepts numbers but no text, because `1e-4` is text in YAML 1.1. A
+    single value becomes a list if the field accepts only a list.
 
     Args:
-        name: Field, for the message.
-        value: Value as YAML or a command line gives it.
+        name: Name of the field, for the message.
+        value: Value as read from YAML or the command line.
         hint: Type hint of the field.
-        choices: Values that are allowed; None: all of the type.
+        choices: Allowed values. None allows all values of the type.
 
     Raises:
-        RecipeError: The value is of another type, or not among the choices.
+        RecipeError: The value has another type, or is not among the choices.
     """
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if any(_is_enum(kind) for kind in kinds):  # `HubStrategy | str` is one of the strategies
+    if any(_is_enum(kind) for kind in kinds):  # `HubStrategy | str` accepts the strategies only
         kinds = tuple(kind for kind in kinds if kind is not str)
     for kind in sorted(kinds, key=lambda kind: _precedence(kind, value)):
         try:
@@ -380,7 +413,7 @@ def _is_enum(kind: Any) -> bool:
 
 
 def _precedence(kind: Any, value: Any) -> int:
-    """Return the order in which the types of a union are tried: the value's own type first, text and lists last."""
+    """Return the sort key of a type in a union: the value's own type is tried first, text and lists last."""
     if type(value) is _plain(kind):
         return 0
     return {str: 2, list: 3, tuple: 3}.get(_plain(kind), 1)
@@ -405,7 +438,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
         try:
             return string_to_bool(value if isinstance(value, bool) else str(value))
-        except Exception as error:  # argparse's own
+        except Exception as error:  # ArgumentTypeError of argparse
             raise ValueError from error
     if _is_enum(plain):
         return plain(value).value
@@ -413,7 +446,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def _with_numbers(value: Any) -> Any:
-    """Return a mapping or list, whose values have no declared type, with numbers where YAML 1.1 reads 1e-4 as text."""
+    """Return a mapping or list, whose values have no declared type, with text such as 1e-4 converted to numbers."""
     if isinstance(value, dict):
         return {key: _with_numbers(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -432,4 +465,4 @@ def _allowed(kinds: Sequence[Any], choices: Sequence[Any] | None) -> str:
             words.append(f"a list of {'whole numbers' if item is int else 'numbers' if item is float else 'text'}")
         elif _plain(kind) in _WORDS:
             words.append(_WORDS[_plain(kind)])
-    return f"it takes {' or '.join(words)}" + (", or may be left out" if types.NoneType in kinds else "")
+    return f"this field expects {' or '.join(words)}" + (", or can be left out" if types.NoneType in kinds else "")

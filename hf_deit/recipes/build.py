@@ -1,7 +1,7 @@
-"""Student, teacher, image processor and trainer, built or loaded from the fields of a recipe.
+"""Builders of student, teacher, image processor and trainer from the fields of a recipe.
 
-How weights are turned into another student is in models/fine_tuning.py; what a trainer is used for in train.py, and how a
-recipe is checked without weights in validate.py.
+models/fine_tuning.py turns loaded weights into another student. train.py uses the trainer, and validate.py checks a recipe
+without reading weights.
 """
 
 import copy
@@ -44,14 +44,14 @@ def build_student(
     Args:
         arguments: Fields of the student: its shape, or the weights to start from.
         names: Class names, in index order.
-        distils: Whether a distillation token would learn from a teacher. Plain weights then get one, unless `student` is
-            "plain".
+        distils: Whether a distillation token, if the student has one, learns from a teacher. Plain weights then get such a
+            token, unless `student` is "plain".
         problem_type: Whether an image has one class or several.
-        with_weights: Read the weights to start from. False: as `models.loading.load_pretrained`.
+        with_weights: Whether to read the weights to start from. False works as in `models.loading.load_pretrained`.
 
     Raises:
-        RecipeError: Fields are not allowed, or do not go together.
-        UserError: The weights do not exist.
+        RecipeError: A field is not allowed, or fields contradict each other.
+        UserError: The weights cannot be loaded.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     labels["problem_type"] = None if problem_type == ProblemType.SINGLE_LABEL else str(problem_type)
@@ -90,18 +90,20 @@ def _student_from_scratch(arguments: ModelArguments, labels: dict[str, Any]) -> 
     return (ViTForImageClassification if plain else DeiTForImageClassificationWithTeacher)(config)
 
 
-# Plain attention is faster still at 578 tokens (benchmarks/bench_attention.py), but its memory grows with their square.
+# Largest number of patches for plain attention. It is still faster at 578 tokens (benchmarks/bench_attention.py), but its
+# memory grows with the square of the number of tokens.
 _FEW_PATCHES = 256
 
 
 def choose_attention(student: PreTrainedModel, args: TrainingArguments) -> None:
-    """Set the attention implementation that trains fastest, where that is not the model's default.
+    """Set the attention implementation that trains fastest, if it differs from the default of the model.
 
-    In bf16 on a CPU the backward pass of PyTorch's fused attention (sdpa) is several times slower than that of plain attention
-    for the few tokens of an image (measured by benchmarks/bench_attention.py, see README). Saved models do not record the choice.
+    In bf16 on a CPU, the backward pass of PyTorch's fused attention (sdpa) is several times slower than that of plain
+    attention (eager) for the few tokens of an image. benchmarks/bench_attention.py measures it, and docs/results.md shows the
+    results. Saved models do not record the choice.
 
     Args:
-        student: Model to change in place.
+        student: Model to modify in place.
         args: Arguments of the training.
     """
     if not (args.bf16 and args.device.type == "cpu") or student.config._attn_implementation != "sdpa":
@@ -112,7 +114,7 @@ def choose_attention(student: PreTrainedModel, args: TrainingArguments) -> None:
         student.set_attn_implementation("eager")
 
 
-# Fields that shape a student from scratch; weights have their own shape.
+# Fields of the shape of a student from scratch. They are not allowed with weights, which have their own shape.
 _SCRATCH_FIELDS = (
     "preset",
     "patch_size",
@@ -128,7 +130,7 @@ _HEADS = ("cls_classifier", "distillation_classifier", "classifier")
 def _student_from_weights(
     arguments: ModelArguments, labels: dict[str, Any], distils: bool, with_weights: bool
 ) -> PreTrainedModel:
-    """Load weights and change classes, kind of student, image size and drop path as the recipe asks."""
+    """Load weights and change classes, kind of student, image size and drop path as the recipe specifies."""
     model = load_model(
         arguments.model,
         needs_head=False,
@@ -141,20 +143,24 @@ def _student_from_weights(
     given = [name for name in _SCRATCH_FIELDS if getattr(arguments, name) != getattr(defaults, name)]
     if given:
         raise RecipeError(
-            f"{', '.join(given)} with model={arguments.model!r}: weights have their own shape. Leave out the field(s), or model "
-            "to train from scratch."
+            f"{', '.join(given)} with model={arguments.model!r}: weights have their own shape. Leave out the field(s), or "
+            "leave out model to train from scratch."
         )
     _match_heads(model, arguments.model, list(labels["id2label"].values()))
     if not isinstance(model, (DeiTForImageClassificationWithTeacher, ViTForImageClassification)):
         return _other_family(model, arguments)
     if isinstance(model, DeiTForImageClassificationWithTeacher) and arguments.student == "plain":
         raise RecipeError(
-            f"student=plain with model={arguments.model!r}, which has two heads: leave student out, or start from plain weights."
+            f"student=plain with model={arguments.model!r}, which has two heads: leave out student, or start from plain "
+            "weights."
         )
     if isinstance(model, ViTForImageClassification) and (
         arguments.student == "distilled" or (distils and arguments.student is None)
     ):
-        logger.info("%s is a plain student: it gets a distillation token, a position and a head.", arguments.model)
+        logger.info(
+            "%s is a plain student: a distillation token, its position embedding and its head are added.",
+            arguments.model,
+        )
         model = distilled_from_plain(model)
     if arguments.image_size is None and arguments.drop_path_rate is None:
         return model
@@ -167,7 +173,7 @@ def _student_from_weights(
 
 
 def _match_heads(model: PreTrainedModel, source: str, names: list[str]) -> None:
-    """Permute the heads of loaded weights to the order of the classes, or reset them where the classes are others."""
+    """Permute the heads of loaded weights to the order of the classes, or initialise them again if the classes differ."""
     before = class_names(load_config(source).id2label)
     if before is None or before == names:
         return
@@ -194,19 +200,19 @@ def _permute_heads(model: PreTrainedModel, order: list[int]) -> None:
 
 
 def _other_family(model: PreTrainedModel, arguments: ModelArguments) -> PreTrainedModel:
-    """Check the fields of a student that is neither DeiT nor ViT, and set the image size of a network without positions."""
+    """Check the fields of a student that is neither DeiT nor ViT, and set its image size if it has no position embeddings."""
     wanted, own = arguments.image_size, getattr(model.config, "image_size", None)
     if wanted is not None and own is not None and wanted != as_pair(own):
         if any("position" in name for name, _ in model.named_parameters()):
             raise RecipeError(
-                f"image_size={wanted} with model={arguments.model!r}, a {type(model).__name__} for {own}: position embeddings "
-                "are interpolated for DeiT and ViT only. Leave image_size out."
+                f"image_size={wanted} with model={arguments.model!r}, a {type(model).__name__} for images of {own} pixels: "
+                "position embeddings can be interpolated for DeiT and ViT only. Leave out image_size."
             )
         model.config.image_size = wanted[0] if wanted[0] == wanted[1] else list(wanted)
     if arguments.student is not None or arguments.drop_path_rate is not None:
         raise RecipeError(
-            f"student and drop_path_rate with model={arguments.model!r}, a {type(model).__name__}: they are for DeiT and ViT "
-            "only. Leave them out."
+            f"student={arguments.student!r}, drop_path_rate={arguments.drop_path_rate!r} with model={arguments.model!r}, a "
+            f"{type(model).__name__}: these fields are for DeiT and ViT only. Leave them out."
         )
     return model
 
@@ -216,16 +222,17 @@ def build_teacher(arguments: TeacherArguments, with_weights: bool = True) -> Tea
 
     Args:
         arguments: Fields of the teacher.
-        with_weights: Read its weights. False: as `models.loading.load_pretrained`; a factory is called all the same.
+        with_weights: Whether to read the weights of the teacher. False works as in `models.loading.load_pretrained`, except
+            that a factory is always called.
 
     Raises:
         TeacherError: The teacher cannot be loaded.
-        RecipeError: A field is not allowed.
+        RecipeError: A field is not allowed, or fields contradict each other.
     """
     if arguments.teacher is None:
         if arguments.teacher_weights is not None:
             raise RecipeError(
-                f"teacher_weights={arguments.teacher_weights!r} without a teacher: give the factory that takes them "
+                f"teacher_weights={arguments.teacher_weights!r} without a teacher: also give the factory that loads them "
                 "(--teacher package.module:factory)."
             )
         return None
@@ -250,16 +257,16 @@ def build_teacher(arguments: TeacherArguments, with_weights: bool = True) -> Tea
     if arguments.teacher_weights is not None:
         raise RecipeError(
             f"teacher_weights={arguments.teacher_weights!r} with teacher={arguments.teacher!r}: only a factory "
-            "(package.module:factory) takes weights; a folder or Hub model has its own. Leave teacher_weights out."
+            "(package.module:factory) takes weights; a folder or Hub model has its own. Leave out teacher_weights."
         )
     return Teacher.from_pretrained(arguments.teacher, with_weights=with_weights, **settings)
 
 
 def build_processor(model: str | None, image_size: tuple[int, int], crop_ratio: float) -> DeiTImageProcessor:
-    """Build the evaluation processor of a student; one from weights gets the mean and std they were trained with.
+    """Build the evaluation processor of a student. Mean and std are those that the weights were trained with.
 
     Args:
-        model: Folder or Hub name of the weights; None from scratch.
+        model: Folder or Hub name of the weights; None for a student from scratch, which gets the default mean and std.
         image_size: `(height, width)` of the student's input, in pixels.
         crop_ratio: Share of the resized image that the centre crop keeps.
 
@@ -280,19 +287,20 @@ def build_trainer(
     with_weights: bool = True,
     concurrent_trainings: int = 1,
 ) -> DistillationTrainer:
-    """Build everything that a recipe names, and check it together before the first step.
+    """Build the trainer of a recipe with its student, teacher and data, and check them together before the first step.
 
     Args:
         recipe: Recipe of the run.
-        data: Its data, if they are loaded already.
-        teacher: Its teacher, if it is loaded already.
-        with_weights: Read the weights of student and teacher. False: the trainer only serves to check the recipe.
+        data: Data of the recipe, if they are already loaded.
+        teacher: Teacher of the recipe, if it is already loaded.
+        with_weights: Whether to read the weights of student and teacher. If False, the trainer serves only to check the
+            recipe.
         concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
 
     Raises:
-        UserError: Something that the recipe names cannot be used, or does not go together.
+        UserError: A part of the recipe cannot be used, or its parts contradict each other.
     """
-    args = copy.copy(recipe.training)  # the trainer changes its arguments
+    args = copy.copy(recipe.training)  # the trainer modifies its arguments
     set_seed(args.seed)
     data = data if data is not None else load_run_data(recipe)
     problems, student = Problems(), None
@@ -307,7 +315,7 @@ def build_trainer(
     with problems.gathered():
         processor = build_processor(recipe.model.model, image_size, recipe.data.evaluation_crop_ratio)
     if not with_weights and teacher is not None and recipe.teacher.teacher_cache is not None:
-        # It would be compared with the cache by its weights, and run on some views. Its classes can be checked.
+        # Only the classes are checked: comparing the teacher with the cache, and running it on some views, needs its weights.
         if student is not None:
             with problems.gathered():
                 names = class_names(student.config.id2label)
@@ -342,37 +350,40 @@ def build_trainer(
 def student_of(
     recipe: Recipe, names: Sequence[str], problem_type: ProblemType, *, with_weights: bool = True
 ) -> PreTrainedModel:
-    """Build the student of a recipe as it is trained: with its attention, and with what is frozen.
+    """Build the student of a recipe for training: set its attention implementation and freeze what is not trained.
 
     Args:
         recipe: Recipe of the run.
         names: Class names, in index order.
         problem_type: Whether an image has one class or several.
-        with_weights: As `build_student`.
+        with_weights: As in `build_student`.
 
     Raises:
-        UserError: As `build_student`; or `trainable` is unknown.
+        UserError: As in `build_student`, or `trainable` is unknown.
     """
     args = recipe.training
     distils = args.distillation_type != "none" and args.distillation_target in (None, "token")
     student = build_student(recipe.model, names, distils, problem_type, with_weights)
     choose_attention(student, args)
     count = set_trainable(student, recipe.model.trainable)
-    logger.info("%s of %s parameters learn.", f"{count:,}", f"{student.num_parameters():,}")
+    logger.info("%s of %s parameters are trained.", f"{count:,}", f"{student.num_parameters():,}")
     return student
 
 
 def image_size_of(recipe: Recipe, student: PreTrainedModel | None) -> tuple[int, int]:
-    """Return the `(height, width)` in pixels that a student takes: its own, or the recipe's, or 224."""
+    """Return the `(height, width)` of a student's input in pixels: that of its configuration, else of the recipe, else 224."""
     config = getattr(student, "config", None)
     return as_pair(getattr(config, "image_size", None) or recipe.model.image_size or 224)
 
 
 def teacher_of(arguments: TeacherArguments, *, with_weights: bool = True) -> Teacher | None:
-    """Build the teacher of a recipe; a teacher that only would be compared with its cached outputs may be missing.
+    """Build the teacher of a recipe. With a teacher cache that is not verified, a teacher that cannot be loaded is skipped.
+
+    Returns:
+        The teacher; None if the recipe has none, or if it cannot be loaded and only its cached outputs are used.
 
     Raises:
-        UserError: As `build_teacher`.
+        UserError: As in `build_teacher`.
     """
     try:
         return build_teacher(arguments, with_weights)
@@ -382,7 +393,7 @@ def teacher_of(arguments: TeacherArguments, *, with_weights: bool = True) -> Tea
         if arguments.teacher_cache is None or arguments.verify_teacher_cache:
             raise
         logger.warning(
-            "%s\nIts cached outputs in %s are used, and its fingerprint is not compared with theirs.",
+            "%s\nThe cached outputs in %s are used, without comparing the fingerprint of the teacher with that of the cache.",
             error,
             arguments.teacher_cache,
         )

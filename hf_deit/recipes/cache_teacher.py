@@ -1,6 +1,6 @@
-"""Builds the teacher cache of a recipe (`hf-deit cache-teacher`), and caches that several runs of an experiment share.
+"""Builders of teacher caches: the cache of one recipe (`hf-deit cache-teacher`), and caches shared by runs of an experiment.
 
-`distillation/cache_builder.py` runs the teacher. A training uses a cache by its recipe's `teacher_cache` (`train.py`).
+distillation/cache_builder.py runs the teacher. A training (train.py) uses the cache that its recipe names as `teacher_cache`.
 """
 
 import dataclasses
@@ -35,21 +35,21 @@ def cache_teacher(
     """Build the teacher cache of a recipe, resume its build, or extend it.
 
     Args:
-        recipe: Of the training: data, augmentation, mixing, seed, batch size, teacher, temperature.
+        recipe: Recipe of the training: its data, augmentation, mixing, seed, batch size, teacher and temperature are used.
         out: Folder of the cache.
         epochs: Number of epochs of views. Default: up to the last one that the training shows.
-        first: Number of the first of them; above 0 for a part that is merged later.
+        first: Number of the first epoch of views; above 0 to build a part that is merged later.
         kind: "hard" or "soft". Default: the distillation_type of the recipe.
-        top_k: Number of largest logits to keep, with the log-sum-exp of the others at distillation_tau; of kind "soft" only.
+        top_k: Number of largest logits to keep, with the log-sum-exp of the others at distillation_tau; only for kind "soft".
             Default: all logits.
-        dtype: Type of stored logits, "float32" or "float16".
+        dtype: Data type of cached logits, "float32" or "float16".
 
     Returns:
-        `TeacherCache.summary`, or for a part whose folder lacks the epochs before `first` `{"first": …, "view_epochs": …}`;
-        None in processes other than the first.
+        `TeacherCache.summary`; for a part whose folder lacks the epochs before `first`, `{"first": …, "view_epochs": …}`; None
+        in processes other than the first.
 
     Raises:
-        UserError: If an argument or a field is not allowed, or the folder holds another cache.
+        UserError: An argument or a field is not allowed, or the folder holds a different cache.
     """
     args = recipe.training
     _check_numbers(args, epochs, first)
@@ -57,12 +57,12 @@ def cache_teacher(
     data, view_size = load_run_data(recipe), view_size_of(recipe)
     augmentation = dataclasses.replace(recipe.augmentation, view_size=view_size)
     dataset = data.training_set(augmentation, args.seed, args.global_batch_size)
-    describe_views(dataset, args.mixing)  # refuses a stream before a teacher is loaded
+    describe_views(dataset, args.mixing)  # raises an error for a stream before the teacher is loaded
     schedule = args.view_schedule(dataset, args.dataloader_num_workers)
     wanted = _epochs(schedule.epochs_shown, epochs, first)
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
-        raise RecipeError("The recipe names no teacher whose outputs could be stored: give --teacher.")
+        raise RecipeError("The recipe names no teacher whose outputs can be cached: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
     teacher.to(args.device).align(names, len(names), view_size)
     build_teacher_cache(
@@ -85,11 +85,11 @@ def cache_teacher(
 
 
 def _epochs(shown: int, epochs: int | None, first: int) -> range:
-    """Return the epochs of views to build, given the number that the training shows."""
+    """Return the epochs of views to build, given the number of epochs of views that the training shows."""
     if epochs is None and first >= shown:
         raise RecipeError(
-            f"first_view={first}: the training shows epochs of views 0 to {shown - 1}. Choose one of them, or give the number of "
-            "further ones with --views."
+            f"first_view={first}: the training shows epochs of views 0 to {shown - 1}. Choose one of them, or give the "
+            "number of epochs of views to build with --views."
         )
     return range(first, shown if epochs is None else first + epochs)
 
@@ -97,12 +97,10 @@ def _epochs(shown: int, epochs: int | None, first: int) -> range:
 def _check_numbers(args: DistillationTrainingArguments, epochs: int | None, first: int) -> None:
     if args.train_batch_size % 2:
         raise RecipeError(
-            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even number."
         )
     if (epochs is not None and epochs < 1) or first < 0:
-        raise RecipeError(
-            f"views={epochs}, first_view={first}: give at least 1 epoch of views, and a first one of at least 0."
-        )
+        raise RecipeError(f"views={epochs}, first_view={first}: views must be at least 1, and first_view at least 0.")
 
 
 def _record_format(
@@ -111,13 +109,13 @@ def _record_format(
     kind = kind if kind is not None else args.distillation_type
     if kind not in ("hard", "soft"):
         raise RecipeError(
-            f"kind={kind!r}: choose hard (classes) or soft (logits); the default is the distillation_type."
+            f"kind={kind!r}: choose hard (classes) or soft (logits). The default is the distillation_type of the recipe."
         )
     if kind == "hard":
         if top_k is not None or dtype != "float32":
             raise TeacherCacheError(
-                f"top_k={top_k}, dtype={dtype!r} with kind='hard', which stores class indices: give --kind soft, or leave these "
-                "out."
+                f"top_k={top_k}, dtype={dtype!r} with kind='hard', which stores class indices and no logits: give --kind "
+                "soft, or leave out top_k and dtype."
             )
         return RecordFormat("hard", num_labels)
     if top_k is None:
@@ -128,11 +126,11 @@ def _record_format(
 def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
     """Return the folder of the cache that runs with the same views and teacher share.
 
-    Its name is a digest of what the stored outputs depend on, as far as a recipe states it without reading the data.
+    The name of the folder is a digest of everything in the recipe that the cached outputs depend on. The data are not read.
 
     Args:
-        caches: Folder of all caches.
-        recipe: Of a training.
+        caches: Folder that holds all caches.
+        recipe: Recipe of a training.
         teacher: Fingerprint of the teacher that the recipe names.
     """
     return caches / short_digest_of(_describe_outputs(recipe, teacher))
@@ -142,12 +140,8 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     args = recipe.training
     data, settings = dataclasses.asdict(recipe.data), dataclasses.asdict(recipe.teacher)
     del data["views_memory"]
-    for name in (
-        "teacher",
-        "teacher_weights",
-        "teacher_cache",
-        "verify_teacher_cache",
-    ):  # the fingerprint stands for the teacher
+    # The fingerprint identifies the teacher.
+    for name in ("teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache"):
         del settings[name]
     # With num_views the views repeat, and the length of the training does not matter.
     length = None if args.num_views else {"epochs": args.num_train_epochs, "max_steps": args.max_steps}
@@ -157,7 +151,7 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
         "mixing": args.mixing.describe(),
         "seed": args.seed,
         "repeats": args.repeated_augmentation,
-        # The batches of the teacher decide how it rounds.
+        # The rounding of the teacher depends on its batch size.
         "batch_size": args.train_batch_size,
         "global_batch_size": args.global_batch_size,
         "num_views": args.num_views,
@@ -167,10 +161,10 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
 
 
 def length_of(recipe: Recipe) -> tuple[float, float]:
-    """Return a key that sorts recipes of one shared cache by length: the longest shows the most epochs of views."""
+    """Return a sort key for recipes that share a cache: the longest training shows the most epochs of views."""
     return max(recipe.training.max_steps, 0), recipe.training.num_train_epochs
 
 
 def build_shared_cache(recipe: Recipe, folder: Path) -> None:
-    """Build a cache of all logits, which serves every kind, tau and alpha; resume its build, or extend it."""
+    """Build, resume or extend a cache of all logits, which trainings of every kind, tau and alpha can use."""
     cache_teacher(recipe, folder, kind="soft")

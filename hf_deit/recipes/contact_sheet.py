@@ -1,6 +1,7 @@
-"""A contact sheet: each row shows an image and many of its views, to look at an augmentation before training with it.
+"""Contact sheets, which show images and their augmented views, to inspect an augmentation before training with it.
 
-The views are the exact views of a training in epochs 0, 1, 2 …, made by data/augmentation.py. Mixing is not shown.
+Each row shows one image and its views. They are exactly the views that a training shows in epochs 0, 1, 2 …, and
+data/augmentation.py computes them. Mixing is not shown.
 """
 
 import logging
@@ -30,17 +31,17 @@ MAX_PIXELS = 400_000_000
 def draw_sheet(
     source: Source, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
 ) -> Image.Image:
-    """Draw the sheet: in each row the original image, fitted into its cell, then its views of epochs 0, 1 …
+    """Draw a contact sheet. Each row shows the original image, fitted into its cell, and then its views of epochs 0, 1 …
 
     Args:
         source: Images to choose from.
-        indices: Indices of the images that are shown, from the top.
-        augmentation: Makes a view; its `view_size` is the size of a cell.
+        indices: Indices of the images to show, from the top.
+        augmentation: Augmentation that computes a view; its `view_size` is the size of a cell.
         seed: Seed of the run.
-        views: Number of columns after the first.
+        views: Number of views per image.
 
     Returns:
-        RGB image with cells 4 pixels apart on white.
+        RGB image with a white background and cells that are 4 pixels apart.
 
     Raises:
         DataError: An image cannot be read.
@@ -65,7 +66,7 @@ def draw_sheet(
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return the whole image, scaled into the middle of a cell of `(width, height)`; each side has at least one pixel."""
+    """Return a cell of `(width, height)` with the entire image scaled to fit in its centre, at least one pixel on each side."""
     scale = min(size[0] / image.width, size[1] / image.height)
     width, height = (max(round(side * scale), 1) for side in image.size)
     cell = Image.new("RGB", size, BACKGROUND)
@@ -75,10 +76,11 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image under a temporary name and rename it, so that the file at `path` is always complete.
+    """Write an image to a temporary file and rename it, so that the file at `path` is always complete.
 
     Raises:
-        UserError: The folder does not exist, or the file name extension is not an image format that can be written.
+        UserError: The folder does not exist, `path` is a folder, the file name extension is not that of an image format that
+            can be written, or writing fails.
     """
     _check_path(path)
     temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
@@ -93,33 +95,34 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 def _check_path(path: Path) -> None:
     if not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist.")
+        raise UserError(f"The folder of {path} does not exist: create it, or give another file.")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"{path}: {path.suffix or 'no extension'} is not a supported image format; use .png or .jpg.")
+        extension = f"the extension {path.suffix}" if path.suffix else "no extension"
+        raise UserError(f"{path} has {extension}: use the extension of an image format, such as .png or .jpg.")
 
 
 def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: int = 8) -> list[int]:
     """Write the contact sheet of a recipe.
 
     Args:
-        recipe: Its data, augmentation, view or image size and seed are used. The default size is that of the weights it
-            starts from, or 224 pixels.
-        out: Image file to write; its extension is the format.
+        recipe: Recipe whose data, augmentation, seed and view size (or image size) are used. The default size is that of the
+            weights that the student starts from, or 224 pixels.
+        out: Image file to write; its extension determines the format.
         images: Number of rows, spread evenly over the training images; fewer if there are fewer images.
-        views: Number of views of each image.
+        views: Number of views per image.
 
     Returns:
-        The indices of the images shown, from the top. With `broken_images` "skip" the next readable image is shown in place
-        of one that cannot be decoded.
+        The indices of the images shown, from the top. With `broken_images` "skip", the next readable image replaces an image
+        that cannot be decoded.
 
     Raises:
-        UserError: The data or the file cannot be used, or a number is below 1.
+        UserError: The data cannot be read, the file cannot be written, or a number is below 1.
     """
     for name, number in (("images", images), ("views", views)):
         if number < 1:
-            raise UserError(f"{name}={number}: at least 1.")
+            raise UserError(f"{name}={number}: it must be at least 1.")
     out = Path(out)
     _check_path(out)  # before the data are read
     augmentation = replace(recipe.augmentation, view_size=view_size_of(recipe))
@@ -135,7 +138,10 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
 
 
 def _readable(source: Source, wanted: Sequence[int]) -> list[int]:
-    """Return for each index the first one from there on that can be decoded and is not shown yet; fewer if too few can."""
+    """Return for each wanted index the next index, from it on, of an image that can be decoded and is not shown yet.
+
+    If too few images can be decoded, fewer indices are returned.
+    """
     broken: set[int] = set()
     shown: list[int] = []
     for start in wanted:
@@ -145,11 +151,11 @@ def _readable(source: Source, wanted: Sequence[int]) -> list[int]:
             try:
                 source.image(index)
             except DataError as error:
-                logger.warning("%s The next image is shown in its place.", error)
+                logger.warning("%s The next image is shown instead.", error)
                 broken.add(index)
                 continue
             shown.append(index)
             break
     if not shown:
-        raise DataError(f"None of the {len(source)} images of {source.name} can be decoded: replace the files.")
+        raise DataError(f"None of the {len(source)} images of {source.name} can be decoded: check the files.")
     return shown

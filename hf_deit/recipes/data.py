@@ -1,6 +1,6 @@
 """The data of a run: the images that the data fields of a recipe describe, and the number of unreadable ones.
 
-The images are found in data/loading.py; train.py builds student, teacher and trainer for them.
+data/loading.py finds the images. build.py builds student, teacher and trainer for them.
 """
 
 import logging
@@ -31,10 +31,10 @@ class RunData:
     """Training and validation images of a run, without those that were found unreadable before the first step.
 
     Args:
-        train: The training images, or the reader of a stream of them.
-        validation: The validation images, each of which was decoded once.
-        arguments: The data fields of the recipe.
-        left_out_at_scan: Number of files whose header is not that of an image.
+        train: Training images, or the reader of a stream of training images.
+        validation: Validation images, each of which was decoded once.
+        arguments: Data fields of the recipe.
+        left_out_at_scan: Number of images left out because their file is missing, or its header is not that of an image.
         left_out_of_validation: Number of validation images that cannot be decoded.
     """
 
@@ -46,7 +46,7 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """A short digest of the training and validation images, their labels and their order."""
+        """Short digest of the training and validation images, their labels and their order."""
         return short_digest_of([self.train.fingerprint, self.validation.fingerprint])
 
     def check_one_class_an_image(self, error: type[UserError]) -> None:
@@ -56,24 +56,24 @@ class RunData:
             error: Class of the error to raise.
 
         Raises:
-            UserError: Images have several classes.
+            UserError: The data are multi-label: an image may have several classes.
         """
         if self.train.problem_type != ProblemType.SINGLE_LABEL:
             raise error(
-                f"The problem type of {self.train.name} is {self.train.problem_type}, and accuracies are compared here: use "
+                f"The problem type of {self.train.name} is {self.train.problem_type}, but accuracies are compared here: use "
                 "data with one class per image."
             )
 
     def training_set(
         self, augmentation: Augmentation, seed: int, step_size: int, concurrent_trainings: int = 1
     ) -> ViewDataset | ViewStream:
-        """Return the training images as views.
+        """Return the data set of augmented views of the training images.
 
         Args:
             augmentation: The augmentation that computes a view.
             seed: Seed of the run.
-            step_size: Number of images of one optimizer step over all processes and accumulation steps. A stream yields
-                whole steps only.
+            step_size: Number of images per optimizer step over all processes and accumulation steps. A stream yields complete
+                steps only.
             concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
 
         Raises:
@@ -91,29 +91,29 @@ class RunData:
             )
         if self.train.row_count is not None and self.train.row_count < step_size:
             raise DataError(
-                f"{self.train.name} has {self.train.row_count} row(s) and an optimizer step takes {step_size} (per-device batch "
+                f"{self.train.name} has {self.train.row_count} row(s), but an optimizer step takes {step_size} (per-device batch "
                 "× processes × gradient accumulation steps): use a smaller per_device_train_batch_size or "
                 "gradient_accumulation_steps, or set streaming: false."
             )
         return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, step_size, policy)
 
     def broken_images(self, training_set: ViewDataset | ViewStream, accelerator: Any) -> dict[str, int]:
-        """Return the number of unreadable images, by what was done with them. Call it in all processes.
+        """Return the number of unreadable images, by how they were handled. All processes must call this method.
 
         Args:
-            training_set: The data set of the training.
-            accelerator: Accelerator of the trainer; each process has read other images.
+            training_set: Data set of the training.
+            accelerator: Accelerator of the trainer, which gathers the counts of all processes.
         """
         counts = {"left_out_at_scan": self.left_out_at_scan, "left_out_of_validation": self.left_out_of_validation}
         if isinstance(training_set, ViewDataset):
-            met = accelerator.gather(training_set.broken[None].to(accelerator.device))
-            return counts | {"replaced_in_training": int(met.amax(dim=0).sum())}
-        met = accelerator.gather(torch.tensor([training_set.broken_count], device=accelerator.device))
-        return counts | {"left_out_of_stream": int(met.sum())}
+            broken = accelerator.gather(training_set.broken[None].to(accelerator.device))
+            return counts | {"replaced_in_training": int(broken.amax(dim=0).sum())}
+        broken = accelerator.gather(torch.tensor([training_set.broken_count], device=accelerator.device))
+        return counts | {"left_out_of_stream": int(broken.sum())}
 
 
 def columns_of(arguments: DataArguments | Namespace) -> Columns:
-    """Return the columns that the fields of a recipe, or of a command line, name.
+    """Return the columns that the fields of a recipe, or the options of a command, name.
 
     Raises:
         DataError: The fields contradict each other.
@@ -122,11 +122,11 @@ def columns_of(arguments: DataArguments | Namespace) -> Columns:
 
 
 def load_run_data(recipe: Recipe) -> RunData:
-    """Load the data of a recipe, and check what can be checked before the first step.
+    """Load the data of a recipe, and check them as far as possible before the first step.
 
     Raises:
         RecipeError: The recipe names no data, or streaming contradicts another field.
-        DataError: The data cannot be used.
+        DataError: The data cannot be used for training.
     """
     arguments, seed = recipe.data, recipe.training.seed
     if arguments.data is None:
@@ -147,8 +147,8 @@ def _check_streaming(recipe: Recipe) -> None:
     arguments = recipe.data
     if is_image_folder(arguments.data):
         raise RecipeError(
-            f"streaming: {arguments.data} is a folder of class folders, which is not loaded into memory anyway: set "
-            "streaming: false."
+            f"streaming: {arguments.data} is a folder of class folders, which cannot be streamed and is never loaded into "
+            "memory. Set streaming: false."
         )
     if recipe.run.resume:
         raise RecipeError(
@@ -161,7 +161,9 @@ def _check_streaming(recipe: Recipe) -> None:
             "it to 1, or set streaming: false."
         )
     if recipe.training.max_steps < 1:
-        raise RecipeError("streaming: the length of a stream is unknown. Set max_steps, the number of optimizer steps.")
+        raise RecipeError(
+            "streaming: the length of a stream is unknown. Set max_steps to the number of optimizer steps."
+        )
     if arguments.shuffle_buffer < 1:
         raise RecipeError(
             f"shuffle_buffer={arguments.shuffle_buffer}: it must be at least 1, where 1 keeps the order of the data."
@@ -169,10 +171,10 @@ def _check_streaming(recipe: Recipe) -> None:
 
 
 def view_size_of(recipe: Recipe) -> tuple[int, int]:
-    """Return the `(height, width)` of a recipe's views in pixels: view_size, the student's image size, or 224.
+    """Return the `(height, width)` of a recipe's views in pixels: view_size, else the student's image size, else 224.
 
     Raises:
-        UserError: The weights that the student starts from do not exist.
+        UserError: The configuration of the weights that the student starts from cannot be loaded.
     """
     given = recipe.augmentation.view_size or recipe.model.image_size
     if given is not None or recipe.model.model is None:

@@ -1,4 +1,4 @@
-"""What `hf-deit evaluate` does: load a saved model, run it on labelled images, and return figures."""
+"""Evaluation of a saved model on labelled images, as `hf-deit evaluate` does it."""
 
 import logging
 import tempfile
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def relabel(source: Source, names: Sequence[str], problem_type: ProblemType) -> Source:
-    """Return a source with its labels in a model's class order. Classes are matched by name.
+    """Return a source whose labels follow the class order of a model. Classes are matched by name.
 
     Args:
         source: The images and their labels.
@@ -36,11 +36,11 @@ def relabel(source: Source, names: Sequence[str], problem_type: ProblemType) -> 
         problem_type: Problem type of the model.
 
     Raises:
-        RecipeError: The data have a class that the model does not know, or are for another problem type.
+        RecipeError: The data have a class that the model does not know, or another problem type than the model.
     """
     if problem_type != source.problem_type:
         raise RecipeError(
-            f"The problem type of the model is {problem_type}, that of the labels of {source.name} is "
+            f"The problem type of the model is {problem_type}, but that of the labels of {source.name} is "
             f"{source.problem_type}: give the label_column (and label_separator) that the model was trained on."
         )
     if tuple(names) == source.class_names:
@@ -53,9 +53,10 @@ def relabel(source: Source, names: Sequence[str], problem_type: ProblemType) -> 
         )
     order = [names.index(name) for name in source.class_names]
     if problem_type is ProblemType.MULTI_LABEL:
-        own = {place: index for index, place in enumerate(order)}
+        column_of = {label: column for column, label in enumerate(order)}
         labels: list[Any] = [
-            tuple(row[own[place]] if place in own else 0 for place in range(len(names))) for row in source.labels
+            tuple(row[column_of[label]] if label in column_of else 0 for label in range(len(names)))
+            for row in source.labels
         ]
     else:
         labels = [order[label] for label in source.labels]
@@ -71,48 +72,49 @@ def evaluate(
     bf16: bool = False,
     columns: Columns | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a saved model on the validation images of `data`.
+    """Evaluate a saved model on the validation images of `data`.
 
-    Of data without a validation split all images are used; unless the model's own recipe.yaml says that it was trained on
-    them, then those it had split off.
+    If the data have no validation split, all images are used. The exception are data that the model was trained on, according
+    to its own recipe.yaml: then only the images that its run split off for validation are used.
 
     Args:
-        name_or_path: Of the model.
-        data: As `load_splits`.
-        teacher: As `Teacher.from_pretrained`; adds its accuracy and the agreement. If it is the one of the model's own
-            recipe.yaml, the other `teacher_` fields there (weights, mean, std, size, labels, dtype) hold too.
-        teacher_view_size: Side in pixels of the view the teacher sees; default: the model's pixels.
-        batch_size: Images at a time.
-        bf16: Autocast.
-        columns: Of a table; default: those of the model's own recipe.yaml.
+        name_or_path: Folder or Hub name of the model.
+        data: Data as in `load_splits`.
+        teacher: Folder, Hub name or factory of a teacher. If it is given, its accuracy and the agreement with it are
+            measured too. If it is the teacher of the model's own recipe.yaml, the other `teacher_` fields there (weights, mean,
+            std, size, labels, dtype) are used too.
+        teacher_view_size: Side in pixels of the view that the teacher gets. Default: the pixels that the model gets.
+        batch_size: Number of images per batch.
+        bf16: Compute in bfloat16 (autocast).
+        columns: Columns of a table. Default: those of the model's own recipe.yaml.
 
     Returns:
-        `metrics` by name; `per_class` with `accuracy` (`average_precision` where images have several classes) and `images`
-        of each class; `broken_images`, how many were left out because they cannot be read.
+        `metrics` by name; `per_class` with the `accuracy` (multi-label: `average_precision`) and the number of `images` of each
+        class; `broken_images`, the number of unreadable images, by the stage at which they were left out.
 
     Raises:
-        UserError: Model, data or teacher do not exist or do not go together.
+        UserError: The model, the data or the teacher cannot be loaded, or they do not match.
     """
     from ..trainer.metrics import per_class
 
     model, processor = load_model(name_or_path), load_processor(name_or_path)
     if batch_size < 1:
-        raise RecipeError(f"batch_size={batch_size}: at least 1.")
+        raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
     own = _recipe_of(name_or_path)
     found = load_validation(data, *_split_of(own, data), columns or _columns_of(own, data))
     validation = without_unreadable(found)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
     if teacher_view_size is not None and teacher_view_size < 1:
-        raise RecipeError(f"teacher_view_size={teacher_view_size}: a number of pixels, at least 1.")
+        raise RecipeError(f"teacher_view_size={teacher_view_size}: give a number of pixels, at least 1.")
     view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
     dataset = EvaluationDataset(relabel(validation, names, problem_type), processor=processor, view_size=view_size)
     with tempfile.TemporaryDirectory() as unused:
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
-        asked = build_teacher(_teacher_arguments(own, teacher))
-        trainer = DistillationTrainer(model, asked, args, eval_dataset=dataset, processing_class=processor)
+        loaded_teacher = build_teacher(_teacher_arguments(own, teacher))
+        trainer = DistillationTrainer(model, loaded_teacher, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
         metrics = trainer.evaluate()
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
@@ -121,7 +123,7 @@ def evaluate(
 
 
 def _recipe_of(name_or_path: str) -> Recipe | None:
-    """The recipe a model here was trained by; None if there is none, or none that can be read."""
+    """Return the recipe that a model in a local folder was trained by; None if it is missing or cannot be read."""
     folder = Path(name_or_path)
     if folder.name == EMA_FOLDER and folder.parent.name.startswith("checkpoint-"):
         folder = folder.parent
@@ -131,7 +133,11 @@ def _recipe_of(name_or_path: str) -> Recipe | None:
     try:
         return load_recipe(file, [])
     except RecipeError as error:
-        logger.warning("%s cannot be read (%s): images it was trained on may be among those evaluated.", file, error)
+        logger.warning(
+            "%s cannot be read (%s). The evaluation may therefore include images that the model was trained on.",
+            file,
+            error,
+        )
         return None
 
 
@@ -142,18 +148,18 @@ def _same_path(one: str | None, other: str | None) -> bool:
 
 
 def _split_of(own: Recipe | None, data: str) -> tuple[float | None, int]:
-    """The share and the seed with which a model's own run split the data; (None, 0) if it was not trained on them."""
+    """Return the share and seed with which the model's own run split the data; (None, 0) if it was not trained on them."""
     if own is None or not _same_path(own.data.data, data):
         return None, 0
     return own.data.validation_share, own.training.seed
 
 
 def _columns_of(own: Recipe | None, data: str) -> Columns | None:
-    """The columns a model's own run read; other tables are taken to have them too."""
+    """Return the table columns that the model's own run read, also for other tables; None without a recipe or table."""
     return None if own is None or is_image_folder(data) else columns_of(own.data)
 
 
 def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArguments:
-    """The fields of a teacher: the model's own run's if it is the teacher of that run."""
+    """Return the fields of a teacher: those of the model's own run if it is the teacher of that run."""
     given = TeacherArguments(teacher=teacher)
     return own.teacher if own is not None and _same_path(own.teacher.teacher, given.teacher) else given

@@ -1,7 +1,7 @@
-"""What `hf-deit predict` does: load a saved model and return the most probable classes of images.
+"""Prediction of the most probable classes of images by a saved model, as `hf-deit predict` does it.
 
-It starts faster than a pipeline of transformers, because it imports no data set, no metric and no trainer
-(tests/test_import_graph.py holds this; benchmarks/bench_startup.py measures it).
+It starts faster than a pipeline of transformers, because it imports no data sets, metrics or trainer.
+tests/test_import_graph.py checks these imports, and benchmarks/bench_startup.py measures the time.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from ..models.loading import load_model, load_processor
 def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[list[tuple[str, float]]]:
     """Return the `top_k` most probable class names of each image, with their probabilities.
 
-    For a multi-label model the probabilities are sigmoids, one for each class: above 0.5 the image has the class.
+    For a multi-label model, the probability of each class is its own sigmoid; above 0.5 the image has the class.
 
     Args:
         name_or_path: Folder or Hub name of the model, as for `load_model`.
-        images: Image files.
-        top_k: Number of classes for each image, at least 1; the number of classes of the model if that is smaller.
+        images: Paths of image files.
+        top_k: Number of classes per image, at least 1. If the model has fewer classes, all of them are returned.
 
     Raises:
         UserError: `top_k` is below 1, or the model cannot be read.

@@ -1,7 +1,7 @@
-"""Recipes as files and on the command line: a YAML of fields, perhaps with a `base`, and command-line words on top of it.
+"""Readers of recipes: a YAML file of fields, optionally with a `base`, and command-line arguments that override its fields.
 
-The header of a recipe is the comment lines that the file begins with. Its first line describes the recipe, one line may give
-the paper's accuracy, and the commands that launch it are indented by three blanks. The fields are in arguments.py.
+The header of a recipe consists of the comment lines at the beginning of the file. Its first line describes the recipe, one line
+may state the accuracy in the paper, and the launch commands are indented by three spaces. arguments.py defines the fields.
 """
 
 import argparse
@@ -28,15 +28,15 @@ _ACCURACY = "# The paper's accuracy: "
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the package's recipes."""
+    """Return the names of the recipes of the package."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
-    """Return the file of a recipe of the package.
+    """Return the path of a recipe of the package.
 
     Raises:
-        RecipeError: The name is unknown; the message names similar ones.
+        RecipeError: No recipe has this name. The message names similar recipes, if there are any.
     """
     names = recipe_names()
     if name in names:
@@ -44,15 +44,15 @@ def recipe_path(name: str) -> Path:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     similar = f" Did you mean {' or '.join(close)}?" if close else ""
     raise RecipeError(
-        f"No recipe is called {name!r}.{similar} `hf-deit recipes` lists them; pass a file of your own with --config."
+        f"No recipe is called {name!r}.{similar} `hf-deit recipes` lists all recipes; pass your own file with --config."
     )
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """Read the fields of a recipe; where it names a `base`, the fields of that recipe are added to its own.
+    """Read the fields of a recipe file. If it names a `base`, add the fields of the base that the file does not set.
 
     Raises:
-        RecipeError: The file does not exist or holds no fields, or its base is invalid.
+        RecipeError: The file does not exist or does not hold fields, or its base is invalid.
     """
     fields = _read_yaml(path)
     if "base" not in fields:
@@ -63,16 +63,16 @@ def read_fields(path: Path) -> dict[str, Any]:
 def _base_fields(path: Path, base: Any) -> dict[str, Any]:
     if not isinstance(base, str):
         raise RecipeError(
-            f"{path}: base: {base!r} is not allowed; give the name of a recipe that `hf-deit recipes` lists."
+            f"{path}: base: {base!r} is not the name of a recipe. Give a name that `hf-deit recipes` lists."
         )
     try:
         fields = _read_yaml(recipe_path(base))
     except RecipeError as error:
         raise RecipeError(f"{path}: base: {error}") from error
-    # One step and no chain: two files hold all fields, and there can be no circle.
+    # A base must not have a base itself, so that two files hold all fields and bases cannot form a cycle.
     if "base" in fields:
         raise RecipeError(
-            f"{path}: base: {base} is itself a recipe with a base, {fields['base']}: name that one, and the fields that differ."
+            f"{path}: base: {base} has a base itself, {fields['base']}. Name that one as base, and add the fields that differ."
         )
     return fields
 
@@ -80,7 +80,8 @@ def _base_fields(path: Path, base: Any) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(
-            f"No recipe at {path}. Choose a recipe of the package by its name: --recipe NAME (`hf-deit recipes` lists them)."
+            f"No recipe at {path}: there is no such file. For a recipe of the package use --recipe NAME (`hf-deit recipes` "
+            "lists them)."
         )
     content = parsed_yaml(path, RecipeError)
     if content is None:
@@ -93,10 +94,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def whole_text(name: str) -> str:
-    """Return a recipe of the package as one file, with the fields of its base in place of the `base` line.
+    """Return the text of a recipe of the package as one file, in which the fields of its base replace the `base` line.
 
     Raises:
-        RecipeError: As `recipe_path` and `read_fields`.
+        RecipeError: As in `recipe_path` and `read_fields`.
     """
     path = recipe_path(name)
     text, own = path.read_text(encoding="utf-8"), _read_yaml(path)
@@ -109,20 +110,20 @@ def whole_text(name: str) -> str:
 
 
 def header(text: str) -> list[str]:
-    """Return the comment lines that a recipe begins with."""
+    """Return the comment lines at the beginning of a recipe."""
     lines = text.splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return lines[:end]
 
 
 def launch_commands(text: str) -> list[str]:
-    """Return the commands of a recipe's header, one on each line."""
+    """Return the launch commands in the header of a recipe, each as one line."""
     indented = [line[1:].strip() for line in header(text) if line.startswith("#   ")]
     return "\n".join(indented).replace("\\\n", "").splitlines()
 
 
 def listed_recipes() -> list[tuple[str, str, str]]:
-    """Return name, description and the paper's accuracy ("–" if the paper has none) of every recipe of the package."""
+    """Return name, description and the paper's accuracy ("–" if the header states none) of every recipe of the package."""
     rows = []
     for name in recipe_names():
         lines = header(recipe_path(name).read_text(encoding="utf-8"))
@@ -134,12 +135,12 @@ def listed_recipes() -> list[tuple[str, str, str]]:
 
 
 class _Parser(HfArgumentParser):
-    """The parser of transformers, which also takes tuples, and raises where argparse would exit."""
+    """`HfArgumentParser` that also accepts fields of type tuple, and raises a RecipeError instead of exiting."""
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
         kinds = [kind for kind in (field.type, *typing.get_args(field.type)) if typing.get_origin(kind) is tuple]
-        if kinds:  # on a command line a tuple is a list, whose length its dataclass checks
+        if kinds:  # parse a tuple as a list; its dataclass checks the length
             field = copy.copy(field)
             field.type = list[typing.get_args(kinds[0])[0]]
         HfArgumentParser._parse_dataclass_field(parser, field)
@@ -149,25 +150,25 @@ class _Parser(HfArgumentParser):
 
 
 def recipe_parser() -> HfArgumentParser:
-    """Return the parser of all fields. Its help lists every field of TrainingArguments; the command line shows a shorter one."""
+    """Return a parser of all fields. `--help-all` prints its help, which lists every field of TrainingArguments."""
     groups = list(field_groups().values())
     return _Parser(groups, prog="hf-deit train", add_help=False, allow_abbrev=False, argument_default=None)
 
 
 def given_names(overrides: Sequence[str]) -> list[str]:
-    """Return the names of the fields among command-line words: `["--seed", "1", "--bf16=true"]` → `["seed", "bf16"]`."""
+    """Return the names of the fields that command-line arguments set: `["--seed", "1", "--bf16=true"]` → `["seed", "bf16"]`."""
     return [word.removeprefix("--").partition("=")[0] for word in overrides if word.startswith("--")]
 
 
 def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> Recipe:
-    """Read a recipe.
+    """Load a recipe from a file or from fields, and apply command-line arguments.
 
     Args:
-        config: YAML file of fields, which may name a `base`; or the fields themselves; None for the defaults.
-        overrides: Command-line words (`["--learning_rate", "1e-3"]`), which replace fields of the file.
+        config: YAML file of fields, which may name a `base`; or the fields themselves; or None for the defaults.
+        overrides: Command-line arguments (`["--learning_rate", "1e-3"]`), which override fields of `config`.
 
     Raises:
-        RecipeError: The file is unreadable, a field is unknown, or a value is not allowed.
+        RecipeError: The file cannot be read, a field is unknown, or a value is not allowed.
     """
     if config is None or isinstance(config, Mapping):
         fields, where = dict(config or {}), "The recipe"
@@ -181,7 +182,7 @@ def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: Sequen
 
 
 def _parsed_words(words: Sequence[str]) -> dict[str, Any]:
-    """Return the fields that command-line words give, in the types of argparse."""
+    """Return the fields that command-line arguments set, with the types that argparse gives them."""
     parser = recipe_parser()
     not_given = object()
     names = [entry.name for group in field_groups().values() for entry in dataclasses.fields(group)]

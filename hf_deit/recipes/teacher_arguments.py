@@ -1,4 +1,4 @@
-"""`TeacherTrainingArguments`, the options of `hf-deit train-teacher`; imports nothing heavy, so that `--help` is fast."""
+"""Options of `hf-deit train-teacher`. This module imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
 
@@ -7,34 +7,39 @@ from dataclasses import dataclass, field
 class TeacherTrainingArguments:
     """Arguments of `train_teacher`."""
 
-    data: str = field(metadata={"help": "Folder (train/CLASS/…, validation/CLASS/…), table or data set, as for train."})
+    data: str = field(
+        metadata={"help": "Folder (train/CLASS/…, validation/CLASS/…), table or data set, as for hf-deit train."}
+    )
     network: str = field(
-        metadata={"help": "package.module:factory, or folder or Hub name of a transformers classifier."}
+        metadata={
+            "help": "Pretrained network: package.module:factory, or folder or Hub name of a transformers classifier."
+        }
     )
     output_dir: str = field(metadata={"help": "Folder in which the teacher is saved."})
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of a table: paths or images. Default: found by type."}
+        default=None, metadata={"help": "Column of a table that holds images or their paths. Default: found by type."}
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "Column of a table: classes. Default: found by type."}
+        default=None, metadata={"help": "Column of a table that holds the classes. Default: found by type."}
     )
     mode: str = field(
         default="linear",
         metadata={
-            "help": "linear: a head on frozen features; finetune: all weights afterwards.",
+            "help": "linear: fit a head on frozen features; finetune: train all weights afterwards.",
             "choices": ["linear", "finetune"],
         },
     )
-    image_size: int = field(default=224, metadata={"help": "Side of the images that the teacher will see, in pixels."})
-    views: int = field(default=3, metadata={"help": "Augmented views of each image that the head learns from."})
-    epochs: int = field(default=5, metadata={"help": "Epochs over all weights (finetune)."})
+    image_size: int = field(default=224, metadata={"help": "Side in pixels of the images that the teacher takes."})
+    views: int = field(default=3, metadata={"help": "Number of augmented views per image that the head is fitted on."})
+    epochs: int = field(default=5, metadata={"help": "Number of epochs in which all weights are trained (finetune)."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (finetune)."})
-    batch_size: int = field(default=64, metadata={"help": "Images in a batch."})
+    batch_size: int = field(default=64, metadata={"help": "Number of images per batch."})
     crop_scale: tuple[float, float] = field(
-        default=(0.25, 1.0), metadata={"help": "Smallest and largest share of the area that a crop covers."}
+        default=(0.25, 1.0), metadata={"help": "Smallest and largest share of the image area that a crop covers."}
     )
     validation_share: float = field(
-        default=0.1, metadata={"help": "Share split off for validation where there is no validation split."}
+        default=0.1,
+        metadata={"help": "Share of the images to split off for validation if the data has no validation split."},
     )
-    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16."})
-    seed: int = field(default=0, metadata={"help": "Seed of views and head."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast)."})
+    seed: int = field(default=0, metadata={"help": "Seed of the validation split, the views and the training."})

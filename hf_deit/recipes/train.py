@@ -1,6 +1,6 @@
-"""What `hf-deit train` does: train a student from a recipe.
+"""Training of a student from a recipe, as `hf-deit train` does it.
 
-Functions return plain dictionaries and write files; printing is the command line's business.
+The functions write files and return plain dictionaries; the modules in cli/ print them.
 """
 
 import logging
@@ -30,21 +30,21 @@ def train(
     concurrent_trainings: int = 1,
     teacher: Teacher | None = None,
 ) -> dict[str, Any] | None:
-    """Trains a student and saves it, its processor, the recipe and the results in `output_dir`.
+    """Train a student and save it, its image processor, the recipe and the results in `output_dir`.
 
     Args:
-        recipe: Of the run.
-        prepare: Gets the trainer before its first step, to add callbacks.
+        recipe: Recipe of the run.
+        prepare: Function that is called with the trainer before its first step, to add callbacks.
         concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
-        teacher: The teacher, if it is loaded already.
+        teacher: Teacher of the recipe, if it is already loaded.
 
     Returns:
-        The validation metrics of the saved weights, and `broken_images`, how many there were by what was done; None in
-        processes other than the first.
+        The validation metrics of the saved weights, and `broken_images`, the number of unreadable images by how they were
+        handled; None in processes other than the first.
 
     Raises:
-        UserError: Something given is not allowed.
-        NonFiniteLossError: Training diverged.
+        UserError: The recipe cannot be trained, or its run cannot be resumed.
+        NonFiniteLossError: The training diverged.
     """
     output_dir = Path(recipe.training.output_dir)
     data = load_validated(recipe, teacher)
@@ -58,7 +58,7 @@ def train(
         with staged_files(output_dir) as folder:
             (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
     trained = trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
-    trainer.save_model(_internal_call=True)  # published once results and card are there
+    trainer.save_model(_internal_call=True)  # published below, when results and card are written
     metrics: dict[str, Any] = trainer.evaluate()
     metrics["broken_images"] = data.broken_images(trainer.train_dataset, trainer.accelerator)
     if trainer.is_world_process_zero():

@@ -1,7 +1,7 @@
-"""Makes a teacher of a pretrained network: a linear head on its frozen features, or all of it fine-tuned.
+"""Training of a teacher from a pretrained network: a linear head on its frozen features, or all weights fine-tuned.
 
-What is saved, `train` takes by path: a transformers model as a transformers folder, another network as `teacher.json`
-(factory, classes, normalisation) beside `model.safetensors`.
+`train` accepts the saved folder as its teacher. A transformers model is saved as a transformers folder, any other network as
+`model.safetensors` with a `teacher.json` (factory, classes, normalisation, image size).
 """
 
 import json
@@ -35,13 +35,13 @@ from .teacher_arguments import TeacherTrainingArguments
 
 
 def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
-    """Trains a teacher and saves it.
+    """Train a teacher and save it.
 
     Returns:
-        `accuracy` and `balanced_accuracy` on the validation images.
+        The metrics on the validation images, among them `accuracy` and `balanced_accuracy`.
 
     Raises:
-        UserError: Data, network or an argument is not what it should be.
+        UserError: The data, the network or an argument cannot be used.
     """
     _check(arguments)
     set_seed(arguments.seed)
@@ -50,12 +50,13 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     validation = without_unreadable(validation)
     if train.problem_type != ProblemType.SINGLE_LABEL:
         raise UserError(
-            f"{train.name} has several classes an image: a teacher learns one. Train a student without one."
+            f"{train.name} has several classes per image (multi-label), but a teacher learns one class per image. Train a "
+            "student without a teacher."
         )
     base = _base_network(arguments.network)
     network, class_names = base.model, train.class_names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base.image_size, base.class_names = None, None  # from here on it is given pixels of its new size, and new classes
+    base.image_size, base.class_names = None, None  # from here on it gets images of its new size, and new classes
     base.to(device).try_on((arguments.image_size, arguments.image_size))
     head = _fit_linear_head(arguments, base, train)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
         fresh.load_state_dict(head.state_dict())
     if isinstance(network, PreTrainedModel):
         if hasattr(network.config, "image_size"):
-            network.config.image_size = arguments.image_size  # it was tried on that size and took it
+            network.config.image_size = arguments.image_size  # try_on has shown that it accepts this size
         network.config.id2label = dict(enumerate(class_names))
         network.config.label2id = {name: index for index, name in enumerate(class_names)}
     with tempfile.TemporaryDirectory() as unused:
@@ -83,11 +84,11 @@ def _check(arguments: TeacherTrainingArguments) -> None:
         if getattr(arguments, name) < 1:
             raise UserError(f"{name}={getattr(arguments, name)}: it must be at least 1.")
     if arguments.mode == "finetune" and arguments.batch_size % 2:
-        raise UserError(f"batch_size={arguments.batch_size} is odd: images are paired, so use an even one.")
+        raise UserError(f"batch_size={arguments.batch_size} is odd: images are paired, so use an even number.")
     if not arguments.learning_rate > 0:
         raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
     if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):
-        raise UserError(f"{arguments.output_dir} holds a model already: choose another output_dir.")
+        raise UserError(f"output_dir={arguments.output_dir!r} already holds a model: choose another output_dir.")
     _augmentation(arguments)
 
 
@@ -101,13 +102,14 @@ def _base_network(name: str) -> Teacher:
     base = Teacher.from_pretrained(name, needs_head=False)
     if hasattr(base.model, "distillation_classifier"):
         raise UserError(
-            f"{name} has two heads and a teacher here gets one: fine-tune it with hf-deit train --model instead."
+            f"network={name!r} has two heads, but a teacher gets one head here: fine-tune it with hf-deit train "
+            "--model instead."
         )
     return base
 
 
 def _batches(arguments: TeacherTrainingArguments, source: Source) -> Iterator[dict[str, Tensor]]:
-    """Yields uint8 batches of `views` augmented views of every image."""
+    """Yield uint8 batches of `views` augmented views of every image."""
     dataset = ViewDataset(source, _augmentation(arguments), arguments.seed)
     sampler = ViewSampler(len(dataset), global_batch_size=2, seed=arguments.seed)
     for view in range(arguments.views):
@@ -117,12 +119,12 @@ def _batches(arguments: TeacherTrainingArguments, source: Source) -> Iterator[di
 
 @torch.no_grad()
 def _features(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> tuple[Tensor, Tensor]:
-    """What goes into the network's last linear layer for each view, `(views, features)`, and the labels."""
+    """Return the input of the network's last linear layer for each view, `(views, features)`, and the labels."""
     base.dtype = torch.bfloat16 if arguments.bf16 else None
     objective = DistillationObjective(num_labels=len(source.class_names), teacher=base)
-    kept: list[Tensor] = []
+    features: list[Tensor] = []
     classifier = base.model.get_submodule(classifier_name(base.model))
-    handle = classifier.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0].float().cpu()))
+    handle = classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].float().cpu()))
     labels = []
     try:
         from tqdm.auto import tqdm
@@ -133,11 +135,11 @@ def _features(arguments: TeacherTrainingArguments, base: Teacher, source: Source
             labels.append(batch["labels"])
     finally:
         handle.remove()
-    return torch.cat(kept), torch.cat(labels)
+    return torch.cat(features), torch.cat(labels)
 
 
 def _fit_linear_head(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> nn.Linear:
-    """Fits softmax regression on the features: full-batch L-BFGS with a small L2 penalty on standardised features."""
+    """Fit a softmax regression on the standardised features: full-batch L-BFGS with a small L2 penalty."""
     features, labels = _features(arguments, base, source)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     standard = (features - mean) / std
@@ -163,7 +165,10 @@ L2_PENALTY = 2e-3
 
 
 class _Logits(nn.Module):
-    """Gives a network the trainer's output contract; without its configuration, whose image size is not that of here."""
+    """Wrapper that gives a network the outputs that the trainer expects, and hides its configuration.
+
+    The image size in that configuration may differ from the one used here.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()

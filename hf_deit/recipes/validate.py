@@ -1,9 +1,9 @@
-"""Checks a recipe before anything is trained: all problems at once, without reading weights and without writing a file.
+"""Validation of a recipe before training: all problems at once, without reading weights and without writing a file.
 
-The data are read as for the training (listings; validation images are decoded to find unreadable ones), and the configurations
-of student and teacher. `train` calls this first, sweeps and ablations call it for every variant before the first run. What only
-the weights can show (a damaged file, a teacher cache that belongs to another teacher) is found when they are loaded, also before
-the first step.
+The data are read as for the training: files are listed, and validation images are decoded to find unreadable ones. The
+configurations of student and teacher are read too. `train` validates its recipe first; sweeps and ablations validate every
+variant before the first run. Problems that only the weights can show (a damaged file, a teacher cache of another teacher) are
+found when the weights are loaded, which is also before the first step.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ from .arguments import DataArguments, ModelArguments, Recipe, TeacherArguments
 from .build import build_processor, build_trainer, image_size_of, student_of, teacher_of
 from .data import RunData, load_run_data
 
-# Data that stand for those that cannot be read, so that the other fields are checked all the same. They are so many that no
-# problem comes from their number.
+# Size of the placeholder for data that cannot be read, with which the other fields are checked. It has so many images that
+# their number causes no problem.
 _IMAGES, _CLASSES = 1_000_000, tuple(map(str, range(1000)))
 
 
 def validate(recipe: Recipe, data: RunData | None = None, teacher: Teacher | None = None) -> list[UserError]:
     """Return all problems of a recipe; an empty list if it can be trained.
 
-    What cannot be built is replaced by something that goes with everything, so that it hides no other problem. Where `output_dir` is
-    in use, the data are not read.
+    A part that cannot be built is replaced by a placeholder that is compatible with everything, so that it hides no other
+    problem. If `output_dir` holds an earlier run or cannot be written, the data are not read.
 
     Args:
         recipe: Recipe to check.
-        data: Its data, if they are loaded already.
-        teacher: Its teacher, if it is loaded already; else the teacher's configuration is read.
+        data: Data of the recipe, if they are already loaded.
+        teacher: Teacher of the recipe, if it is already loaded. Otherwise the configuration of the teacher is read.
     """
     return _validated(recipe, data, teacher)[0]
 
@@ -55,7 +55,7 @@ def load_validated(recipe: Recipe, teacher: Teacher | None = None) -> RunData:
     """Load the data of a recipe, and raise all problems of the recipe together.
 
     Raises:
-        UserError: There are problems, see `validate`.
+        UserError: The recipe has problems, as `validate` finds them.
     """
     errors, data = _validated(recipe, None, teacher)
     problems = Problems()
@@ -70,7 +70,7 @@ def _validated(recipe: Recipe, data: RunData | None, teacher: Teacher | None) ->
         _check_output_dir(recipe)
     except UserError as error:
         problems.extend([error])
-        in_use = not isinstance(error, ResumeError)  # reported at once: reading many images takes long
+        in_use = not isinstance(error, ResumeError)  # report it without delay: reading many images takes long
     if data is None and not in_use:
         with problems.gathered():
             data = load_run_data(recipe)
@@ -97,10 +97,10 @@ def _check_output_dir(recipe: Recipe) -> None:
 def _usable(
     recipe: Recipe, data: RunData | None, teacher: Teacher | None, problems: Problems
 ) -> tuple[Recipe, RunData | None, Teacher | None]:
-    """Check student, teacher and processor by themselves, and replace what cannot be used.
+    """Check student, teacher and processor one by one, and replace those that cannot be used.
 
     Returns:
-        Recipe, data and teacher to check together; no data where a stream cannot be read.
+        Recipe, data and teacher to check together. The data are None if a stream cannot be read.
     """
     known = data is not None
     if not known and not recipe.data.streaming:
@@ -124,7 +124,7 @@ def _usable(
             teacher_of(own, with_weights=False)
     if not known and own.teacher_cache is not None:
         with problems.gathered():
-            TeacherCache(own.teacher_cache)  # whose views are those of data that are unknown
+            TeacherCache(own.teacher_cache)  # its views cannot be compared with those of unknown data
     if len(problems.errors) > fails or (named and not known):
         cache = own.teacher_cache if known else None
         changes["teacher"] = TeacherArguments(teacher_cache=cache)
@@ -144,7 +144,7 @@ def _any_teacher(names: Sequence[str]) -> Teacher:
 
 
 def _any_student(recipe: Recipe) -> ModelArguments:
-    """Return a small student with as many heads as the other fields need."""
+    """Return the fields of a small student that has as many heads as the other fields require."""
     training = recipe.training
     metric = (training.metric_for_best_model or "").removeprefix("eval_").removeprefix("ema_")
     heads = metric.startswith(("cls_", "distillation_")) or training.distillation_target == "token"
@@ -159,10 +159,10 @@ def _any_student(recipe: Recipe) -> ModelArguments:
 
 
 def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, problems: Problems) -> None:
-    """Build the trainer with arbitrary weights; it finds what does not go together."""
-    # Copied and not made again: transformers keeps global state about the newest arguments with DeepSpeed.
+    """Build the trainer with arbitrary weights, which finds fields that contradict each other."""
+    # The arguments are copied, not created again: with DeepSpeed, transformers keeps global state about the newest ones.
     args = copy.copy(recipe.training)
-    # An existing folder in place of output_dir, which the Trainer would make; and no repository on the Hub.
+    # The Trainer would create output_dir and a repository on the Hub: give it an existing folder, and do not push.
     args.output_dir, args.push_to_hub = tempfile.gettempdir(), False
     tried = dataclasses.replace(recipe, training=args)
     try:
@@ -175,13 +175,13 @@ def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, probl
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
             raise
-        # transformers says so of a tracker (report_to) or an optimizer (optim) whose package is missing.
+        # transformers raises this for a tracker (report_to) or an optimizer (optim) whose package is missing.
         raise RecipeError(f"A package is missing: {error}") from error
 
 
 def _check_optimizer(trainer: DistillationTrainer) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return  # it is made for the sharded parameters
+        return  # the optimizer is created later, for the sharded parameters
     updates = trainer.args.planned_updates(trainer.train_dataset) or 1
     try:
         trainer.create_optimizer_and_scheduler(updates)
@@ -190,17 +190,17 @@ def _check_optimizer(trainer: DistillationTrainer) -> None:
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"optim={_value(trainer.args.optim)!r}, lr_scheduler_type={_value(trainer.args.lr_scheduler_type)!r}, "
-            f"lr_scheduler_kwargs={trainer.args.lr_scheduler_kwargs!r}: {error}"
+            f"lr_scheduler_kwargs={trainer.args.lr_scheduler_kwargs!r}: optimizer or schedule cannot be created. {error}"
         ) from error
 
 
 def _value(choice: Any) -> Any:
-    return getattr(choice, "value", choice)  # a member of an enum is given by its value
+    return getattr(choice, "value", choice)  # name a member of an enum by its value
 
 
 @contextlib.contextmanager
 def _without_traces() -> Iterator[None]:
-    """Restore the state of all random generators afterwards, and log nothing: a training repeats these messages."""
+    """Suppress log messages, which a training repeats, and restore the state of all random generators afterwards."""
     level = logging.root.manager.disable
     states = random.getstate(), np.random.get_state()
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The commands as Python functions: the same weights and figures as the command line, and results that can be looked at."""
+"""Python functions for the commands: the same weights and metrics as the command line, and printable results."""
 
 import inspect
 import json
@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import hf_deit
 from hf_deit.errors import RecipeError, UserError
-from hf_deit.recipes.predict import predict as predicted_by_the_command
+from hf_deit.recipes.predict import predict as predict_of_the_command
 from tests.helpers import tiny
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, write_splits
 from tests.helpers.runs import hf_deit as command
@@ -46,7 +46,7 @@ def result(room):
     return hf_deit.train(room / "data", output_dir=room / "python", teacher=FACTORY, distillation_type="hard", **FIELDS)
 
 
-def test_a_training_in_python_gives_the_weights_of_the_command_bit_for_bit(room, result):
+def test_a_training_in_python_and_the_command_save_identical_weights(room, result):
     words = [
         "--data",
         room / "data",
@@ -77,7 +77,7 @@ def test_a_teacher_can_be_an_object(room, result):
         hf_deit.train(room / "data", output_dir=room / "x", teacher=teacher, teacher_cache="cache")
 
 
-def test_a_recipe_is_a_name_a_file_or_fields_and_fields_replace_those_of_it(room, tmp_path, monkeypatch):
+def test_a_recipe_is_a_name_a_file_or_fields_and_keyword_fields_override_it(room, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, teacher=None: seen.append(recipe))
     (tmp_path / "own.yaml").write_text("base: clothing10_64\nlearning_rate: 1e-3\n")
@@ -92,7 +92,7 @@ def test_a_recipe_is_a_name_a_file_or_fields_and_fields_replace_those_of_it(room
         hf_deit.train(room / "data", output_dir=tmp_path / "out", learning_rat=1e-3)
 
 
-def test_evaluation_and_prediction_are_those_of_the_commands(room, result, capsys):
+def test_evaluation_and_prediction_equal_those_of_the_commands(room, result, capsys):
     found = hf_deit.evaluate(room / "python", room / "data")
     assert command("evaluate", room / "python", "--data", room / "data", "--json", room / "evaluation.json") == 0
     recorded = json.loads((room / "evaluation.json").read_text())
@@ -100,13 +100,13 @@ def test_evaluation_and_prediction_are_those_of_the_commands(room, result, capsy
     assert found.metrics["accuracy"] == recorded["metrics"]["accuracy"] == result.metrics["accuracy"]
     images = sorted((room / "data" / "validation").rglob("*.png"))[:2]
     predictions = hf_deit.predict(room / "python", images, top_k=2)
-    expected = predicted_by_the_command(str(room / "python"), [str(image) for image in images], 2)
+    expected = predict_of_the_command(str(room / "python"), [str(image) for image in images], 2)
     assert [list(zip(one.labels, one.scores, strict=True)) for one in predictions] == expected
     assert [one.image for one in predictions] == [str(image) for image in images]
     assert hf_deit.predict(room / "python", images[0], top_k=2)[0] == predictions[0]
 
 
-def test_a_cache_built_in_python_is_the_cache_of_the_command(room):
+def test_a_cache_built_in_python_equals_that_of_the_command(room):
     fields = {name: value for name, value in FIELDS.items() if name != "mixup_alpha"}
     words = [
         word
@@ -123,7 +123,7 @@ def test_a_cache_built_in_python_is_the_cache_of_the_command(room):
         hf_deit.cache_teacher(room / "data", out=room / "cache", teacher=FACTORY, verify_teacher_cache=3)
 
 
-def test_results_show_their_figures_as_text_and_in_a_notebook(room, result):
+def test_results_show_their_metrics_as_text_and_in_a_notebook(room, result):
     shown = f"{100 * result.metrics['accuracy']:.2f} %"
     for text in (repr(result), result._repr_html_()):
         assert shown in text and str(room / "python") in text
@@ -132,7 +132,7 @@ def test_results_show_their_figures_as_text_and_in_a_notebook(room, result):
     assert "<b>" not in hf_deit.recipes.api.Predictions([predictions[0].__class__("<b>", ("a",), (1.0,))])._repr_html_()
 
 
-def test_bad_input_raises_a_user_error(room, tmp_path):
+def test_invalid_input_raises_a_user_error(room, tmp_path):
     with pytest.raises(UserError):
         hf_deit.train(tmp_path / "nowhere", output_dir=tmp_path / "out", **FIELDS)
     with pytest.raises(UserError):

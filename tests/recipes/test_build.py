@@ -1,4 +1,4 @@
-"""What is built from the fields of a recipe. Students from weights: tests/models/test_fine_tuning.py."""
+"""Students, teachers and trainers built from the fields of a recipe. Students from weights: tests/models/test_fine_tuning.py."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_few_tokens_in_bf16_on_a_cpu_get_plain_attention(arguments, tmp_path, bf
     assert not [name for name in json.loads((tmp_path / "saved/config.json").read_text()) if "attn" in name]
 
 
-def test_a_student_without_attention_is_left_alone(arguments):
+def test_a_student_without_attention_is_not_changed(arguments):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3)
     student = ResNetForImageClassification(config)
     before = student.config._attn_implementation
@@ -61,7 +61,7 @@ def fields(tmp_path):
 
 
 @pytest.mark.parametrize(("bf16", "chosen"), [(True, "eager"), (False, "sdpa")])
-def test_a_training_by_recipe_chooses(fields, bf16, chosen):
+def test_a_trainer_built_from_a_recipe_has_the_fastest_attention(fields, bf16, chosen):
     trainer = build_trainer(load_recipe({**fields, "bf16": bf16}, []))
     assert trainer.model.config._attn_implementation == chosen
 
@@ -84,7 +84,7 @@ def test_a_trainer_does_not_change_the_recipe_it_is_built_from(fields):
         ({"hidden_size": 32, "num_attention_heads": 5, "preset": None}, ["num_attention_heads=5"]),
     ],
 )
-def test_a_student_that_cannot_be_is_refused_by_field_and_value(given, named):
+def test_an_invalid_student_is_refused_with_field_and_value(given, named):
     arguments = ModelArguments(**{"preset": "tiny", "num_hidden_layers": 1, **given})
     with pytest.raises(RecipeError) as refused:
         build_student(arguments, ["ant", "bee"])
@@ -99,7 +99,7 @@ def test_a_student_that_cannot_be_is_refused_by_field_and_value(given, named):
         ({"teacher": "a/b", "teacher_dtype": "int8"}, ["teacher_dtype='int8'", "bfloat16"]),
     ],
 )
-def test_a_teacher_that_cannot_be_is_refused_by_field_and_value(given, named):
+def test_an_invalid_teacher_is_refused_with_field_and_value(given, named):
     with pytest.raises(RecipeError) as refused:
         build_teacher(TeacherArguments(**given))
     assert [text for text in named if text not in str(refused.value)] == []

@@ -1,4 +1,4 @@
-"""Every recipe of the package, as it stands but for its size: the command of its header runs two steps on tiny images."""
+"""Every recipe of the package, at a reduced size: the launch command of its header trains two steps on tiny images."""
 
 import json
 import shlex
@@ -25,7 +25,8 @@ from tests.helpers import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((Path(hf_deit.__file__).parent / "recipes" / "configs").glob("*.yaml"))
-# Student, distillation, presets and epochs of every recipe that has a figure in the paper, written down once more by hand.
+# Preset, student, distillation type and target, epochs and global batch of every recipe whose accuracy a paper reports,
+# written by hand a second time.
 PAPERS = {
     **{f"deit_{size}_plain_300ep": (size, "plain", "none", None, 300, 1024) for size in ("tiny", "small", "base")},
     **{f"deit_{size}_soft_300ep": (size, "plain", "soft", "class", 300, 1024) for size in ("tiny", "small", "base")},
@@ -39,7 +40,7 @@ PAPERS = {
     "deit3_base_224_finetune": (None, None, "none", None, 20, 512),
 }
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
-# Only what is too large for a test: the student, the pixels, the batch, the workers, the length of the run.
+# Only fields that are too large for a test: the student, the pixels, the batch, the workers, the length of the run.
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -58,7 +59,7 @@ SMALL = {
     "disable_tqdm": True,
 }
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
-ELSEWHERE = ("data", "model", "teacher", "output_dir")
+PATHS = ("data", "model", "teacher", "output_dir")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def data(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).resize((40, 36)).save(path)
     (folder / "table").mkdir()
-    for split in ("train", "validation"):  # columns as CIFAR-100 has them
+    for split in ("train", "validation"):  # the columns of CIFAR-100
         rows = [f"../{path.relative_to(folder)},{path.parent.name},all" for path in sorted(folder.glob(f"{split}/*/*"))]
         (folder / "table" / f"{split}.csv").write_text("\n".join(["img,fine_label,coarse_label", *rows]))
     return folder
@@ -78,7 +79,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Students of 24 px, to fine-tune at 32: distilled, and plain."""
+    """Folders of a distilled and a plain student of 24 px, to fine-tune at 32 px."""
     folder = tmp_path_factory.mktemp("weights")
     sizes = {name: SMALL[name] for name in SHAPE if name != "patch_size"}
     for kind, config_class, model_class in (
@@ -96,7 +97,7 @@ def conv_network():
 
 
 def commands(path):
-    """The training commands of a header, as what is given to `hf-deit`, with the number of processes."""
+    """Return the training commands of a header as arguments of `hf-deit`, each with its number of processes."""
     found = []
     for line in launch_commands(path.read_text()):
         words = shlex.split(line)
@@ -112,16 +113,16 @@ def commands(path):
 
 
 def recipe_of(words):
-    """The recipe a command line trains by, read as the command line reads it."""
+    """Return the recipe of a training command, read as the command line reads it."""
     options, fields = build_parser().parse_known_args(words)
     return load_recipe(_recipe_file(options), fields)
 
 
 def shrunk(words, path, data, weights, out):
-    """A header's command with its size and its places changed: whatever is not in SMALL is the recipe's own."""
+    """Return the command of a header with other sizes and paths. All fields that are not in SMALL are those of the recipe."""
     small = {**SMALL, "data": data, "output_dir": out}
     recipe = recipe_of(words)
-    if recipe.model.model is not None:  # it brings its shape
+    if recipe.model.model is not None:  # the weights have their own shape
         small = {name: value for name, value in small.items() if name not in SHAPE}
         small["model"] = weights / ("plain" if recipe.training.distillation_type == "none" else "distilled")
     if recipe.data.label_column is not None:  # folders have no columns
@@ -137,7 +138,7 @@ def test_the_command_of_every_header_trains_two_steps_and_saves_a_model(
 ):
     if "pytorch_optimizer" in json.dumps(read_fields(path)):
         pytest.importorskip("pytorch_optimizer", reason="the extra hf_deit[optim] is not installed")
-    monkeypatch.chdir(ROOT)  # where a checkout's commands are given
+    monkeypatch.chdir(ROOT)  # the commands are for the root of the repository
     words, _ = commands(path)[0]
     assert main(shrunk(words, path, data, weights, tmp_path / "out")) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -146,7 +147,7 @@ def test_the_command_of_every_header_trains_two_steps_and_saves_a_model(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["image_size"] == 32
     saved = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert "base" not in saved
-    changed = {*SMALL, *ELSEWHERE}
+    changed = {*SMALL, *PATHS}
     for name, value in read_fields(path).items():
         if name not in changed:
             assert saved[name] == (
@@ -155,19 +156,19 @@ def test_the_command_of_every_header_trains_two_steps_and_saves_a_model(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_header_says_what_it_is_where_it_is_from_and_how_it_is_launched(path, monkeypatch):
+def test_every_header_names_a_source_and_a_valid_launch_command(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = path.read_text()
-    assert "arXiv:" in "".join(header(text)) or "README" in "".join(header(text))
+    assert any(source in "".join(header(text)) for source in ("arXiv:", "github.com/", "docs/results.md"))
     assert commands(path)
-    for words, _ in commands(path):  # each reads this very file, and no field or value in it is refused
+    for words, _ in commands(path):  # each command loads this file, and all of its fields and values are valid
         options, fields = build_parser().parse_known_args(words)
         assert Path(_recipe_file(options)).resolve() == path.resolve()
         load_recipe(_recipe_file(options), fields)
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_a_papers_recipe_is_the_run_its_name_says_with_the_papers_batch(name):
+def test_a_recipe_of_a_paper_has_the_settings_and_the_batch_of_the_paper(name):
     path = next(path for path in RECIPES if path.stem == name)
     ((words, processes),) = commands(path)
     recipe = recipe_of(words)
@@ -186,11 +187,11 @@ def test_a_papers_recipe_is_the_run_its_name_says_with_the_papers_batch(name):
         assert args.learning_rate * global_batch / 512 == pytest.approx(1e-3)
 
 
-def test_every_recipe_but_the_small_ones_is_a_papers():
+def test_every_recipe_except_the_small_ones_is_of_a_paper():
     assert {path.stem for path in RECIPES} - set(PAPERS) == {"clothing10_64", "finetune_96", "from_scratch_64"}
 
 
-# The paper's Tables 3, 5 and 7, and DeiT III's models, as the design notes give them.
+# Accuracies in Tables 3, 5 and 7 of the DeiT paper, and of the DeiT III models.
 ACCURACIES = {
     **{f"deit_{size}_plain_300ep": top for size, top in (("tiny", 72.2), ("small", 79.8), ("base", 81.8))},
     **{f"deit_{size}_soft_300ep": top for size, top in (("tiny", 72.2), ("small", 79.8), ("base", 81.8))},
@@ -207,7 +208,7 @@ ACCURACIES = {
 }
 
 
-def test_the_list_gives_the_papers_accuracies_and_claims_none_elsewhere():
+def test_the_list_shows_the_accuracies_of_the_papers_and_no_others():
     listed = {name: accuracy for name, _, accuracy in listed_recipes()}
     assert listed == {path.stem: f"{ACCURACIES[path.stem]} %" if path.stem in ACCURACIES else "–" for path in RECIPES}
     for path in RECIPES:
@@ -215,8 +216,8 @@ def test_the_list_gives_the_papers_accuracies_and_claims_none_elsewhere():
             assert "not re-measured here" in path.read_text()
 
 
-def test_the_wheel_holds_the_recipes_and_nothing_that_is_launched():
-    # hatchling takes a package's folder whole; what git ignores stays out.
+def test_the_wheel_contains_the_recipes_and_only_the_package():
+    # hatchling includes the entire folder of a package, except files that git ignores.
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of pyproject.toml")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["hf_deit"]}

@@ -1,4 +1,4 @@
-"""The contact sheet: which pixels stand where, what is refused before anything is read, and a file that is always whole."""
+"""Contact sheets: their pixels, what is refused before the data are read, and a file that is always complete."""
 
 import os
 
@@ -24,7 +24,7 @@ def picture(seed, height=30, width=40):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two classes of six pictures, of which one each goes to the validation split."""
+    """Folder of two classes with six pictures each, of which one per class is split off for validation."""
     root = tmp_path_factory.mktemp("photos")
     for number, name in enumerate(("cat", "dog")):
         (root / name).mkdir()
@@ -47,25 +47,25 @@ def cell(sheet, row, column, height, width):
     return np.asarray(sheet)[upper : upper + height, left : left + width]
 
 
-def test_each_row_shows_the_views_that_training_shows_in_its_first_epochs(source):
+def test_each_row_shows_the_views_of_the_first_epochs_of_a_training(source):
     augmentation = Augmentation((20, 24), auto_augment="trivialaugment", erasing_probability=0.5)
     sheet = draw_sheet(source, [1, 7, 4], augmentation, seed=3, views=4)
     assert sheet.size == (GAP + 5 * (24 + GAP), GAP + 3 * (20 + GAP))
     for row, index in enumerate((1, 7, 4)):
         for epoch in range(4):
-            key = ViewKey(epoch, index, 0, 12345)  # the position among the epoch's partners plays no part
+            key = ViewKey(epoch, index, 0, 12345)  # the position in the epoch does not matter
             view = augmentation(source.image(index), view_generator(3, key))
             np.testing.assert_array_equal(cell(sheet, row, 1 + epoch, 20, 24), view)
 
 
-def test_the_first_column_is_the_untouched_image_fitted_into_its_cell(source):
+def test_the_first_column_shows_the_original_image_fitted_into_its_cell(source):
     sheet = draw_sheet(source, [2], Augmentation((30, 40)), seed=0, views=1)
-    np.testing.assert_array_equal(cell(sheet, 0, 0, 30, 40), source.image(2))  # of the cell's own size: its pixels
+    np.testing.assert_array_equal(cell(sheet, 0, 0, 30, 40), source.image(2))  # the image has the size of the cell
     sheet = draw_sheet(source, [2], Augmentation((20, 20)), seed=0, views=1)
     fitted = np.full((20, 20, 3), 255, dtype=np.uint8)
     fitted[2:17] = source.image(2).resize(
         (20, 15), Image.Resampling.BICUBIC
-    )  # 40 × 30 in 20 × 20: white above and below
+    )  # 40 × 30 pixels in a cell of 20 × 20: white above and below
     np.testing.assert_array_equal(cell(sheet, 0, 0, 20, 20), fitted)
 
 
@@ -85,7 +85,7 @@ def test_the_rows_are_spread_evenly_over_the_training_images(folder, source, tmp
     assert show_augmentations(recipe_for(folder), tmp_path / "b.png", images=99, views=1) == list(range(10))
 
 
-def test_the_sheet_is_that_of_the_recipes_fields_and_seed(folder, source, tmp_path):
+def test_the_sheet_uses_the_fields_and_the_seed_of_the_recipe(folder, source, tmp_path):
     fields = ("--seed", 5, "--view_size", 12, 18, "--auto_augment", "three_augment", "--color_jitter", 0.3)
     show_augmentations(recipe_for(folder, *fields), tmp_path / "sheet.png", images=3, views=2)
     split = load_splits(str(folder), seed=5)[0]
@@ -99,14 +99,14 @@ def test_the_sheet_is_that_of_the_recipes_fields_and_seed(folder, source, tmp_pa
     ("fields", "side"),
     [((), 224), (("--image_size", "32"), 32), (("--image_size", "32", "--view_size", "48"), 48)],
 )
-def test_without_a_view_size_the_views_have_the_students(folder, tmp_path, fields, side):
+def test_without_a_view_size_the_views_have_the_image_size_of_the_student(folder, tmp_path, fields, side):
     recipe = load_recipe(None, ["--data", str(folder), *fields])
     show_augmentations(recipe, tmp_path / "sheet.png", images=1, views=1)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * side + 3 * GAP, side + 2 * GAP)
 
 
-def test_weights_to_start_from_bring_their_size(folder, tmp_path):
+def test_the_default_size_is_that_of_the_weights(folder, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "vit", "image_size": 40, "patch_size": 8}')
     recipe = load_recipe(None, ["--data", str(folder), "--model", str(tmp_path / "model")])
@@ -118,7 +118,7 @@ def test_weights_to_start_from_bring_their_size(folder, tmp_path):
 # The file
 
 
-def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     target = tmp_path / "sheet.png"
     save_image(picture(0), target)
     before = target.read_bytes()
@@ -129,7 +129,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(UserError, match="cannot be written: no space left"):
+    with pytest.raises(UserError, match=r"sheet\.png.*no space left"):
         save_image(picture(1), target)
     assert target.read_bytes() == before
     assert os.listdir(tmp_path) == ["sheet.png"]
@@ -146,7 +146,7 @@ def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(contact_sheet.os, "replace", watched)
     save_image(picture(1), target)
-    assert seen == [(b"old", (40, 30))]  # whole beside the old one
+    assert seen == [(b"old", (40, 30))]  # the new file is complete while the old one exists
     with Image.open(target) as written:
         np.testing.assert_array_equal(written, picture(1))
 
@@ -157,21 +157,21 @@ def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no/where/sheet.png", "its folder does not exist"),
-        ("sheet", "sheet: .*png"),
-        ("sheet.txt", r"\.txt .*png"),
-        ("sheet.xyz", r"\.xyz .*png"),
-        (".", "is a folder"),
+        ("no/where/sheet.png", r"no/where/sheet\.png.*does not exist"),
+        ("sheet", r"sheet .*\.png"),
+        ("sheet.txt", r"\.txt .*\.png"),
+        ("sheet.xyz", r"\.xyz .*\.png"),
+        (".", "folder"),
     ],
 )
-def test_a_file_that_cannot_be_is_refused_before_the_data_are_read(tmp_path, name, message):
+def test_an_invalid_file_is_refused_before_the_data_are_read(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
         show_augmentations(recipe_for("no/such/data"), tmp_path / name)
 
 
 @pytest.mark.parametrize("field", ["images", "views"])
 def test_fewer_than_one_row_or_column_is_refused(folder, tmp_path, field):
-    with pytest.raises(UserError, match=f"{field}=0: at least 1"):
+    with pytest.raises(UserError, match=f"{field}=0"):
         show_augmentations(recipe_for(folder), tmp_path / "sheet.png", **{field: 0})
 
 
@@ -183,35 +183,36 @@ def test_fewer_than_one_row_or_column_is_refused(folder, tmp_path, field):
         (("--view_size", 0), "view_size"),
     ],
 )
-def test_an_impossible_field_is_refused_by_name(folder, tmp_path, fields, message):
+def test_an_invalid_field_is_refused_with_its_name(folder, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         show_augmentations(recipe_for(folder, *fields), tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_with_a_size_the_weights_to_start_from_are_not_read(folder, tmp_path):
+def test_weights_are_not_read_if_the_recipe_states_a_size(folder, tmp_path):
     recipe = recipe_for(folder, "--model", "no/where", "--image_size", 8)
     show_augmentations(recipe, tmp_path / "sheet.png", images=1, views=1)
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_weights_that_are_not_there_are_refused(folder, tmp_path):
+def test_missing_weights_are_refused(folder, tmp_path):
     recipe = load_recipe(None, ["--data", str(folder), "--model", "no/where"])
-    with pytest.raises(UserError, match="No model at 'no/where'"):
+    with pytest.raises(UserError, match="no/where"):
         show_augmentations(recipe, tmp_path / "sheet.png")
 
 
 # The command
 
 
-def test_the_command_takes_a_recipe_and_fields_that_win_over_it(folder, tmp_path, capsys):
+def test_the_command_accepts_a_recipe_and_fields_that_override_it(folder, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(
         "view_size: 20\nauto_augment: randaugment\nerasing_probability: 0.5\nseed: 2\n"
     )
     out = tmp_path / "sheet.png"
     command = ["show-augmentations", str(folder), "--out", str(out), "--config", str(tmp_path / "recipe.yaml")]
     assert main([*command, "--images", "2", "--views", "3", "--view_size", "16", "--erasing_probability", "1"]) == 0
-    assert f"Written to {out}: training images 0, 5 from the top, 3 views each." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(out) in printed and "0, 5" in printed
     augmentation = Augmentation((16, 16), auto_augment="randaugment", erasing_probability=1.0)
     expected = draw_sheet(load_splits(str(folder), seed=2)[0], [0, 5], augmentation, seed=2, views=3)
     with Image.open(out) as sheet:
@@ -221,13 +222,13 @@ def test_the_command_takes_a_recipe_and_fields_that_win_over_it(folder, tmp_path
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--foo", "1"], "Unknown field --foo"),
+        (["--foo", "1"], "--foo"),
         (["--erasing_probability", "2"], "erasing_probability=2.0"),
         (["--images", "0"], "images=0"),
-        (["--config", "no/where.yaml"], "No recipe at no/where.yaml"),
+        (["--config", "no/where.yaml"], "no/where.yaml"),
     ],
 )
-def test_the_command_refuses_by_name_with_exit_code_2(folder, tmp_path, capsys, options, named):
+def test_the_command_names_what_is_wrong_and_exits_with_code_2(folder, tmp_path, capsys, options, named):
     assert main(["show-augmentations", str(folder), "--out", str(tmp_path / "sheet.png"), *options]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "sheet.png").exists()
@@ -239,7 +240,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
         draw_sheet(source, [0], Augmentation((8, 8)), seed=0, views=1)
 
 
-# The data, as training reads them
+# The data are read as for a training
 
 
 def table_of(folder, rows, name="table.csv"):
@@ -262,7 +263,7 @@ def test_the_sheet_reads_the_columns_the_recipe_names(tmp_path):
         np.testing.assert_array_equal(sheet, draw_sheet(both, range(len(both)), Augmentation((16, 16)), 42, 1))
 
 
-def test_an_image_that_breaks_while_it_is_decoded_gives_way_to_the_next_or_stops_as_the_recipe_says(tmp_path, caplog):
+def test_an_image_that_cannot_be_decoded_is_replaced_or_raises_as_the_recipe_specifies(tmp_path, caplog):
     for name in ("cat", "dog"):
         (tmp_path / "data" / "train" / name).mkdir(parents=True)
         (tmp_path / "data" / "validation" / name).mkdir(parents=True)
@@ -273,39 +274,38 @@ def test_an_image_that_breaks_while_it_is_decoded_gives_way_to_the_next_or_stops
     broken.write_bytes(broken.read_bytes()[:2000])
     recipe = recipe_for(tmp_path / "data")
     assert show_augmentations(recipe, tmp_path / "sheet.png", images=2, views=1) == [1, 3]
-    assert "cat/0.png) cannot be read" in caplog.text
+    assert "cat/0.png" in caplog.text
     assert show_augmentations(recipe, tmp_path / "sheet.png", images=99, views=1) == [1, 2, 3, 4, 5]
     with pytest.raises(UserError, match=r"cat/0\.png"):
         show_augmentations(recipe_for(tmp_path / "data", "--broken_images", "raise"), tmp_path / "other.png")
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_one_class_or_one_image_can_be_looked_at(tmp_path, count):
+def test_a_sheet_of_one_class_or_of_one_image_can_be_drawn(tmp_path, count):
     (tmp_path / "data" / "cat").mkdir(parents=True)
     for number in range(count):
         picture(number).save(tmp_path / "data" / "cat" / f"{number}.png")
     shown = show_augmentations(recipe_for(tmp_path / "data"), tmp_path / "sheet.png", images=9, views=1)
-    assert shown == list(range(max(count - 1, 1)))  # of four, one is held out
+    assert shown == list(range(max(count - 1, 1)))  # one of four is split off for validation
 
 
-def test_a_line_of_pixels_is_still_seen_in_its_cell(tmp_path):
+def test_an_image_of_one_row_of_pixels_is_visible_in_its_cell(tmp_path):
     Image.new("RGB", (40_000, 1), (200, 0, 0)).save(tmp_path / "line.png")
     source = Source([str(tmp_path / "line.png")], [0], ("cat",), "", "the images")
     shown = cell(draw_sheet(source, [0], Augmentation((16, 16)), seed=0, views=1), 0, 0, 16, 16)
     assert ((shown == (200, 0, 0)).all(axis=-1).sum(axis=1) == 16).sum() == 1
 
 
-def test_a_sheet_larger_than_can_be_is_refused_with_its_size(source):
-    with pytest.raises(UserError, match=r"×40 pixels.*fewer images or views"):
+def test_a_sheet_that_is_too_large_is_refused_with_its_size(source):
+    with pytest.raises(UserError, match="×40 pixels.*view_size"):
         draw_sheet(source, [0], Augmentation((32, 32)), seed=0, views=100_000_000)
 
 
-def test_a_field_before_data_is_refused_and_an_option_is_not(folder, tmp_path, capsys):
+def test_a_recipe_field_before_data_is_refused_but_an_option_is_not(folder, tmp_path, capsys):
     out = ["--out", str(tmp_path / "sheet.png")]
     assert main(["show-augmentations", "--view_size", "20", "24", str(folder), *out]) == 2
-    said = capsys.readouterr().err
-    assert "--view_size stands before DATA, which was read as '20'" in said
-    assert "show-augmentations DATA --out FILE" in said
+    message = capsys.readouterr().err
+    assert [text for text in ("--view_size", "before DATA", "'20'", "DATA --out FILE") if text not in message] == []
     assert main(["show-augmentations", "--images", "2", *out, "--view_size=20", str(folder), "--flip", "0"]) in (
         0,
         2,

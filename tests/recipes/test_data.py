@@ -1,4 +1,4 @@
-"""Runs on tables, streams and folders with broken images from the command line: what is trained, reported and refused."""
+"""Runs on tables, streams and folders with unreadable images: what they train on, report and refuse."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def data(tmp_path):
 
 
 def write_tables(data, folder, row, head):
-    """A CSV a split, of the images in `data`, with paths from the folder of the tables."""
+    """Write one CSV file per split of the images in `data`, with paths relative to the folder of the tables."""
     folder.mkdir()
     for split in ("train", "validation"):
         files = sorted((data / split).rglob("*.png"))
@@ -60,7 +60,7 @@ def by_kind(data, folder):
     return write_tables(data, folder, lambda name: (name,), "picture,kind")
 
 
-def test_a_table_trains_the_student_that_its_folder_trains(tmp_path, data):
+def test_a_table_and_a_folder_of_the_same_images_train_the_same_student(tmp_path, data):
     tables = by_kind(data, tmp_path / "tables")
     columns = ("--image_column", "picture", "--label_column", "kind")
     assert train(data, tmp_path / "one", *PLAIN) == 0
@@ -70,11 +70,11 @@ def test_a_table_trains_the_student_that_its_folder_trains(tmp_path, data):
     assert all(torch.equal(weight, two.state_dict()[name]) for name, weight in one.state_dict().items())
     assert results(tmp_path / "one")["eval_accuracy"] == results(tmp_path / "two")["eval_accuracy"]
     assert results(tmp_path / "two")["eval_majority_accuracy"] == pytest.approx(1 / 3)
-    again = evaluate(str(tmp_path / "two"), str(tables))  # the columns are those of the model's own recipe
+    again = evaluate(str(tmp_path / "two"), str(tables))  # uses the columns of the model's own recipe
     assert again["metrics"]["accuracy"] == results(tmp_path / "two")["eval_accuracy"]
 
 
-def test_a_single_table_is_evaluated_on_what_its_run_held_out(tmp_path, data):
+def test_a_model_is_evaluated_on_the_rows_that_its_run_split_off(tmp_path, data):
     tables = by_kind(data, tmp_path / "tables")
     table = tables / "train.csv"
     fields = ("--image_column", "picture", "--label_column", "kind", "--validation_share", "0.25")
@@ -85,7 +85,7 @@ def test_a_single_table_is_evaluated_on_what_its_run_held_out(tmp_path, data):
     assert images == {"bee": 2, "cat": 2, "dog": 2}
 
 
-def test_several_classes_an_image_are_trained_evaluated_and_predicted(tmp_path, capsys, data):
+def test_multi_label_data_are_trained_on_evaluated_and_predicted(tmp_path, capsys, data):
     metrics = pytest.importorskip("sklearn.metrics")
     tables = write_tables(data, tmp_path / "tables", lambda name: (";".join(TAGS[name]),), "picture,tags")
     columns = ("--image_column", "picture", "--label_column", "tags", "--label_separator", ";")
@@ -98,7 +98,7 @@ def test_several_classes_an_image_are_trained_evaluated_and_predicted(tmp_path, 
     assert model.config.problem_type == "multi_label_classification"
     truth = np.array([[name in TAGS[file.split("/")[-2]] for name in names] for file in source.items])
     plain = load_validation(str(tables), columns=Columns("picture", ("tags",)))
-    assert plain.problem_type == "single_label_classification"  # without the separator a text is one class
+    assert plain.problem_type == "single_label_classification"  # without the separator, the text is one class
     _, _, heads = by_hand(tmp_path / "out", replace(source, labels=[0] * len(source)), names)
     expected = {
         "mean_average_precision": metrics.average_precision_score(truth, heads["logits"]),
@@ -113,15 +113,15 @@ def test_several_classes_an_image_are_trained_evaluated_and_predicted(tmp_path, 
     assert again["per_class"]["furry"]["images"] == 10
     assert hf_deit("evaluate", tmp_path / "out", "--data", tables) == 0
     assert "average precision" in capsys.readouterr().out
-    answer = dict(predict(str(tmp_path / "out"), [source.items[0]])[0])
-    assert [answer[name] for name in names] == pytest.approx(heads["logits"][0].sigmoid().tolist(), abs=1e-5)
-    assert list(answer.values()) == sorted(answer.values(), reverse=True)
+    predicted = dict(predict(str(tmp_path / "out"), [source.items[0]])[0])
+    assert [predicted[name] for name in names] == pytest.approx(heads["logits"][0].sigmoid().tolist(), abs=1e-5)
+    assert list(predicted.values()) == sorted(predicted.values(), reverse=True)
     message = refused(capsys, "evaluate", tmp_path / "out", "--data", data)
     assert "multi_label_classification" in message
     assert "label_column" in message
 
 
-def test_several_columns_are_classes_on_the_command_line(tmp_path, data):
+def test_several_label_columns_are_multi_label_data(tmp_path, data):
     names = ("flies", "furry", "large", "small")
     head = ",".join(("picture", *names))
     tables = write_tables(data, tmp_path / "tables", lambda name: [int(tag in TAGS[name]) for tag in names], head)
@@ -129,26 +129,27 @@ def test_several_columns_are_classes_on_the_command_line(tmp_path, data):
     assert results(tmp_path / "out")["eval_chance_mean_average_precision"] == pytest.approx(5 / 12)
 
 
-def test_a_teacher_learns_from_a_table_of_one_class_an_image_and_of_no_more(tmp_path, capsys, data):
+def test_a_teacher_learns_from_a_single_label_table_but_not_from_a_multi_label_one(tmp_path, capsys, data):
     tables = by_kind(data, tmp_path / "tables")
     fields = ("--network", "tests.helpers.tiny:conv_network", "--image_size", 16, "--output_dir", tmp_path / "teacher")
     columns = ("--image_column", "picture", "--label_column", "kind")
     rows = [{"image": str(file), "label": TAGS[file.parent.name]} for file in sorted((data / "train").rglob("*.png"))]
     (tmp_path / "tags.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "several classes" in refused(capsys, "train-teacher", "--data", tmp_path / "tags.jsonl", *fields)
+    message = refused(capsys, "train-teacher", "--data", tmp_path / "tags.jsonl", *fields)
+    assert "tags.jsonl" in message and "multi-label" in message
     assert hf_deit("train-teacher", "--data", tables, *fields, *columns) == 0
     assert train(data, tmp_path / "out", *STUDENT, "--teacher", tmp_path / "teacher", "--save_strategy", "no") == 0
     assert "eval_teacher_accuracy" in results(tmp_path / "out")
 
 
-# ---- broken images ----
+# ---- unreadable images ----
 
 
 def cut_off(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
 
 
-def test_a_folder_of_broken_and_odd_files_is_trained_on_and_says_what_was_done(tmp_path, capsys, caplog):
+def test_unreadable_and_unusual_files_are_handled_counted_and_reported(tmp_path, capsys, caplog):
     data = write_splits(tmp_path / "data")
     odd = data / "train" / "cat"
     Image.new("CMYK", (30, 30), (9, 99, 0, 0)).save(odd / "ink.jpg")
@@ -170,9 +171,9 @@ def test_a_folder_of_broken_and_odd_files_is_trained_on_and_says_what_was_done(t
     for name, count in counts.items():
         (line,) = [line for line in printed.splitlines() if line.startswith(f"broken images, {name.replace('_', ' ')}")]
         assert line.split()[-1] == str(count)
-    said = "\n".join(caplog.messages)
+    logged = "\n".join(caplog.messages)
     for file in ("text.jpg", "empty.jpg", "train/bee/00.png", "validation/bee/00.png"):
-        lines = [line for line in said.splitlines() if file in line]
+        lines = [line for line in logged.splitlines() if file in line]
         assert len(lines) == 1, (file, lines)
     for kind in (
         "CMYK images, converted",
@@ -180,13 +181,13 @@ def test_a_folder_of_broken_and_odd_files_is_trained_on_and_says_what_was_done(t
         "a side under 8 pixels",
         "more than 25 megapixels",
     ):
-        assert kind in said
+        assert kind in logged
     shown = evaluate(str(tmp_path / "out"), str(data))
     assert shown["broken_images"] == {"left_out_at_scan": 1, "left_out_of_validation": 1}
     assert sum(row["images"] for row in shown["per_class"].values()) == 14
 
 
-def test_broken_images_are_refused_where_the_recipe_says_so(tmp_path, capsys, data):
+def test_unreadable_images_are_refused_if_the_recipe_specifies_raise(tmp_path, capsys, data):
     (data / "train" / "bee" / "00.png").write_text("no image")
     fields = ("--data", data, "--output_dir", tmp_path / "out", *QUIET, *PLAIN, "--broken_images")
     assert "00.png" in refused(capsys, "train", *fields, "raise")
@@ -208,7 +209,7 @@ def parquet(data, folder):
     return folder
 
 
-def test_a_stream_trains_and_says_what_it_does_not_promise(tmp_path, data, caplog):
+def test_a_stream_is_trained_on_with_a_warning_about_its_limits(tmp_path, data, caplog):
     tables = parquet(data, tmp_path / "tables")
     assert train(tables, tmp_path / "out", *PLAIN, "--streaming", "true", "--shuffle_buffer", 5) == 0
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
@@ -222,21 +223,24 @@ def test_a_stream_trains_and_says_what_it_does_not_promise(tmp_path, data, caplo
     assert evaluate(str(tmp_path / "out"), str(tables))["metrics"]["accuracy"] == written["eval_accuracy"]
 
 
-def test_what_a_stream_cannot_do_is_refused_with_a_remedy(tmp_path, capsys, data):
+def test_fields_that_a_stream_does_not_support_are_refused(tmp_path, capsys, data):
     tables = parquet(data, tmp_path / "tables")
     fields = ("--output_dir", tmp_path / "out", *QUIET, *PLAIN, "--streaming", "true")
     steps = ("--max_steps", 2)
     assert "max_steps" in refused(capsys, "train", "--data", tables, *fields)
-    assert "--resume with streaming" in refused(capsys, "train", "--data", tables, *fields, *steps, "--resume")
-    assert f"streaming: {data}" in refused(capsys, "train", "--data", data, *fields, *steps)
+    message = refused(capsys, "train", "--data", tables, *fields, *steps, "--resume")
+    assert "--resume" in message and "streaming" in message
+    message = refused(capsys, "train", "--data", data, *fields, *steps)
+    assert "streaming" in message and str(data) in message
     twice = ("--repeated_augmentation", 2)
     assert "repeated_augmentation=2" in refused(capsys, "train", "--data", tables, *fields, *steps, *twice)
     assert "shuffle_buffer=0" in refused(capsys, "train", "--data", tables, *fields, *steps, "--shuffle_buffer", 0)
     (tables / "validation.parquet").unlink()
-    assert "no validation split" in refused(capsys, "train", "--data", tables, *fields, *steps)
+    message = refused(capsys, "train", "--data", tables, *fields, *steps)
+    assert str(tables) in message and "validation" in message
 
 
-def test_a_broken_image_does_not_keep_a_run_from_resuming_exactly(tmp_path):
+def test_a_run_with_an_unreadable_image_is_resumed_exactly(tmp_path):
     data = write_images(tmp_path / "data")
     broken = data / "bee" / "00.png"
     Image.fromarray(tiny.pixels_of(1, 3, 3)[0]).resize((200, 200)).save(broken)
@@ -254,7 +258,7 @@ def test_a_broken_image_does_not_keep_a_run_from_resuming_exactly(tmp_path):
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
 
-def test_the_number_of_trainings_at_the_same_time_reaches_the_data_set(tmp_path, data):
+def test_the_data_set_knows_the_number_of_concurrent_trainings(tmp_path, data):
     words = ("--data", data, "--output_dir", tmp_path / "out", *QUIET, *PLAIN)
     recipe = load_recipe(None, [str(word) for word in words])
     assert build_trainer(recipe, concurrent_trainings=3).train_dataset.concurrent_trainings == 3
@@ -264,7 +268,7 @@ def test_the_number_of_trainings_at_the_same_time_reaches_the_data_set(tmp_path,
 # ---- counts and messages ----
 
 
-def test_every_image_left_out_at_the_scan_counts_whatever_its_message(tmp_path, data):
+def test_every_image_left_out_at_the_scan_is_counted(tmp_path, data):
     files = sorted((data / "train").rglob("*.png"))
     content = [b"no image" if number % 2 else file.read_bytes() for number, file in enumerate(files)]
     kinds = [file.parent.name for file in files]
@@ -278,7 +282,7 @@ def test_every_image_left_out_at_the_scan_counts_whatever_its_message(tmp_path, 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_met_in_training_is_one_message_with_or_without_workers(tmp_path, capsys, workers):
+def test_an_unreadable_image_in_training_causes_one_message_with_and_without_workers(tmp_path, capsys, workers):
     data = write_splits(tmp_path / "data")
     for file in (data / "train" / "bee").iterdir():
         Image.fromarray(tiny.pixels_of(1, 3, 3)[0]).resize((200, 200)).save(file)
@@ -299,14 +303,14 @@ def test_a_teacher_learns_from_a_table_with_a_row_without_an_image(tmp_path, dat
     assert hf_deit("train-teacher", "--data", tmp_path / "table.jsonl", *fields) == 0
 
 
-def test_views_take_the_size_of_weights_under_their_short_name(monkeypatch):
-    asked = []
+def test_views_have_the_size_of_weights_given_by_their_short_name(monkeypatch):
+    requested = []
 
     def from_pretrained(name, **options):
-        asked.append(name)
+        requested.append(name)
         return DeiTConfig(image_size=48, patch_size=8)
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
     recipe = load_recipe(None, ["--output_dir", "out", "--model", "deit-tiny-distilled"])
     assert view_size_of(recipe) == (48, 48)
-    assert asked == ["facebook/deit-tiny-distilled-patch16-224"]
+    assert requested == ["facebook/deit-tiny-distilled-patch16-224"]

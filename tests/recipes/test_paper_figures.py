@@ -1,4 +1,4 @@
-"""The figures of the papers that are kept as data: of recipes that exist, and of models of the size the papers give."""
+"""Accuracies of papers in paper_figures.yaml: their recipes exist, and their models have the size that the papers state."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hf_deit import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig
 from hf_deit.recipes.reading import load_recipe, recipe_path
 
 FIGURES = yaml.safe_load((Path(hf_deit.__file__).parent / "recipes" / "paper_figures.yaml").read_text(encoding="utf-8"))
-# Parameters by the papers' architectures with 1,000 classes, and ImageNet top-1 as design notes of the papers have them.
+# Number of parameters of the papers' architectures with 1,000 classes, and ImageNet top-1 accuracies of the papers.
 KNOWN = {
     "deit_tiny_hard_300ep": (5_910_800, [74.5, 73.9, 74.6, 72.2]),
     "deit_base_384_finetune": (87_630_032, [84.5, 84.2, 84.4]),
@@ -18,7 +18,7 @@ KNOWN = {
 }
 
 
-def test_the_figures_of_the_papers_belong_to_recipes_and_have_a_source():
+def test_every_entry_is_of_a_recipe_and_every_accuracy_has_a_source():
     assert FIGURES.keys() == KNOWN.keys()
     for name, entry in FIGURES.items():
         assert recipe_path(name).is_file()
@@ -26,7 +26,7 @@ def test_the_figures_of_the_papers_belong_to_recipes_and_have_a_source():
         assert all(figure["source"] for figure in entry["figures"])
 
 
-def test_the_models_of_these_recipes_have_the_size_of_the_papers_models():
+def test_the_models_of_the_recipes_have_as_many_parameters_as_in_the_papers():
     for name, entry in FIGURES.items():
         fields = load_recipe(recipe_path(name), ["--output_dir", "out"]).model
         distilled = entry.get("student", fields.student) != "plain"
@@ -35,5 +35,5 @@ def test_the_models_of_these_recipes_have_the_size_of_the_papers_models():
         config = config_class.from_preset(entry.get("preset", fields.preset), image_size=size, num_labels=1000)
         with torch.device("meta"):
             model = (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)(config)
-        # LayerScale is folded into the published weights, so it does not count here.
+        # LayerScale is folded into the published weights, so its parameters are not counted.
         assert model.num_parameters() == KNOWN[name][0]

@@ -1,4 +1,4 @@
-"""Predicting the classes of images, against plain transformers on the same pixels."""
+"""Predicted classes of images, compared with plain transformers on the same pixels."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_predictions_are_those_of_plain_transformers_in_order(validation, model)
         assert [probability for _, probability in prediction] == pytest.approx(best.values[:2].tolist(), abs=1e-5)
 
 
-def test_more_classes_than_there_are_give_all_of_them(validation, model):
+def test_a_top_k_above_the_number_of_classes_returns_all_classes(validation, model):
     (prediction,) = predict(str(model), [validation.items[0]], top_k=50)
     assert sorted(name for name, _ in prediction) == list(NAMES)
     probabilities = [probability for _, probability in prediction]
@@ -71,15 +71,15 @@ def palette(image):
 
 
 def turned(image):
-    """Stored lying on its side; the EXIF tag says how to turn it."""
+    """Return an image that is stored rotated, with an EXIF tag for its orientation, and the upright image."""
     stored = image.transpose(Image.Transpose.ROTATE_90)
-    stored.getexif()[0x0112] = 6  # turn by 90° clockwise
+    stored.getexif()[0x0112] = 6  # rotate by 90° clockwise
     return stored, image
 
 
 @pytest.mark.parametrize("make", [opaque, grey, deep_grey, palette, turned])
 def test_an_image_of_another_mode_is_predicted_as_its_upright_rgb(tmp_path, validation, model, make):
-    # Upper half of one class, lower half of another: turned, it is another image.
+    # The upper half shows one class and the lower half another, so that a rotated image differs.
     image = colour(validation.items[0]).resize((30, 40))
     image.paste(colour(validation.items[-1]).resize((30, 20)), (0, 20))
     odd, plain = make(image)
@@ -88,9 +88,9 @@ def test_an_image_of_another_mode_is_predicted_as_its_upright_rgb(tmp_path, vali
     odd_prediction, plain_prediction = predict(str(model), [str(tmp_path / "odd.png"), str(tmp_path / "plain.png")])
     assert dict(odd_prediction) == pytest.approx(dict(plain_prediction), abs=1e-6)
     if make is turned:
-        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png")
-        (lying,) = predict(str(model), [str(tmp_path / "lying.png")])
-        assert dict(lying) != pytest.approx(dict(plain_prediction), abs=1e-3)
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.png")
+        (rotated,) = predict(str(model), [str(tmp_path / "rotated.png")])
+        assert dict(rotated) != pytest.approx(dict(plain_prediction), abs=1e-3)
 
 
 def test_fewer_than_one_class_is_refused(model, validation):

@@ -1,4 +1,4 @@
-"""Training and evaluating from the command line, against stock transformers on the same pixels."""
+"""Training and evaluation on the command line, compared with stock transformers on the same pixels."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ SEEN = []
 
 
 class WatchingTeacher(tiny.ConvTeacher):
-    """Keeps the sizes of what it was shown."""
+    """Teacher that records the sizes of the batches that it gets."""
 
     def forward(self, pixels):
         SEEN.append((len(pixels), *pixels.shape[-2:]))
@@ -85,7 +85,7 @@ def teacher(tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, data, teacher):
-    """A distilled student that has learned the data, and its checkpoints."""
+    """Folder of a distilled student that has learned the data, and of its checkpoints."""
     folder = tmp_path_factory.mktemp("learned") / "out"
     fields = ("--max_steps", 40, "--learning_rate", 3e-3, "--crop_scale", 0.6, 1.0, "--flip_probability", 0)
     saves = ("--save_strategy", "steps", "--save_steps", 20, "--eval_strategy", "no")
@@ -98,7 +98,9 @@ def learned(tmp_path_factory, data, teacher):
 
 @pytest.mark.parametrize("kind", ["none", "soft", "hard"])
 @pytest.mark.parametrize("student", ["distilled", "plain"])
-def test_a_student_is_trained_saved_and_reported(tmp_path, capsys, data, validation, teacher, student, kind):
+def test_a_student_is_trained_and_saved_and_its_results_are_printed(
+    tmp_path, capsys, data, validation, teacher, student, kind
+):
     fields = ["--student", student, "--distillation_type", kind, *STUDENT]
     fields += [] if kind == "none" else ["--teacher", teacher]
     assert train(data, tmp_path / "out", *fields) == 0
@@ -141,11 +143,11 @@ def test_a_student_learns_from_labels_and_teacher(learned):
     assert measured["eval_loss"] < 0.6 < np.log(len(NAMES))
 
 
-def test_without_distillation_a_teacher_is_asked_at_the_end_only(tmp_path, data):
+def test_without_distillation_a_teacher_runs_only_in_the_evaluation(tmp_path, data):
     SEEN.clear()
     fields = ("--distillation_type", "none", "--teacher", f"{__name__}:watching_network", "--eval_strategy", "no")
     assert train(data, tmp_path, *STUDENT, *fields, "--per_device_eval_batch_size", 15) == 0
-    assert set(SEEN) == {(1, 16, 16), (15, 16, 16)}  # tried on one image, and the evaluation
+    assert set(SEEN) == {(1, 16, 16), (15, 16, 16)}  # the check on one image, and the evaluation
     assert "eval_teacher_accuracy" in results(tmp_path)
 
 
@@ -168,7 +170,7 @@ def test_an_oblong_student_is_trained_and_saved_with_its_processor(tmp_path, dat
     )
 
 
-def test_the_processor_says_how_the_evaluation_cropped(tmp_path, data, validation, learned):
+def test_the_saved_processor_crops_as_the_evaluation_does(tmp_path, data, validation, learned):
     fields = ("--model", learned, "--learning_rate", 0, "--distillation_type", "none", "--evaluation_crop_ratio", 0.5)
     assert train(data, tmp_path, *fields) == 0
     assert DeiTImageProcessor.from_pretrained(tmp_path).size["shortest_edge"] == 32
@@ -178,20 +180,21 @@ def test_the_processor_says_how_the_evaluation_cropped(tmp_path, data, validatio
     assert results(learned)["eval_cls_loss"] != pytest.approx(loss, abs=0.01)
 
 
-def test_of_a_folder_of_classes_a_share_is_kept_for_validation(tmp_path):
+def test_a_share_of_a_folder_without_splits_is_used_for_validation(tmp_path):
     SEEN.clear()
     folder = write_images(tmp_path / "data")
     fields = ("--teacher", f"{__name__}:watching_network", "--validation_share", 0.25)
     assert train(folder, tmp_path / "out", *STUDENT, *fields, "--max_steps", 4) == 0
-    # It is tried on a black view by the validation and by the trainer. 6 of 24 images are kept; 18 are two whole batches an epoch.
+    # The check of the recipe and the trainer each run the teacher on one black view. 6 of 24 images are for validation; the other
+    # 18 are two complete batches per epoch.
     assert [*2 * [(1, 16, 16)], *2 * [(8, 16, 16), (8, 16, 16), (6, 16, 16)], (6, 16, 16)] == SEEN
 
 
-# ---- its teacher ----
+# ---- teachers ----
 
 
 def test_a_factory_with_weights_and_labels_teaches_by_class_name(tmp_path, data, validation, teacher):
-    """It has one class more and another order; what it answers is worked out from the network itself."""
+    """The teacher has one more class, in another order. The expected logits are computed from its network."""
     network = tiny.conv_teacher().eval()
     learned = load_file(teacher / "model.safetensors")
     with torch.no_grad():
@@ -200,7 +203,7 @@ def test_a_factory_with_weights_and_labels_teaches_by_class_name(tmp_path, data,
                 [learned[f"classifier.{kind}"][NAMES.index(n) if n in NAMES else 0] for n in TEACHER_LABELS]
             )
             getattr(network.classifier, kind).copy_(rows)
-        network.classifier.bias[TEACHER_LABELS.index("ant")] += 10  # ahead of all the others
+        network.classifier.bias[TEACHER_LABELS.index("ant")] += 10  # larger than all other logits
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     fields = ("--teacher", FACTORY, "--teacher_weights", tmp_path / "weights.safetensors")
     fields += ("--teacher_labels", *TEACHER_LABELS, "--teacher_image_mean", 0.5, 0.45, 0.4)
@@ -211,27 +214,27 @@ def test_a_factory_with_weights_and_labels_teaches_by_class_name(tmp_path, data,
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (tiny.MEAN, tiny.STD))
     own_mean, own_std = (torch.tensor(values).reshape(3, 1, 1) for values in ((0.5, 0.45, 0.4), (0.2, 0.25, 0.3)))
     with torch.no_grad():
-        answers = network((pixels * std + mean - own_mean) / own_std)
-    answers = answers[:, [TEACHER_LABELS.index(name) for name in NAMES]]
+        teacher_logits = network((pixels * std + mean - own_mean) / own_std)
+    teacher_logits = teacher_logits[:, [TEACHER_LABELS.index(name) for name in NAMES]]
     measured = results(tmp_path / "out")
-    assert measured["eval_teacher_accuracy"] == pytest.approx(accuracy(answers, labels))
+    assert measured["eval_teacher_accuracy"] == pytest.approx(accuracy(teacher_logits, labels))
     assert measured["eval_teacher_accuracy"] > 0.8
-    assert measured["eval_teacher_agreement"] == pytest.approx(accuracy(heads["logits"], answers.argmax(-1)))
-    at_3 = [(logits / 3).log_softmax(-1) for logits in (heads["distillation_logits"], answers)]
+    assert measured["eval_teacher_agreement"] == pytest.approx(accuracy(heads["logits"], teacher_logits.argmax(-1)))
+    at_3 = [(logits / 3).log_softmax(-1) for logits in (heads["distillation_logits"], teacher_logits)]
     loss = 9 * F.kl_div(*at_3, log_target=True, reduction="batchmean")
     assert measured["eval_distillation_loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_a_teacher_in_bfloat16_teaches(tmp_path, data, teacher):
+def test_a_student_learns_from_a_teacher_in_bfloat16(tmp_path, data, teacher):
     assert train(data, tmp_path, *STUDENT, "--teacher", teacher, "--teacher_dtype", "bfloat16") == 0
     assert results(tmp_path)["eval_teacher_accuracy"] > 0.8
 
 
-# ---- students of other origin ----
+# ---- students from weights ----
 
 
 def test_a_student_is_fine_tuned_on_other_classes(tmp_path, learned):
-    """With a learning rate of 0 the backbone must be the very one of the folder."""
+    """With a learning rate of 0, the backbone must be exactly that of the folder."""
     names = ("ant", "bee", "cow", "elk")
     data = write_splits(tmp_path / "data", names)
     fields = ("--model", learned, "--distillation_type", "none", "--learning_rate", 0)
@@ -240,21 +243,21 @@ def test_a_student_is_fine_tuned_on_other_classes(tmp_path, learned):
     after = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert [after.config.id2label[index] for index in range(4)] == list(names)
     assert after.config.label2id == {name: index for index, name in enumerate(names)}
-    kept = {name: tensor for name, tensor in before.state_dict().items() if "classifier" not in name}
-    assert kept
-    for name, tensor in kept.items():
+    backbone = {name: tensor for name, tensor in before.state_dict().items() if "classifier" not in name}
+    assert backbone
+    for name, tensor in backbone.items():
         torch.testing.assert_close(after.state_dict()[name], tensor, rtol=0, atol=0)
     assert after.cls_classifier.weight.shape == after.distillation_classifier.weight.shape == (4, 32)
     assert by_hand(tmp_path / "out", load_splits(str(data))[1], names)[0].shape == (20, 3, 16, 16)
 
 
-def test_a_student_goes_on_from_a_folder_of_the_same_classes(tmp_path, data, learned):
+def test_a_student_starts_from_a_folder_of_the_same_classes(tmp_path, data, learned):
     fields = ("--model", learned, "--distillation_type", "none", "--learning_rate", 0, "--max_steps", 1)
     assert train(data, tmp_path, *fields, "--eval_strategy", "no", "--save_strategy", "no") == 0
     assert results(tmp_path)["eval_accuracy"] == results(learned)["eval_accuracy"]
 
 
-def test_fine_tuning_on_as_many_other_classes_starts_the_heads_anew(tmp_path, learned):
+def test_fine_tuning_on_as_many_other_classes_initialises_the_heads_again(tmp_path, learned):
     write_splits(tmp_path / "data", names=("pear", "plum", "quince"))
     fields = ("--model", learned, "--distillation_type", "none", "--learning_rate", 0, *TWO_STEPS)
     assert train(tmp_path / "data", tmp_path / "out", *fields) == 0
@@ -264,7 +267,7 @@ def test_fine_tuning_on_as_many_other_classes_starts_the_heads_anew(tmp_path, le
     torch.testing.assert_close(before.deit.layers[0].mlp.fc1.weight, after.deit.layers[0].mlp.fc1.weight)
 
 
-def test_the_shape_of_a_student_from_scratch_is_refused_beside_weights(tmp_path, capsys, data, learned):
+def test_fields_of_the_shape_are_refused_with_weights(tmp_path, capsys, data, learned):
     fields = ("--model", learned, "--preset", "tiny", "--distillation_type", "none", *TWO_STEPS)
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *fields)
     assert "preset" in message
@@ -274,7 +277,7 @@ def test_a_run_without_checkpoints_is_not_overwritten(tmp_path, capsys, data):
     fields = ("--distillation_type", "none", "--save_strategy", "no", *TWO_STEPS, *STUDENT)
     assert train(data, tmp_path / "out", *fields) == 0
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *fields)
-    assert "earlier run" in message
+    assert f"output_dir={str(tmp_path / 'out')!r}" in message
 
 
 @pytest.mark.parametrize(("make", "size"), [(swin_folder, []), (resnet_folder, ["--image_size", 16])])
@@ -289,10 +292,10 @@ def test_a_stock_student_is_distilled(tmp_path, data, validation, teacher, make,
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*OUTPUT_FILES, "checkpoint-2"}
 
 
-# ---- again and on ----
+# ---- second runs and resuming ----
 
 
-def test_a_second_run_into_the_same_folder_is_refused_with_a_remedy(capsys, data, learned):
+def test_a_second_run_into_the_same_folder_is_refused_with_a_hint(capsys, data, learned):
     before = (learned / "model.safetensors").read_bytes()
     message = refused(capsys, "train", "--data", data, "--output_dir", learned, *QUIET, *STUDENT)
     assert all(text in message for text in (str(learned), "--resume", "--output_dir"))
@@ -345,10 +348,10 @@ def test_resuming_with_other_data_is_refused_by_name(tmp_path, capsys, data, tea
     assert "data.images: 24 in the checkpoint, 23 now" in message
 
 
-def test_resuming_where_nothing_is_is_refused(tmp_path, capsys, data):
+def test_resuming_without_a_checkpoint_is_refused(tmp_path, capsys, data):
     fields = (*TWO_STEPS, *STUDENT, "--distillation_type", "none", "--resume")
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *QUIET, *fields)
-    assert f"No complete checkpoint in {tmp_path / 'out'}" in message
+    assert str(tmp_path / "out") in message and "checkpoint" in message
     assert not list((tmp_path / "out").glob("*"))
 
 
@@ -357,12 +360,12 @@ def test_resuming_where_nothing_is_is_refused(tmp_path, capsys, data):
 
 def strict_json(path):
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_an_evaluation_is_what_plain_transformers_gives(tmp_path, capsys, data, validation, teacher, learned):
+def test_an_evaluation_equals_that_of_plain_transformers(tmp_path, capsys, data, validation, teacher, learned):
     command = ("evaluate", learned, "--data", data, "--teacher", teacher, "--batch_size", 4)
     assert hf_deit(*command, "--json", tmp_path / "e.json") == 0
     printed = capsys.readouterr().out
@@ -371,7 +374,7 @@ def test_an_evaluation_is_what_plain_transformers_gives(tmp_path, capsys, data, 
     network = tiny.conv_teacher(num_labels=len(NAMES)).eval()
     network.load_state_dict(load_file(teacher / "model.safetensors"))
     with torch.no_grad():
-        answers = network(pixels)
+        teacher_logits = network(pixels)
     metrics = written["metrics"]
     hits = heads["logits"].argmax(-1) == labels
     expected = {
@@ -379,8 +382,8 @@ def test_an_evaluation_is_what_plain_transformers_gives(tmp_path, capsys, data, 
         "balanced_accuracy": np.mean([hits[labels == label].double().mean() for label in range(3)]),
         "cls_accuracy": accuracy(heads["cls_logits"], labels),
         "distillation_accuracy": accuracy(heads["distillation_logits"], labels),
-        "teacher_accuracy": accuracy(answers, labels),
-        "teacher_agreement": accuracy(heads["logits"], answers.argmax(-1)),
+        "teacher_accuracy": accuracy(teacher_logits, labels),
+        "teacher_agreement": accuracy(heads["logits"], teacher_logits.argmax(-1)),
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert metrics["cls_loss"] == pytest.approx(F.cross_entropy(heads["cls_logits"], labels).item(), abs=1e-5)
@@ -394,12 +397,12 @@ def test_an_evaluation_is_what_plain_transformers_gives(tmp_path, capsys, data, 
         assert [line.split() for line in printed.splitlines() if line.startswith(name)] == [
             [name, f"{100 * row['accuracy']:.1f}", "%", "5"]
         ]
-    # What training itself measured at its end.
+    # The training measured the same metrics at its end.
     assert metrics["accuracy"] == results(learned)["eval_accuracy"]
     assert metrics["teacher_agreement"] == results(learned)["eval_teacher_agreement"]
 
 
-def test_an_evaluation_leaves_nothing_behind(tmp_path, monkeypatch, data, learned):
+def test_an_evaluation_writes_no_files(tmp_path, monkeypatch, data, learned):
     monkeypatch.chdir(tmp_path)
     before = sorted(path.name for path in learned.iterdir())
     assert hf_deit("evaluate", learned, "--data", data) == 0
@@ -413,7 +416,7 @@ def test_an_evaluation_in_bfloat16_is_nearly_the_same(data, learned):
     assert half["metrics"]["cls_loss"] == pytest.approx(exact["metrics"]["cls_loss"], rel=0.05)
 
 
-def test_an_evaluation_shows_the_teacher_the_view_size_it_is_told(data, learned):
+def test_the_teacher_gets_the_given_view_size_in_an_evaluation(data, learned):
     SEEN.clear()
     evaluate(str(learned), str(data), f"{__name__}:watching_network", teacher_view_size=28)
     assert SEEN[-1] == (15, 28, 28)
@@ -431,7 +434,7 @@ def test_the_teacher_of_the_models_own_recipe_keeps_its_fields_in_an_evaluation(
 
 
 def renamed(folder, target, names):
-    """A copy of a saved model whose outputs have other names."""
+    """Copy a saved model and give its classes other names."""
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("checkpoint-*"))
     config = json.loads((target / "config.json").read_text())
     config["id2label"] = {str(index): name for index, name in enumerate(names)}
@@ -440,7 +443,7 @@ def renamed(folder, target, names):
     return target
 
 
-def test_classes_are_matched_by_name_where_the_model_has_another_order(tmp_path, data, validation, learned):
+def test_classes_are_matched_by_name_if_the_model_has_another_order(tmp_path, data, validation, learned):
     names = ("dog", "bee", "cat")
     model = renamed(learned, tmp_path / "model", names)
     _, labels, heads = by_hand(model, validation, names)
@@ -451,7 +454,7 @@ def test_classes_are_matched_by_name_where_the_model_has_another_order(tmp_path,
 
 
 def test_data_may_have_some_of_the_models_classes(tmp_path, capsys, learned):
-    """Only bees and dogs: labels 0 and 1 of the data, 0 and 2 of the model."""
+    """The data have only bees and dogs: labels 0 and 1 of the data, 0 and 2 of the model."""
     data = write_splits(tmp_path / "data")
     for split in ("train", "validation"):
         shutil.rmtree(data / split / "cat")
@@ -465,21 +468,21 @@ def test_data_may_have_some_of_the_models_classes(tmp_path, capsys, learned):
     assert {name: row["images"] for name, row in written["per_class"].items()} == {"bee": 5, "cat": 0, "dog": 5}
 
 
-def test_a_class_that_the_model_does_not_know_is_refused_by_name(tmp_path, capsys, learned):
+def test_a_class_that_the_model_does_not_know_is_refused_with_its_name(tmp_path, capsys, learned):
     data = write_splits(tmp_path / "data", ("bee", "cat", "elk"))
     message = refused(capsys, "evaluate", learned, "--data", data)
     assert "'elk'" in message
     assert "'bee', 'cat', 'dog'" in message
 
 
-def test_of_a_folder_without_splits_every_image_is_evaluated(tmp_path, learned):
+def test_all_images_of_a_folder_without_splits_are_evaluated(tmp_path, learned):
     folder = write_images(tmp_path / "data")
     result = evaluate(str(learned), str(folder))
     assert {name: row["images"] for name, row in result["per_class"].items()} == {"bee": 8, "cat": 8, "dog": 8}
 
 
 @pytest.mark.parametrize("part", ["", "checkpoint-2", "checkpoint-2/ema"])
-def test_of_its_own_unsplit_folder_a_model_is_shown_what_it_had_not_trained_on(tmp_path, part):
+def test_a_model_is_evaluated_on_the_images_that_its_own_run_split_off(tmp_path, part):
     folder = write_images(tmp_path / "data")
     fields = ("--validation_share", 0.25, "--seed", 3, "--distillation_type", "none")
     averaging = ("--ema_epochs", 1, "--counted_weights", "ema") if part.endswith("ema") else ()
@@ -489,7 +492,7 @@ def test_of_its_own_unsplit_folder_a_model_is_shown_what_it_had_not_trained_on(t
     assert result["metrics"]["cls_loss"] == pytest.approx(results(tmp_path / "out")["eval_cls_loss"], abs=1e-5)
 
 
-def test_a_relative_path_of_the_training_data_is_known_again_from_elsewhere(tmp_path, monkeypatch):
+def test_a_relative_path_of_the_training_data_is_recognised_from_another_folder(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert train("data", tmp_path / "out", *STUDENT, "--distillation_type", "none", "--validation_share", 0.25) == 0
@@ -499,7 +502,7 @@ def test_a_relative_path_of_the_training_data_is_known_again_from_elsewhere(tmp_
     assert {name: row["images"] for name, row in result["per_class"].items()} == {"bee": 2, "cat": 2, "dog": 2}
 
 
-def test_a_recipe_written_by_hand_beside_a_model_means_its_defaults(tmp_path, learned):
+def test_a_recipe_written_by_hand_for_a_model_has_the_default_fields(tmp_path, learned):
     folder = write_images(tmp_path / "data", per_class=10)
     model = renamed(learned, tmp_path / "model", NAMES)
     (model / "recipe.yaml").write_text(f"data: {folder}\n")
@@ -507,6 +510,6 @@ def test_a_recipe_written_by_hand_beside_a_model_means_its_defaults(tmp_path, le
     assert {name: row["images"] for name, row in result["per_class"].items()} == {"bee": 1, "cat": 1, "dog": 1}
 
 
-def test_a_model_without_class_names_is_refused_with_them(tmp_path, capsys, data, learned):
+def test_a_model_without_class_names_is_refused(tmp_path, capsys, data, learned):
     model = renamed(learned, tmp_path / "model", ("LABEL_0", "LABEL_1", "LABEL_2"))
     assert "'LABEL_0'" in refused(capsys, "evaluate", model, "--data", data)

@@ -1,4 +1,4 @@
-"""A teacher made of a network: what is learned, saved and read back, against the network put together by hand."""
+"""Training of a teacher from a network, compared with the same network built by hand from the saved files."""
 
 import dataclasses
 import json
@@ -49,13 +49,13 @@ def arguments(data, output_dir, **changes):
 
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory, data):
-    """The folder of a head on a frozen network, and its metrics."""
+    """Folder and metrics of a teacher with a linear head on frozen features."""
     folder = tmp_path_factory.mktemp("linear")
     return folder, train_teacher(arguments(data, folder))
 
 
 def network_of(folder):
-    """The saved network, put together without the package's loader."""
+    """Return the saved network, built without the loader of the package."""
     network = tiny.conv_network()
     network.classifier = nn.Linear(network.classifier.in_features, len(NAMES))
     network.load_state_dict(load_file(folder / "model.safetensors"))
@@ -63,7 +63,7 @@ def network_of(folder):
 
 
 def pixels_of(source, size=SIZE):
-    """In [0, 1], and the labels."""
+    """Return the pixels of all images in [0, 1], and the labels."""
     processor = DeiTImageProcessor.for_image_size(size, do_normalize=False)
     images = [source.image(index) for index in range(len(source))]
     return processor(images, return_tensors="pt")["pixel_values"], torch.tensor(source.labels)
@@ -75,10 +75,11 @@ def pixels_of(source, size=SIZE):
 def test_a_linear_head_learns_the_classes(linear):
     _, metrics = linear
     assert metrics["accuracy"] > 0.8
-    assert metrics["balanced_accuracy"] == pytest.approx(metrics["accuracy"])  # as many images in each class
+    # All classes have the same number of images.
+    assert metrics["balanced_accuracy"] == pytest.approx(metrics["accuracy"])
 
 
-def test_nothing_but_the_last_layer_is_changed(linear):
+def test_only_the_last_layer_is_changed(linear):
     weights, before = load_file(linear[0] / "model.safetensors"), tiny.conv_network().state_dict()
     assert weights.keys() == before.keys()
     for name, tensor in before.items():
@@ -100,7 +101,7 @@ def test_the_saved_teacher_gives_the_logits_of_its_network(linear, validation):
     assert metrics["cls_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
 
 
-def test_the_saved_teacher_brings_its_classes_pixels_and_size(linear):
+def test_the_saved_teacher_has_its_classes_normalisation_and_size(linear):
     teacher = Teacher.from_pretrained(linear[0])
     assert teacher.class_names == list(NAMES)
     assert (teacher.image_mean, teacher.image_std) == (pytest.approx(tiny.MEAN), pytest.approx(tiny.STD))
@@ -108,7 +109,7 @@ def test_the_saved_teacher_brings_its_classes_pixels_and_size(linear):
     assert json.loads((linear[0] / "teacher.json").read_text())["factory"] == FACTORY
 
 
-def test_a_factory_of_another_normalisation_is_trained_and_saved_in_it(tmp_path, monkeypatch, data, validation):
+def test_a_factory_with_another_normalisation_is_trained_and_saved_with_it(tmp_path, monkeypatch, data, validation):
     half = (0.5, 0.5, 0.5)
     monkeypatch.setitem(FACTORY_NORMALIZATION, FACTORY, (half, half))
     metrics = train_teacher(arguments(data, tmp_path, views=1))
@@ -122,18 +123,18 @@ def test_a_factory_of_another_normalisation_is_trained_and_saved_in_it(tmp_path,
 
 def test_the_head_is_at_the_minimum_of_a_penalised_softmax_regression(tmp_path, data):
     """The gradient of loss + 0.002 |w|² over standardised features of one view of each image is nearly 0."""
-    kept = []
+    recorded = []
     build, forward = tiny.ConvTeacher.forward, nn.Linear.forward
 
     def watching(module, inputs):
-        kept.append(inputs.detach().clone())
+        recorded.append(inputs.detach().clone())
         return forward(module, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Linear, "forward", watching)
         train_teacher(arguments(data, tmp_path, views=1, batch_size=24))
     assert tiny.ConvTeacher.forward is build
-    features = next(one for one in kept if one.shape == (24, 128))
+    features = next(one for one in recorded if one.shape == (24, 128))
     standard = (features - features.mean(0)) / features.std(0).clamp(min=1e-6)
     head = network_of(tmp_path).classifier
     weight = (head.weight * features.std(0).clamp(min=1e-6)).detach().requires_grad_()
@@ -147,13 +148,13 @@ def test_the_head_is_at_the_minimum_of_a_penalised_softmax_regression(tmp_path, 
 
 
 def labels_of(logits):
-    """Of images that a head has learned without a mistake; the classes must be equally many."""
+    """Return the labels of images that a head classifies without errors; each class must have 8 images."""
     labels = logits.argmax(-1)
     assert torch.bincount(labels).tolist() == [8, 8, 8]
     return labels
 
 
-def test_the_same_seed_gives_the_same_teacher_and_another_one_another(tmp_path, data, linear):
+def test_the_seed_determines_the_teacher(tmp_path, data, linear):
     train_teacher(arguments(data, tmp_path / "again"))
     train_teacher(arguments(data, tmp_path / "other", seed=1))
     weights = [load_file(path / "model.safetensors") for path in (linear[0], tmp_path / "again", tmp_path / "other")]
@@ -162,15 +163,15 @@ def test_the_same_seed_gives_the_same_teacher_and_another_one_another(tmp_path, 
     assert not torch.allclose(other, same)
 
 
-# ---- all of it ----
+# ---- fine-tuning of all weights ----
 
 
-def test_fine_tuning_goes_on_from_the_head_through_the_whole_network(tmp_path, data, validation, linear):
+def test_fine_tuning_starts_from_the_linear_head_and_trains_the_entire_network(tmp_path, data, validation, linear):
     metrics = train_teacher(arguments(data, tmp_path, mode="finetune", epochs=2, learning_rate=1e-3))
     weights, before = load_file(tmp_path / "model.safetensors"), load_file(linear[0] / "model.safetensors")
     for name in ("conv.weight", "norm.running_mean", "classifier.weight"):
         assert not torch.equal(weights[name], before[name])
-    # A few small steps away from the linear head, not anew from a random one.
+    # The head is a few small steps away from the linear head, so it did not start from a random one.
     assert (weights["classifier.weight"] - before["classifier.weight"]).abs().max() < 0.02
     assert metrics["accuracy"] > 0.8
     pixels, labels = pixels_of(validation)
@@ -185,7 +186,7 @@ def test_fine_tuning_goes_on_from_the_head_through_the_whole_network(tmp_path, d
 
 
 @pytest.mark.parametrize("mode", ["linear", "finetune"])
-def test_a_transformers_network_is_saved_as_a_folder_that_stock_loads(tmp_path, data, validation, mode):
+def test_a_transformers_network_is_saved_as_a_folder_that_transformers_loads(tmp_path, data, validation, mode):
     source = resnet_folder(tmp_path / "resnet")
     half = [0.5, 0.5, 0.5]
     DeiTImageProcessor.for_image_size(64, image_mean=half, image_std=half).save_pretrained(source)
@@ -209,8 +210,8 @@ def test_a_transformers_network_is_saved_as_a_folder_that_stock_loads(tmp_path, 
     torch.testing.assert_close(teacher(pixels / 2 + 0.5), heads["logits"], rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_measured_is_what_the_teacher_will_see(tmp_path, data, validation):
-    """A Swin takes any size; its configuration says 16 pixels, and the teacher is wanted for 32."""
+def test_the_metrics_are_measured_at_the_image_size_of_the_teacher(tmp_path, data, validation):
+    """A Swin accepts any size: its configuration states 16 pixels, and the teacher is trained for 32."""
     fields = {"network": str(swin_folder(tmp_path / "swin")), "image_size": 32}
     metrics = train_teacher(arguments(data, tmp_path / "out", **fields))
     pixels, labels = pixels_of(validation, 32)
@@ -243,7 +244,7 @@ def test_what_is_measured_is_what_the_teacher_will_see(tmp_path, data, validatio
     ],
     ids=str,
 )
-def test_what_is_not_allowed_is_refused_by_name_before_anything_is_written(tmp_path, data, changes, named):
+def test_an_invalid_argument_is_refused_with_its_name_before_a_file_is_written(tmp_path, data, changes, named):
     if changes.get("network") == "EMPTY":
         (tmp_path / "empty").mkdir()
         changes = {"network": str(tmp_path / "empty")}
@@ -255,14 +256,14 @@ def test_what_is_not_allowed_is_refused_by_name_before_anything_is_written(tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_head_alone_is_fitted_with_an_odd_batch_too(tmp_path, data):
+def test_a_linear_head_can_be_fitted_with_an_odd_batch_size(tmp_path, data):
     assert train_teacher(arguments(data, tmp_path, batch_size=7, views=1))["accuracy"] > 0.8
 
 
 # ---- the command ----
 
 
-def test_the_command_trains_and_says_how_to_go_on(tmp_path, capsys, data, linear):
+def test_the_command_trains_and_prints_how_to_use_the_teacher(tmp_path, capsys, data, linear):
     folder, metrics = linear
     fields = ("--network", FACTORY, "--image_size", SIZE, "--batch_size", 8, "--crop_scale", 0.6, 1.0)
     assert hf_deit("train-teacher", "--data", data, "--output_dir", tmp_path, *fields) == 0
@@ -272,7 +273,7 @@ def test_the_command_trains_and_says_how_to_go_on(tmp_path, capsys, data, linear
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_the_command_hands_every_option_on(monkeypatch):
+def test_the_command_passes_every_option_on(monkeypatch):
     given = []
     monkeypatch.setattr(
         "hf_deit.recipes.train_teacher.train_teacher", lambda one: given.append(one) or {"accuracy": 1.0}
@@ -301,7 +302,7 @@ def test_the_command_hands_every_option_on(monkeypatch):
     assert given == [wanted]
 
 
-def test_the_command_refuses_by_name(tmp_path, capsys, data):
+def test_the_command_names_an_invalid_network(tmp_path, capsys, data):
     message = refused(
         capsys, "train-teacher", "--data", data, "--network", "no.where:x", "--output_dir", tmp_path / "o"
     )

@@ -1,4 +1,4 @@
-"""Forty bad recipes: what is wrong is found without reading weights and without writing a file, and `train` says the same."""
+"""Validation of bad recipes: it finds every problem without reading weights or writing files, and `train` raises the same."""
 
 import logging
 import random
@@ -41,53 +41,53 @@ PLAIN = {
     "patch_size": 16,
 }
 
-# Fields on top of SCRATCH (None: left out), and words of each problem that is found.
+# Fields that override SCRATCH (None leaves a field out), and a part of the message of each problem.
 BAD = {
     "an unknown kind of student": ({"student": "large"}, ["student='large'"]),
     "no size": ({"hidden_size": None, "num_hidden_layers": None, "num_attention_heads": None}, ["hidden_size"]),
     "heads that do not divide the width": ({"num_attention_heads": 5}, ["num_attention_heads=5"]),
-    "an image that is no multiple of a patch": ({"image_size": 20}, ["image_size", "patch_size", "20"]),
+    "an image size that is not a multiple of the patch size": ({"image_size": 20}, ["image_size", "patch_size", "20"]),
     "a drop path above 1": ({"drop_path_rate": 1.5}, ["drop_path_rate"]),
-    "a crop ratio of nothing": ({"evaluation_crop_ratio": 0.0}, ["crop_ratio=0.0"]),
-    "weights that are not there": ({**PLAIN, "model": "nowhere/at_all"}, ["nowhere/at_all"]),
+    "a crop ratio of 0": ({"evaluation_crop_ratio": 0.0}, ["crop_ratio=0.0"]),
+    "weights that do not exist": ({**PLAIN, "model": "nowhere/at_all"}, ["nowhere/at_all"]),
     "weights that are a file": ({**PLAIN, "model": "FILE"}, ["hf-deit convert"]),
     "a folder without weights": ({**PLAIN, "model": "CONFIG"}, ["config.json"]),
     "a shape beside weights": ({**PLAIN, "hidden_size": 32}, ["hidden_size"]),
     "a plain student from two heads": ({**PLAIN, "model": "DISTILLED", "student": "plain"}, ["student=plain"]),
     "another image size for a Swin": ({**PLAIN, "model": "SWIN", "image_size": 48}, ["image_size"]),
-    "a token for a ResNet": ({**PLAIN, "model": "RESNET", "student": "distilled", "image_size": None}, ["student and drop_path_rate"]),
+    "a token for a ResNet": ({**PLAIN, "model": "RESNET", "student": "distilled", "image_size": None}, ["student='distilled'"]),
     "no teacher to learn from": ({"distillation_type": "hard"}, ["distillation_type='hard'", "teacher"]),
-    "a teacher that is not there": ({"distillation_type": "hard", "teacher": "nowhere/teacher"}, ["nowhere/teacher"]),
-    "a factory that is not there": ({**HARD, "teacher": "nowhere:network"}, ["nowhere:network"]),
+    "a teacher that does not exist": ({"distillation_type": "hard", "teacher": "nowhere/teacher"}, ["nowhere/teacher"]),
+    "a factory that does not exist": ({**HARD, "teacher": "nowhere:network"}, ["nowhere:network"]),
     "weights without a factory": ({"teacher_weights": "w.pth"}, ["teacher_weights"]),
     "weights beside a folder": ({**HARD, "teacher": "PLAIN", "teacher_weights": "w.pth"}, ["teacher_weights"]),
-    "weights of a factory that are not there": ({**HARD, "teacher_weights": "nowhere.pth"}, ["nowhere.pth"]),
+    "weights of a factory that do not exist": ({**HARD, "teacher_weights": "nowhere.pth"}, ["nowhere.pth"]),
     "an unknown type of the teacher": ({**HARD, "teacher_dtype": "int8"}, ["teacher_dtype='int8'"]),
     "a teacher of other classes": ({**HARD, "teacher_labels": ["ant", "bee", "cat", "eel"]}, ["'dog'"]),
-    "a teacher of other names than classes": ({**HARD, "teacher_labels": ["bee", "cat"]}, ["4 logits", "2 class names"]),
+    "a teacher with fewer class names than logits": ({**HARD, "teacher_labels": ["bee", "cat"]}, ["4 logits", "2 class names"]),
     "a teacher folder of other classes": ({"distillation_type": "soft", "teacher": "SWIN"}, ["2 classes"]),
     "a token for a plain student": ({**HARD, "student": "plain", "distillation_target": "token"}, ["'token'"]),
-    "one head of two": ({**HARD, "distillation_target": "class"}, ["'class'"]),
-    "a cache that is not there": ({**HARD, "teacher_cache": "nowhere"}, ["nowhere"]),
+    "a class target for a student with two heads": ({**HARD, "distillation_target": "class"}, ["'class'"]),
+    "a cache that does not exist": ({**HARD, "teacher_cache": "nowhere"}, ["nowhere"]),
     "nothing to verify": ({**HARD, "verify_teacher_cache": 8}, ["verify_teacher_cache=8"]),
-    "an average over nothing": ({"ema_epochs": 0.1}, ["ema_epochs=0.1"]),
+    "averaged weights without enough steps": ({"ema_epochs": 0.1}, ["ema_epochs=0.1"]),
     "a cache and a teacher of other classes": (
         {**HARD, "teacher_cache": "nowhere", "teacher_labels": ["ant", "bee", "cat", "eel"]}, ["'dog'"],
     ),
     "an odd batch": ({"per_device_train_batch_size": 7}, ["per_device_train_batch_size=7"]),
-    "adapters in place of weights": ({**PLAIN, "model": "ADAPTER"}, ["LoRA"]),
+    "adapters instead of weights": ({**PLAIN, "model": "ADAPTER"}, ["LoRA"]),
     "a warm-up without an end": ({"warmup_steps": 2}, ["warmup_steps=2"]),
-    "an optimizer that is not there": ({"optimizer_class": "nowhere:Lamb"}, ["nowhere:Lamb"]),
-    "an argument of no optimizer": ({"optimizer_class": "torch.optim:SGD", "optim_args": "pace=2"}, ["pace"]),
+    "an optimizer that does not exist": ({"optimizer_class": "nowhere:Lamb"}, ["nowhere:Lamb"]),
+    "an unknown argument of the optimizer": ({"optimizer_class": "torch.optim:SGD", "optim_args": "pace=2"}, ["pace"]),
     "an optimizer of another package": ({"optim": "galore_adamw"}, ["galore"]),
-    "an argument of no schedule": ({"lr_scheduler_kwargs": {"pace": 2}}, ["pace"]),
+    "an unknown argument of the schedule": ({"lr_scheduler_kwargs": {"pace": 2}}, ["pace"]),
     "an unknown metric": ({"load_best_model_at_end": True, "metric_for_best_model": "f1"}, ["f1"]),
     "top-5 of three classes": ({"load_best_model_at_end": True, "metric_for_best_model": "top5_accuracy"}, ["top5"]),
     "a stream of a folder": ({"streaming": True}, ["streaming: false"]),
-    "data that are not there": ({"data": "NOWHERE"}, ["no_such_data"]),
+    "data that do not exist": ({"data": "NOWHERE"}, ["no_such_data"]),
     "a folder of an earlier run": ({"output_dir": "USED"}, ["USED", "--resume"]),
     "nothing to resume": ({"resume": True}, ["resume"]),
-    "a column of no table": ({"label_column": ["kind"]}, ["label_column"]),
+    "a column without a table": ({"label_column": ["kind"]}, ["label_column"]),
     "a tracker that is not installed": ({"report_to": "clearml"}, ["clearml"]),
     "four things at once": (
         {**HARD, "distillation_target": "class", "per_device_train_batch_size": 7, "warmup_steps": 2, "layer_decay": 0.5,
@@ -119,7 +119,7 @@ SEVERAL = (
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
-    """Data, models and an earlier run, which no check may touch."""
+    """Folder with data, models and an earlier run, which no check may change."""
     room = tmp_path_factory.mktemp("room")
     write_splits(room / "data")
     for name, two_heads in (("PLAIN", False), ("DISTILLED", True)):
@@ -162,15 +162,15 @@ def test_a_bad_recipe_is_refused_by_the_check_and_by_the_training_with_the_same_
     room, name, tmp_path, monkeypatch
 ):
     fields, words = BAD[name]
-    for place in (tmp_path / "temporary", tmp_path / "here"):
-        place.mkdir()
+    for folder in (tmp_path / "temporary", tmp_path / "here"):
+        folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.chdir(tmp_path / "here")
     recipe, before = recipe_of(room, fields), contents(room)
     problems = validate(recipe)
     assert len(problems) == (len(words) if name in SEVERAL else 1)
-    said = "\n".join(messages(problems))
-    assert [word for word in words if word not in said] == []
+    text = "\n".join(messages(problems))
+    assert [word for word in words if word not in text] == []
     with pytest.raises(UserError) as refused:
         train(recipe)
     assert messages(getattr(refused.value, "problems", ()) or [refused.value]) == messages(problems)
@@ -178,14 +178,14 @@ def test_a_bad_recipe_is_refused_by_the_check_and_by_the_training_with_the_same_
     assert len(list(tmp_path.rglob("*"))) == 2, "something was written elsewhere"
 
 
-# What a trainer made from Python with real weights says of the same recipe; the others are about folders, or optimizers, which
-# it makes later.
+# Recipes that a trainer with real weights, built in Python, refuses too. The others have problems of folders, or of optimizers
+# and schedules, which the trainer creates later.
 ALSO_BY_THE_TRAINER = [
     name
     for name, (fields, _) in BAD.items()
     if not {"output_dir", "resume", "optim", "optim_args", "lr_scheduler_kwargs", "report_to"} & fields.keys()
     and "data" not in fields
-    # The trainer finds the missing cache too. What it cannot build at all hides what it would find after that.
+    # In these, the trainer finds the missing cache too, or fails before it can find the other problems.
     and name
     not in (
         "a folder without weights",
@@ -206,7 +206,7 @@ def test_the_trainer_with_real_weights_refuses_the_same_recipes_with_the_same_wo
         assert messages(getattr(refused.value, "problems", ()) or [refused.value]) == messages(validate(recipe)), name
 
 
-def test_a_good_recipe_has_no_problems_and_its_check_leaves_no_trace(room, caplog):
+def test_a_valid_recipe_has_no_problems_and_its_validation_has_no_side_effects(room, caplog):
     recipe, before = recipe_of(room, HARD), contents(room)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     with caplog.at_level(logging.INFO):
@@ -233,11 +233,11 @@ def test_no_weights_are_read(room, monkeypatch):
     assert validate(recipe) == []
     assert opened == []
     build_trainer(recipe)
-    assert len(opened) >= 2, "the test would not see it"
+    assert len(opened) >= 2, "the test cannot detect that weights are read"
 
 
-def test_data_that_could_not_be_read_once_are_not_trained_on(room, tmp_path, monkeypatch):
-    # A network file system may fail once and work again.
+def test_data_that_fail_to_load_in_the_validation_are_not_trained_on(room, tmp_path, monkeypatch):
+    # A network file system may fail once and then work.
     failures = [DataError("the first time")]
 
     def load(recipe):
