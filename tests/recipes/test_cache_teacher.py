@@ -72,7 +72,7 @@ def test_verifying_on_the_command_line_takes_the_teacher_too(data, tmp_path, cap
     assert train(data, tmp_path / "out", *verified, *TEACHER) == 0
     assert "8 stored outputs verified: for 100.00 %" in caplog.text
     message = refused(capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *verified)
-    assert "give the teacher too" in message
+    assert "verify_teacher_cache=8" in message
 
 
 def test_the_card_of_a_run_with_a_cache_names_the_teacher_as_with_the_live_teacher(data, tmp_path):
@@ -116,7 +116,7 @@ def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_cache(data, tmp_p
     assert said == (teacher == "folder")
     assert len(weights(tmp_path / "out")) > 0
     verified = ("train", "--data", data, "--output_dir", tmp_path / "no", *RUN, *given, "--verify_teacher_cache", 4)
-    assert {"folder": "gone", "empty": "give the teacher too"}[teacher] in refused(capsys, *verified)
+    assert {"folder": "gone", "empty": "verify_teacher_cache=4"}[teacher] in refused(capsys, *verified)
     assert "distillation_type='hard' needs" in refused(
         capsys, "train", "--data", data, "--output_dir", tmp_path / "no", *RUN, "--teacher", "", "--teacher_cache", ""
     )
