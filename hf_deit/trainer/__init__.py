@@ -1,1 +1,1 @@
-"""The Hugging Face `Trainer` with a teacher: arguments, steps, evaluation, checkpoints and exact resume."""
+"""The Hugging Face `Trainer` with a teacher: arguments, training steps, evaluation, checkpoints and exact resume."""

@@ -1,6 +1,7 @@
-"""Accuracies as `evaluate.Metric`s. They are defined here, so none is downloaded.
+"""Accuracy metrics as `evaluate.Metric`s. They are defined here so that no metric has to be downloaded.
 
-`evaluate` imports pandas, SciPy and more, so that metrics.py imports this module only when it computes a metric.
+Importing `evaluate` also imports pandas, SciPy and other packages. metrics.py therefore imports this module only when
+it computes a metric.
 """
 
 import datasets
@@ -14,7 +15,7 @@ _CITATION = (
 
 def _features(reference: str) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(
-        description=f"Predicted class indices against {reference}.",
+        description=f"Predicted class indices compared with {reference}.",
         citation=_CITATION,
         inputs_description="predictions, references: class indices (images,).",
         features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
@@ -22,7 +23,11 @@ def _features(reference: str) -> evaluate.MetricInfo:
 
 
 class TopOneAccuracy(evaluate.Metric):
-    """`accuracy`, the share of right answers, and `balanced_accuracy`, its mean over the classes that occur."""
+    """Metric with two values: `accuracy` and `balanced_accuracy`.
+
+    `accuracy` is the share of correct predictions. `balanced_accuracy` is the mean of the accuracies of the classes;
+    classes that do not occur in the references are left out.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return _features("labels")
@@ -35,10 +40,10 @@ class TopOneAccuracy(evaluate.Metric):
 
 
 class TeacherAgreement(evaluate.Metric):
-    """`teacher_agreement`, the share of images where the student's answer is the teacher's."""
+    """Metric with `teacher_agreement`, the share of images for which student and teacher predict the same class."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return _features("the teacher's answers")
+        return _features("the classes that the teacher predicts")
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"teacher_agreement": float(np.mean(np.asarray(predictions) == np.asarray(references)))}

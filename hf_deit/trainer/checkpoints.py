@@ -1,6 +1,7 @@
-"""Checkpoints: written whole or not at all, found again, and compared with the run that wants to go on from one.
+"""Checkpoint folders: find the complete ones, clean up unfinished ones, and compare a checkpoint with the resumed run.
 
-What is in a checkpoint is the Trainer's business; this module moves folders, and knows which are complete.
+The files in a checkpoint are written by resumable_trainer.py. The functions that write a folder completely or not at
+all are in files.py.
 """
 
 import json
@@ -15,9 +16,9 @@ from ..errors import ResumeError
 from ..files import STAGING_PREFIX
 from ..fingerprints import changed_fields, differences
 
-# Beside the raw weights of a checkpoint: the averaged model.
+# Folder in a checkpoint that holds the averaged model; the raw weights are in the checkpoint itself.
 EMA_FOLDER = "ema"
-# Written into each checkpoint: model, recipe and data of the run, see `changed_fields`.
+# File in each checkpoint that describes the run (model, recipe, data); see `changed_fields`.
 RUN_FILE = "hf_deit_run.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
@@ -25,9 +26,9 @@ _STATE = "trainer_state.json"
 
 
 def remove_staging(output_dir: Path) -> None:
-    """Removes what a killed run left half-written."""
+    """Remove the unfinished files and folders of a killed run, and restore a checkpoint that was being replaced."""
     if output_dir.is_dir():
-        for old in output_dir.glob(f"{STAGING_PREFIX}old-*"):  # killed between the two renames: the old one is whole
+        for old in output_dir.glob(f"{STAGING_PREFIX}old-*"):  # killed between the two renames: the old one is complete
             target = output_dir / old.name.removeprefix(f"{STAGING_PREFIX}old-")
             if not target.exists():
                 os.replace(old, target)
@@ -36,7 +37,7 @@ def remove_staging(output_dir: Path) -> None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Gives the complete checkpoints, oldest first."""
+    """Return the complete checkpoints in the order of their steps."""
     if not output_dir.is_dir():
         return []
     found = [(int(match[1]), path) for path in output_dir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))]
@@ -48,28 +49,29 @@ def _is_complete(path: Path) -> bool:
 
 
 def newest_checkpoint(output_dir: Path) -> Path:
-    """Gives the newest complete checkpoint.
+    """Return the complete checkpoint with the highest step.
 
     Raises:
-        ResumeError: There is none.
+        ResumeError: The folder holds no complete checkpoint.
     """
     found = checkpoints(output_dir)
     if not found:
         raise ResumeError(
-            f"No complete checkpoint in {output_dir} to resume from: start without resume, or check the path."
+            f"No complete checkpoint in {output_dir} to resume from. Start without resume, or correct output_dir."
         )
     return found[-1]
 
 
 def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
-    """Refuses to go on from a checkpoint of a run with other data, recipe, teacher or model.
+    """Check that a checkpoint was written by a run with the same data, recipe, teacher and model.
 
     Args:
-        checkpoint: Its folder; one without a run file (a stock Trainer's) is taken on trust.
-        present: What the run file would hold now.
+        checkpoint: Folder of the checkpoint. A checkpoint without a run file (written by a stock Trainer) is not
+            checked.
+        present: Description of the present run, with the fields of the run file.
 
     Raises:
-        ResumeError: Something differs; each field is named with both values.
+        ResumeError: A field differs. The message names each such field with both values.
     """
     file = checkpoint / RUN_FILE
     if not file.is_file():
@@ -78,8 +80,11 @@ def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
     if changed:
         rows = differences(changed, "in the checkpoint", "now")
         if any(field.startswith("teacher.stored") for field in changed):
-            rows += "\n(Stored answers in top-K or float16 are another teacher than the exact ones; these have no teacher.stored.)"
+            rows += (
+                "\n(A cache of top-K or float16 outputs counts as another teacher than exact outputs, for which the "
+                "field teacher.stored is missing.)"
+            )
         raise ResumeError(
-            f"{checkpoint} belongs to another run:\n{rows}\nSet them back to resume, or train into a new output_dir "
-            "(to start from these weights, give the checkpoint as the model)."
+            f"{checkpoint} belongs to another run:\n{rows}\nSet these fields back to resume, or start a new run in "
+            "another output_dir. The new run can start from these weights: give the checkpoint as the model."
         )

@@ -1,8 +1,8 @@
-"""What does not go together in a training, found before the first step and reported together.
+"""Checks of arguments, student and data against each other, which run before the first training step.
 
-Each check yields a message with the remedy. The trainer collects them, together with what student and teacher refuse
-themselves, and raises them in one error. Arguments alone are checked by training_args.py, whole recipes by
-recipes/validate.py.
+Each check yields a message that says how to fix the problem. The trainer collects these messages and the errors of
+student and teacher, and raises them as one error. Checks that need nothing but the arguments are in training_args.py,
+and checks of an entire recipe are in recipes/validate.py.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ from .training_args import DistillationTrainingArguments
 def training_problems(
     args: DistillationTrainingArguments, model: nn.Module, student: StudentInfo, dataset: Dataset, updates: int | None
 ) -> Iterator[str]:
-    """Gives what stands against training: student, data and arguments.
+    """Yield the problems that prevent training this student on this data set with these arguments.
 
     Args:
-        args: Of the run.
+        args: Arguments of the run.
         model: The student.
-        student: Facts about it.
+        student: Facts about the student, as `inspect_student` returns them.
         dataset: The training data.
-        updates: Number of optimizer steps; None if unknown.
+        updates: Number of optimizer steps of the entire training; None if unknown.
     """
     yield from _loss_problems(args, student, dataset)
     yield from _data_problems(args, student, dataset)
@@ -45,7 +45,7 @@ def training_problems(
 
 
 def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
-    """Names the metric that decides which model is best, where it is needed and none is named."""
+    """Set `metric_for_best_model` to the default for this problem type, if the run needs it and the user gave none."""
     needed = (
         args.load_best_model_at_end or args.save_strategy == "best" or args.lr_scheduler_type == "reduce_lr_on_plateau"
     )
@@ -60,14 +60,17 @@ def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> N
 
 
 def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -> Iterator[str]:
-    """Gives what is wrong with the name of the metric for the best model, where no `compute_metrics` adds others."""
+    """Yield a problem if `metric_for_best_model` is not one of the trainer's own metrics.
+
+    Call this only if no `compute_metrics` function adds other metrics.
+    """
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     known = metric_names(student.problem_type)
     known += [f"ema_{metric}" for metric in known] if args.ema_epochs else []
     if name not in known:
         yield (
-            f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation of this student gives no such metric. Choose "
-            f"one of {', '.join(known)}."
+            f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation of this student gives no such "
+            f"metric. Choose one of {', '.join(known)}."
         )
 
 
@@ -76,24 +79,25 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
     for name in ("mixup_alpha", "cutmix_alpha"):
         if getattr(args, name) and student.problem_type == ProblemType.REGRESSION:
             yield (
-                f"{name}={getattr(args, name)} mixes classes, and the student's problem_type is 'regression': set {name}=0."
+                f"{name}={getattr(args, name)} mixes the classes of two images, but the student's problem_type is "
+                f"'regression'. Set {name}=0."
             )
     if "top5" in (args.metric_for_best_model or "") and student.num_labels <= TOP_K:
         yield (
-            f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 needs at least "
-            f"{TOP_K + 1}. Use metric_for_best_model='accuracy'."
+            f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 accuracy "
+            f"needs at least {TOP_K + 1} classes. Use metric_for_best_model='accuracy'."
         )
     if args.class_weights == "none":
         return
     if not single:
         yield (
-            f"class_weights={args.class_weights!r} needs one class an image, and the student's problem_type is "
-            f"{student.problem_type!r}: set class_weights='none'."
+            f"class_weights={args.class_weights!r} needs one class per image, but the student's problem_type is "
+            f"{student.problem_type!r}. Set class_weights='none'."
         )
     elif inspect_dataset(dataset).labels is None:
         yield (
-            f"class_weights={args.class_weights!r} needs the labels of all images beforehand, and the training data "
-            f"({type(dataset).__name__}) do not tell them: use a ViewDataset, or set class_weights='none'."
+            f"class_weights={args.class_weights!r} needs the labels of all images before training, but the training "
+            f"data ({type(dataset).__name__}) do not provide them. Use a ViewDataset, or set class_weights='none'."
         )
 
 
@@ -102,24 +106,26 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
     keyed = info.takes_view_keys
     if keyed and info.images is not None and info.images < 2:
         yield (
-            f"The training data have {info.images} image(s), and at least 2 are needed: images are paired. Give more images, or a "
-            "smaller validation_share."
+            f"The training data have {info.images} image(s), but images are paired, so at least 2 are needed. Give "
+            "more images, or use a smaller validation_share."
         )
     if args.train_batch_size % 2 and (keyed or args.mixing.is_on):
         yield (
-            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even one."
+            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd, but images are paired. Use an "
+            "even number."
         )
     if not keyed:
         if args.repeated_augmentation > 1:
             yield (
-                f"repeated_augmentation={args.repeated_augmentation} needs data that take view keys, and "
-                f"{type(dataset).__name__} does not: use a ViewDataset, or set it to 1."
+                f"repeated_augmentation={args.repeated_augmentation} needs a data set that is indexed by view keys, "
+                f"but {type(dataset).__name__} is not. Use a ViewDataset, or set repeated_augmentation=1."
             )
         batch = args.train_batch_size * args.world_size
         if args.mixing.is_on and info.images is not None and info.images < batch:
             yield (
-                f"The data have {info.images} images and a batch {batch}: mixing leaves out an incomplete batch, so nothing would "
-                f"be learned. Use per_device_train_batch_size of at most {info.images // args.world_size // 2 * 2}."
+                f"The training data have {info.images} images, fewer than a batch of {batch} images. With mixup or "
+                "CutMix, an incomplete batch is left out, so the student would not be trained at all. Use a "
+                f"per_device_train_batch_size of at most {info.images // args.world_size // 2 * 2}."
             )
         return
     if student.problem_type != ProblemType.SINGLE_LABEL or info.class_names is None:
@@ -130,14 +136,14 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
         [name.strip() for name in info.class_names],
     ):
         yield (
-            f"The data's classes are {', '.join(info.class_names[:20])}, the student's (and so the teacher's answers) "
-            f"{', '.join(student.class_names[:20])}: labels would be taken for other classes. Build the student with the "
-            "data's names as id2label, in their order."
+            f"The classes of the data are {', '.join(info.class_names[:20])}, but those of the student are "
+            f"{', '.join(student.class_names[:20])} (a teacher is aligned to these): labels would be taken for other "
+            "classes. Build the student with the class names of the data, in the same order, as id2label."
         )
     if count != student.num_labels:
         yield (
-            f"The data have {count} classes ({', '.join(info.class_names[:20])}), the student {student.num_labels} "
-            f"outputs: build it with num_labels={count}."
+            f"The training data have {count} classes ({', '.join(info.class_names[:20])}), but the student has "
+            f"{student.num_labels} outputs. Build the student with num_labels={count}."
         )
 
 
@@ -147,11 +153,14 @@ def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> I
     }
     if halves:
         yield (
-            f"The student's weights are {', '.join(sorted(halves))}: small updates would be rounded away. Load it with "
-            "dtype=torch.float32, and set bf16=True to compute in bfloat16."
+            f"The student's weights are {', '.join(sorted(halves))}: small updates would be rounded away. Load the "
+            "student with dtype=torch.float32, and set bf16=True to compute in bfloat16."
         )
     if args.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
-        yield "fp16=True on a device that has bfloat16: fp16 overflows where bf16 does not. Set bf16=True and fp16=False."
+        yield (
+            "fp16=True on a device that supports bfloat16: float16 overflows where bfloat16 does not. Set bf16=True "
+            "and fp16=False."
+        )
     config = getattr(model, "config", None)
     image_size, patch_size = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if image_size is not None and patch_size is not None:
@@ -159,17 +168,19 @@ def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> I
         if any(side % step for side, step in zip(sides, patch, strict=True)):
             nearest = tuple(max(1, round(side / step)) * step for side, step in zip(sides, patch, strict=True))
             yield (
-                f"The student's image_size {sides[0]}×{sides[1]} is no multiple of its patch_size {patch[0]}×{patch[1]}: "
-                f"pixels at the edge would be cut off. Use image_size {nearest[0]}×{nearest[1]}."
+                f"The student's image_size {sides[0]}×{sides[1]} is not a multiple of its patch_size "
+                f"{patch[0]}×{patch[1]}: pixels at the edge would be cut off. Use image_size {nearest[0]}×{nearest[1]}."
             )
 
 
 def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, updates: int | None) -> Iterator[str]:
-    share_of_one = updates == 1 and args.warmup_steps < 1  # it rounds up to the only update there is
-    if updates is not None and not share_of_one and args.get_warmup_steps(updates) >= updates:
+    # A share of one step rounds up to that step. This is allowed: a run of one step cannot have a shorter warm-up.
+    rounds_up_to_one = updates == 1 and args.warmup_steps < 1
+    if updates is not None and not rounds_up_to_one and args.get_warmup_steps(updates) >= updates:
         yield (
-            f"warmup_steps={args.warmup_steps} with {updates} updates in all: the learning rate would never reach its peak. "
-            "Use fewer warmup_steps (0.05 is a share of the training), or train longer."
+            f"warmup_steps={args.warmup_steps} with {updates} updates in all: the warm-up would fill the entire "
+            "training. Use fewer warmup_steps (a value below 1 is a share of the training, for example 0.05), or train "
+            "longer."
         )
     for check in (
         lambda: args.layer_decay == 1 or layer_depths(model),
@@ -183,38 +194,41 @@ def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, up
 
 
 def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str]:
-    """Yield what prevents publishing the model at the end (`push_to_hub`), before there is a repository."""
+    """Yield the problems that would prevent publishing the trained model; checked before its repository is created."""
     if hasattr(model, "peft_config"):
         yield (
-            "push_to_hub=True with adapters (LoRA), which are no model by themselves: train with push_to_hub=False, then "
-            'student.merge_and_unload().save_pretrained("merged"), trainer.processing_class.save_pretrained("merged"), and '
-            "hf-deit push merged OWNER/NAME."
+            "push_to_hub=True with adapters (LoRA): adapters alone are not a model that can be published. Train with "
+            'push_to_hub=False. Then run student.merge_and_unload().save_pretrained("merged"), '
+            'trainer.processing_class.save_pretrained("merged") and hf-deit push merged OWNER/NAME.'
         )
-    if processing_class is None:  # of a student without image_size; the others have one made
+    if processing_class is None:  # only if the student has no image_size: for others the trainer makes one
         yield (
-            "push_to_hub=True without an image processor, without which others cannot give the model an image: pass "
-            "processing_class=DeiTImageProcessor.for_image_size(…)."
+            "push_to_hub=True without an image processor, which users of the published model need to prepare images. "
+            "Pass processing_class=DeiTImageProcessor.for_image_size(…)."
         )
 
 
 def trainer_problems(
     args: DistillationTrainingArguments, brings_optimizer: bool, shards_parameters: bool
 ) -> Iterator[str]:
-    """Gives what stands against the way the Trainer was called.
+    """Yield the problems between the arguments and the way in which the trainer is used.
 
     Args:
-        args: Of the run.
-        brings_optimizer: The caller passed an optimizer, or its class with arguments.
-        shards_parameters: FSDP or DeepSpeed.
+        args: Arguments of the run.
+        brings_optimizer: Whether the caller passed an optimizer, or an optimizer class with arguments.
+        shards_parameters: Whether FSDP or DeepSpeed is used.
     """
-    given = {"layer_decay": 1.0, "scale_learning_rate": False, "optimizer_class": None}
-    given = [f"{name}={getattr(args, name)!r}" for name, default in given.items() if getattr(args, name) != default]
-    if brings_optimizer and given:
+    defaults = {"layer_decay": 1.0, "scale_learning_rate": False, "optimizer_class": None}
+    changed = [
+        f"{name}={getattr(args, name)!r}" for name, default in defaults.items() if getattr(args, name) != default
+    ]
+    if brings_optimizer and changed:
         yield (
-            f"{', '.join(given)} with an optimizer of your own, which brings its own learning rates: leave out one of them."
+            f"{', '.join(changed)} with an optimizer of your own: that optimizer has its own learning rates. Leave out "
+            "the optimizer, or leave these arguments at their defaults."
         )
     if args.ema_epochs and shards_parameters:
         yield (
-            f"ema_epochs={args.ema_epochs} with FSDP or DeepSpeed, which hold a part of each weight: set ema_epochs=0, or train "
-            "with plain data parallelism."
+            f"ema_epochs={args.ema_epochs} with FSDP or DeepSpeed: weights cannot be averaged where a process holds "
+            "only a part of each. Set ema_epochs=0, or use plain data parallelism (DDP)."
         )

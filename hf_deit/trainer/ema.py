@@ -1,9 +1,10 @@
 """Averaged weights: an exponential moving average of a model's parameters, updated on the device.
 
-What is averaged and when is said here; evaluating, saving and restoring it is the business of resumable_trainer.py.
+This module defines what is averaged and when. The averaged weights are evaluated, saved and restored by
+resumable_trainer.py.
 
-Paper: arXiv:2012.12877, Table 8 (EMA 0.99996, 81.9 against 81.8 without). The horizon is given in epochs, since a
-decay that suits a million updates averages next to nothing into a run of a thousand.
+Paper: arXiv:2012.12877, Table 8 (decay 0.99996; accuracy 81.9 with EMA, 81.8 without). The user gives the horizon in
+epochs instead of the decay, because a decay that suits a run of a million updates does not suit a run of a thousand.
 """
 
 import contextlib
@@ -23,27 +24,28 @@ logger = logging.getLogger(__name__)
 
 
 def decay_of_horizon(updates: float) -> float:
-    """Gives the decay per update 1 - 1/updates, in [0, 1), of an average over about that many updates."""
+    """Return the decay per update, 1 - 1/updates in [0, 1), of an average over about this number of updates."""
     return max(0.0, 1.0 - 1.0 / updates)
 
 
 def horizon_problems(ema_epochs: float, updates: int) -> Iterator[str]:
-    """Yield what is wrong with a horizon of so many epochs, each of `updates` optimizer steps."""
+    """Yield a problem if a horizon of `ema_epochs` epochs with `updates` optimizer steps each is below two steps."""
     horizon = ema_epochs * updates
     if ema_epochs and horizon < 2:
         yield (
-            f"ema_epochs={ema_epochs} with {updates} optimizer steps per epoch is a horizon of {horizon:g} steps, so the average "
-            f"would be the last weights. Use at least {2 / updates:.2g}, for example a tenth of all epochs, or 0 for no average."
+            f"ema_epochs={ema_epochs} with {updates} optimizer steps per epoch is a horizon of {horizon:g} steps, so "
+            f"the average would hardly differ from the latest weights. Use ema_epochs of at least {2 / updates:.2g} "
+            "(for example a tenth of all epochs), or 0 to turn averaging off."
         )
 
 
 class AveragedWeights:
-    """Averages of all parameters of a model, in float32 (float64 for float64 parameters).
+    """Moving averages of all parameters of a model, in float32 (float64 for float64 parameters).
 
-    Buffers are not averaged: whoever applies the averages finds the model's own beside them.
+    Buffers are not averaged: while the averages are applied, the model keeps its own buffers.
 
     Args:
-        model: Whose parameters are averaged; its present ones are the start.
+        model: Model whose parameters are averaged. The averages start from its present parameters.
     """
 
     def __init__(self, model: nn.Module):
@@ -55,12 +57,12 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, decay: float, done: int) -> None:
-        """Moves the averages towards the parameters, without waiting for the device.
+        """Move the averages towards the present parameters, without waiting for the device.
 
         Args:
-            decay: In [0, 1), once warmed up.
-            done: Updates of the weights before this one, t: the decay is at most (1 + t) / (10 + t), so that the random
-                start is soon forgotten.
+            decay: Decay in [0, 1).
+            done: Number t of weight updates before this one. The decay is limited to (1 + t) / (10 + t), so that the
+                first updates quickly replace the random initial weights.
         """
         decay = min(decay, (1 + done) / (10 + done))
         targets = [
@@ -71,7 +73,7 @@ class AveragedWeights:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the averages inside, and its own parameters again afterwards, bit for bit."""
+        """Copy the averages into the model for this context, and then restore its own parameters bit for bit."""
         own = [parameter.detach().clone() for parameter in self._parameters]
         self.copy_to_model()
         try:
@@ -80,7 +82,7 @@ class AveragedWeights:
             self._copy(own)
 
     def copy_to_model(self) -> None:
-        """Leaves the averages in the model."""
+        """Copy the averages into the model, where they stay."""
         self._copy(self._averages)
 
     @torch.no_grad()
@@ -90,10 +92,11 @@ class AveragedWeights:
 
 
 class AveragingCallback(TrainerCallback):
-    """Starts the average with the training, and updates it after every optimizer step.
+    """Callback that creates the averages when training starts and updates them after every optimizer step.
 
     Args:
-        trainer: Its `average` is set and updated; it must outlive this callback, which holds no reference of its own.
+        trainer: Trainer whose attribute `average` is set and updated. The callback holds only a weak reference, so the
+            trainer must outlive it.
     """
 
     def __init__(self, trainer: Any):
@@ -105,15 +108,17 @@ class AveragingCallback(TrainerCallback):
             self.trainer.average = AveragedWeights(self.trainer.model)
         try:
             updates = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-        except TypeError:  # a stream: accelerate's loaders have the method, but no answer
+        except TypeError:  # a stream: accelerate's loaders define __len__, but it raises
             updates = state.max_steps
-            logger.warning("The data have no length: for ema_epochs all %d updates count as one epoch.", updates)
+            logger.warning(
+                "The training data have no length: for ema_epochs, all %d updates count as one epoch.", updates
+            )
         for problem in horizon_problems(args.ema_epochs, updates):
             raise RecipeError(problem)
         self.decay = decay_of_horizon(args.ema_epochs * updates)
         logger.info(
-            "Averaged weights: ema_epochs=%g × %d updates an epoch, decay %g an update. The %s weights count for the best "
-            "model and the final save (counted_weights).",
+            "Averaged weights (EMA): ema_epochs=%g × %d updates per epoch, decay %g per update. The %s weights count "
+            "for the best model and the final save (counted_weights).",
             args.ema_epochs,
             updates,
             self.decay,
@@ -121,4 +126,4 @@ class AveragingCallback(TrainerCallback):
         )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.average.update(self.decay, state.global_step)  # the step is counted after this
+        self.trainer.average.update(self.decay, state.global_step)  # global_step is increased after this

@@ -1,7 +1,7 @@
-"""`HubMixin`: a Trainer whose pushes and model cards are made by this package's hub wing.
+"""`HubMixin`: pushes and model cards of a Trainer, made by the modules in hub/.
 
-The stock methods upload every file of the output folder and write a card without results, licence or recipe. Which files are
-uploaded is in hub/publishing.py, what a card contains is in hub/model_card.py.
+The stock methods upload every file of the output folder and write a card without results, licence or recipe.
+hub/publishing.py selects the files to upload, and hub/model_card.py defines the content of a card.
 """
 
 import logging
@@ -32,14 +32,14 @@ def _first(names: str | list[str] | None) -> str | None:
 
 
 class HubMixin:
-    """Replaces cards and uploads of a `Trainer`. A class inherits from this one and from a Trainer, in this order."""
+    """Mixin that replaces the model cards and uploads of a `Trainer`. It must come before the Trainer in the bases."""
 
     def summary(self) -> RunSummary:
-        """Return the facts of the run that its card shows. A trainer defines this method."""
+        """Return the facts of the run that its card shows. The class that uses this mixin must define this method."""
         raise NotImplementedError(f"{type(self).__name__} does not define summary(), which the model card needs.")
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository before the first step, if `push_to_hub` is set, as the Trainer does.
+        """Create the repository on the Hub. The Trainer calls this before the first step if `push_to_hub` is set.
 
         Raises:
             PublishError: The token is invalid, or the Hub cannot be reached.
@@ -64,16 +64,16 @@ class HubMixin:
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write the card of the run in its present state, README.md, and results.json into `output_dir`.
+        """Write the model card (README.md) and results.json into `output_dir`, from the present state of the run.
 
-        A README.md that was written by hand is not changed, and a warning is logged. A student without a transformers
+        If README.md was written by hand, it is not changed, and a warning is logged. A student without a transformers
         configuration gets the stock card.
 
         Args:
             language: Used by the stock card only.
             license: Licence identifier of the Hub.
             tags: Used by the stock card only.
-            model_name: Title of the card. Default: the name in `hub_model_id`, else that of `output_dir`.
+            model_name: Title of the card. Default: the name in `hub_model_id`, else the name of `output_dir`.
             finetuned_from: Hub name of the weights that training started from.
             tasks: Used by the stock card only.
             dataset_tags: Hub name of the data.
@@ -121,13 +121,14 @@ class HubMixin:
         Args:
             commit_message: Message of the commit.
             blocking: Whether to wait until the upload is finished. If not, a failure is logged and training continues.
-            token: Default: `args.hub_token`, else the login.
-            revision: Branch. Default: `args.hub_revision`, else main.
+            token: Access token of the Hub. Default: `args.hub_token`, else the stored login.
+            revision: Branch of the repository. Default: `args.hub_revision`, else main.
             private: Whether a new repository is private. Default: `args.hub_private_repo`.
             **kwargs: Arguments of `create_model_card`.
 
         Returns:
-            huggingface_hub's CommitInfo, or a future of it; None in all processes except the first.
+            The `CommitInfo` of huggingface_hub, or a future of it if not `blocking`. None in all processes except the
+            first; also None if `blocking` is False and the model cannot be published.
 
         Raises:
             PublishError: The model cannot be published, or the upload failed (only if `blocking`).
@@ -136,7 +137,7 @@ class HubMixin:
         token = token if token is not None else self.args.hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
-        self._finish_current_push()  # it reads the files that are now replaced
+        self._finish_current_push()  # the running push reads the files that are replaced below
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

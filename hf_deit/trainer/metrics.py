@@ -1,7 +1,7 @@
-"""Metrics: what is kept of each image, and what is made of it at the end.
+"""Metrics: the values that are kept of each image during an evaluation, and the metrics computed from them at its end.
 
-Logits are reduced batch by batch to a few numbers an image, so that an evaluation of ImageNet with three heads and a
-teacher keeps megabytes and not hundreds of them. Accuracies are the `evaluate.Metric`s of accuracy.py.
+The logits of each batch are reduced to a few numbers per image. An evaluation of ImageNet with three heads and a
+teacher therefore keeps a few megabytes instead of hundreds. The accuracies are the `evaluate.Metric`s of accuracy.py.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,14 @@ TOP_K = 5
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
-    """The mean precision over the images that have the class, each at its own rank; equal scores share a rank.
+    """Return the average precision of one class.
+
+    This is the mean, over the images that have the class, of the precision at the rank of the image. Images with equal
+    scores share a rank.
 
     Args:
-        present: 1 where an image has the class, `(images,)`; at least one.
-        scores: The larger, the more probable, `(images,)`.
+        present: 1 for each image that has the class, else 0, `(images,)`. At least one image must have it.
+        scores: Scores of the class, larger for images that more probably have it, `(images,)`.
     """
     order = np.argsort(-scores, kind="stable")
     hits, scores = np.cumsum(present[order].astype(np.int64)), scores[order]
@@ -32,10 +35,10 @@ def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
 
 
 def reduce_multi_label_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Keeps the labels and scores of images with several classes.
+    """Return the values of a multi-label batch that the metrics need: labels and scores.
 
     Args:
-        heads: As `reduce_batch`.
+        heads: As for `reduce_batch`.
         labels: Zeros and ones `(batch, num_labels)`.
 
     Returns:
@@ -45,38 +48,46 @@ def reduce_multi_label_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dic
 
 
 def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Keeps of each image with one class what the metrics need.
+    """Return the values of a single-label batch that the metrics need, a few numbers per image.
 
     Args:
-        heads: `logits` and where they exist `cls_logits`, `distillation_logits`, `teacher_logits`, each
-            `(batch, num_labels)`; the teacher's answers may be stored ones (losses.py).
-        labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`, of which the largest counts.
+        heads: `logits` and, where they exist, `cls_logits`, `distillation_logits` and `teacher_logits`, each
+            `(batch, num_labels)`. Cached teacher outputs may take the place of `teacher_logits`, under the names of
+            `losses.TEACHER_OUTPUTS`.
+        labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`, whose largest entry is used as the
+            label.
 
     Returns:
-        `label`, the predicted index of each head (`prediction`, `cls_prediction`, …) and for more than 5 classes
-        `top5`, 1 where the label is among the 5 largest; each `(batch,)`.
+        `label`, the predicted class index of each head (`prediction`, `cls_prediction`, …) and, for more than 5
+        classes, `top5`, which is 1 if the label is among the 5 largest logits; each `(batch,)`.
     """
     labels = labels.argmax(dim=-1) if labels.ndim == 2 else labels
     kept = {"label": labels}
     for name in ("logits", "cls_logits", "distillation_logits"):
         if name in heads:
             kept[name.replace("logits", "prediction")] = heads[name].argmax(dim=-1)
-    if (said := teacher_decisions(heads)) is not None:
-        kept["teacher_prediction"] = said
+    if (decisions := teacher_decisions(heads)) is not None:
+        kept["teacher_prediction"] = decisions
     if heads["logits"].shape[-1] > TOP_K:
         kept["top5"] = (heads["logits"].topk(TOP_K, dim=-1).indices == labels[:, None]).any(dim=-1).to(torch.uint8)
     return kept
 
 
 def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Makes the metrics of what `reduce_batch` or `reduce_multi_label_batch` kept of all images.
+    """Compute the metrics of an evaluation.
+
+    Args:
+        kept: The values that `reduce_batch` or `reduce_multi_label_batch` returned, joined over all images
+            (`to_arrays`).
 
     Returns:
-        Of images with several classes `mean_average_precision`, a mean over the classes that occur, of the fused logits and
-        of each head, and `chance_mean_average_precision`, what scores without knowledge have: the mean share of the images
-        that have a class. Of images with one class `majority_accuracy`, the share of the most frequent class, and
-        `accuracy` (fused top-1), `balanced_accuracy`, `cls_accuracy`, `distillation_accuracy`, `teacher_accuracy`,
-        `teacher_agreement`, `top5_accuracy` as far as there is something to compute them from.
+        For multi-label images: `mean_average_precision`, the mean over the classes that occur, of the fused logits and
+        of each head; and `chance_mean_average_precision`, its value for scores without information, which is the mean
+        over these classes of the share of images that have the class. There are no metrics if no class occurs.
+
+        For single-label images: `majority_accuracy`, the share of the most frequent class; `accuracy` (fused top-1) and
+        `balanced_accuracy`; and those of `cls_accuracy`, `distillation_accuracy`, `teacher_accuracy`,
+        `teacher_agreement` and `top5_accuracy` whose values were kept.
     """
     if "present" in kept:
         return _summarize_multi_label(kept)
@@ -113,9 +124,10 @@ def _summarize_multi_label(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def per_class(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, dict[str, float | int | None]]:
-    """Gives a figure and the number of `images` of each class by name.
+    """Return a metric and the number of `images` for each class, by class name.
 
-    The figure is `accuracy`, or `average_precision` where images have several classes; None for a class without images.
+    The metric is `accuracy` for single-label images and `average_precision` for multi-label images. It is None for a
+    class without images.
     """
     rows: dict[str, dict[str, float | int | None]] = {}
     for index, name in enumerate(class_names):
@@ -131,15 +143,15 @@ def per_class(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[st
 
 
 def to_arrays(batches: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
-    """Joins what was kept of the batches to one array a name."""
+    """Concatenate the values kept of all batches into one array per name."""
     return {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in batches[0]}
 
 
 class RunningTerms:
-    """Adds up per-image terms of the training steps since the last reading.
+    """Running sums of the per-image loss terms of all training steps since the last `read`.
 
     Args:
-        device: Of the tensors to come.
+        device: Device of the terms.
     """
 
     def __init__(self, device: torch.device):
@@ -155,12 +167,12 @@ class RunningTerms:
         self._learning_rates: dict[int, float] = {}
 
     def add(self, terms: dict[str, Tensor], step: int, learning_rate: float) -> None:
-        """Adds one batch, without waiting for the device.
+        """Add the terms of one batch, without waiting for the device.
 
         Args:
-            terms: `(batch,)` for each name, the same names every time; the first is the loss.
+            terms: Values `(batch,)` by name. All batches must have the same names, and the first must be the loss.
             step: Number of the optimizer step.
-            learning_rate: Of that step.
+            learning_rate: Learning rate of that step.
         """
         stacked = torch.stack([term.detach().float() for term in terms.values()])  # (terms, batch)
         sums = stacked.sum(dim=1)
@@ -175,10 +187,10 @@ class RunningTerms:
         self._bad_terms = torch.where(first_bad, sums / stacked.shape[1], self._bad_terms)
 
     def check(self, accelerator: Accelerator) -> None:
-        """Looks for a non-finite loss in any process; call it in all of them.
+        """Check that the loss was finite in all processes since the last `read`. All processes must call this method.
 
         Raises:
-            NonFiniteLossError: There was one since the last reading.
+            NonFiniteLossError: The loss of some process was not finite at some step since the last `read`.
         """
         if self._sums is None:
             return
@@ -188,13 +200,14 @@ class RunningTerms:
                 values = ", ".join(f"{name} {value:g}" for name, value in zip(self._names, terms, strict=True))
                 rate = self._learning_rates.get(int(step), float("nan"))
                 raise NonFiniteLossError(
-                    f"The loss is not finite at step {int(step)}: {values}; learning rate {rate:g}. No checkpoint was written "
-                    "since. Start a new run from the last one (--model CHECKPOINT, new output_dir) with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0; "
-                    "with fp16 use bf16."
+                    f"The loss is not finite at step {int(step)}: {values}; learning rate {rate:g}. No checkpoint was "
+                    "written at or after that step. Start a new run from the last checkpoint (--model CHECKPOINT, new "
+                    "output_dir) with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0. If you use "
+                    "fp16, use bf16 instead."
                 )
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Gives the mean of each term over all images of all processes since the last reading, and starts again from zero."""
+        """Return the mean of each term over the images of all processes since the last `read`, and reset the sums."""
         if self._sums is None:
             return {}
         totals = torch.cat([self._sums, self._sums.new_tensor([self._images])])
@@ -216,5 +229,5 @@ _METRICS = {
 
 
 def metric_names(problem_type: str) -> list[str]:
-    """Gives the names of the metrics of an evaluation, losses included; a student with one head has fewer."""
+    """Return the names of all metrics and losses of an evaluation. A student with one head has only some of them."""
     return [*_METRICS[problem_type], *(f"{head}loss" for head in _HEADS)]

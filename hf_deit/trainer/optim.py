@@ -1,10 +1,11 @@
-"""What the optimizer is given: which parameters decay, how fast each layer learns, and the schedule's figures.
+"""Settings of the optimizer: parameters with weight decay, learning rate of each layer, and rates of the schedule.
 
-Pure functions of a model, an optimizer and numbers; when an optimizer is built, and by which arguments, is the business of
-trainer.py. The cosine itself is transformers' own (`cosine_warmup_with_min_lr`).
+The functions depend only on a model, an optimizer and numbers. trainer.py decides when an optimizer is built and with
+which arguments. The cosine schedule itself is `cosine_warmup_with_min_lr` of transformers.
 
-Paper: arXiv:2012.12877, Table 9 (weight decay 0.05, learning rate 5e-4 × batch / 512, 5 warm-up epochs), and the official
-code's `no_weight_decay`, warm-up from 1e-6 and cosine to 1e-5. Layer-wise decay: BEiT, arXiv:2106.08254, section 3.
+Paper: arXiv:2012.12877, Table 9 (weight decay 0.05, learning rate 5e-4 × batch / 512, 5 warm-up epochs). From the
+official code: `no_weight_decay`, warm-up from 1e-6, and cosine to 1e-5. Layer-wise learning-rate decay: BEiT,
+arXiv:2106.08254, section 3.
 """
 
 import ast
@@ -18,22 +19,24 @@ from torch import nn
 from ..errors import RecipeError
 
 _NEVER = ("cls_token", "position_embeddings")
-# The paper's learning rate is one for 512 images at a time.
+# Batch size for which the paper gives its learning rate.
 REFERENCE_BATCH = 512
-# What numbered layers are called by transformers and timm; within a stage the layers have numbers of their own.
+# Names of numbered layers in transformers and timm. The layers of a stage are numbered again from 0, so a name can have
+# two numbers.
 _NUMBERED = re.compile(r"(?:^|\.)(?:layers?|blocks?|stages?|h)\.(\d+)(?=\.)")
 _MAX_NESTING = 2
 
 
 def decay_parameter_names(model: nn.Module, distillation_token_decay: bool = True) -> list[str]:
-    """Gives the names of the parameters that weight decay applies to.
+    """Return the names of the parameters that weight decay applies to.
 
-    None on biases (a Swin's table of relative position biases among them), norms and LayerScale (all of them vectors), the
-    class token and the positions.
+    Weight decay does not apply to vectors (norms, LayerScale, most biases), to other biases (such as the table of
+    relative position biases of a Swin), to the class token, or to the position embeddings.
 
     Args:
         model: The student.
-        distillation_token_decay: As the official code does; False treats it as the class token.
+        distillation_token_decay: Whether weight decay applies to the distillation token, as in the official code. If
+            False, the distillation token is treated as the class token.
     """
     never = _NEVER if distillation_token_decay else (*_NEVER, "distillation_token")
     return [
@@ -44,11 +47,12 @@ def decay_parameter_names(model: nn.Module, distillation_token_decay: bool = Tru
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """Gives the depth of each parameter by name: 0 before the layers, i + 1 in layer i, L + 1 behind the last of L.
+    """Return the depth of each parameter by name.
 
-    Before and behind is where the model registers them: embeddings and tokens first, final norm and heads last. Where
-    layers are numbered within stages (Swin, ConvNeXt, ResNet) they are counted through; what stands between two of them
-    goes with the former.
+    In a model with L layers, the depth is 0 before the first layer, i + 1 in layer i, and L + 1 after the last layer.
+    "Before" and "after" refer to the order in which the model registers its parameters: embeddings and tokens come
+    first, the final norm and the heads last. If layers are numbered within stages (Swin, ConvNeXt, ResNet), they are
+    counted through all stages. A parameter between two layers has the depth of the layer before it.
 
     Raises:
         RecipeError: The model has no numbered layers.
@@ -59,8 +63,8 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     layers = list(dict.fromkeys(key for key in keys.values() if key and key not in stages))
     if not layers:
         raise RecipeError(
-            f"layer_decay needs numbered layers, and {type(model).__name__} has no parameter named like 'layers.0.…', "
-            "'blocks.0.…' or 'stages.0.…': leave layer_decay at 1.0."
+            f"layer_decay needs numbered layers, but {type(model).__name__} has no parameter with a name such as "
+            "'layers.0.…', 'blocks.0.…' or 'stages.0.…'. Leave layer_decay at 1.0."
         )
     depth_of = {layer: index + 1 for index, layer in enumerate(layers)}
     depths, seen = {}, 0
@@ -72,17 +76,20 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 def split_by_depth(optimizer: torch.optim.Optimizer, model: nn.Module, layer_decay: float) -> None:
-    """Splits the groups of a new optimizer so that depth d of L layers learns at lr × layer_decay**(L + 1 - d).
+    """Split the parameter groups of a new optimizer by depth: depth d of L layers gets lr × layer_decay**(L + 1 - d).
 
-    The groups behind the layers come first: the first group's learning rate is the one that is logged.
+    The deepest groups come first, because the Trainer logs the learning rate of the first group.
 
     Args:
-        optimizer: With a learning rate in each group, and no schedule yet; changed in place.
-        model: What it trains.
-        layer_decay: Factor > 0 from one layer to the one before it; 1 leaves all alike.
+        optimizer: Optimizer with a learning rate in each group, to which no schedule is attached yet. It is changed in
+            place.
+        model: The model that the optimizer trains.
+        layer_decay: Factor > 0 between the learning rates of a layer and of the next layer; 1: all layers have the
+            same.
 
     Raises:
-        RecipeError: The model has no numbered layers, or the optimizer other parameters or no learning rate.
+        RecipeError: The model has no numbered layers, the optimizer holds tensors that are not parameters of the model,
+            or one of its groups has no learning rate.
     """
     by_name = layer_depths(model)
     depth_of = {id(parameter): by_name[name] for name, parameter in model.named_parameters()}
@@ -91,13 +98,14 @@ def split_by_depth(optimizer: torch.optim.Optimizer, model: nn.Module, layer_dec
     for group in optimizer.param_groups:
         if group.get("lr") is None or any(id(parameter) not in depth_of for parameter in group["params"]):
             raise RecipeError(
-                f"layer_decay={layer_decay} with {type(optimizer).__name__}, which sets learning rates of its own or holds "
-                "other tensors than the model's parameters: leave layer_decay at 1.0, or use optim='adamw_torch_fused'."
+                f"layer_decay={layer_decay} with {type(optimizer).__name__}: this optimizer sets its learning rates "
+                "itself, or holds tensors that are not parameters of the model. Leave layer_decay at 1.0, or use "
+                "optim='adamw_torch_fused'."
             )
         members: dict[int, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             members.setdefault(depth_of[id(parameter)], []).append(parameter)
-        # A group without parameters stays: the Trainer always makes two.
+        # Keep a group without parameters: the Trainer always makes two groups.
         for depth, parameters in (members or {last: []}).items():
             rate = group["lr"] * layer_decay ** (last - depth)
             rows.append((depth, {**group, "params": parameters, "lr": rate}))
@@ -105,29 +113,34 @@ def split_by_depth(optimizer: torch.optim.Optimizer, model: nn.Module, layer_dec
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """Imports an optimizer class by `package.module:Class`.
+    """Import the optimizer class that is named by `package.module:Class`.
 
     Raises:
-        RecipeError: There is no such class, or it is no `torch.optim.Optimizer`.
+        RecipeError: The class cannot be imported, or is not a subclass of `torch.optim.Optimizer`.
     """
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(
-            f"optimizer_class={name!r} ({type(error).__name__}: {error}): give package.module:Class of something installed, "
-            "such as torch.optim:SGD, or pytorch_optimizer:Lamb after pip install 'hf-deit[optim]'."
+            f"optimizer_class={name!r} cannot be imported ({type(error).__name__}: {error}). Give package.module:Class "
+            "of an installed package, such as torch.optim:SGD, or pytorch_optimizer:Lamb after pip install "
+            "'hf-deit[optim]'."
         ) from error
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise RecipeError(f"optimizer_class={name!r} is no torch.optim.Optimizer: give package.module:Class of one.")
+        raise RecipeError(
+            f"optimizer_class={name!r} is not a torch.optim.Optimizer. Give package.module:Class of an optimizer."
+        )
     return found
 
 
 def parse_optim_args(text: str | None) -> dict[str, Any]:
-    """Reads `name=value, name=value`; values are Python's literals (numbers, True, None, tuples), or else strings.
+    """Parse `name=value, name=value` into a dictionary.
+
+    Values are Python literals (numbers, True, None, tuples); any other value is taken as a string.
 
     Raises:
-        RecipeError: A part is no `name=value`.
+        RecipeError: A part of the text does not have the form `name=value`.
     """
     # A comma inside brackets belongs to a tuple such as betas=(0.9, 0.95).
     parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text or "") if part.strip()]
@@ -135,7 +148,10 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
     for part in parts:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (equals and name.isidentifier() and value):
-            raise RecipeError(f"optim_args={text!r}: {part!r} is no name=value. Write betas=(0.9, 0.95), eps=1e-6.")
+            raise RecipeError(
+                f"optim_args={text!r}: {part!r} does not have the form name=value. Write, for example, betas=(0.9, "
+                "0.95), eps=1e-6."
+            )
         try:
             arguments[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -144,12 +160,12 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
 
 
 def peak_learning_rate(learning_rate: float, global_batch_size: int, scale: bool) -> float:
-    """Gives learning_rate × global batch / 512 if it is to be scaled, else the learning rate."""
+    """Return learning_rate × global_batch_size / 512 if `scale` is True, else the learning rate itself."""
     return learning_rate * global_batch_size / REFERENCE_BATCH if scale else learning_rate
 
 
 def cosine_rates(peak: float, warmup_learning_rate: float, min_learning_rate: float) -> dict[str, float]:
-    """Gives first and last learning rate as shares in [0, 1] of the peak: what `cosine_warmup_with_min_lr` takes."""
+    """Return the first and the last learning rate as shares in [0, 1] of the peak, for `cosine_warmup_with_min_lr`."""
     if peak <= 0:
         return {"warmup_lr_rate": 1.0, "min_lr_rate": 1.0}
     return {

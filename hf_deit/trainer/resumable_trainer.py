@@ -1,12 +1,12 @@
 """`ResumableTrainer`: the Hugging Face Trainer with atomic saves, exact resume and averaged weights (EMA).
 
-The stock Trainer does not promise three things: that a kill while saving leaves no broken newest checkpoint; that what is saved
-for others holds no pickle and no token; that a resumed run restores every weight and is the run it claims to be. This class
-does, and it knows nothing of teachers.
+This class guarantees three things that the stock Trainer does not: a run that is killed while saving leaves no broken
+newest checkpoint; a model saved for others contains no pickle and no token; and a resumed run restores every weight and
+is refused if it is not the same run. The class does not depend on a teacher.
 
-`model.safetensors` of a checkpoint always holds the trained (raw) weights, and the folder `ema/` beside it the averaged model,
-which `from_pretrained` loads by itself. `counted_weights` decides which of the two are the run's result. Folders and
-comparisons are in checkpoints.py, the average itself is in ema.py.
+In a checkpoint, `model.safetensors` always holds the trained (raw) weights. The folder `ema/` beside it holds the
+averaged model, which `from_pretrained` can load from there. `counted_weights` decides which of the two are the result
+of the run. Checkpoint folders and the comparison of runs are in checkpoints.py, the average itself is in ema.py.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ from .training_args import DistillationTrainingArguments
 logger = logging.getLogger(__name__)
 
 ARGUMENTS_FILE = "training_args.json"
-# Arguments that say where, how often and how fast, and not what is trained: a resumed run may change them. A name that ends
-# in an underscore stands for all that begin with it.
+# Arguments that do not change what is trained (but, for example, where files are saved, how often, or how fast): a
+# resumed run may change them. A name that ends in an underscore matches all names that begin with it.
 _FREE_ARGUMENTS = (
     "output_dir",
     "logging_",
@@ -72,44 +72,59 @@ _FREE_ARGUMENTS = (
     "label_names",
     "per_device_eval_batch_size",
     "counted_weights",
-    # Together these make the global batch, which is compared.
+    # Only their product with the number of processes, the global batch size, is compared.
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )
 
 
 class _PresentCadence(TrainerCallback):
-    """Logs, saves and evaluates as often as the arguments say now, where a resumed state still holds what they said."""
+    """Callback that sets the logging, saving and evaluation intervals to those of the present arguments.
+
+    Without it, a resumed run would use the intervals in the saved trainer state.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
 
 
 class ResumableTrainer(Trainer):
-    """Add atomic saves without pickles, checked and exact resuming, and averaged weights to `transformers.Trainer`.
+    """Trainer with atomic saves without pickles, with checked and exact resuming, and with averaged weights (EMA).
 
-    The arguments are those of `transformers.Trainer`, with `DistillationTrainingArguments` as `args`.
+    Args:
+        *args: As for `transformers.Trainer`.
+        **kwargs: As for `transformers.Trainer`. `args` must be `DistillationTrainingArguments`.
+
+    Raises:
+        RecipeError: `args` is not `DistillationTrainingArguments`.
     """
 
     _writes_checkpoint = False
-    # Averaged weights while the trainer trains with `ema_epochs`; at the end the model holds the weights that count.
+    # The averaged weights during a training with `ema_epochs`. At its end this is None again, and the model holds the
+    # weights that `counted_weights` selects.
     average: AveragedWeights | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, DistillationTrainingArguments):
-            raise RecipeError(f"args is {type(self.args).__name__}: give DistillationTrainingArguments.")
+            raise RecipeError(f"args is {type(self.args).__name__}, but must be DistillationTrainingArguments.")
         self.add_callback(_PresentCadence)
         if self.args.ema_epochs:
             self.add_callback(AveragingCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains; True resumes from the newest complete checkpoint in `output_dir`.
+        """Train the model, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint; True: the newest complete checkpoint in `output_dir`.
+            *args: As for `Trainer.train`.
+            **kwargs: As for `Trainer.train`.
 
         Raises:
-            ResumeError: There is none, or it belongs to a run with other data, recipe or model.
+            ResumeError: `output_dir` holds no complete checkpoint, or the checkpoint belongs to a run with other data,
+                recipe or model, or it does not restore all weights.
         """
-        self.average = None  # it begins again, or is restored from the checkpoint
+        self.average = None  # created when training starts, or restored from the checkpoint
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             remove_staging(output_dir)
@@ -120,7 +135,7 @@ class ResumableTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def run_description(self) -> dict[str, Any]:
-        """Model, recipe and data of this run; written into checkpoints, compared on resume."""
+        """Return the model, recipe and data of this run, which are written into checkpoints and compared on resume."""
         recipe = {
             name: value
             for name, value in json.loads(self.args.to_json_string()).items()
@@ -136,7 +151,8 @@ class ResumableTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True  # resumed at its end: the stock loop would take one step more
+            # The run was resumed after its last step. The stock loop would train one more step.
+            self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
@@ -147,7 +163,11 @@ class ResumableTrainer(Trainer):
         return self.args.ema_epochs > 0 and self.args.counted_weights == "ema"
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As the Trainer's. While averaged weights are kept, their metrics follow as `ema_accuracy`, `ema_loss`, …"""
+        """Evaluate as the Trainer does; during a training with EMA, also evaluate the averaged weights.
+
+        The metrics of the averaged weights are added as `ema_accuracy`, `ema_loss`, …. The arguments are those of
+        `Trainer.evaluation_loop`.
+        """
         output = self._evaluate_weights(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.average is not None:
             with self.average.applied():
@@ -158,7 +178,7 @@ class ResumableTrainer(Trainer):
         return output
 
     def _evaluate_weights(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate the weights that the model holds now; arguments as `evaluation_loop`."""
+        """Evaluate the weights that the model holds now. The arguments are those of `evaluation_loop`."""
         return super().evaluation_loop(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -175,7 +195,7 @@ class ResumableTrainer(Trainer):
         return os.path.join(run_dir, f"{STAGING_PREFIX}checkpoint") if self._writes_checkpoint else run_dir
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Has the Trainer write into a folder aside, and renames it when it is finished."""
+        """Let the Trainer write the checkpoint into a staging folder, and rename the folder when it is complete."""
         run_dir = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         best_model_checkpoint = self._best_checkpoint(run_dir, name)
@@ -184,30 +204,35 @@ class ResumableTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._writes_checkpoint = False
-            self.state.best_model_checkpoint = best_model_checkpoint  # the Trainer looked for it in the folder aside
-        self.accelerator.wait_for_everyone()  # every process writes its own generator's state
+            self.state.best_model_checkpoint = best_model_checkpoint  # the Trainer looked for it in the staging folder
+        self.accelerator.wait_for_everyone()  # every process writes the state of its own random generators
         if self.args.should_save:
             staging = run_dir / f"{STAGING_PREFIX}checkpoint" / name
             self.state.save_to_json(str(staging / "trainer_state.json"))
             write_json(staging / RUN_FILE, self.run_description())
             publish_folder(staging, run_dir / name)
-            shutil.rmtree(staging.parent)  # and nothing else: somebody may be writing a card beside it
+            shutil.rmtree(staging.parent)  # and no other: a model card may be written beside it now
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and self.args.hub_strategy == "every_save":
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=False)
 
     def _best_checkpoint(self, run_dir: Path, present: str) -> str | None:
+        """Return the best checkpoint; `present` is the name of the checkpoint that is being written."""
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best.name == present or best.exists()):
             return str(best)
         return self.state.best_model_checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model for others: atomically, without pickles, LayerScale folded.
+        """Save the model for others: atomically, without pickles, and with LayerScale folded.
+
+        Args:
+            output_dir: Folder to save into. Default: `args.output_dir`.
+            _internal_call: As for `Trainer.save_model`.
 
         Raises:
-            NonFiniteLossError: A weight is not finite; nothing was written.
+            NonFiniteLossError: A weight is not finite. Nothing was written.
         """
         self._check_weights()
         super().save_model(output_dir, _internal_call)
@@ -216,19 +241,20 @@ class ResumableTrainer(Trainer):
         broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
         if broken:
             raise NonFiniteLossError(
-                f"After step {self.state.global_step} (learning rate {self._get_learning_rate():g}) {len(broken)} weight "
-                f"tensors are not finite, the first {broken[0]!r}. They were not saved. Start a new run from the last one (--model CHECKPOINT, new output_dir) "
-                "with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0; with fp16 use bf16."
+                f"After step {self.state.global_step} (learning rate {self._get_learning_rate():g}) {len(broken)} "
+                f"weight tensors are not finite, the first of them {broken[0]!r}. The model was not saved. Start a new "
+                "run from the last checkpoint (--model CHECKPOINT, new output_dir) with a lower learning_rate, longer "
+                "warmup_steps or max_grad_norm=1.0. If you use fp16, use bf16 instead."
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: the stock method uploads pickles; `_save_checkpoint` pushes the model by itself."""
+        """Do nothing. The stock method would upload pickles; `_save_checkpoint` pushes the model instead."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save model, processor and arguments.
+        """Save the model, the image processor and the arguments.
 
-        A checkpoint holds the raw weights, and the averaged ones in a folder beside them. Elsewhere only the weights that
-        count are saved, with LayerScale folded, so that others can load them.
+        A checkpoint gets the raw weights and, in its folder `ema/`, the averaged model. Any other folder gets only the
+        weights that `counted_weights` selects, with LayerScale folded, so that others can load them.
         """
         if not self.args.should_save:
             return
@@ -244,7 +270,7 @@ class ResumableTrainer(Trainer):
             self._save_into(staging, state_dict, fold=True)
 
     def _save_into(self, folder: Path, state_dict: dict | None, fold: bool) -> None:
-        token, self.args.hub_token = self.args.hub_token, None  # the stock method pickles the arguments, token included
+        token, self.args.hub_token = self.args.hub_token, None  # the stock method pickles the arguments with the token
         try:
             super()._save(str(folder), state_dict)
         finally:
@@ -262,8 +288,9 @@ class ResumableTrainer(Trainer):
             folder = Path(resume_from_checkpoint) / EMA_FOLDER
             if not folder.is_dir():
                 raise ResumeError(
-                    f"ema_epochs={self.args.ema_epochs}, but {resume_from_checkpoint} holds no averaged weights ({EMA_FOLDER}/): "
-                    "resume with ema_epochs=0, or start a new run from it (--model CHECKPOINT, new output_dir)."
+                    f"ema_epochs={self.args.ema_epochs}, but {resume_from_checkpoint} holds no averaged weights "
+                    f"({EMA_FOLDER}/). Resume with ema_epochs=0, or start a new run from this checkpoint (--model "
+                    "CHECKPOINT, new output_dir)."
                 )
             self._load_weights(str(folder), model)
             self.average = AveragedWeights(self.model)
@@ -284,9 +311,14 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = best
 
     def _restore_by_from_pretrained(self, checkpoint: str) -> bool:
-        """Restores a stock student, whose parameters have other names in files (transformers #48805); True if it did.
+        """Restore a stock student with `from_pretrained`, if that is needed.
 
-        This package's classes rename in `load_state_dict` and take the Trainer's way, as do sharded and adapter runs.
+        The parameters of stock students can have other names in files than in memory (transformers #48805), and the
+        Trainer would not restore them. The classes of this package rename the parameters in `load_state_dict`; the
+        Trainer restores them, and also runs with sharded parameters or adapters.
+
+        Returns:
+            Whether the model was restored.
         """
         model = self.model
         renames = getattr(model, "renames_hub_keys", False)
@@ -300,11 +332,12 @@ class ResumableTrainer(Trainer):
         return True
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Where the stock Trainer only warns: weights that were not restored make it another run."""
+        """Raise an error if weights were not restored: it would be another run. The stock Trainer only warns."""
         missing = set(load_result.missing_keys) - set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
         if missing or load_result.unexpected_keys:
             raise ResumeError(
                 f"The checkpoint does not restore the model: {len(missing)} weights are missing (such as "
-                f"{sorted(missing)[:3]}), {len(load_result.unexpected_keys)} unknown (such as "
-                f"{sorted(load_result.unexpected_keys)[:3]}). It is of another model or was written by another version."
+                f"{sorted(missing)[:3]}), and {len(load_result.unexpected_keys)} weights are unknown (such as "
+                f"{sorted(load_result.unexpected_keys)[:3]}). The checkpoint belongs to another model, or was written "
+                "by another version. Resume with the model and the versions that wrote it."
             )

@@ -1,6 +1,7 @@
-"""What the trainer must know about a student, found by running it once: heads, classes, image size, kind of problem.
+"""Facts about a student: heads, classes, image size and problem type, found by running the student once.
 
-Any image classifier that returns `logits` can be a student. What is impossible with the given one is refused here.
+Any image classifier that returns `logits` can be a student. This module also raises an error if a distillation setting
+is impossible with the given student.
 """
 
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ class StudentInfo:
     """Facts about a student.
 
     Args:
-        image_size: `(height, width)` it takes, in pixels; None if it takes any.
-        num_labels: Number of outputs of a head.
+        image_size: `(height, width)` of its images, in pixels; None if the configuration does not fix it.
+        num_labels: Number of outputs of each head.
         two_heads: Whether it has a distillation head.
-        class_names: In index order; None if it has none.
-        problem_type: What its outputs are trained on.
+        class_names: Class names in index order; None if it has no class names.
+        problem_type: Kind of its labels: single-label, multi-label or regression.
     """
 
     image_size: tuple[int, int] | None
@@ -37,14 +38,15 @@ class StudentInfo:
 
 @torch.no_grad()
 def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
-    """Runs a student on one black image and reads its configuration.
+    """Return the facts about a student: run it on one black image and read its configuration.
 
     Args:
         model: The student.
-        image_size: Number or (height, width) to try; default: `config.image_size`, else 224.
+        image_size: Size of the black image if the configuration has no `image_size`: one number, or `(height, width)`.
+            Default: 224.
 
     Raises:
-        RecipeError: It fails, or returns no `logits` of shape `(batch, num_labels)`.
+        RecipeError: The student fails on the image, or does not return `logits` of shape `(batch, num_labels)`.
     """
     config = getattr(model, "config", None)
     fixed_size = getattr(config, "image_size", None)
@@ -58,14 +60,15 @@ def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
         logits = outputs["logits"]
     except Exception as error:  # a user's module may raise anything
         raise RecipeError(
-            f"The student ({type(model).__name__}) must take pixel_values {tuple(pixels.shape)} and return an output with "
-            f"'logits': {type(error).__name__}: {error}"
+            f"The student ({type(model).__name__}) must take pixel_values of shape {tuple(pixels.shape)} and return an "
+            f"output with 'logits', but it failed with {type(error).__name__}: {error}"
         ) from error
     finally:
         model.train(was_training)
     if logits.ndim != 2:
         raise RecipeError(
-            f"The student's logits are {tuple(logits.shape)} for one image: expected (batch, num_labels)."
+            f"The student's logits for one image have the shape {tuple(logits.shape)}, but must have the shape (batch, "
+            "num_labels). Give an image classifier."
         )
     problem_type = getattr(config, "problem_type", None)
     if problem_type is None:
@@ -80,35 +83,43 @@ def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
 
 
 def distillation_target(args: DistillationTrainingArguments, student: StudentInfo, has_teacher: bool) -> str | None:
-    """Decides which head learns from the teacher, and refuses what cannot be.
+    """Return the distillation target: which head learns from the teacher.
+
+    Args:
+        args: Arguments of the run.
+        student: Facts about the student.
+        has_teacher: Whether there is a teacher or a teacher cache.
 
     Returns:
-        "token", "class", or None without distillation.
+        "token" (the distillation head), "class" (the only head), or None without distillation.
 
     Raises:
-        RecipeError: The arguments, the student and the teacher do not go together.
+        RecipeError: `distillation_type` needs a teacher and there is none, the student is not single-label, or the
+            student does not have the heads that `distillation_target` needs.
     """
     if args.distillation_type == "none":
         return None
     if not has_teacher:
         raise RecipeError(
-            f"distillation_type={args.distillation_type!r} needs a teacher and none was given: pass one, or set "
-            "distillation_type='none'."
+            f"distillation_type={args.distillation_type!r} needs a teacher and none was given. Give a teacher or a "
+            "teacher cache, or set distillation_type='none'."
         )
     if student.problem_type != ProblemType.SINGLE_LABEL:
         raise RecipeError(
-            f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's problem_type "
-            f"is {student.problem_type!r}: train it with distillation_type='none'."
+            f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's "
+            f"problem_type is {student.problem_type!r}. Set distillation_type='none'."
         )
     target = args.distillation_target or ("token" if student.two_heads else "class")
     if target == "token" and not student.two_heads:
         raise RecipeError(
-            "distillation_target='token' needs a student with a distillation head, and this one returns logits only: use "
-            "DeiTForImageClassificationWithTeacher, or distillation_target='class' (labels and teacher on the one head)."
+            "distillation_target='token' needs a student with a distillation head, but this student has one head. Use "
+            "DeiTForImageClassificationWithTeacher, or set distillation_target='class', with which the only head "
+            "learns from labels and teacher."
         )
     if target == "class" and student.two_heads:
         raise RecipeError(
-            "distillation_target='class' trains one head on labels and teacher, and this student has two: the other would "
-            "learn nothing. Use distillation_target='token', or the plain student (ViTForImageClassification)."
+            "distillation_target='class' trains one head on labels and teacher, but this student has two heads: the "
+            "other head would not be trained. Use distillation_target='token', or the plain student "
+            "(ViTForImageClassification)."
         )
     return target

@@ -1,9 +1,9 @@
 """`DistillationTrainer`: the Hugging Face Trainer with a frozen teacher.
 
-The trainer computes every loss itself and depends on the output contract only: a student returns `logits` and, where it
-has two heads, `cls_logits` and `distillation_logits`. It never passes labels to a student. The losses are in losses.py, the
-teacher in teacher.py, what a batch is prepared for and learns from in objective.py; here are the loaders, the optimizer, a step
-and an evaluation.
+The trainer computes every loss itself and never passes labels to a student. It depends only on the outputs of the
+student: `logits` and, for a student with two heads, `cls_logits` and `distillation_logits`. This module contains the
+loaders, the optimizer, the training step and the evaluation. The losses are in losses.py, the teacher in
+distillation/teacher.py, and the preparation of a batch and its loss terms in distillation/objective.py.
 
 Paper: Touvron et al., arXiv:2012.12877.
 """
@@ -73,35 +73,49 @@ def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[flo
 
 def _check_types(model: Any, args: Any) -> None:
     if not isinstance(args, DistillationTrainingArguments):
-        raise RecipeError(f"args is {type(args).__name__}: DistillationTrainer takes DistillationTrainingArguments.")
+        raise RecipeError(
+            f"args is {type(args).__name__}, but DistillationTrainer needs DistillationTrainingArguments."
+        )
     if not isinstance(model, nn.Module):
-        raise RecipeError(f"The student is {type(model).__name__}: give a torch module such as a transformers model.")
+        raise RecipeError(
+            f"The student is {type(model).__name__}, but must be a torch module. Give, for example, a transformers "
+            "model."
+        )
 
 
 class DistillationTrainer(HubMixin, ResumableTrainer):
-    """Trains a student on labels and on a teacher's answers.
+    """Trainer that trains a student on labels and on the outputs of a teacher.
 
     Args:
-        model: The student: this package's, or anything that returns `logits` (any `AutoModelForImageClassification`).
-        teacher: A `Teacher`; a model (wrapped as one); a name or path (`Teacher.from_pretrained`); None. With
-            `distillation_type="none"` a teacher is asked at evaluation only, for its accuracy and the agreement.
-        args: `DistillationTrainingArguments`.
-        train_dataset: A `ViewDataset` (keyed views: exact resume, any number of workers), or any data set whose rows have
-            `pixel_values` and `labels` or `label`; then exactness is off, and the log says so.
-        processing_class: The image processor. Its mean and std normalise uint8 pixels, and undo the normalisation of
-            float pixels for the teacher. Default: one for the student's size, with ImageNet's mean and std.
-        teacher_cache: Stored answers of a teacher (`hf-deit cache-teacher`), which then is not needed. One that is given too is
-            compared with them and let go.
-        verify_teacher_cache: Number of stored answers that such a teacher is asked again.
-        **kwargs: As `transformers.Trainer`.
+        model: The student: a model of this package, or any module that returns `logits` (any
+            `AutoModelForImageClassification`).
+        teacher: A `Teacher`; a model, which is wrapped in a `Teacher`; a name or path for `Teacher.from_pretrained`; or
+            None. With `distillation_type="none"`, the teacher is run only in evaluations, for its accuracy and its
+            agreement with the student.
+        args: Arguments of the run. Default: `DistillationTrainingArguments(output_dir="trainer_output")`.
+        data_collator: Function that makes a batch of a list of rows. Default: `data.views.collate`.
+        train_dataset: A `ViewDataset`, whose views are drawn from keys: resuming is exact, and the number of workers
+            does not change the pixels. Or any data set whose rows have `pixel_values` and `labels` or `label`: resuming
+            is then not exact, and a warning is logged.
+        eval_dataset: Validation data, or several data sets by name.
+        processing_class: The image processor. Its mean and standard deviation are used to normalise uint8 pixels, and
+            to undo the normalisation of float pixels for the teacher. Default: an image processor for the student's
+            image size with the mean and standard deviation of ImageNet.
+        teacher_cache: Cached teacher outputs, or their folder (`hf-deit cache-teacher`). A teacher is then not needed.
+            If a teacher is given as well, it is compared with the cache and not used further.
+        verify_teacher_cache: Number of cached outputs that are computed again with the teacher and compared. Needs
+            `teacher`.
+        **kwargs: As for `transformers.Trainer`.
 
     Raises:
-        RecipeError: Student, teacher and arguments do not go together; or there are several of these problems.
-        TeacherError: The teacher's classes are not the student's, or it fails on a view.
-        TeacherCacheError: The cached outputs are damaged, or belong to something else.
+        RecipeError: Student, teacher, data and arguments do not fit together; or there are several problems of these
+            kinds.
+        TeacherError: The classes of the teacher do not match those of the student, or the teacher fails on a view.
+        TeacherCacheError: The cached outputs are damaged, or were made for other data or another teacher.
     """
 
-    # The loss is a mean over the batch (from transformers 5.19; before, `model_accepts_loss_kwargs` says it).
+    # False: the loss is a mean over the batch, which the Trainer must scale for gradient accumulation. transformers
+    # 5.19 and later read this attribute; earlier versions read `model_accepts_loss_kwargs`, which is set below.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -146,7 +160,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
         self._running = RunningTerms(self.args.device)
         self._kept: list[dict[str, Tensor]] = []
-        # On request an evaluation leaves its per-image rows here (`metrics.reduce_batch` says what they hold).
+        # If `keep_rows` is True, an evaluation stores its per-image values in `rows` (see `metrics.reduce_batch`).
         self.keep_rows = False
         self.rows: dict[str, np.ndarray] = {}
         if args.load_best_model_at_end and self.compute_metrics is None and not isinstance(eval_dataset, Mapping):
@@ -173,16 +187,20 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         view_size = info.view_size or self.student.image_size or teacher.image_size or (224, 224)
         names = self.student.class_names
         if names is None and info.class_names is not None and len(info.class_names) == self.student.num_labels:
-            names = [name.strip() for name in info.class_names]  # what the student's outputs will mean
+            # The student is trained on these labels, so its outputs will stand for these classes.
+            names = [name.strip() for name in info.class_names]
         teacher.align(names, self.student.num_labels, as_pair(view_size))
         return teacher
 
     def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedTeacher | None:
         if cache is None:
             if verified:
-                raise RecipeError(f"verify_teacher_cache={verified} without a teacher_cache: name its folder.")
+                raise RecipeError(
+                    f"verify_teacher_cache={verified} needs a teacher cache. Give its folder as teacher_cache, or "
+                    "leave verify_teacher_cache at 0."
+                )
             return None
-        learns = self.distillation_target is not None  # else its answers are looked at in evaluations only
+        learns = self.distillation_target is not None  # otherwise the cached outputs serve evaluations only
         cached = CachedTeacher(
             cache,
             self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
@@ -193,14 +211,17 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         )
         if self.teacher is not None:
             cached.check_teacher(self.teacher, verified)
-            self.teacher = None  # the answers are there: no memory for it, and no time
+            self.teacher = None  # the cached outputs replace it: free its memory
         elif verified:
-            raise RecipeError(f"verify_teacher_cache={verified} asks the teacher again: give the teacher too.")
+            raise RecipeError(
+                f"verify_teacher_cache={verified} computes cached outputs again with the teacher. Give the teacher as "
+                "well, or leave verify_teacher_cache at 0."
+            )
         return cached
 
     @property
     def objective(self) -> DistillationObjective:
-        """What the student learns from, by the present arguments and teacher, which a callback may change."""
+        """The objective for the present arguments and teacher, built on each access: a callback may change them."""
         args = self.args
         return DistillationObjective(
             num_labels=self.student.num_labels,
@@ -221,7 +242,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     @functools.cached_property
     def _class_weights(self) -> Tensor | None:
-        """`(num_labels,)` on the device; None where all classes count alike, and in an evaluation without training data."""
+        """Class weights `(num_labels,)` on the device; None if all are equal, or if there are no training labels."""
         labels = inspect_dataset(self.train_dataset).labels
         if self.args.class_weights == "none" or labels is None:
             return None
@@ -230,12 +251,13 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     # ---- loaders ----
 
     def _warn_if_not_keyed(self, dataset: Dataset | None) -> None:
-        # A stream makes keys itself, and says what it does not promise.
+        # A stream makes its own view keys, and logs its own warnings.
         info = inspect_dataset(dataset)
         if dataset is not None and not (info.takes_view_keys or info.makes_view_keys):
             logger.warning(
-                "The training data (%s) do not take view keys: augmentation is drawn from the global generator, so a resumed "
-                "run is not exactly the uninterrupted one, and pixels depend on workers. ViewDataset makes both exact.",
+                "The training data (%s) do not take view keys, so their augmentation uses the global random generator: "
+                "a resumed run is not exactly equal to an uninterrupted one, and the pixels depend on the number of "
+                "workers. With a ViewDataset, both are exact.",
                 type(dataset).__name__,
             )
 
@@ -257,7 +279,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         if inspect_dataset(self.train_dataset).takes_view_keys:
             sampler = self._get_train_sampler()
             views = (
-                f"{self.args.repeated_augmentation} views of an image, " if self.args.repeated_augmentation > 1 else ""
+                f"{self.args.repeated_augmentation} views per image, " if self.args.repeated_augmentation > 1 else ""
             )
             logger.info(
                 "An epoch is %d optimizer steps of %d images (%s%d images in the data).",
@@ -268,7 +290,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             )
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the Trainer's; partners' mixes are drawn, and stored answers looked up, with the training batches only."""
+        """Return the Trainer's loader of the training data; mixing and cached outputs are added to its batches."""
         self._keep_views()
         collator = self.data_collator
         if self.mixing.is_on:
@@ -280,17 +302,17 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             return super().get_train_dataloader()
 
     def _keep_views(self) -> None:
-        """Where views come again, and the data set can keep them."""
+        """Tell the data set to keep its views in memory, if it can and the training shows views more than once."""
         if self.args.num_views is None or not isinstance(self.train_dataset, ViewDataset):
             return
         sampler = self._get_train_sampler()
         steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * sampler.num_batches
         if steps > self.args.num_views * sampler.num_batches:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine, by torchrun
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine; set by torchrun
             self.train_dataset.keep_views(self.args.num_views, sampler.views_per_image, processes)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """As the Trainer's; stored answers to the validation images are looked up with them."""
+        """Return the Trainer's loader of an evaluation set; cached outputs for its images are added to the batches."""
         named = isinstance(eval_dataset, str)
         dataset = self.eval_dataset[eval_dataset] if named else eval_dataset
         dataset = self.eval_dataset if dataset is None else dataset
@@ -300,7 +322,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         with self._collating(collator):
             if not named:
                 return super().get_eval_dataloader(dataset)
-            # By its name: persistent workers of several sets are distinguished by it.
+            # Pass the name on: the Trainer distinguishes the persistent workers of several sets by it.
             plain, self.eval_dataset = self.eval_dataset, {**self.eval_dataset, eval_dataset: dataset}
             try:
                 return super().get_eval_dataloader(eval_dataset)
@@ -308,7 +330,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 self.eval_dataset = plain
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """As the Trainer's; stored answers are looked up where these are the cache's validation images."""
+        """Return the Trainer's loader of test data, with cached outputs if these are the cache's validation images."""
         if self.cached is None:
             return super().get_test_dataloader(test_dataset)
         dataset, collator = self.cached.evaluation(test_dataset, self.data_collator)
@@ -317,7 +339,10 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     @contextlib.contextmanager
     def _pairing(self) -> Iterator[None]:
-        """Leaves out a last batch that could not be paired, of the training data alone: the loader of an evaluation is whole."""
+        """Make the training loader drop an incomplete last batch if its images could not be paired for mixing.
+
+        Only the training loader is made in this context, so the loader of an evaluation still yields all images.
+        """
         given = self.args.dataloader_drop_last
         if not inspect_dataset(self.train_dataset).takes_view_keys:
             self.args.dataloader_drop_last = given or self.mixing.is_on
@@ -328,6 +353,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     @contextlib.contextmanager
     def _collating(self, collator: Callable) -> Iterator[None]:
+        """Use another collator for the loader that is made in this context."""
         plain, self.data_collator = self.data_collator, collator
         try:
             yield
@@ -337,29 +363,35 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     # ---- optimizer and schedule ----
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay as in the paper, see optim.py."""
+        """Return the names of the parameters with weight decay, as in the paper (see optim.py)."""
         return decay_parameter_names(model, self.args.distillation_token_decay)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(
         args: DistillationTrainingArguments, model: nn.Module | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As the Trainer's, with the scaled learning rate, or `optimizer_class` with `optim_args`.
+        """Return the optimizer class and its arguments.
+
+        These are `optimizer_class` with `optim_args` if given, else those that the Trainer chooses. In both cases the
+        learning rate is scaled if `scale_learning_rate` is set.
 
         Raises:
-            RecipeError: `optimizer_class` or `optim_args` cannot be read.
+            RecipeError: `optimizer_class` cannot be imported, or `optim_args` does not have the form `name=value, …`.
         """
         if args.optimizer_class is not None:
             return optimizer_class(args.optimizer_class), {"lr": _peak(args), **parse_optim_args(args.optim_args)}
-        scaled = copy.copy(args)  # the arguments keep what was given: they are saved, and compared on resume
+        scaled = copy.copy(args)  # `args` itself stays as given: it is saved, and compared on resume
         scaled.learning_rate = _peak(args)
         return Trainer.get_optimizer_cls_and_kwargs(scaled, model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Builds the stock Trainer's optimizer, then gives each layer its learning rate.
+        """Create the optimizer as the stock Trainer does, then set the learning rate of each layer (`layer_decay`).
+
+        An optimizer that the caller passed is used without changes.
 
         Raises:
-            RecipeError: The optimizer does not take its arguments, or the layers cannot be distinguished.
+            RecipeError: `optimizer_class` does not take the arguments in `optim_args`, or `layer_decay` is impossible
+                with this model or optimizer.
         """
         if self.optimizer is not None:
             return super().create_optimizer(model)
@@ -378,7 +410,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             if args.optimizer_class is None:
                 raise
             raise RecipeError(
-                f"{args.optimizer_class} does not take optim_args={args.optim_args!r}: {error}. See its documentation."
+                f"{args.optimizer_class} does not take optim_args={args.optim_args!r}: {error}. Correct optim_args; "
+                "the documentation of the class lists its arguments."
             ) from error
         if args.layer_decay != 1:
             split_by_depth(self.optimizer, self.model if model is None else model, args.layer_decay)
@@ -387,7 +420,11 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """A "cosine" starts at `warmup_learning_rate` and ends at `min_learning_rate`; the others are the Trainer's."""
+        """Create the schedule of the learning rate.
+
+        A "cosine" schedule starts at `warmup_learning_rate` and ends at `min_learning_rate`. All other schedules are
+        those of the Trainer.
+        """
         args = self.args
         if self.lr_scheduler is not None or args.lr_scheduler_type != SchedulerType.COSINE:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -407,11 +444,12 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     def _forward(
         self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-        """Run the student and, if it is needed and not cached, the teacher.
+        """Run the student and, if its outputs are needed and not cached, the teacher.
 
         Returns:
-            The student's heads, each `(batch, num_labels)`; the teacher's outputs, as `DistillationObjective.teacher_outputs`,
-            empty if they are not needed; the labels, mixed as the pixels are.
+            The logits of the student's heads by name, each `(batch, num_labels)`; the teacher outputs as
+            `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; and the labels, mixed
+            like the pixels.
         """
         objective = self.objective
         prepared = objective.prepare(inputs, for_teacher=needs_teacher and objective.needs_live_teacher(inputs))
@@ -427,20 +465,27 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Mixes ground truth with the teacher's answers (losses.py says what learns from what).
+        """Compute the loss on labels and teacher outputs (`losses.distillation_terms` defines what learns from what).
 
         Args:
-            model: The student, perhaps wrapped.
-            inputs: `pixel_values` (uint8 view, or floats normalised as the processor does), `labels`, where the teacher
-                sees another size `teacher_pixel_values`, and where partners are mixed `mixes`.
-            return_outputs: Also give the heads' logits.
-            num_items_in_batch: Not used: the loss is a mean over the batch.
+            model: The student, which may be wrapped.
+            inputs: A batch with `pixel_values` (a uint8 view, or floats that were normalised as the image processor
+                does) and `labels`. It may also have `teacher_pixel_values`, if the teacher sees another size, and
+                `mixes`, if partners are mixed.
+            return_outputs: Whether to return the outputs as well.
+            num_items_in_batch: Not used, because the loss is a mean over the batch.
+
+        Returns:
+            The loss or, with `return_outputs`, the loss and a dictionary of the heads' logits and the teacher outputs.
 
         Raises:
-            ValueError: There are no labels.
+            ValueError: The batch has no labels.
         """
         if inputs.get("labels") is None:
-            raise ValueError(f"The batch has {', '.join(inputs)} and no 'labels': the loss needs them.")
+            raise ValueError(
+                f"The batch has only {', '.join(inputs)}, but the loss needs 'labels'. Add them to the rows of the "
+                "data set."
+            )
         heads, teacher_outputs, labels = self._forward(
             model, inputs, needs_teacher=self.distillation_target is not None
         )
@@ -457,7 +502,10 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         return self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else 0.0
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the terms of all images since the last log; `loss` is their mean too, not a mean of step means."""
+        """Log `logs` and, if they contain `loss`, the loss terms since the last log.
+
+        Every term, also `loss` itself, is logged as the mean over all images and not as a mean of step means.
+        """
         if "loss" in logs:
             logs |= self._running.read(self.accelerator)
         super().log(logs, *args, **kwargs)
@@ -468,11 +516,16 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains; `resume_from_checkpoint=True` resumes from the newest complete checkpoint in `output_dir`.
+        """Train the student. `resume_from_checkpoint=True` resumes from the newest complete checkpoint in `output_dir`.
+
+        Args:
+            *args: As for `Trainer.train`.
+            **kwargs: As for `Trainer.train`.
 
         Raises:
-            ResumeError: There is none, or it belongs to a run with other data, recipe, teacher or model.
-            NonFiniteLossError: The loss is not finite; no checkpoint was written after that.
+            ResumeError: `output_dir` holds no complete checkpoint, or the checkpoint belongs to a run with other data,
+                recipe, teacher or model, or it does not restore all weights.
+            NonFiniteLossError: The loss or a weight is not finite. No checkpoint was written after that step.
         """
         self._running = RunningTerms(self.args.device)
         self._log_epoch()
@@ -492,7 +545,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Predicts a batch, keeps a few numbers of each image for the metrics, and gives the fused logits on."""
+        """Return loss, fused logits and labels of a batch, and keep a few numbers per image for the metrics."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():
@@ -505,12 +558,12 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             kept |= reduce_batch(heads | teacher_outputs, labels)
         elif self.student.problem_type == ProblemType.MULTI_LABEL:
             kept |= reduce_multi_label_batch(heads, labels)
-        # The last batch is filled up to be shared out evenly; gather_for_metrics drops the surplus.
+        # With several processes, the last batch is padded to divide evenly; gather_for_metrics drops the padding.
         self._kept.append(self.accelerator.gather_for_metrics(kept))
         return loss, None if prediction_loss_only else heads["logits"].detach(), labels
 
     def _evaluate_weights(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Add the metrics of all heads; `loss` is the mean over the images, however they were batched."""
+        """Evaluate the present weights, and add the metrics of all heads. Each loss is the mean over all images."""
         self._kept = []
         output = super()._evaluate_weights(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._kept:
@@ -529,25 +582,27 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     # ---- what resuming compares ----
 
     def run_description(self) -> dict[str, Any]:
-        """Model, recipe, data and teacher of this run; written into checkpoints, compared on resume."""
+        """Return the model, recipe, data and teacher of this run, to write into checkpoints and compare on resume."""
         names = ("size", "crop_size", "image_mean", "image_std")
         processor = {name: str(getattr(self.processing_class, name, None)) for name in names}
         cached = self.cached is not None and self.distillation_target is not None
         teacher = self.cached.fingerprint if cached else {"fingerprint": self._teacher_fingerprint}
         description = {**super().run_description(), "processor": processor, "teacher": teacher}
         if cached:
-            description["recipe"]["num_views"] = self.cached.num_views  # fewer stored views than epochs come again
+            # This can differ from `args.num_views`: cached views repeat if the cache has fewer epochs than the run.
+            description["recipe"]["num_views"] = self.cached.num_views
         return description
 
     @functools.cached_property
     def _teacher_fingerprint(self) -> str | None:
-        # Once a run and not at every save: the teacher is frozen, and its weights may be large and on the device.
+        # Computed once per run instead of at every save: the teacher is frozen, and its weights may be large and on a
+        # device.
         return self.teacher.fingerprint() if self.distillation_target is not None else None
 
     # ---- what the model card shows ----
 
     def summary(self) -> RunSummary:
-        """Return the facts of this run in its present state: configuration, recipe, metrics, data, teacher and machine."""
+        """Return the present facts of this run: configuration, recipe, metrics, data, teacher and machine."""
         args, state, model = self.args, self.state, self.accelerator.unwrap_model(self.model)
         known = {"teacher": None, "outputs": None}
         if self.cached is not None:

@@ -1,8 +1,8 @@
-"""`DistillationTrainingArguments`: `TrainingArguments` and the fields of distillation.
+"""`DistillationTrainingArguments`: `TrainingArguments` with the fields of distillation.
 
-Every field is documented in its `metadata["help"]`. Fields are checked here as far as they can be without a model; what
-depends on student, teacher and data is checked in validation.py before the first step. Defaults are the paper's
-(arXiv:2012.12877, Table 9) where the paper has them.
+Every field is documented in its `metadata["help"]`. This module checks the fields as far as this is possible without a
+model. Checks that need the student, the teacher or the data are in student.py and checks.py, and run before the first
+step. If the paper (arXiv:2012.12877, Table 9) gives a value, it is the default, unless the help says otherwise.
 """
 
 import math
@@ -19,7 +19,8 @@ from ..distillation.view_schedule import ViewSchedule
 from ..errors import numbered
 from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
 
-# Strategies that upload whole checkpoints: optimizer state is a pickle, and pickles are not published.
+# These strategies upload entire checkpoints. The optimizer state in a checkpoint is a pickle, and pickles are not
+# published.
 _REFUSED_HUB_STRATEGIES = ("checkpoint", "all_checkpoints")
 CLASS_WEIGHTS = ("none", "balanced")
 COUNTED_WEIGHTS = ("raw", "ema")
@@ -32,26 +33,31 @@ class DistillationTrainingArguments(TrainingArguments):
     `hf-deit train --help` lists the fields with their documentation.
 
     Raises:
-        ValueError: Values are not allowed; the message names all of them.
+        ValueError: One or more values are not allowed. The message names all of them.
     """
 
     distillation_type: str = field(
         default="hard",
         metadata={
-            "help": "hard (the teacher's decision is the label), soft (KL divergence at temperature τ) or none.",
+            "help": "How the student learns from the teacher: hard (the class that the teacher predicts is the label), "
+            "soft (KL divergence from the teacher's distribution at temperature τ) or none.",
             "choices": list(DISTILLATION_TYPES),
         },
     )
     distillation_target: str | None = field(
         default=None,
         metadata={
-            "help": "token: the distillation head learns from the teacher; class: the only head learns from labels and "
-            "teacher together. Default: token for a student with two heads, class for one head."
+            "help": "Head that learns from the teacher: token (the distillation head) or class (the only head, which "
+            "learns from labels and teacher together). Default: token for a student with two heads, class for a "
+            "student with one head."
         },
     )
     distillation_alpha: float | None = field(
         default=None,
-        metadata={"help": "Weight α in [0, 1] of the teacher's term in every mode. Default: 0.1 soft, 0.5 hard."},
+        metadata={
+            "help": "Weight α in [0, 1] of the loss on the teacher outputs; the loss on the labels has the weight 1 - "
+            "α. Default: 0.1 for soft, 0.5 for hard."
+        },
     )
     distillation_tau: float = field(
         default=3.0, metadata={"help": "Softmax temperature τ of soft distillation, above 0."}
@@ -59,114 +65,139 @@ class DistillationTrainingArguments(TrainingArguments):
     distillation_reduction: str = field(
         default="image",
         metadata={
-            "help": "image: KL divergence of each image; official: divided by the number of classes too, as the official "
-            "code does."
+            "help": "Reduction of the soft distillation loss: image (the KL divergence of each image) or official (the "
+            "same divided by the number of classes, as in the official code)."
         },
     )
     base_loss: str = field(
         default="cross_entropy",
         metadata={
-            "help": "Loss on the labels; label_smoothing_factor is for cross_entropy only.",
+            "help": "Loss on the labels: cross_entropy or binary_cross_entropy. label_smoothing_factor can be used "
+            "with cross_entropy only.",
             "choices": list(BASE_LOSSES),
         },
     )
     num_views: int | None = field(
         default=None,
-        metadata={"help": "Epochs with distinct views; afterwards the views repeat. Default: all epochs are distinct."},
+        metadata={
+            "help": "Number of epochs with distinct views; after them, the views repeat. Default: every epoch has its "
+            "own views."
+        },
     )
     repeated_augmentation: int = field(
         default=1,
         metadata={
-            "help": "Views of an image in an epoch, all in one batch (paper: 3). An epoch keeps its number of views, so it "
-            "contains fewer images."
+            "help": "Number of views per image in an epoch, all in one batch (paper: 3). The number of views per epoch "
+            "stays the same, so an epoch contains fewer images."
         },
     )
     mixup_alpha: float = field(
         default=0.0,
-        metadata={"help": "Mixup with λ ~ Beta(α, α); 0 turns it off (paper: 0.8). Neighbours in a batch are mixed."},
+        metadata={
+            "help": "α of mixup, with λ ~ Beta(α, α); 0 turns mixup off (paper: 0.8). Neighbouring images in a batch "
+            "are mixed."
+        },
     )
     cutmix_alpha: float = field(
-        default=0.0, metadata={"help": "CutMix with λ ~ Beta(α, α); 0 turns it off (paper: 1.0)."}
+        default=0.0, metadata={"help": "α of CutMix, with λ ~ Beta(α, α); 0 turns CutMix off (paper: 1.0)."}
     )
     mix_probability: float = field(default=1.0, metadata={"help": "Probability that a pair of images is mixed."})
     mix_switch_probability: float = field(
-        default=0.5, metadata={"help": "Probability of CutMix instead of mixup, where both are on."}
+        default=0.5, metadata={"help": "Probability of CutMix instead of mixup, if both are on."}
     )
     distillation_token_decay: bool = field(
-        default=True, metadata={"help": "Weight decay on the distillation token, as in the official code."}
+        default=True, metadata={"help": "Apply weight decay to the distillation token, as in the official code."}
     )
     class_weights: str = field(
         default="none",
         metadata={
-            "help": "balanced: an image counts n / (C · count) in the loss, by the count of its class among the n training "
-            "images of C classes.",
+            "help": "Weights of the classes in the loss: none (all equal) or balanced. With balanced, each image has "
+            "the weight n / (C · count), where count is the number of training images of its class, n the number of "
+            "all training images and C the number of classes.",
             "choices": list(CLASS_WEIGHTS),
         },
     )
     scale_learning_rate: bool = field(
-        default=False, metadata={"help": "Peak learning rate = learning_rate × global batch / 512, as in the paper."}
+        default=False,
+        metadata={"help": "Scale the peak learning rate to learning_rate × global batch size / 512, as in the paper."},
     )
     warmup_learning_rate: float = field(
-        default=1e-6, metadata={"help": "Learning rate at which the warm-up of a cosine begins; at most the peak."}
+        default=1e-6,
+        metadata={"help": "Learning rate at the start of the warm-up of a cosine schedule; limited to the peak."},
     )
     min_learning_rate: float = field(
-        default=1e-5, metadata={"help": "Learning rate at which a cosine ends; at most the peak."}
+        default=1e-5, metadata={"help": "Learning rate at the end of a cosine schedule; limited to the peak."}
     )
     layer_decay: float = field(
         default=1.0,
         metadata={
-            "help": "Learning rate of a layer relative to the next one, in (0, 1], for fine-tuning (0.65 to 0.9). Embeddings "
-            "learn slowest; heads have the full learning rate."
+            "help": "Factor in (0, 1] between the learning rates of a layer and of the next layer, for fine-tuning "
+            "(0.65 to 0.9). The embeddings have the lowest learning rate, the heads the full one. 1 turns it off."
         },
     )
     optimizer_class: str | None = field(
         default=None,
         metadata={
-            "help": "package.module:Class (pytorch_optimizer:Lamb) instead of optim; optim_args are its arguments "
-            '("betas=(0.9, 0.95)").'
+            "help": "Optimizer class to use instead of optim, as package.module:Class (for example "
+            "pytorch_optimizer:Lamb). "
+            'optim_args are its arguments (for example "betas=(0.9, 0.95)").'
         },
     )
     ema_epochs: float = field(
-        default=0.0, metadata={"help": "Horizon in epochs of averaged weights (EMA); 0 turns them off."}
+        default=0.0,
+        metadata={
+            "help": "Number of epochs over which weights are averaged (the horizon of the EMA); 0 turns averaging off."
+        },
     )
     counted_weights: str = field(
         default="raw",
         metadata={
-            "help": "raw or ema: the weights that are the best model, the final save and what is published. With ema, "
-            "metric_for_best_model is a metric of the averaged weights.",
+            "help": "Weights that are the result of the run: raw or ema (averaged). They are used for the best model, "
+            "for the final save and for publishing. With ema, metric_for_best_model is a metric of the averaged "
+            "weights.",
             "choices": list(COUNTED_WEIGHTS),
         },
     )
 
-    # The paper's optimisation, and what a model with several heads needs of the Trainer.
+    # Fields of `TrainingArguments` with other defaults: those of the paper, and those that this trainer needs.
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay; biases, norms, class token and positions have none."}
+        default=0.05,
+        metadata={
+            "help": "Weight decay. It does not apply to biases, norms, the class token and the position embeddings."
+        },
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Schedule of the learning rate after the warm-up."}
+    )
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Optimizer steps of warm-up, or below 1 a share of the training."}
+        default=0.05,
+        metadata={"help": "Number of optimizer steps of warm-up; a value below 1 is a share of the training."},
     )
     max_grad_norm: float = field(
-        default=0.0, metadata={"help": "Largest norm of the gradient; 0: no clipping, as in the paper."}
+        default=0.0,
+        metadata={"help": "Norm to which larger gradients are clipped; 0 turns clipping off, as in the paper."},
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch, best."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
+    )
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Number of checkpoints that are kept (the best one always is)."}
+        default=2, metadata={"help": "Number of checkpoints to keep. The best checkpoint is always kept."}
     )
     metric_for_best_model: str | None = field(
         default=None,
         metadata={
-            "help": "Metric that decides which checkpoint is best. Default: accuracy; mean_average_precision for multi-label "
-            "data; loss for regression."
+            "help": "Metric that decides which checkpoint is best. Default: accuracy for single-label data, "
+            "mean_average_precision for multi-label data, loss for regression."
         },
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Leave it False: images are decoded when they are accessed."}
+        default=False,
+        metadata={"help": "Leave it False: True would remove the columns from which images are decoded on access."},
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave it False: True hides that a loss has diverged."}
+        default=False, metadata={"help": "Leave it False: True would hide that the loss has diverged."}
     )
 
     def __post_init__(self) -> None:
@@ -184,12 +215,12 @@ class DistillationTrainingArguments(TrainingArguments):
             name = self.metric_for_best_model.removeprefix("eval_")
             self.metric_for_best_model = name if name.startswith("ema_") else f"ema_{name}"
         if not torch.accelerator.is_available():
-            # The Trainer allows bf16 on a CPU only with use_cpu. Without it, accelerate takes each of several CPU processes for
-            # the only one: they would all train alone, into one folder.
+            # The Trainer allows bf16 on a CPU only with use_cpu. Also, without use_cpu, accelerate treats each of
+            # several CPU processes as the only one: each would train alone, and all would write into the same folder.
             self.use_cpu = True
         metric, greater = self.metric_for_best_model, self.greater_is_better
         super().__post_init__()
-        if metric is None:  # the Trainer's default is the loss; see validation.set_best_metric
+        if metric is None:  # undo the Trainer's default (the loss); `checks.set_best_metric` sets ours
             self.metric_for_best_model, self.greater_is_better = None, greater
 
     @property
@@ -207,14 +238,14 @@ class DistillationTrainingArguments(TrainingArguments):
         return Mixing(self.mixup_alpha, self.cutmix_alpha, self.mix_probability, self.mix_switch_probability)
 
     def planned_updates(self, dataset: Any) -> int | None:
-        """Return the number of optimizer steps of a training on `dataset`; None if the data have no length."""
+        """Return the number of optimizer steps of a training on `dataset`; None if the data set has no length."""
         if self.max_steps > 0:
             return self.max_steps
         updates = self.updates_per_epoch(dataset)
         return None if updates is None else math.ceil(updates * self.num_train_epochs)
 
     def updates_per_epoch(self, dataset: Any) -> int | None:
-        """Return the number of optimizer steps of an epoch on `dataset`; None if the data have no length."""
+        """Return the number of optimizer steps of an epoch on `dataset`; None if the data set has no length."""
         info = inspect_dataset(dataset)
         if info.images is None:
             return None
@@ -227,7 +258,7 @@ class DistillationTrainingArguments(TrainingArguments):
 
         Args:
             dataset: A `ViewDataset`.
-            workers: Number of processes that make the pixels where the views are requested outside the training.
+            workers: Number of data worker processes that render the views outside a training.
         """
         return ViewSchedule(
             dataset,
@@ -251,19 +282,20 @@ class DistillationTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed if choice is not None)
-                yield f"{name}={getattr(self, name)!r}: choose one of {choices}."
+                yield f"{name}={getattr(self, name)!r} is unknown: choose one of {choices}."
 
     def _loss_problems(self) -> Iterator[str]:
         if not 0 <= self.distillation_alpha <= 1:
-            yield f"distillation_alpha={self.distillation_alpha}: a weight in [0, 1] (paper: 0.1 soft, 0.5 hard)."
+            yield f"distillation_alpha={self.distillation_alpha}: it must be in [0, 1] (paper: soft 0.1, hard 0.5)."
         if not 0 < self.distillation_tau < math.inf:
             yield f"distillation_tau={self.distillation_tau}: it must be above 0 and finite (paper: 3.0)."
         if not 0 <= self.label_smoothing_factor < 1:
-            yield f"label_smoothing_factor={self.label_smoothing_factor}: a share in [0, 1) (paper: 0.1)."
+            yield f"label_smoothing_factor={self.label_smoothing_factor}: it must be in [0, 1) (paper: 0.1)."
         elif self.base_loss == "binary_cross_entropy" and self.label_smoothing_factor:
             yield (
-                f"label_smoothing_factor={self.label_smoothing_factor} with base_loss='binary_cross_entropy': every smoothed "
-                "label would count as present. Set one of them to its default."
+                f"label_smoothing_factor={self.label_smoothing_factor} with base_loss='binary_cross_entropy': "
+                "smoothing makes all labels larger than 0, and this loss counts each such class as present. Set "
+                "label_smoothing_factor=0, or base_loss='cross_entropy'."
             )
 
     def _number_problems(self) -> Iterator[str]:
@@ -278,15 +310,18 @@ class DistillationTrainingArguments(TrainingArguments):
             if not 0 <= getattr(self, name) < math.inf:
                 yield f"{name}={getattr(self, name)}: it must be finite and not negative (paper: {usual})."
         if not 0 < self.layer_decay <= 1:
-            yield f"layer_decay={self.layer_decay}: a factor in (0, 1]; 1 leaves all layers alike."
+            yield f"layer_decay={self.layer_decay}: it must be in (0, 1]; 1 gives all layers the same learning rate."
         if self.dataloader_num_workers < 0:
-            yield f"dataloader_num_workers={self.dataloader_num_workers}: it must be 0 (no processes) or more."
+            yield f"dataloader_num_workers={self.dataloader_num_workers}: it must be at least 0 (0: no processes)."
         if self.dataloader_persistent_workers and not self.dataloader_num_workers:
-            yield "dataloader_persistent_workers=True with dataloader_num_workers=0: there are no workers to keep. Set one of them."
+            yield (
+                "dataloader_persistent_workers=True with dataloader_num_workers=0: there are no workers to keep. Set "
+                "dataloader_num_workers to at least 1, or dataloader_persistent_workers=False."
+            )
         if not 0 <= self.seed < 2**32:
-            yield f"seed={self.seed}: a whole number from 0 to 2**32 - 1."
+            yield f"seed={self.seed}: it must be an integer from 0 to 2**32 - 1."
         if self.num_views is not None and self.num_views < 1:
-            yield f"num_views={self.num_views}: it must be at least 1, or left out for distinct views always."
+            yield f"num_views={self.num_views}: it must be at least 1. Leave it out to give every epoch its own views."
         if self.repeated_augmentation < 1:
             yield f"repeated_augmentation={self.repeated_augmentation}: it must be at least 1 (paper: 3)."
         try:
@@ -296,15 +331,15 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def _result_problems(self) -> Iterator[str]:
         if not 0 <= self.ema_epochs < math.inf:
-            yield f"ema_epochs={self.ema_epochs}: a number of epochs, or 0 for no averaged weights."
+            yield f"ema_epochs={self.ema_epochs}: it must be a finite number of epochs, or 0 to turn averaging off."
         elif self.counted_weights == "ema" and not self.ema_epochs:
             yield (
-                "counted_weights='ema' with ema_epochs=0: there would be no averaged weights to count. Set ema_epochs (a "
-                "tenth of the epochs, for example), or counted_weights='raw'."
+                "counted_weights='ema' with ema_epochs=0: no weights are averaged. Set ema_epochs (for example to a "
+                "tenth of all epochs), or counted_weights='raw'."
             )
         if self.push_to_hub and self.hub_strategy in _REFUSED_HUB_STRATEGIES:
             strategy = getattr(self.hub_strategy, "value", self.hub_strategy)
             yield (
-                f"hub_strategy={strategy!r} would upload optimizer state, which is a pickle. Use 'every_save' or 'end'; "
-                "checkpoints stay on disk."
+                f"hub_strategy={strategy!r} would upload the optimizer state, which is a pickle. Use 'every_save' or "
+                "'end': checkpoints then stay on disk."
             )

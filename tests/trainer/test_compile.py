@@ -1,4 +1,4 @@
-"""Training with `torch_compile`: the losses of an uncompiled run, and files without a trace of the compiler.
+"""Training with `torch_compile`: losses equal those of an uncompiled run, and files contain no names of the compiler.
 
 The backend is aot_eager: it captures the forward and the backward graph as inductor does, and needs no C++ compiler.
 """
@@ -27,12 +27,12 @@ def weights_in(folder):
     return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def test_a_compiled_student_trains_and_saves_as_an_uncompiled_one(tmp_path):
+def test_a_compiled_student_trains_and_saves_like_an_uncompiled_one(tmp_path):
     plain = trained(tmp_path / "plain")
     torch._dynamo.reset()
     counters.clear()
     compiled = trained(tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
-    assert counters["stats"]["unique_graphs"] == 1  # the whole model in one graph
+    assert counters["stats"]["unique_graphs"] == 1  # the entire model in one graph
     assert len(tiny.logged(plain, "loss")) == 2
     for name in ("loss", "cls_loss", "distillation_loss"):
         assert tiny.logged(compiled, name) == pytest.approx(tiny.logged(plain, name), abs=1e-5)

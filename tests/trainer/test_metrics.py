@@ -1,4 +1,4 @@
-"""Metrics against counts made by hand or in NumPy, without a network."""
+"""Metrics compared with values computed by hand or with NumPy; no metric accesses the network."""
 
 import socket
 
@@ -34,7 +34,7 @@ def random_heads(images, classes, names=("logits", "cls_logits", "distillation_l
 
 
 def kept_of(heads, labels, batch=7):
-    """Reduced batch by batch, the last one partial."""
+    """Reduce the images batch by batch; the last batch may be partial."""
     starts = range(0, len(labels), batch)
     batches = [
         reduce_batch({name: logits[i : i + batch] for name, logits in heads.items()}, labels[i : i + batch])
@@ -43,19 +43,19 @@ def kept_of(heads, labels, batch=7):
     return to_arrays(batches)
 
 
-def test_all_metrics_are_those_of_numpy_however_the_images_were_batched():
+def test_all_metrics_equal_those_of_numpy_for_any_batch_size():
     heads, labels = random_heads(53, 8)
-    answers = {name: logits.numpy().argmax(axis=1) for name, logits in heads.items()}
+    predictions = {name: logits.numpy().argmax(axis=1) for name, logits in heads.items()}
     truth = labels.numpy()
-    hits = answers["logits"] == truth
+    hits = predictions["logits"] == truth
     ranks = (heads["logits"].numpy() > np.take_along_axis(heads["logits"].numpy(), truth[:, None], 1)).sum(axis=1)
     expected = {
         "accuracy": hits.mean(),
         "balanced_accuracy": np.mean([hits[truth == label].mean() for label in range(8)]),
-        "cls_accuracy": (answers["cls_logits"] == truth).mean(),
-        "distillation_accuracy": (answers["distillation_logits"] == truth).mean(),
-        "teacher_accuracy": (answers["teacher_logits"] == truth).mean(),
-        "teacher_agreement": (answers["logits"] == answers["teacher_logits"]).mean(),
+        "cls_accuracy": (predictions["cls_logits"] == truth).mean(),
+        "distillation_accuracy": (predictions["distillation_logits"] == truth).mean(),
+        "teacher_accuracy": (predictions["teacher_logits"] == truth).mean(),
+        "teacher_agreement": (predictions["logits"] == predictions["teacher_logits"]).mean(),
         "top5_accuracy": (ranks < 5).mean(),
         "majority_accuracy": max((truth == label).mean() for label in range(8)),
     }
@@ -64,7 +64,7 @@ def test_all_metrics_are_those_of_numpy_however_the_images_were_batched():
         assert summarize(kept_of(heads, labels, batch)) == pytest.approx(expected)
 
 
-def test_a_small_case_by_hand():
+def test_metrics_of_a_small_case_computed_by_hand():
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])  # 0 1 0 2
     teacher = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0], [9.0, 0.0, 0.0]])  # 0 2 0 0
     labels = torch.tensor([0, 1, 2, 2])
@@ -84,20 +84,20 @@ def test_balanced_accuracy_leaves_out_classes_without_images():
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(2, False), (5, False), (6, True), (10, True)])
-def test_top5_is_told_only_where_there_are_more_than_five_classes(classes, has_top5):
+def test_top5_is_computed_only_for_more_than_five_classes(classes, has_top5):
     heads, labels = random_heads(20, classes, names=("logits",))
     kept = kept_of(heads, labels)
     assert ("top5" in kept) == has_top5
     assert ("top5_accuracy" in summarize(kept)) == has_top5
 
 
-def test_top5_holds_the_label_at_every_rank_to_five_and_none_after():
+def test_top5_includes_labels_of_rank_one_to_five_only():
     logits = torch.arange(7.0).flip(0).repeat(7, 1)  # class 0 first, class 6 last
     assert kept_of({"logits": logits}, torch.arange(7))["top5"].tolist() == [1, 1, 1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("classes", [4, 9])
-def test_of_soft_labels_the_largest_counts(classes):
+def test_the_largest_soft_label_is_the_label(classes):
     heads, labels = random_heads(30, classes)
     soft = 0.6 * torch.eye(classes)[labels] + 0.4 / classes
     from_soft, from_indices = kept_of(heads, soft), kept_of(heads, labels)
@@ -106,7 +106,7 @@ def test_of_soft_labels_the_largest_counts(classes):
         np.testing.assert_array_equal(from_soft[name], from_indices[name])
 
 
-def test_a_few_numbers_are_kept_of_each_image_and_no_logits():
+def test_only_a_few_numbers_per_image_are_kept():
     heads, labels = random_heads(12, 100)
     kept = kept_of(heads, labels)
     assert set(kept) == {
@@ -120,7 +120,7 @@ def test_a_few_numbers_are_kept_of_each_image_and_no_logits():
     assert all(array.shape == (12,) and isinstance(array, np.ndarray) for array in kept.values())
 
 
-def test_a_single_head_without_a_teacher_has_its_accuracy_and_nothing_else():
+def test_a_single_head_without_a_teacher_has_no_other_metrics():
     heads, labels = random_heads(20, 3, names=("logits",))
     assert set(summarize(kept_of(heads, labels))) == {"accuracy", "balanced_accuracy", "majority_accuracy"}
 
@@ -141,7 +141,7 @@ def test_the_mean_over_the_classes_is_the_balanced_accuracy():
     assert summarize(kept)["balanced_accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in rows.values()]))
 
 
-def test_the_metrics_work_alone_and_batch_by_batch_as_any_evaluate_metric():
+def test_the_metrics_can_be_used_like_any_evaluate_metric():
     accuracy = TopOneAccuracy(keep_in_memory=True)
     accuracy.add_batch(predictions=[0, 1], references=[0, 2])
     accuracy.add(prediction=2, reference=2)
@@ -150,18 +150,18 @@ def test_the_metrics_work_alone_and_batch_by_batch_as_any_evaluate_metric():
     assert agreement.compute(predictions=np.array([1, 2]), references=np.array([1, 0])) == {"teacher_agreement": 0.5}
 
 
-def test_all_right_and_all_wrong_are_one_and_zero():
+def test_all_correct_is_one_and_all_wrong_is_zero():
     labels = np.array([0, 1, 2])
     for prediction, share in ((labels, 1.0), ((labels + 1) % 3, 0.0)):
         summary = summarize({"label": labels, "prediction": prediction})
         assert (summary["accuracy"], summary["balanced_accuracy"]) == (share, share)
 
 
-# ---- several classes an image ----
+# ---- multi-label images ----
 
 
-def several(images=40, classes=5, seed=0, ties=False):
-    """Labels in which the last class does not occur, and the scores of two heads."""
+def multi_label(images=40, classes=5, seed=0, ties=False):
+    """Return labels in which the last class does not occur, and the logits of two heads."""
     generator = np.random.default_rng(seed)
     present = (generator.random((images, classes)) < 0.3).astype(np.uint8)
     present[:, -1] = 0
@@ -172,9 +172,9 @@ def several(images=40, classes=5, seed=0, ties=False):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_mean_average_precision_is_that_of_sklearn_over_the_classes_that_occur(ties):
+def test_mean_average_precision_equals_that_of_sklearn_over_the_classes_that_occur(ties):
     metrics = pytest.importorskip("sklearn.metrics")
-    present, heads = several(ties=ties)
+    present, heads = multi_label(ties=ties)
     kept = to_arrays(
         [
             reduce_multi_label_batch(
@@ -201,12 +201,12 @@ def test_the_mean_average_precision_is_that_of_sklearn_over_the_classes_that_occ
         assert row == {"average_precision": pytest.approx(figure), "images": truth.sum()}, name
 
 
-def test_an_average_precision_by_hand():
+def test_average_precision_of_a_small_case_computed_by_hand():
     # In order of score: yes, no, yes, no: precision 1 at the first hit, 2/3 at the second.
     assert average_precision(np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.3, 0.7])) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_equal_scores_know_nothing():
+def test_equal_scores_give_the_average_precision_of_chance():
     present = np.array([1, 0, 0, 0, 0])
     for order in (present, present[::-1]):
         assert average_precision(order, np.zeros(5)) == pytest.approx(0.2)

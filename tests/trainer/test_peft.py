@@ -1,4 +1,4 @@
-"""LoRA adapters of peft on a distilled student: trained with a teacher, saved, resumed, reloaded, merged for stock."""
+"""LoRA adapters of peft on a distilled student: trained with a teacher, saved, resumed, reloaded and merged."""
 
 import copy
 
@@ -49,7 +49,7 @@ def logits_of(model):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of 6 steps with a checkpoint after the third, the weights it began with, and its folder."""
+    """Return the trainer of a run of 6 steps with a checkpoint after step 3, its initial weights, and its folder."""
     folder = tmp_path_factory.mktemp("lora")
     model = with_adapters()
     before = copy.deepcopy(model.state_dict())
@@ -59,20 +59,20 @@ def trained(tmp_path_factory):
     return trainer, before, folder
 
 
-def test_adapters_and_heads_learn_from_the_teacher_and_the_base_does_not(trained):
+def test_adapters_and_heads_are_trained_and_the_base_is_not(trained):
     trainer, before, _ = trained
     for name in ("loss", "cls_loss", "distillation_loss"):
         values = logged(trainer, name)
         assert len(values) == 6
         assert all(value > 0 for value in values)
     changed = {name for name, weight in trainer.model.state_dict().items() if not torch.equal(weight, before[name])}
-    learning = {name for name in before if "lora_" in name or "modules_to_save.default" in name}
-    assert len(learning) == 2 * 2 * 2 + 2 * 2
-    assert changed == learning
+    trainable = {name for name in before if "lora_" in name or "modules_to_save.default" in name}
+    assert len(trainable) == 2 * 2 * 2 + 2 * 2
+    assert changed == trainable
     assert trainer.evaluate()["eval_distillation_accuracy"] >= 0
 
 
-def test_only_adapters_are_saved_and_reload_on_a_fresh_base(trained):
+def test_only_adapters_are_saved_and_they_load_on_a_new_base(trained):
     trainer, _, folder = trained
     assert (folder / "adapter_model.safetensors").is_file()
     assert not (folder / "model.safetensors").exists()
@@ -89,7 +89,7 @@ def test_the_merged_model_is_loaded_by_stock_transformers(trained, tmp_path):
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(logits_of(merged), expected, rtol=0, atol=1e-5)
     merged.save_pretrained(tmp_path / "merged")
-    trained[0].processing_class.save_pretrained(tmp_path / "merged")  # as README.md says
+    trained[0].processing_class.save_pretrained(tmp_path / "merged")  # as README.md describes
     picture = Image.fromarray(pixels_of(1)[0])
     assert len(transformers.pipeline("image-classification", model=str(tmp_path / "merged"))(picture)) == 4
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
@@ -97,8 +97,8 @@ def test_the_merged_model_is_loaded_by_stock_transformers(trained, tmp_path):
     torch.testing.assert_close(logits_of(stock), expected, rtol=0, atol=1e-5)
 
 
-def test_a_resumed_training_of_adapters_ends_in_the_same_weights(trained, tmp_path):
-    whole, _, folder = trained
+def test_a_resumed_training_of_adapters_ends_with_the_same_weights(trained, tmp_path):
+    uninterrupted, _, _ = trained
     stopped = trainer_of(with_adapters(), tmp_path, save_strategy="steps", save_steps=3)
     stopped.add_callback(_StopAfter(3))
     stopped.train()
@@ -106,15 +106,15 @@ def test_a_resumed_training_of_adapters_ends_in_the_same_weights(trained, tmp_pa
     resumed = trainer_of(with_adapters(), tmp_path, save_strategy="steps", save_steps=3)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
-    for name, weight in whole.model.state_dict().items():
+    for name, weight in uninterrupted.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_a_push_of_adapters_is_refused_before_the_first_step_and_before_there_is_a_repository(tmp_path, monkeypatch):
-    def asked():
-        raise AssertionError("the Hub was asked")
+def test_a_push_of_adapters_is_refused_before_a_repository_is_created(tmp_path, monkeypatch):
+    def refuse():
+        raise AssertionError("the Hub was accessed")
 
-    monkeypatch.setattr("transformers.trainer.hf_api", asked)
+    monkeypatch.setattr("transformers.trainer.hf_api", refuse)
     with pytest.raises(UserError, match="merge_and_unload"):
         trainer_of(with_adapters(), tmp_path, push_to_hub=True, hub_model_id="me/x")
 
@@ -132,7 +132,7 @@ def test_a_push_of_adapters_is_refused_before_the_first_step_and_before_there_is
     ],
     ids=lambda command: "-".join(command[:1] + command[3:]),
 )
-def test_a_folder_of_adapters_is_refused_with_the_way_to_merge_them(trained, tmp_path, capsys, command):
+def test_a_folder_of_adapters_is_refused_with_instructions_to_merge_them(trained, tmp_path, capsys, command):
     folder = trained[2]
     command = [word.replace("FOLDER", str(folder)).replace("OUT", str(tmp_path / "out")) for word in command]
     assert main(command) == 2
@@ -140,12 +140,12 @@ def test_a_folder_of_adapters_is_refused_with_the_way_to_merge_them(trained, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_teacher_of_adapters_is_refused(trained):
+def test_a_teacher_folder_with_adapters_is_refused(trained):
     with pytest.raises(UserError, match="merge_and_unload"):
         Teacher.from_pretrained(trained[2])
 
 
-def test_the_placeholder_that_peft_writes_does_not_stand_in_the_way_of_a_card(trained):
+def test_the_placeholder_card_that_peft_writes_is_replaced(trained):
     trainer, _, folder = trained
     trainer.save_model()
     assert "Model Card for Model ID" in (folder / "README.md").read_text()

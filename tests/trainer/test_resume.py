@@ -1,4 +1,4 @@
-"""Saving whole or not at all, and going on as if nothing had happened: killed runs against uninterrupted ones."""
+"""Atomic saving and exact resuming: killed and resumed runs are compared with uninterrupted ones."""
 
 import json
 import os
@@ -38,7 +38,7 @@ SAVE_MOMENTS = ("optimizer", "before-rename", "after-rename", "rotation")
 
 
 def random_kills():
-    """Five steps of 3 to 14 and moments in them, and one save; always the same ones."""
+    """Return five steps from 3 to 14, each with a moment in the step, and one save; the choice is always the same."""
     generator = random.Random(14)
     steps = generator.sample(range(3, 15), 5)
     return [(step, generator.choice(("middle", "end"))) for step in steps] + [(8, "optimizer")]
@@ -48,7 +48,7 @@ KILLS = random_kills()
 
 
 def resume_plan(folder):
-    """All runs of this file that need a process, see helpers/resume_runs.py."""
+    """Return all runs of this file that need a process of their own, see helpers/resume_runs.py."""
     plan = []
 
     def add(name, of=None, **run):
@@ -59,7 +59,7 @@ def resume_plan(folder):
         add(f"{name}, resumed", of=name, **{"resume": True, **run, **(resumed or {})})
 
     for workers in (0, 2):
-        add(f"whole, {workers} workers", workers=workers)
+        add(f"uninterrupted, {workers} workers", workers=workers)
         for kill in KILLS:
             add_killed(f"{kill}, {workers} workers", kill, workers=workers)
     for moment in SAVE_MOMENTS[1:]:
@@ -69,13 +69,13 @@ def resume_plan(folder):
     add("twice again", of="twice", kill=(11, "end"), resume=True, workers=2)
     add("twice, resumed", of="twice", resume=True)
     for model in ("one-head", "layer-scale", "stock"):
-        add(f"whole {model}", model=model)
+        add(f"uninterrupted {model}", model=model)
         add_killed(model, (9, "end"), model=model)
     averaging = {"changes": {"ema_epochs": 1.5}}
     counting = {"changes": {"ema_epochs": 1.5, "counted_weights": "ema"}}
-    add("whole averaging", **averaging)
-    add("whole stock averaging", model="stock", **averaging)
-    add("whole counting", **counting)
+    add("uninterrupted averaging", **averaging)
+    add("uninterrupted stock averaging", model="stock", **averaging)
+    add("uninterrupted counting", **counting)
     for moment in ("middle", "end", "optimizer"):
         add_killed(f"averaging, {moment}", (10, moment), **averaging)
     add_killed("stock averaging", (9, "end"), model="stock", **averaging)
@@ -84,10 +84,10 @@ def resume_plan(folder):
         "augmentation": {"auto_augment": "randaugment", "erasing_probability": 0.25, "color_jitter": 0.3},
         "changes": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3, "label_smoothing_factor": 0.1},
     }
-    add("whole paper", **paper)
+    add("uninterrupted paper", **paper)
     add_killed("paper", (9, "end"), {"workers": 2}, **paper)
     for model in ("two-heads", "one-head"):
-        add(f"whole plain {model}", model=model, trainer="plain")
+        add(f"uninterrupted plain {model}", model=model, trainer="plain")
         add_killed(f"plain {model}", (9, "end"), model=model, trainer="plain")
     add_killed("without hook", (9, "end"), {"without_hook": True})
     add_killed("plain without hook", (9, "end"), {"without_hook": True}, model="two-heads", trainer="plain")
@@ -116,47 +116,47 @@ def runs(tmp_path_factory):
     return json.loads((folder / "results.json").read_text())
 
 
-def assert_same_end(runs, name, whole):
-    assert runs[whole]["status"] == 0
-    assert "error" not in runs[whole]
+def assert_same_end(runs, name, uninterrupted):
+    assert runs[uninterrupted]["status"] == 0
+    assert "error" not in runs[uninterrupted]
     assert runs[name]["status"] == -9
     resumed = runs[f"{name}, resumed"]
     assert resumed.get("error") is None
-    assert resumed["sha"] == runs[whole]["sha"]
+    assert resumed["sha"] == runs[uninterrupted]["sha"]
     assert resumed["sha"] is not None
     assert not resumed["leftovers"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kill", KILLS, ids=str)
-def test_a_killed_and_resumed_run_ends_with_the_very_weights_of_an_uninterrupted_one(runs, kill, workers):
-    assert_same_end(runs, f"{kill}, {workers} workers", "whole, 0 workers")
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(runs, kill, workers):
+    assert_same_end(runs, f"{kill}, {workers} workers", "uninterrupted, 0 workers")
 
 
-def test_a_run_with_the_papers_augmentation_mixing_and_repeats_resumes_exactly(runs):
-    assert_same_end(runs, "paper", "whole paper")
-    assert runs["whole paper"]["sha"] != runs["whole, 0 workers"]["sha"]
+def test_a_run_with_augmentation_mixing_and_repeats_of_the_paper_resumes_exactly(runs):
+    assert_same_end(runs, "paper", "uninterrupted paper")
+    assert runs["uninterrupted paper"]["sha"] != runs["uninterrupted, 0 workers"]["sha"]
 
 
-def test_the_kills_leave_work_to_do_in_the_middle_and_at_the_end_of_an_epoch():
+def test_runs_are_killed_in_the_middle_and_at_the_end_of_an_epoch():
     newest = {(step - 1) // 2 * 2 for step, moment in KILLS}
     assert 10 in newest  # the end of an epoch
     assert newest & {2, 4, 6, 8, 12}
 
 
 def test_workers_do_not_change_a_run(runs):
-    assert runs["whole, 0 workers"]["losses"] == runs["whole, 2 workers"]["losses"]
-    assert runs["whole, 0 workers"]["sha"] == runs["whole, 2 workers"]["sha"]
+    assert runs["uninterrupted, 0 workers"]["losses"] == runs["uninterrupted, 2 workers"]["losses"]
+    assert runs["uninterrupted, 0 workers"]["sha"] == runs["uninterrupted, 2 workers"]["sha"]
 
 
-def test_a_resumed_run_logs_the_losses_it_would_have_logged(runs):
-    whole = runs["whole, 0 workers"]["losses"]
-    assert len(set(whole.values())) == len(whole) == 14
-    assert runs[f"{KILLS[0]}, 0 workers, resumed"]["losses"] == whole
+def test_a_resumed_run_logs_the_losses_of_an_uninterrupted_run(runs):
+    uninterrupted = runs["uninterrupted, 0 workers"]["losses"]
+    assert len(set(uninterrupted.values())) == len(uninterrupted) == 14
+    assert runs[f"{KILLS[0]}, 0 workers, resumed"]["losses"] == uninterrupted
 
 
 @pytest.mark.parametrize("moment", SAVE_MOMENTS)
-def test_a_kill_at_any_moment_of_a_save_leaves_whole_checkpoints_and_is_cleared_up(runs, moment):
+def test_a_kill_during_a_save_leaves_complete_checkpoints_and_its_leftovers_are_removed(runs, moment):
     name = moment if moment != "optimizer" else f"{KILLS[-1]}, 0 workers"
     killed = runs[name]
     if moment in ("after-rename", "rotation"):
@@ -165,79 +165,81 @@ def test_a_kill_at_any_moment_of_a_save_leaves_whole_checkpoints_and_is_cleared_
         assert "checkpoint-8" not in killed["checkpoints"]
         assert killed["leftovers"] == [f"{STAGING_PREFIX}checkpoint"]
     assert "checkpoint-6" in killed["checkpoints"]
-    assert_same_end(runs, name, "whole, 0 workers")
+    assert_same_end(runs, name, "uninterrupted, 0 workers")
 
 
-def test_a_kill_in_the_final_save_leaves_the_model_that_was_there_before(runs):
+def test_a_kill_in_the_final_save_leaves_the_previous_model(runs):
     assert runs["final"]["status"] == -9
     assert runs["final"]["sha"] is not None
-    assert runs["final"]["sha"] != runs["whole, 0 workers"]["sha"]
+    assert runs["final"]["sha"] != runs["uninterrupted, 0 workers"]["sha"]
     assert [name[: len(STAGING_PREFIX) + 5] for name in runs["final"]["leftovers"]] == [f"{STAGING_PREFIX}save-"]
     assert runs["final"]["checkpoints"] == ["checkpoint-12", "checkpoint-14"]
-    assert_same_end(runs, "final", "whole, 0 workers")  # that has no step left to train
+    assert_same_end(runs, "final", "uninterrupted, 0 workers")  # the resumed run has no step left to train
 
 
 @pytest.mark.parametrize(
-    ("name", "whole"),
+    ("name", "uninterrupted"),
     [
-        ("averaging, middle", "whole averaging"),
-        ("averaging, end", "whole averaging"),
-        ("averaging, optimizer", "whole averaging"),
-        ("stock averaging", "whole stock averaging"),
-        ("counting", "whole counting"),
+        ("averaging, middle", "uninterrupted averaging"),
+        ("averaging, end", "uninterrupted averaging"),
+        ("averaging, optimizer", "uninterrupted averaging"),
+        ("stock averaging", "uninterrupted stock averaging"),
+        ("counting", "uninterrupted counting"),
     ],
 )
-def test_raw_and_averaged_weights_of_a_resumed_run_are_those_of_an_uninterrupted_one(runs, name, whole):
-    assert_same_end(runs, name, whole)
-    assert runs[f"{name}, resumed"]["averaged"] == runs[whole]["averaged"]
-    assert runs[whole]["averaged"] is not None
+def test_raw_and_averaged_weights_of_a_resumed_run_equal_those_of_an_uninterrupted_one(runs, name, uninterrupted):
+    assert_same_end(runs, name, uninterrupted)
+    assert runs[f"{name}, resumed"]["averaged"] == runs[uninterrupted]["averaged"]
+    assert runs[uninterrupted]["averaged"] is not None
 
 
-def test_keeping_averages_does_not_change_the_weights_and_counting_them_makes_them_the_result(runs):
-    assert runs["whole averaging"]["sha"] == runs["whole, 0 workers"]["sha"]
-    assert runs["whole averaging"]["averaged"] != runs["whole averaging"]["sha"]
-    assert runs["whole counting"]["averaged"] == runs["whole averaging"]["averaged"]
-    assert runs["whole counting"]["sha"] == runs["whole averaging"]["averaged"]
+def test_averaging_does_not_change_the_raw_weights_and_counted_averages_are_the_result(runs):
+    assert runs["uninterrupted averaging"]["sha"] == runs["uninterrupted, 0 workers"]["sha"]
+    assert runs["uninterrupted averaging"]["averaged"] != runs["uninterrupted averaging"]["sha"]
+    assert runs["uninterrupted counting"]["averaged"] == runs["uninterrupted averaging"]["averaged"]
+    assert runs["uninterrupted counting"]["sha"] == runs["uninterrupted averaging"]["averaged"]
 
 
 def test_a_run_may_be_killed_twice(runs):
     assert runs["twice again"]["status"] == -9
-    assert_same_end(runs, "twice", "whole, 0 workers")
+    assert_same_end(runs, "twice", "uninterrupted, 0 workers")
 
 
 @pytest.mark.parametrize("model", ["one-head", "layer-scale", "stock"])
-def test_other_students_resume_as_exactly(runs, model):
-    assert_same_end(runs, model, f"whole {model}")
+def test_other_students_resume_exactly(runs, model):
+    assert_same_end(runs, model, f"uninterrupted {model}")
 
 
 @pytest.mark.parametrize("model", ["two-heads", "one-head"])
-def test_the_plain_trainer_of_transformers_resumes_our_models_as_exactly(runs, model):
-    assert_same_end(runs, f"plain {model}", f"whole plain {model}")
+def test_the_plain_trainer_of_transformers_resumes_our_models_exactly(runs, model):
+    assert_same_end(runs, f"plain {model}", f"uninterrupted plain {model}")
 
 
-def test_without_the_renaming_hook_the_plain_trainer_ends_elsewhere_and_ours_refuses(runs):
-    """What the hook is for (transformers #48805): the names in files are not those in memory."""
+def test_without_the_renaming_hook_the_plain_trainer_ends_with_other_weights_and_ours_refuses(runs):
+    """The hook is needed because parameters have other names in files than in memory (transformers #48805)."""
     plain = runs["plain without hook, resumed"]
     assert plain.get("error") is None
-    assert plain["sha"] != runs["whole plain two-heads"]["sha"]
-    assert runs["without hook, resumed"]["error"].startswith("ResumeError: The checkpoint does not restore the model")
+    assert plain["sha"] != runs["uninterrupted plain two-heads"]["sha"]
+    error = runs["without hook, resumed"]["error"]
+    assert error.startswith("ResumeError: ")
+    assert "missing" in error and "unknown" in error
 
 
-def test_logging_saving_and_workers_may_change_and_the_weights_do_not(runs):
-    assert_same_end(runs, "other cadence", "whole, 0 workers")
+def test_changed_logging_saving_and_workers_do_not_change_the_weights(runs):
+    assert_same_end(runs, "other cadence", "uninterrupted, 0 workers")
     assert list(runs["other cadence, resumed"]["losses"])[-2:] == ["9", "12"]
     assert runs["other cadence, resumed"]["checkpoints"] == [f"checkpoint-{step}" for step in (12, 14, 6, 8)]
 
 
-def test_the_same_global_batch_may_be_made_of_other_batches(runs):
-    resumed, whole = runs["other batch, resumed"], runs["whole, 0 workers"]
+def test_a_resumed_run_may_divide_the_same_global_batch_differently(runs):
+    resumed, uninterrupted = runs["other batch, resumed"], runs["uninterrupted, 0 workers"]
     assert resumed.get("error") is None
-    assert resumed["losses"].keys() == whole["losses"].keys()
-    # Drop path draws batch by batch, so that only the images are the same, and the losses nearly.
-    assert list(resumed["losses"].values())[-1] == pytest.approx(list(whole["losses"].values())[-1], rel=0.3)
+    assert resumed["losses"].keys() == uninterrupted["losses"].keys()
+    # Drop path draws random numbers per batch, so only the images are the same, and the losses are similar.
+    assert list(resumed["losses"].values())[-1] == pytest.approx(list(uninterrupted["losses"].values())[-1], rel=0.3)
 
 
-# ---- what is saved ----
+# ---- saved files ----
 
 TOKEN = "hf_" + "SecretSecretSecret" * 2
 
@@ -257,7 +259,7 @@ def files_under(folder):
 
 
 def is_pickle(path):
-    """By name, or by the first bytes: protocol 2 and later, or the zip archive of torch.save."""
+    """Return whether a file is a pickle, by its name or first bytes (protocol 2 and later, or a zip of torch.save)."""
     start = path.read_bytes()[:2]
     return path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt") or start[:1] == b"\x80" or start == b"PK"
 
@@ -268,7 +270,7 @@ def test_the_token_is_in_no_file_and_the_published_folder_holds_no_pickle(tmp_pa
     trainer.save_model()
     trainer.save_model(tmp_path / "elsewhere")
     trainer.save_state()
-    assert trainer.args.hub_token == TOKEN  # still there to push with
+    assert trainer.args.hub_token == TOKEN  # still needed for pushing
     files = files_under(tmp_path)
     assert {name for name in files if "/" not in name} == {
         "config.json",
@@ -286,18 +288,18 @@ def test_the_token_is_in_no_file_and_the_published_folder_holds_no_pickle(tmp_pa
         assert TOKEN.encode() not in content, name
         assert not name.endswith("training_args.bin")
         assert name.startswith("checkpoint-") or not is_pickle(tmp_path / name), name
-    assert is_pickle(tmp_path / "checkpoint-2" / "optimizer.pt")  # the scan would see one
+    assert is_pickle(tmp_path / "checkpoint-2" / "optimizer.pt")  # so the check above can detect a pickle
 
 
-def test_the_token_is_not_even_in_the_pickle_that_is_written_and_removed(tmp_path, monkeypatch):
+def test_the_token_is_not_in_the_temporary_pickle_of_the_arguments(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, hub_token=TOKEN, max_steps=2)
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # as if it were killed before
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # as if the run were killed before
     trainer.save_model()
     assert "training_args.bin" in files_under(tmp_path)
     assert not any(TOKEN.encode() in (tmp_path / name).read_bytes() for name in files_under(tmp_path))
 
 
-def test_the_last_save_folds_layer_scale_and_checkpoints_keep_it(tmp_path):
+def test_the_final_save_folds_layer_scale_and_checkpoints_keep_it(tmp_path):
     model = student(layer_scale_init_value=0.5)
     trainer = trainer_of(tmp_path, model, learning_rate=1e-2)
     trainer.train()
@@ -312,15 +314,17 @@ def test_the_last_save_folds_layer_scale_and_checkpoints_keep_it(tmp_path):
         expected, logits = model.eval()(pixels), stock(pixels)
     torch.testing.assert_close(logits.cls_logits, expected.cls_logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits.distillation_logits, expected.distillation_logits, rtol=1e-5, atol=1e-5)
-    assert model.deit.layers[0].layer_scale1.lambda1.requires_grad  # the student in memory is as it was
+    assert model.deit.layers[0].layer_scale1.lambda1.requires_grad  # the student in memory is unchanged
 
 
 class Torn(Exception):
-    pass
+    """Error in the middle of a save."""
 
 
 @pytest.mark.parametrize("method", ["_save_optimizer_and_scheduler", "_save_rng_state"])
-def test_an_error_while_saving_leaves_the_checkpoint_before_it_and_is_cleared_up(tmp_path, method, monkeypatch):
+def test_an_error_while_saving_leaves_the_previous_checkpoint_and_its_leftovers_are_removed(
+    tmp_path, method, monkeypatch
+):
     trainer = trainer_of(tmp_path)
     save = getattr(trainer, method)
 
@@ -344,7 +348,7 @@ def test_an_error_while_saving_leaves_the_checkpoint_before_it_and_is_cleared_up
     assert not list(tmp_path.glob(f"{STAGING_PREFIX}*"))
 
 
-def test_an_error_in_the_last_save_leaves_the_model_that_was_there(tmp_path, monkeypatch):
+def test_an_error_in_the_final_save_leaves_the_previous_model(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, save_strategy="no")
     trainer.save_model()
     before = {name: (tmp_path / name).read_bytes() for name in files_under(tmp_path)}
@@ -364,23 +368,25 @@ def test_leftovers_of_a_killed_run_are_removed_before_training(tmp_path):
     for name in ("checkpoint/checkpoint-2", "old-checkpoint-4", "save"):
         (tmp_path / f"{STAGING_PREFIX}{name}").mkdir(parents=True)
         (tmp_path / f"{STAGING_PREFIX}{name}" / "model.safetensors").write_bytes(b"torn")
-    (tmp_path / "checkpoint-4").mkdir()  # the new one is in place: what it replaced can go
+    (tmp_path / "checkpoint-4").mkdir()  # the new one is in place, so the old one can be removed
     (tmp_path / f"{STAGING_PREFIX}run.json").write_text("{")
     (tmp_path / "notes.txt").write_text("mine")
     trainer_of(tmp_path, save_strategy="no").train()
     assert files_under(tmp_path) == {"notes.txt"}
 
 
-def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path):
+def test_a_checkpoint_that_was_being_replaced_is_restored(tmp_path):
     trainer_of(tmp_path, max_steps=3, save_steps=3).train()
-    (tmp_path / "checkpoint-3").rename(tmp_path / f"{STAGING_PREFIX}old-checkpoint-3")  # a kill between two renames
+    (tmp_path / "checkpoint-3").rename(
+        tmp_path / f"{STAGING_PREFIX}old-checkpoint-3"
+    )  # as after a kill between the two renames
     trainer = trainer_of(tmp_path, max_steps=3, save_steps=3)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3
     assert not list(tmp_path.glob(f"{STAGING_PREFIX}*"))
 
 
-def test_no_more_checkpoints_are_kept_than_asked_for(tmp_path):
+def test_save_total_limit_is_respected(tmp_path):
     trainer_of(tmp_path, max_steps=7, save_steps=1, save_total_limit=3).train()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6", "checkpoint-7"]
 
@@ -403,7 +409,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert not list(tmp_path.glob(f"{STAGING_PREFIX}*"))
 
 
-# ---- what is restored ----
+# ---- restored weights ----
 
 
 class Network(torch.nn.Module):
@@ -437,7 +443,7 @@ KINDS = ["two-heads", "one-head", "layer-scale", "stock-vit", "stock-distilled",
 
 
 class Restored(TrainerCallback):
-    """Keeps the weights that training begins with."""
+    """Callback that keeps the weights with which training begins."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -479,11 +485,11 @@ def test_a_checkpoint_that_does_not_restore_the_model_is_refused(tmp_path, case)
     else:
         weights["deit.encoder.layer.2.intermediate.dense.weight"] = torch.zeros(2)
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ResumeError, match="1 weights are missing" if case == "missing" else "1 unknown"):
+    with pytest.raises(ResumeError, match=r"1 weights \w+ missing" if case == "missing" else r"1 weights \w+ unknown"):
         trainer_of(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
 
 
-def test_an_incomplete_newest_checkpoint_is_passed_over(tmp_path):
+def test_an_incomplete_newest_checkpoint_is_ignored(tmp_path):
     trainer_of(tmp_path).train()
     (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
     trainer = trainer_of(tmp_path, max_steps=4)
@@ -501,11 +507,11 @@ def test_without_a_complete_checkpoint_resuming_is_refused_with_the_folder(tmp_p
     if content == "incomplete":
         (folder / "checkpoint-2").mkdir()
         (folder / "checkpoint-2" / "config.json").write_text("{}")
-    with pytest.raises(ResumeError, match=r"No complete checkpoint in .*run to resume from: start without resume"):
+    with pytest.raises(ResumeError, match="(?i)no complete checkpoint in .*run"):
         trainer_of(folder).train(resume_from_checkpoint=True)
 
 
-# ---- what must not have changed ----
+# ---- another run is refused ----
 
 
 @pytest.fixture(scope="module")
@@ -585,13 +591,14 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("case", CHANGED)
-def test_resuming_another_run_is_refused_and_the_field_named(earlier_run, tmp_path, case):
+def test_resuming_another_run_is_refused_and_the_differing_field_is_named(earlier_run, tmp_path, case):
     made, changes, message = CHANGED[case]
     trainer = trainer_of(tmp_path, **{name: make() for name, make in made.items()}, **changes)
-    with pytest.raises(ResumeError, match="belongs to another run") as caught:
+    with pytest.raises(ResumeError) as caught:
         trainer.train(resume_from_checkpoint=str(earlier_run / "checkpoint-2"))
     assert message in str(caught.value)
-    assert "Set them back to resume, or train into a new output_dir" in str(caught.value)
+    assert str(earlier_run / "checkpoint-2") in str(caught.value)
+    assert "output_dir" in str(caught.value)
     assert trainer.state.global_step == 0
 
 
@@ -609,14 +616,14 @@ def test_resuming_another_run_is_refused_and_the_field_named(earlier_run, tmp_pa
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_says_where_how_often_or_how_fast_may_change(earlier_run, tmp_path, changes):
+def test_arguments_that_do_not_change_what_is_trained_may_change(earlier_run, tmp_path, changes):
     args = arguments(tmp_path, **{"max_steps": 4, **changes})
     trainer = DistillationTrainer(
         student(seed=3), conv_teacher(), args, train_dataset=training_data(64), eval_dataset=evaluation_data(4)
     )
     trainer.train(resume_from_checkpoint=str(earlier_run / "checkpoint-2"))
     assert trainer.state.global_step == 4
-    # No drop path here: the images of the last two steps alone decide, and they are the same.
+    # Without drop path, the weights depend only on the images of the last two steps, which are the same.
     weights = load_file(earlier_run / "checkpoint-4" / "model.safetensors")
     trainer.save_model(tmp_path / "final")
     for name, tensor in load_file(tmp_path / "final" / "model.safetensors").items():
@@ -626,7 +633,7 @@ def test_what_says_where_how_often_or_how_fast_may_change(earlier_run, tmp_path,
 def test_a_users_data_set_of_another_length_is_refused(tmp_path):
     rows = [{"pixel_values": torch.rand(3, SIZE, SIZE), "label": index % 4} for index in range(17)]
     trainer_of(tmp_path, data=rows[:16], max_steps=2).train()
-    with pytest.raises(ResumeError, match="data.images: 16 in the checkpoint, 17 now"):
+    with pytest.raises(ResumeError, match="data.images.*16.*17"):
         trainer_of(tmp_path, data=rows, max_steps=2).train(resume_from_checkpoint=True)
 
 

@@ -1,4 +1,4 @@
-"""Running sums of loss terms: means over images, the first non-finite loss by step, one reading a log."""
+"""Running sums of loss terms: means over images, and the step of the first non-finite loss."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ def terms_of(loss, **others):
     return {"loss": torch.tensor(loss), **{name: torch.tensor(values) for name, values in others.items()}}
 
 
-def test_means_are_weighted_by_images_so_a_partial_last_batch_counts_less(accelerator):
+def test_means_are_over_images_so_a_partial_batch_counts_less(accelerator):
     running = RunningTerms(CPU)
     running.add(terms_of([1.0, 2.0, 3.0, 4.0], cls_loss=[0.5, 0.5, 0.5, 0.5]), step=1, learning_rate=0.1)
     running.add(terms_of([10.0], cls_loss=[3.0]), step=2, learning_rate=0.1)
@@ -34,13 +34,13 @@ def test_means_are_weighted_by_images_so_a_partial_last_batch_counts_less(accele
     assert running.read(accelerator) == pytest.approx({"loss": 20 / 5, "cls_loss": 5 / 5})
 
 
-def test_yes_or_no_terms_become_shares(accelerator):
+def test_boolean_terms_become_shares(accelerator):
     running = RunningTerms(CPU)
     running.add(terms_of([1.0, 1.0, 1.0, 1.0], teacher_agreement=[True, False, True, True]), 1, 0.1)
     assert running.read(accelerator)["teacher_agreement"] == 0.75
 
 
-def test_terms_in_half_precision_are_summed_in_single_precision(accelerator):
+def test_half_precision_terms_are_summed_in_float32(accelerator):
     running = RunningTerms(CPU)
     for step in range(300):
         running.add({"loss": torch.ones(10, dtype=torch.bfloat16)}, step, 0.1)
@@ -48,7 +48,7 @@ def test_terms_in_half_precision_are_summed_in_single_precision(accelerator):
     assert running.read(accelerator) == {"loss": 1.0}
 
 
-def test_reading_starts_anew(accelerator):
+def test_reading_resets_the_sums(accelerator):
     running = RunningTerms(CPU)
     running.add(terms_of([5.0, 5.0]), 1, 0.1)
     assert running.read(accelerator) == {"loss": 5.0}
@@ -63,7 +63,7 @@ def test_reading_and_checking_before_the_first_step_do_nothing(accelerator):
     assert running.read(accelerator) == {}
 
 
-def test_finite_losses_pass_the_check_and_are_still_there_to_read(accelerator):
+def test_a_check_does_not_reset_the_sums(accelerator):
     running = RunningTerms(CPU)
     running.add(terms_of([1.0, 3.0]), 1, 0.1)
     running.check(accelerator)
@@ -79,8 +79,8 @@ def test_a_non_finite_loss_is_found_with_its_step_terms_and_learning_rate(accele
     with pytest.raises(NonFiniteLossError) as error:
         running.check(accelerator)
     message = str(error.value)
-    assert f"at step 12: loss {bad:g}, cls_loss 2.5; learning rate 0.012." in message
-    for remedy in ("lower learning_rate", "warmup_steps", "max_grad_norm", "bf16"):
+    assert f"at step 12: loss {bad:g}, cls_loss 2.5; learning rate 0.012" in message
+    for remedy in ("learning_rate", "warmup_steps", "max_grad_norm", "bf16"):
         assert remedy in message
 
 
@@ -93,7 +93,7 @@ def test_the_first_non_finite_loss_is_kept(accelerator):
         running.check(accelerator)
 
 
-def test_a_non_finite_loss_is_found_again_until_it_is_read_and_then_no_more(accelerator):
+def test_a_non_finite_loss_is_found_until_the_terms_are_read(accelerator):
     running = RunningTerms(CPU)
     running.add(terms_of([math.nan]), 1, 0.1)
     for _ in range(2):
@@ -108,13 +108,13 @@ def test_a_non_finite_loss_is_found_again_until_it_is_read_and_then_no_more(acce
         running.check(accelerator)
 
 
-def test_only_the_loss_is_looked_at_not_the_terms_that_are_merely_logged(accelerator):
+def test_only_the_loss_is_checked_and_not_the_other_terms(accelerator):
     running = RunningTerms(CPU)
     running.add(terms_of([1.0], distillation_loss=[math.nan]), 1, 0.1)
     running.check(accelerator)
 
 
-def test_the_graph_of_a_step_is_not_kept(accelerator):
+def test_the_autograd_graph_of_a_step_is_not_kept(accelerator):
     running = RunningTerms(CPU)
     loss = torch.ones(2, requires_grad=True) * 2
     running.add({"loss": loss}, 1, 0.1)
@@ -123,17 +123,17 @@ def test_the_graph_of_a_step_is_not_kept(accelerator):
 
 
 def test_adding_reads_nothing_from_the_device():
-    """Tensors on torch's meta device have no values: whatever would look at one raises."""
+    """Tensors on the meta device of torch have no values, so reading one raises an error."""
     running = RunningTerms(torch.device("meta"))
     for step in range(3):
         running.add({"loss": torch.ones(4, device="meta"), "cls_loss": torch.ones(4, device="meta")}, step, 0.1)
 
 
-# Two processes: each gives a record, `gather` gives both records to both.
+# ---- two processes: `gather` returns the records of both processes to each ----
 
 
 class OtherProcess:
-    """Stands for an accelerator of a process that shows what it sends."""
+    """Stands for the accelerator of another process; it keeps the tensor that this process sends."""
 
     def gather(self, tensor):
         self.sent = tensor
@@ -147,14 +147,14 @@ def together_with(other, read):
     return SimpleNamespace(gather=lambda tensor: torch.cat([tensor, process.sent]))
 
 
-def test_the_means_are_over_the_images_of_all_processes():
+def test_means_are_over_the_images_of_all_processes():
     mine, other = RunningTerms(CPU), RunningTerms(CPU)
     mine.add(terms_of([1.0, 2.0, 3.0]), 1, 0.1)
     other.add(terms_of([10.0]), 1, 0.1)
     assert mine.read(together_with(other, RunningTerms.read)) == {"loss": 4.0}
 
 
-def test_a_non_finite_loss_of_another_process_is_found_here_too():
+def test_a_non_finite_loss_of_another_process_is_found():
     mine, other = RunningTerms(CPU), RunningTerms(CPU)
     for step in (7, 8):
         mine.add(terms_of([1.0]), step, step / 100)

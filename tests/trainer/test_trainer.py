@@ -1,4 +1,4 @@
-"""A step, an evaluation and an end of training: against formulas written out, and against numbers computed by hand."""
+"""Training step, evaluation and end of training, compared with written-out formulas and numbers computed by hand."""
 
 import copy
 import json
@@ -38,13 +38,13 @@ SEVEN = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
 
 def unit_to_double(unit):
-    """Normalised pixels, float64, from pixels in [0, 1]."""
+    """Return normalised pixels in float64 from pixels in [0, 1]."""
     mean, std = (torch.tensor(values, dtype=torch.float64).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     return (torch.from_numpy(np.asarray(unit, dtype=np.float64)) - mean) / std
 
 
 def views_of(trainer, batches=1):
-    """Pixels in [0, 1] and labels of the first batches, taken from the data set by the sampler's keys."""
+    """Return pixels in [0, 1] and labels of the first batches, read from the data set with the keys of the sampler."""
     count = batches * trainer.args.train_batch_size
     rows = [trainer.train_dataset[key] for key in list(trainer._get_train_sampler())[:count]]
     return np.stack([row["pixel_values"].numpy() for row in rows]) / 255, torch.tensor([row["labels"] for row in rows])
@@ -91,7 +91,7 @@ CASES = {
 
 
 def terms_by_hand(output, teacher_logits, labels, two_heads, changes):
-    """The paper's equations 2 and 3 with every default written out; `(batch,)` each, and the teacher's agreement."""
+    """Compute equations 2 and 3 of the paper with every default written out, and the agreement with the teacher."""
     smoothing = changes.get("label_smoothing_factor", 0.0)
 
     def label_loss(logits):
@@ -124,7 +124,7 @@ def terms_by_hand(output, teacher_logits, labels, two_heads, changes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_step_logs_the_formulas_values_and_follows_their_gradient(tmp_path, case):
+def test_one_step_has_the_loss_terms_and_gradients_of_the_formulas(tmp_path, case):
     changes, two_heads = CASES[case]
     model, network, callback = student(two_heads, initializer_range=0.5), conv_teacher(), FirstGradients()
     double, double_network = copy.deepcopy(model).double(), copy.deepcopy(network).double().eval()
@@ -146,9 +146,9 @@ def test_one_step_logs_the_formulas_values_and_follows_their_gradient(tmp_path, 
         torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_without_labels_the_loss_is_refused_by_name(tmp_path):
+def test_a_batch_without_labels_is_refused(tmp_path):
     trainer = DistillationTrainer(student(), conv_teacher(), arguments(tmp_path))
-    with pytest.raises(ValueError, match="pixel_values and no 'labels'"):
+    with pytest.raises(ValueError, match="pixel_values.*'labels'"):
         trainer.compute_loss(trainer.model, {"pixel_values": torch.zeros(1, 3, SIZE, SIZE)})
 
 
@@ -167,33 +167,33 @@ def run_of(tmp_path, mode="soft", two_heads=True, data=None, **changes):
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_accumulating_four_batches_of_eight_is_one_batch_of_thirty_two(tmp_path, mode):
-    whole, gradients = run_of(tmp_path / "1", mode, per_device_train_batch_size=32, max_steps=20)
+def test_accumulating_four_batches_of_eight_equals_one_batch_of_thirty_two(tmp_path, mode):
+    single, gradients = run_of(tmp_path / "1", mode, per_device_train_batch_size=32, max_steps=20)
     parts, accumulated = run_of(
         tmp_path / "4", mode, per_device_train_batch_size=8, gradient_accumulation_steps=4, max_steps=20
     )
     for name in ("loss", "cls_loss", "distillation_loss", "teacher_agreement"):
         assert len(logged(parts, name)) == 20
-        np.testing.assert_allclose(logged(parts, name), logged(whole, name), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logged(parts, name), logged(single, name), rtol=0, atol=1e-5)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-2
     for name, gradient in gradients.items():
         torch.testing.assert_close(accumulated[name], gradient, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("two_heads", [True, False])
-def test_bf16_learns_as_fp32_does(tmp_path, two_heads):
+def test_bf16_learns_like_fp32(tmp_path, two_heads):
     data = training_data(64, crop_scale=(0.8, 1.0), flip_probability=0.0)
     changes = {"two_heads": two_heads, "data": data, "max_steps": 100, "learning_rate": 2e-3, "logging_steps": 10}
     full, _ = run_of(tmp_path / "fp32", **changes)
     half, _ = run_of(tmp_path / "bf16", **changes, bf16=True)
     losses, half_losses = logged(full, "loss"), logged(half, "loss")
-    assert losses[-1] < 0.7 * losses[0]  # there was something to learn
+    assert losses[-1] < 0.7 * losses[0]  # otherwise nothing was learned
     assert half_losses != losses
     assert half_losses[-1] == pytest.approx(losses[-1], rel=0.05)
     assert half.evaluate()["eval_loss"] == pytest.approx(full.evaluate()["eval_loss"], rel=0.05)
 
 
-def test_an_evaluation_before_training_is_in_the_trainers_type(tmp_path):
+def test_an_evaluation_before_training_uses_bf16_if_set(tmp_path):
     model, types = student(), []
     model.deit.layers[0].mlp.fc1.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
     trainer = DistillationTrainer(
@@ -204,11 +204,11 @@ def test_an_evaluation_before_training_is_in_the_trainers_type(tmp_path):
     assert set(types) == {torch.bfloat16}
 
 
-# ---- what is logged ----
+# ---- logged values ----
 
 
 class FloatRows(torch.utils.data.Dataset):
-    """A user's data set: normalised float pixels, labels called `label`."""
+    """Data set of a user: normalised float pixels, and labels named `label`."""
 
     def __init__(self, count, names=NAMES, labelled=True):
         unit = pixels_of(count, num_labels=len(names))[:, 2:18, 2:18].transpose(0, 3, 1, 2) / 255
@@ -225,7 +225,7 @@ class FloatRows(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_logged_terms_are_means_over_images_whatever_the_batches(tmp_path, accumulation):
+def test_logged_terms_are_means_over_images_for_any_batches(tmp_path, accumulation):
     rows = FloatRows(11)
     model, network = student(initializer_range=0.5), conv_teacher()
     args = arguments(
@@ -290,7 +290,7 @@ def eval_by_hand(model, network, pixels, labels, changes):
         ({"distillation_type": "none"}, False),
     ],
 )
-def test_evaluation_gives_exact_means_of_every_head_with_a_partial_last_batch(tmp_path, changes, two_heads):
+def test_evaluation_with_a_partial_last_batch_has_exact_means_of_every_head(tmp_path, changes, two_heads):
     rows = FloatRows(23, SEVEN)
     model, network = student(two_heads, names=SEVEN, initializer_range=0.5), conv_teacher(7)
     args = arguments(tmp_path, per_device_eval_batch_size=5, **changes)
@@ -299,12 +299,12 @@ def test_evaluation_gives_exact_means_of_every_head_with_a_partial_last_batch(tm
     speed = {"epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
     found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     assert found.keys() - speed == expected.keys()
-    assert 0 < expected["accuracy"] < expected["top5_accuracy"] < 1  # the numbers can tell
+    assert 0 < expected["accuracy"] < expected["top5_accuracy"] < 1  # so the values differ
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_several_evaluation_sets_are_kept_apart(tmp_path):
+def test_several_evaluation_sets_have_their_own_metrics(tmp_path):
     model, network = student(initializer_range=0.5), conv_teacher()
     sets = {"one": FloatRows(9), "two": FloatRows(14)}
     args = arguments(tmp_path, per_device_eval_batch_size=4)
@@ -315,7 +315,7 @@ def test_several_evaluation_sets_are_kept_apart(tmp_path):
             assert metrics[f"eval_{name}_{metric}"] == pytest.approx(value, rel=1e-5)
 
 
-def test_a_stock_compute_metrics_gets_the_fused_logits(tmp_path):
+def test_compute_metrics_gets_the_fused_logits(tmp_path):
     rows, model, seen = FloatRows(11), student(initializer_range=0.5), []
 
     def compute_metrics(prediction):
@@ -331,13 +331,13 @@ def test_a_stock_compute_metrics_gets_the_fused_logits(tmp_path):
     np.testing.assert_allclose(seen[0].predictions, logits.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(seen[0].label_ids, rows.labels.numpy())
     assert metrics["eval_mine"] == pytest.approx((logits.argmax(-1) == rows.labels).double().mean().item())
-    assert metrics["eval_accuracy"] == 7.0  # the user's own word counts
+    assert metrics["eval_accuracy"] == 7.0  # metrics of the user take precedence
     assert "eval_cls_accuracy" in metrics
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("two_heads", [True, False])
-def test_predict_gives_fused_logits_with_labels_and_without(tmp_path, labelled, two_heads):
+def test_predict_returns_fused_logits_with_and_without_labels(tmp_path, labelled, two_heads):
     rows, model = FloatRows(11, labelled=labelled), student(two_heads, initializer_range=0.5)
     trainer = DistillationTrainer(model, conv_teacher(), arguments(tmp_path, per_device_eval_batch_size=4))
     prediction = trainer.predict(rows)
@@ -354,11 +354,11 @@ def test_predict_gives_fused_logits_with_labels_and_without(tmp_path, labelled, 
         assert not any("accuracy" in name or "loss" in name for name in prediction.metrics)
 
 
-# ---- a user's own data ----
+# ---- data sets of a user ----
 
 
 def hub_rows(count=11):
-    """A `datasets` data set of images with a transform on access, as the transformers examples have."""
+    """Return a `datasets` data set of images with a transform on access, as in the examples of transformers."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
     images = [Image.fromarray(pixels) for pixels in pixels_of(count)]
     rows = datasets.Dataset.from_dict({"image": images, "label": [i % 4 for i in range(count)]}, features=features)
@@ -379,12 +379,12 @@ def trainer_warnings(caplog):
 
 
 @pytest.mark.parametrize("make", [hub_rows, FloatRows], ids=["datasets", "torch"])
-def test_a_users_data_set_trains_and_the_log_says_that_exactness_is_off(tmp_path, make, caplog):
+def test_a_users_data_set_trains_with_a_warning_that_resuming_is_not_exact(tmp_path, make, caplog):
     rows, model, network = make(11), student(), conv_teacher()
     args = arguments(tmp_path, per_device_train_batch_size=4, max_steps=4)
     trainer = DistillationTrainer(model, network, args, train_dataset=rows, eval_dataset=rows)
     (message,) = trainer_warnings(caplog)
-    assert "do not take view keys" in message
+    assert "view keys" in message
     assert "ViewDataset" in message
     trainer.train()
     assert len(logged(trainer, "loss")) == 4
@@ -396,7 +396,7 @@ def test_a_users_data_set_trains_and_the_log_says_that_exactness_is_off(tmp_path
         assert metrics[f"eval_{name}"] == pytest.approx(value, rel=1e-4), name
 
 
-def test_float_pixels_of_the_students_size_reach_it_untouched(tmp_path):
+def test_float_pixels_of_the_students_size_are_passed_to_it_unchanged(tmp_path):
     rows, model, seen = FloatRows(4), student(), []
     trainer = DistillationTrainer(model, conv_teacher(), arguments(tmp_path), eval_dataset=rows)
     model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
@@ -404,12 +404,12 @@ def test_float_pixels_of_the_students_size_reach_it_untouched(tmp_path):
     assert torch.equal(seen[0], rows.pixels)
 
 
-def test_a_keyed_data_set_brings_no_warning(tmp_path, caplog):
+def test_a_data_set_with_view_keys_logs_no_warning(tmp_path, caplog):
     DistillationTrainer(student(), conv_teacher(), arguments(tmp_path), train_dataset=training_data(8))
     assert not trainer_warnings(caplog)
 
 
-def test_a_collator_of_ones_own_works_and_may_pass_more_to_the_student(tmp_path):
+def test_a_users_collator_may_pass_more_inputs_to_the_student(tmp_path):
     rows = [{"picture": FloatRows(8).pixels[index], "class": index % 4} for index in range(8)]
     model, seen = student(), []
     model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
@@ -430,14 +430,14 @@ def test_a_collator_of_ones_own_works_and_may_pass_more_to_the_student(tmp_path)
     assert seen == [{"pixel_values", "interpolate_pos_encoding"}] * 3
 
 
-def test_rows_without_pixel_values_are_refused_with_a_remedy(tmp_path):
+def test_rows_without_pixel_values_are_refused_with_a_fix(tmp_path):
     rows = [{"image": 1, "label": 0}] * 4
     trainer = DistillationTrainer(student(), conv_teacher(), arguments(tmp_path), train_dataset=rows)
-    with pytest.raises(KeyError, match="no 'pixel_values'.*with_transform"):
+    with pytest.raises(KeyError, match="'pixel_values'.*with_transform"):
         trainer.train()
 
 
-def test_soft_labels_are_taken(tmp_path):
+def test_soft_labels_are_accepted(tmp_path):
     model = student(initializer_range=0.5)
     trainer = DistillationTrainer(model, None, arguments(tmp_path, distillation_type="none"))
     pixels, labels = FloatRows(3).pixels, torch.tensor([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0, 0.1, 0.2, 0.7]])
@@ -453,7 +453,7 @@ def test_soft_labels_are_taken(tmp_path):
 
 @pytest.mark.parametrize("token_decays", [True, False])
 @pytest.mark.parametrize("kind", ["two-heads", "one-head", "stock"])
-def test_weight_decay_spares_biases_norms_scales_class_token_and_positions(tmp_path, kind, token_decays):
+def test_weight_decay_excludes_biases_norms_scales_class_token_and_positions(tmp_path, kind, token_decays):
     if kind == "stock":
         config = StockViTConfig(
             image_size=SIZE, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=4
@@ -471,10 +471,10 @@ def test_weight_decay_spares_biases_norms_scales_class_token_and_positions(tmp_p
         for parameter in group["params"]
     }
     assert decays.keys() == set(names.values())
-    spared = ("bias", "layernorm", "lambda1", "cls_token", "position_embeddings")
-    spared += () if token_decays else ("distillation_token",)
+    excluded = ("bias", "layernorm", "lambda1", "cls_token", "position_embeddings")
+    excluded += () if token_decays else ("distillation_token",)
     for name, decay in decays.items():
-        assert decay == (0.0 if any(part in name for part in spared) else 0.07), name
+        assert decay == (0.0 if any(part in name for part in excluded) else 0.07), name
     assert ("deit.embeddings.distillation_token" in decays) == (kind == "two-heads")
 
 
@@ -482,7 +482,7 @@ def test_weight_decay_spares_biases_norms_scales_class_token_and_positions(tmp_p
 
 
 class Poisoned:
-    """A forward hook that spoils one image of one head at one training step."""
+    """Forward hook that sets one logit of one image and head to a given value at one training step."""
 
     def __init__(self, step, value, head="cls_logits"):
         self.step, self.value, self.head, self.calls = step, value, head, 0
@@ -513,13 +513,13 @@ def checkpoint_names(folder):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("logging_steps", [1, 10_000])
-def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_newer_is_saved(tmp_path, value, logging_steps):
+def test_a_non_finite_loss_stops_the_run_and_no_later_checkpoint_is_saved(tmp_path, value, logging_steps):
     trainer = diverging(tmp_path, value=value, logging_steps=logging_steps, save_strategy="steps", save_steps=2)
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
     message = str(caught.value)
-    assert "not finite at step 5" in message
-    assert "learning rate 0.0006" in message  # linear from 1e-3 to 0 in 10 steps: 4 of them are done
+    assert "at step 5" in message
+    assert "learning rate 0.0006" in message  # linear from 1e-3 to 0 in 10 steps, of which 4 are done
     assert "cls_loss nan" in message or "cls_loss inf" in message
     assert "distillation_loss 1." in message
     assert "warmup_steps" in message
@@ -527,7 +527,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_newer_is_saved(tmp_
     assert not list(tmp_path.glob(f"{STAGING_PREFIX}*"))
 
 
-def test_a_diverged_run_that_logs_and_saves_nothing_is_stopped_at_its_end(tmp_path):
+def test_a_diverged_run_without_logs_and_saves_raises_at_its_end(tmp_path):
     trainer = diverging(tmp_path, logging_steps=10_000)
     with pytest.raises(NonFiniteLossError, match="at step 5"):
         trainer.train()
@@ -540,14 +540,14 @@ def test_a_diverged_run_is_not_evaluated(tmp_path):
     assert not logged(trainer, "eval_loss")
 
 
-def test_the_step_is_the_optimizers_under_accumulation(tmp_path):
+def test_with_accumulation_the_named_step_is_the_optimizer_step(tmp_path):
     trainer = diverging(tmp_path, step=7, gradient_accumulation_steps=2, logging_steps=10_000)
     with pytest.raises(NonFiniteLossError, match="at step 4"):
         trainer.train()
 
 
 class BreakWeights(TrainerCallback):
-    """What a last, diverging update leaves behind: a finite loss and weights that are not."""
+    """Callback that sets one weight to NaN after a step whose loss was finite."""
 
     def __init__(self, step):
         self.step = step
@@ -591,7 +591,7 @@ def stock_vit():
 
 @pytest.mark.parametrize("kind", ["two-heads", "one-head", "layer-scale", "stock"])
 @pytest.mark.parametrize("limit", [1, 3])
-def test_the_best_checkpoints_weights_come_back_exactly(tmp_path, kind, limit):
+def test_the_weights_of_the_best_checkpoint_are_loaded_exactly(tmp_path, kind, limit):
     scores = iter([0.2, 0.9, 0.1, 0.3])
     scale = {"layer_scale_init_value": 0.1} if kind == "layer-scale" else {}
     model = stock_vit() if kind == "stock" else student(kind != "one-head", **scale)
@@ -627,7 +627,7 @@ def test_the_best_checkpoints_weights_come_back_exactly(tmp_path, kind, limit):
     assert weights.keys() == reloaded.keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor, reloaded[name]), name
-    # Once more past all renaming: the same tensors as the file's, whatever they are called there.
+    # Compare again independently of parameter names: the tensors must be those in the file.
     in_file = sorted(tensor.numpy().tobytes() for tensor in load_file(best / "model.safetensors").values())
     assert sorted(tensor.numpy().tobytes() for tensor in weights.values()) == in_file
     if limit == 3:
@@ -635,7 +635,7 @@ def test_the_best_checkpoints_weights_come_back_exactly(tmp_path, kind, limit):
         assert sorted(tensor.numpy().tobytes() for tensor in last.values()) != in_file
 
 
-def test_the_default_best_model_is_the_most_accurate_and_worse_ones_are_not_saved(tmp_path):
+def test_save_strategy_best_saves_only_the_most_accurate_model_by_default(tmp_path):
     args = arguments(
         tmp_path,
         max_steps=12,
@@ -657,7 +657,7 @@ def test_the_default_best_model_is_the_most_accurate_and_worse_ones_are_not_save
     assert trainer.evaluate()["eval_accuracy"] == max(accuracies)
 
 
-def test_the_saved_folder_says_how_its_images_are_prepared(tmp_path):
+def test_the_image_processor_is_saved_with_the_model(tmp_path):
     trainer = DistillationTrainer(student(), conv_teacher(), arguments(tmp_path))
     trainer.save_model()
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -665,7 +665,7 @@ def test_the_saved_folder_says_how_its_images_are_prepared(tmp_path):
     assert processor["image_mean"] == pytest.approx(list(MEAN))
 
 
-def test_arguments_that_a_callback_changes_are_used_from_then_on(tmp_path):
+def test_arguments_changed_during_training_take_effect(tmp_path):
     trainer = DistillationTrainer(
         student(), conv_teacher(), arguments(tmp_path, distillation_type="soft"), train_dataset=training_data(32)
     )
