@@ -131,7 +131,7 @@ def test_logits_that_a_record_format_cannot_hold_are_refused(value):
     logits = torch.zeros(3, 4)
     logits[1, 2] = value
     for name in ("half", *(() if value == 70000 else ("hard", "dense", "top_k"))):
-        with pytest.raises(TeacherCacheError, match="not finite in float"):
+        with pytest.raises(TeacherCacheError, match="float(16|32).*largest"):
             RECORD_FORMATS[name].encode(logits)
     if value == 70000:
         assert RECORD_FORMATS["dense"].encode(logits)["outputs"][1, 2] == 70000
@@ -287,7 +287,7 @@ def test_verifying_counts_the_records_that_differ(tmp_path):
     assert found.records == 128  # all there are
     assert found.same_decision == 0.75
     assert found.equal <= 0.75
-    with pytest.raises(TeacherCacheError, match="at least 1"):
+    with pytest.raises(TeacherCacheError, match="verify_teacher_cache=0"):
         verify_teacher_cache(cache, teacher, views, 0)
 
 
@@ -383,7 +383,7 @@ def test_images_with_several_classes_are_refused(tmp_path):
     data.source = type(data.source)(
         data.source.items, [(1, 0, 1, 0)] * 8, tiny.NAMES, "x", "several", "multi_label_classification"
     )
-    with pytest.raises(TeacherCacheError, match="several classes each"):
+    with pytest.raises(TeacherCacheError, match="problem_type='multi_label_classification'"):
         build(tmp_path / "cache", views=tiny_views(data), validation=None)
 
 

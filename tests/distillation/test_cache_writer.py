@@ -82,7 +82,7 @@ def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_reported_with_its_cause(tmp_path):
     (tmp_path / "cache" / "_incomplete-manifest.json").mkdir(parents=True)
-    with pytest.raises(TeacherCacheError, match=r"--out .*cache cannot be written \(Is a directory\)"):
+    with pytest.raises(TeacherCacheError, match=r"--out .*cache.*\(Is a directory\)"):
         build(tmp_path / "cache")
 
 
@@ -124,7 +124,7 @@ def test_a_folder_of_another_cache_is_neither_extended_nor_merged(tmp_path, othe
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TeacherCacheError, match="choose a new or empty folder"):
+    with pytest.raises(TeacherCacheError, match=rf"--out {tmp_path} is not empty"):
         build(tmp_path)
     assert files_of(tmp_path) == {"notes.txt": b"mine"}
 
@@ -271,7 +271,7 @@ def test_swapped_manifests_and_swapped_epochs_are_refused(copy, tmp_path):
     build(tmp_path / "other", "dense", teacher=tiny_teacher(seed=2))
     manifest = (copy / "manifest.json").read_bytes()
     (copy / "manifest.json").write_bytes((tmp_path / "other" / "manifest.json").read_bytes())
-    with pytest.raises(TeacherCacheError, match="epoch-00000.npy belongs to another cache"):
+    with pytest.raises(TeacherCacheError, match="epoch-00000.npy is from another epoch.* another cache"):
         TeacherCache(copy)
     (copy / "manifest.json").write_bytes(manifest)
     first, second = (copy / f"epoch-0000{number}.npy" for number in range(2))
@@ -302,10 +302,10 @@ def test_a_removed_epoch_hides_those_behind_it_and_is_built_again(copy):
 
 
 def test_no_cache_and_another_version_are_refused(tmp_path, copy, monkeypatch):
-    with pytest.raises(TeacherCacheError, match=r"No teacher cache at .*nowhere.*cache-teacher"):
+    with pytest.raises(TeacherCacheError, match=r"nowhere.*cache-teacher"):
         TeacherCache(tmp_path / "nowhere")
     monkeypatch.setattr("hf_deit.distillation.cache.FORMAT_VERSION", 2)
-    with pytest.raises(TeacherCacheError, match="version 1, and this hf_deit reads .* version 2"):
+    with pytest.raises(TeacherCacheError, match="version 1.* version 2"):
         TeacherCache(copy)
 
 
