@@ -66,7 +66,7 @@ def test_a_factory_that_is_not_there_is_refused_with_its_name_and_an_example(fac
 
 
 def test_a_factory_that_returns_no_module_is_refused_with_what_it_returned(factories):
-    with pytest.raises(ValueError, match=f"{factories}:number returned int.*torch.nn.Module"):
+    with pytest.raises(ValueError, match=f"{factories}:number.* int.*torch.nn.Module"):
         build_network(f"{factories}:number")
 
 
@@ -112,7 +112,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
 def test_weights_of_another_network_are_refused_with_what_differs(tmp_path, file_name):
     write = save_file if file_name.endswith("safetensors") else torch.save
     write(small_network(classes=7).state_dict(), tmp_path / file_name)
-    with pytest.raises(ValueError, match="does not fit Sequential") as error:
+    with pytest.raises(ValueError, match="Sequential") as error:
         load_weights(small_network(classes=5), tmp_path / file_name)
     assert file_name in str(error.value)
     assert "4.weight" in str(error.value)
@@ -175,7 +175,7 @@ def test_the_last_linear_layer_is_the_classifier():
 
 
 def test_a_network_without_a_linear_layer_is_refused_by_name():
-    with pytest.raises(ValueError, match="Sequential has no linear layer"):
+    with pytest.raises(ValueError, match="Sequential.* linear layer"):
         replace_classifier(nn.Sequential(nn.Conv2d(3, 4, 1)), 2)
 
 
