@@ -131,7 +131,7 @@ def test_a_recipes_teacher_that_is_gone_is_not_needed_with_its_cache(data, tmp_p
         (["--flip_probability", 0.1], ["views.data.augmentation.flip_probability: 0.5 in the cache, 0.1 now"]),
         (["--broken_images", "raise"], ["views.data.broken_images"]),
         (["--teacher", FACTORY, "--teacher_labels", "bee", "cat", "dog", "ant"], ["teacher.fingerprint"]),
-        (["--distillation_type", "soft"], ["kind 'hard'"]),
+        (["--distillation_type", "soft"], ["kind='hard'"]),
     ],
     ids=lambda value: value[0],
 )
@@ -162,7 +162,7 @@ def test_a_changed_folder_is_refused_by_name(tmp_path, capsys):
     ("fields", "named"),
     [
         (["--top_k", 2], ["top_k=2", "kind='hard'"]),
-        (["--kind", "soft", "--top_k", 3], ["top_k=3 of 3 classes"]),
+        (["--kind", "soft", "--top_k", 3], ["top_k=3", "3 classes"]),
         (["--distillation_type", "none"], ["kind='none'"]),
         (["--views", 0], ["views=0"]),
         (["--streaming", "true", "--max_steps", 2], ["streaming"]),
