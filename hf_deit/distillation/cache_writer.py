@@ -59,11 +59,8 @@ _PART_BYTES = 2**26
 # The data workers of a killed build live a few seconds longer than the build and may hold its lock.
 LOCK_TIMEOUT_SECONDS = 12.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-)  # raised on file systems without locks, such as some network ones
+# Raised on file systems that cannot lock files, such as some network file systems.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NOT_PREALLOCATED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # Folder in which older versions stored the parts of unfinished epochs.
 _OLD_PARTS_FOLDER = "incomplete"

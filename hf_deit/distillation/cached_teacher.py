@@ -139,7 +139,7 @@ class CachedSampler(ViewSampler):
         """
         super().set_epoch(epoch)
         shown = epoch if self.num_views is None else epoch % self.num_views
-        if shown < self.cache.epochs:  # the epoch after the last one is only set, and no row of it is read
+        if shown < self.cache.epochs:  # an epoch after the last one may be set, but none of its rows is read
             self.cache.check_epoch_file(shown)
 
 

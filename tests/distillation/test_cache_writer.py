@@ -149,7 +149,7 @@ def counted_teacher():
 def test_without_space_for_an_epoch_the_error_is_clear_and_complete_epochs_can_be_used(tmp_path):
     wide = tiny_views(tiny.training_data(300))
     folder = tmp_path / "cache"
-    build(folder, "dense", epochs=1, views=wide)  # 4.9 KiB an epoch
+    build(folder, "dense", epochs=1, views=wide)  # 4.9 KiB per epoch
     before = files_of(folder)
     teacher, seen = counted_teacher()
     with largest_file(4000), pytest.raises(TeacherCacheError) as error:
