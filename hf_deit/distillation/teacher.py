@@ -100,8 +100,8 @@ class Teacher:
         Raises:
             TeacherError: If the folder or name has no image classifier that can be loaded, or a file is missing or
                 broken.
-            UserError: If the folder holds an adapter instead of a model, the factory in `teacher.json` cannot be used, or
-                the weights for its network are missing or do not fit.
+            UserError: If the folder holds an adapter instead of a model, the factory in `teacher.json` cannot be used,
+                or the weights for its network are missing or do not fit.
         """
         name_or_path = published_name(name_or_path)
         path = Path(name_or_path)
