@@ -1,7 +1,9 @@
-"""A training step on the CPU with PyTorch's fused attention (sdpa) and with the plain one: what `choose_attention` goes by.
+"""Time of a training step on the CPU with PyTorch's fused attention (sdpa) and with plain attention (eager).
 
-Forward and backward pass of a distilled student, no optimizer, the two kinds in turns on one thread; the ratio of the median
-times, so that the load of the machine matters less. Below 1: the plain one is faster.
+`choose_attention` is based on these figures. A step is the forward and backward pass of a distilled student, without an
+optimizer. The two kinds of attention take turns on one thread. The result is the ratio of the median times,
+eager / sdpa, which depends less on the load of the machine than the times. A ratio below 1 means that plain attention
+is faster.
 
 python benchmarks/bench_attention.py [--rounds 9] [--json benchmarks/results/bench_attention.json]
 """
@@ -18,7 +20,7 @@ from hf_deit import DeiTConfig, DeiTForImageClassificationWithTeacher
 from hf_deit.files import write_json
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
-# Name: (fields, images in a batch)
+# Name: (fields, batch size)
 STUDENTS = {
     "4 × 128, 64 px / 16": ({**SMALL, "image_size": 64, "patch_size": 16}, 64),
     "4 × 128, 64 px / 8": ({**SMALL, "image_size": 64, "patch_size": 8}, 64),

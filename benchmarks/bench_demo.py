@@ -1,8 +1,9 @@
-"""What a teacher is worth in the demo: paired seeds, learning rates chosen on the validation digits, figures on the test digits.
+"""Gain of the demo's students from a teacher, with paired seeds.
 
-For each kind of student (no teacher, soft, hard) the peak learning rate is chosen from one grid on the validation digits of
-a seed that is not reported. Then every reported seed trains a CNN and three students of one size, initialisation seed and
-number of steps. Written to benchmarks/results/bench_demo.json; README quotes it.
+For each kind of student (no teacher, soft, hard), the peak learning rate is chosen from one grid, on the validation
+digits of a seed that is not reported. Then, for each reported seed, a CNN teacher and three students are trained. The
+students have the same size, initialisation seed and number of steps, and are evaluated on the test digits. The results
+are written to benchmarks/results/bench_demo.json and quoted in docs/results.md.
 
 python benchmarks/bench_demo.py --seeds 5
 """
@@ -31,7 +32,7 @@ TUNING_SEED = 1000
 
 
 def choose_learning_rates(arguments: DemoArguments) -> dict[str, dict[float, float]]:
-    """Gives validation accuracy of each kind and learning rate."""
+    """Return the validation accuracy for each kind of student and each learning rate."""
     arguments = replace(arguments, seed=TUNING_SEED)
     data = load_digits(arguments)
     teacher = train_digit_teacher(arguments, data)
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def report(runs: list[dict]) -> None:
-    """Prints mean and spread of each kind, and the paired gain over the student without a teacher."""
+    """Print the mean and the standard deviation for each kind of student, and the paired gain over no teacher."""
     by_kind = {kind: [run["accuracy"] for run in runs if run["kind"] == kind] for kind in KINDS}
     rows = [["student", "top-1, mean ± sd", "lowest", "gain, mean ± standard error"]]
     for kind, values in by_kind.items():

@@ -1,7 +1,7 @@
-"""What it saves to keep views that come again in memory: seconds an epoch of making them, and of having them.
+"""Time saved by keeping views in memory that are shown again: seconds per epoch with rendered and with kept views.
 
-One training without a teacher with as many views as half its epochs: in the first half each is made, in the second all come
-from memory. The first epoch, which warms up, and the first from memory are left out.
+One training run without a teacher has half as many epochs of views as epochs. In the first half of the run all views
+are rendered; in the second half all come from memory. The first epoch of each half is left out of the results.
 
 python benchmarks/bench_kept_views.py --data ../shared/data/clothing10 [--epochs 8] [--json benchmarks/results/bench_kept_views.json] [--patch_size 16 …]
 """
@@ -22,7 +22,7 @@ from hf_deit.recipes.train import build_trainer
 
 
 class Clock(TrainerCallback):
-    """Notes how long each epoch took."""
+    """Callback that records the time of each epoch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -44,7 +44,8 @@ def measure(data: str, recipe: str, epochs: int, changes: list[str]) -> dict[str
         trainer.train()
         if trainer.train_dataset._kept is None:
             raise SystemExit(
-                "The views do not fit into half of the free memory or into 4 GB, so there is nothing to compare: use fewer --epochs."
+                f"The views of --epochs {epochs} need more memory than is allowed (half of the free memory, at most "
+                "4 GB), so none were kept: use fewer --epochs."
             )
     made, kept = clock.seconds[1:epochs], clock.seconds[epochs + 1 :]
     ratio = statistics.median(kept) / statistics.median(made)
@@ -55,14 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--recipe", default="clothing10_64")
-    parser.add_argument("--epochs", type=int, default=8, help="of each half")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs in each half of the run (default: %(default)s)")
     parser.add_argument("--json", type=Path)
     arguments, changes = parser.parse_known_args()
     torch.set_num_threads(1)
     result = measure(arguments.data, arguments.recipe, arguments.epochs, changes)
     for name in ("made", "kept"):
         print(
-            f"{name}: {statistics.median(result[name]):.2f} s an epoch ({min(result[name]):.2f}-{max(result[name]):.2f})"
+            f"{name}: {statistics.median(result[name]):.2f} s per epoch "
+            f"({min(result[name]):.2f}-{max(result[name]):.2f})"
         )
     print(f"kept / made: {result['kept / made']:.2f}")
     if arguments.json is not None:

@@ -1,7 +1,8 @@
-"""A trained model in torch, in onnxruntime, and there with 8 bits: the same answers, how large, how fast.
+"""A trained model in torch and in onnxruntime, with and without 8-bit quantisation: predictions, file size and speed.
 
-All validation images through each, counted; then one image and 32 images at a time, the four in turn, on one thread each.
-Times are given as ratios of medians: another load of the machine moves them all.
+All validation images are run through each of the four models, and the correct predictions are counted. Then the models
+take turns on batches of one image and of 32 images, with one thread each. Times are given as ratios of medians to
+torch, because the load of the machine changes the times of all models.
 
 python benchmarks/bench_onnx.py MODEL_FOLDER DATA [--rounds 15] [--json benchmarks/results/bench_onnx.json]
 """
@@ -33,12 +34,15 @@ def session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: run(["logits"], {"pixel_values": pixels})[0]
 
 
-def answers(run: Callable, pixels: np.ndarray) -> np.ndarray:
+def logits_of(run: Callable, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([run(pixels[start : start + 32]) for start in range(0, len(pixels), 32)])
 
 
 def times(runs: dict[str, Callable], pixels: np.ndarray, batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a batch, each model in turn in every round; the first two rounds do not count."""
+    """Return the median seconds per batch for each model.
+
+    In every round the models take turns. The first two rounds are warm-up and are not counted.
+    """
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 2):
         images = pixels[(number * batch) % (len(pixels) - batch) :][:batch]
@@ -68,7 +72,7 @@ def measure(model_folder: str, data: str, rounds: int) -> dict[str, Any]:
             path = Path(folder) / f"{quantize}.onnx"
             export_onnx(model_folder, path, quantize)
             sizes[name], runs[name] = path.stat().st_size, session(path)
-        logits = {name: answers(run, pixels) for name, run in runs.items()}
+        logits = {name: logits_of(run, pixels) for name, run in runs.items()}
         ones, many = times(runs, pixels, 1, 8 * rounds), times(runs, pixels, 32, rounds)
     expected = logits["torch float32"]
     rows = {
@@ -90,17 +94,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of an image classifier")
     parser.add_argument("data", help="as for hf-deit train; its validation images are used")
-    parser.add_argument("--rounds", type=int, default=15, help="of 32 images; eight times as many of one")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=15,
+        help="rounds with 32 images; there are eight times as many with one image (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, help="file to which the figures are also written")
     options = parser.parse_args()
     result = measure(options.model, options.data, options.rounds)
-    print("| | top-1 | torch's answer | largest difference of a logit | MB | time, 1 image | time, 32 images |")
+    print("| | top-1 | same class as torch | largest difference of a logit | MB | time, 1 image | time, 32 images |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     count = result["images"]
     for name, row in result["rows"].items():
         print(
             f"| {name} | {100 * row['correct'] / count:.1f} % ({row['correct']}) | {row['same_top1']} of {count} | "
-            f"{row['largest_difference']:.2g} | {row['bytes'] / 1e6:.1f} | {row['time_batch_1']:.2f} | {row['time_batch_32']:.2f} |"
+            f"{row['largest_difference']:.2g} | {row['bytes'] / 1e6:.1f} | {row['time_batch_1']:.2f} | "
+            f"{row['time_batch_32']:.2f} |"
         )
     if options.json is not None:
         write_json(options.json, result)

@@ -1,8 +1,9 @@
-"""How long the short commands and imports take to start, as whole processes, beside plain transformers for the same work.
+"""Time of short commands and imports, compared with plain transformers for the same work.
 
-The processes run in turn, every one once in each round, so that another load of the machine slows them alike. The figures
-are medians of seconds on the clock, and of the ratio of a pair in each round; the ratio of their processor time depends
-less on what else runs. The first round fills the file cache and does not count.
+Each command or import is a separate process, and its total time is measured. The processes take turns, each once per
+round, so that the load of the machine slows all of them equally. The figures are medians of the wall-clock seconds, and
+medians of the ratio of each pair in a round. The ratio of the processor times depends less on what else is running. The
+first round fills the file cache and is not counted.
 
 python benchmarks/bench_startup.py IMAGE MODEL_FOLDER [MODEL_FOLDER …] [--rounds 9] [--json benchmarks/results/bench_startup.json]
 """
@@ -28,7 +29,10 @@ COMMAND = ("-m", "hf_deit.cli")
 
 
 def processes(image: str, models: list[str]) -> dict[str, tuple[str, ...]]:
-    """Return the arguments of `python` for each process; `(transformers)` marks what the name before it is compared with."""
+    """Return the arguments of `python` for each process.
+
+    The process "NAME (transformers)" is the one with which NAME is compared.
+    """
     found: dict[str, tuple[str, ...]] = {
         "python": ("-c", ""),
         "hf-deit --help": (*COMMAND, "--help"),
@@ -45,7 +49,7 @@ def processes(image: str, models: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def seconds_of(arguments: tuple[str, ...], environment: dict[str, str]) -> tuple[float, float]:
-    """Run `python` with the arguments and return its seconds on the clock and on the processor."""
+    """Run `python` with the arguments, and return its wall-clock seconds and processor seconds."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], env=environment, check=True, capture_output=True)
     elapsed, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -87,8 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", help="image file")
     parser.add_argument("models", nargs="+", help="folders of image classifiers with their image processors")
-    parser.add_argument("--rounds", type=int, default=9, help="of all processes (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of all processes (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file to which the figures are also written")
     options = parser.parse_args()
     result = measure(options.image, options.models, options.rounds)
     table = [["process", "hf_deit, s", "transformers, s", "ratio", "ratio of processor time"]]

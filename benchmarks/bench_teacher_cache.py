@@ -1,14 +1,16 @@
-"""Teacher caches measured: time of an epoch, building, files, and what they do to accuracy; every comparison in one run.
+"""Benchmarks of teacher caches: time per epoch, speed of building, rounding, files, and accuracy.
 
-Five parts, each with a table; figures go to benchmarks/results/bench_teacher_cache.json, the plot beside it.
+There are five parts, and each prints a table. The figures are written to benchmarks/results/bench_teacher_cache.json,
+and the plot of the part "time" is written to the same folder.
 
-- time: seconds an epoch without a teacher, with the live one, by a hard cache and by one of K logits; the arms take turns
-  epoch by epoch, with the same images, mixing and loader. Teachers: efficientnet_lite0, and a RegNetY-16GF-sized network with
-  random weights.
-- building: views a second while building a cache, against the bare teacher on batches that are ready.
-- rounding: the share of records that differ when the teacher is asked in batches of another size.
-- files: a hard cache of ImageNet for 300 epochs (0.77 GB, random records): opening, random reads, memory.
-- accuracy: the recipe clothing10_64 by the live teacher, exact caches, top-K and fewer views than epochs.
+- time: seconds per epoch without a teacher, with the live teacher, with a hard cache and with a cache of K logits.
+  These arms take turns after each epoch, with the same images, mixing and loader. The teachers are efficientnet_lite0
+  and a network of the size of RegNetY-16GF with random weights.
+- building: views per second while a cache is built, compared with the teacher alone on batches that are already loaded.
+- rounding: the share of records that differ if the teacher computes them in batches of another size.
+- files: a hard cache of ImageNet for 300 epochs (0.77 GB, random records): time to open it, random reads, memory.
+- accuracy: students of the recipe clothing10_64 with the live teacher, exact caches, top-K caches, and fewer epochs of
+  views than epochs.
 
 python benchmarks/bench_teacher_cache.py time building rounding files --data ../shared/data/clothing10 --images 128
 python benchmarks/bench_teacher_cache.py accuracy --data ../shared/data/clothing10 --teacher teacher --epochs 20 --fields --learning_rate 1e-3 --distillation_alpha 0.5
@@ -76,7 +78,10 @@ def light_teacher(names: tuple[str, ...]) -> Teacher:
 
 
 def heavy_teacher(names: tuple[str, ...]) -> Teacher:
-    """RegNetY-16GF's shape (84 M parameters); its weights are random, which costs the same time."""
+    """Return a teacher of the shape of RegNetY-16GF (84 M parameters).
+
+    Its weights are random, which does not change the time.
+    """
     config = RegNetConfig(
         depths=[2, 4, 11, 1],
         hidden_sizes=[224, 448, 1232, 3024],
@@ -91,7 +96,7 @@ TEACHERS: dict[str, Callable] = {"efficientnet_lite0": light_teacher, "RegNetY-1
 
 
 def some(source: Source, count: int) -> Source:
-    """So many images, spread evenly over the source and so over its classes."""
+    """Return `count` images, spread evenly over the source and therefore over its classes."""
     count = min(count, len(source))
     return source.subset([index * len(source) // count for index in range(count)], f"{count} of {source.name}")
 
@@ -132,7 +137,7 @@ def trainer_of(options: argparse.Namespace, views: ViewSchedule, kind: str, **te
 
 
 def epoch_seconds(trainer: DistillationTrainer) -> float:
-    """One epoch of steps as the Trainer does them, without its logging and saving."""
+    """Run one epoch of training steps as the Trainer does, without logging and saving, and return its seconds."""
     model = trainer.model.to(trainer.args.device).train()
     start = time.perf_counter()
     for inputs in trainer.get_train_dataloader():
@@ -154,7 +159,10 @@ def ready_teacher(title: str, views: ViewSchedule, device: torch.device | str = 
 
 
 def measure_building(options: argparse.Namespace) -> dict[str, Any]:
-    """Views a second while building, and of the teacher on batches that are ready; epoch by epoch, in turns."""
+    """Measure the views per second of building a cache, and of the teacher alone on batches that are already loaded.
+
+    The two take turns after each epoch.
+    """
     views = views_of(options, options.size, options.batch)
     device = DistillationTrainingArguments(str(options.work / "unused"), report_to="none").device
     rows = [["building", "views/s", "bare teacher, views/s", "share, median", "min – max"]]
@@ -173,9 +181,9 @@ def measure_building(options: argparse.Namespace) -> dict[str, Any]:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds.append((middle - start, time.perf_counter() - middle))
-        seconds = seconds[1:]  # the first of each warms up libraries and memory
+        seconds = seconds[1:]  # the first epoch is warm-up
         building, bare = (views.records / statistics.median(times) for times in zip(*seconds, strict=True))
-        shares = [asked / built for built, asked in seconds]
+        shares = [bare_seconds / building_seconds for building_seconds, bare_seconds in seconds]
         rows.append([title, f"{building:.1f}", f"{bare:.1f}", f"{statistics.median(shares):.2f}"])
         rows[-1].append(f"{min(shares):.2f} – {max(shares):.2f}")
         found[title] = {"seconds_building_and_bare": seconds, "views": views.records}
@@ -202,7 +210,7 @@ def measure_time(options: argparse.Namespace) -> dict[str, Any]:
         arms[f"top-{top_k} cache, {title}"] = trainer_of(options, views, "soft", teacher_cache=folders["soft"])
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for trainer in arms.values():
-        epoch_seconds(trainer)  # unmeasured: memory and libraries warm up
+        epoch_seconds(trainer)  # warm-up, not counted
     for _ in range(options.repeats):
         for name, trainer in arms.items():
             seconds[name].append(epoch_seconds(trainer))
@@ -227,7 +235,7 @@ def plot(medians: dict[str, float], path: Path) -> None:
     bars = axes.barh(list(medians), list(medians.values()), color="#4477aa")
     axes.bar_label(bars, fmt="%.1f s", padding=3)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds an epoch (median)")
+    axes.set_xlabel("seconds per epoch (median)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     figure.tight_layout()
@@ -235,9 +243,9 @@ def plot(medians: dict[str, float], path: Path) -> None:
 
 
 def measure_rounding(options: argparse.Namespace) -> dict[str, Any]:
-    rows = [["asked in batches of", "decisions that differ", "records that differ (fp32)", "largest |difference|"]]
+    rows = [["batch size", "decisions that differ", "records that differ (fp32)", "largest |difference|"]]
     found: dict[str, Any] = {}
-    answers = {}
+    logits = {}
     for batch in (64, 32, 8, 2):
         views = views_of(options, 64, batch)
         names = views.dataset.class_names
@@ -248,20 +256,20 @@ def measure_rounding(options: argparse.Namespace) -> dict[str, Any]:
             options.work / f"rounding-{batch}", teacher, views, RecordFormat("dense", len(names)), range(1)
         )
         cache = TeacherCache(options.work / f"rounding-{batch}")
-        answers[batch] = cache.outputs(0, range(cache.records_per_epoch))["teacher_logits"]
-        first, now = answers[64], answers[batch]
+        logits[batch] = cache.outputs(0, range(cache.records_per_epoch))["teacher_logits"]
+        first, now = logits[64], logits[batch]
         decisions = (first.argmax(1) != now.argmax(1)).float().mean().item()
         records = (first != now).any(1).float().mean().item()
         largest = (first - now).abs().max().item()
         rows.append([str(batch), f"{100 * decisions:.3f} %", f"{100 * records:.1f} %", f"{largest:.1e}"])
         found[str(batch)] = {"decisions": decisions, "records": records, "largest": largest}
-    print(f"\nrecords of efficientnet_lite0 at 64 px against those asked in batches of 64 ({len(answers[64])} views)")
+    print(f"\nrecords of efficientnet_lite0 at 64 px, compared with those of batch size 64 ({len(logits[64])} views)")
     print_table(rows)
     return found
 
 
 def resident_mib() -> float:
-    """Memory of this process that lies in RAM, mapped files included (Linux)."""
+    """Return the resident memory of this process in MiB, including mapped files (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -290,7 +298,7 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
     positions = generator.integers(0, images, (4000, 256))
     start = time.perf_counter()
     for number, batch in enumerate(positions):
-        cache.outputs(number * IMAGENET["epochs"] // len(positions), batch)  # one epoch of views after the other
+        cache.outputs(number * IMAGENET["epochs"] // len(positions), batch)  # the epochs of views in order
     reading = positions.size / (time.perf_counter() - start)
     grown = resident_mib() - before
     found = {"bytes": size, "open_s": opening, "reads_per_s": reading, "memory_mib": grown}
@@ -299,10 +307,10 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
         [
             ["files", ""],
             ["size", f"{size / 1e9:.3f} GB"],
-            ["bytes a view", f"{size / images / IMAGENET['epochs']:.4f}"],
-            ["opening, every SHA-256 checked", f"{opening:.2f} s"],
-            ["random reads, batches of 256", f"{reading:,.0f} a second"],
-            ["memory the reads added (mapped pages)", f"{grown:.0f} MiB"],
+            ["bytes per view", f"{size / images / IMAGENET['epochs']:.4f}"],
+            ["time to open, with the check of every SHA-256", f"{opening:.2f} s"],
+            ["random reads, batches of 256", f"{reading:,.0f} per second"],
+            ["memory added by the reads (mapped pages)", f"{grown:.0f} MiB"],
         ]
     )
     shutil.rmtree(folder)
@@ -310,7 +318,10 @@ def measure_files(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def derived_cache(dense: Path, out: Path, record_format: RecordFormat) -> Path:
-    """A cache of another record format from one of all logits in float32: what the teacher would be stored as."""
+    """Write a cache of another record format from a cache of all logits in float32, and return its folder.
+
+    The result holds the same records as a cache that the teacher itself would build in this format.
+    """
     source = TeacherCache(dense)
     stated = {name: source.manifest[name] for name in ("format", "version", "views")}
     stated |= {
@@ -319,30 +330,34 @@ def derived_cache(dense: Path, out: Path, record_format: RecordFormat) -> Path:
     }
     writer = CacheWriter(out, {**stated, "validation": source.manifest["validation"]})
     for epoch in range(source.epochs):
-        answers = source.outputs(epoch, range(source.records_per_epoch))["teacher_logits"]
-        writer.fill(
-            epoch_name(epoch), [range(len(answers))], lambda _, answers=answers: [record_format.encode(answers)]
-        )
-    answers = source.validation_outputs(range(source.manifest["validation"]["images"]))["teacher_logits"]
-    writer.fill(VALIDATION, [range(len(answers))], lambda _: [record_format.encode(answers)])
+        logits = source.outputs(epoch, range(source.records_per_epoch))["teacher_logits"]
+        writer.fill(epoch_name(epoch), [range(len(logits))], lambda _, logits=logits: [record_format.encode(logits)])
+    logits = source.validation_outputs(range(source.manifest["validation"]["images"]))["teacher_logits"]
+    writer.fill(VALIDATION, [range(len(logits))], lambda _: [record_format.encode(logits)])
     writer.add_to_manifest(teacher_accuracy=source.manifest["teacher_accuracy"])
     return out
 
 
 def accuracy_run(fields: list[str], out: str) -> dict[str, Any]:
-    """One training in a process of its own with one thread; its figures and the SHA-256 of its weights."""
+    """Train with one thread, and return the metrics of the run and the SHA-256 of its weights.
+
+    It is called in a separate process.
+    """
     torch.set_num_threads(1)
     start = time.perf_counter()
     metrics = train(load_recipe(RECIPE, [*fields, "--output_dir", out]))
     seconds = time.perf_counter() - start
     digest = hashlib.sha256((Path(out) / "model.safetensors").read_bytes()).hexdigest()
     shutil.rmtree(out)
-    kept = ("eval_accuracy", "eval_loss", "eval_teacher_agreement")
-    return {key: metrics[key] for key in kept} | {"train_s": seconds, "weights": digest}
+    names = ("eval_accuracy", "eval_loss", "eval_teacher_agreement")
+    return {name: metrics[name] for name in names} | {"train_s": seconds, "weights": digest}
 
 
 def accuracy_cache(fields: list[str], out: str) -> float:
-    """The cache of all logits, built in a process of its own with one thread; the seconds that took."""
+    """Build the cache of all logits with one thread, and return the seconds it took.
+
+    It is called in a separate process.
+    """
     torch.set_num_threads(1)
     start = time.perf_counter()
     cache_teacher(load_recipe(RECIPE, fields), out, kind="soft")
@@ -350,7 +365,7 @@ def accuracy_cache(fields: list[str], out: str) -> float:
 
 
 def measure_accuracy(options: argparse.Namespace) -> dict[str, Any]:
-    """Trainings by the live teacher and from caches, two at a time, each in a process with one thread."""
+    """Train with the live teacher and with caches, two runs at a time, each in a process with one thread."""
     epochs, found = options.epochs, {"epochs": options.epochs, "fields": options.fields, "runs": {}}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
@@ -402,7 +417,12 @@ def measure_accuracy(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def accuracy_table(found: dict[str, list[dict[str, Any]]]) -> dict[str, bool]:
-    """Prints the table; says whether exact caches ended in the live teacher's weights."""
+    """Print the table of the runs.
+
+    Returns:
+        For "hard" and "soft", whether the runs with the exact cache ended in the same weights as those with the live
+        teacher.
+    """
     rows = [["student", "top-1, mean", "by seed", "agreement", "train s"]]
     for name, runs in found.items():
         mean = {key: statistics.fmean(run[key] for run in runs) for key in runs[0] if key != "weights"}
@@ -414,7 +434,7 @@ def accuracy_table(found: dict[str, list[dict[str, Any]]]) -> dict[str, bool]:
     weights = {name: [run["weights"] for run in runs] for name, runs in found.items()}
     pairs = {"hard": "hard, cache", "soft": "soft, cache (all 10 logits, float32)"}
     equal = {kind: weights[f"{kind}, live"] == weights[cached] for kind, cached in pairs.items()}
-    print(f"weights at the end equal to the live teacher's, to the last bit: {equal}")
+    print(f"final weights equal to those of the run with the live teacher, to the last bit: {equal}")
     return equal
 
 
@@ -431,21 +451,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--data", help="folder of photographs, as for hf-deit train")
-    parser.add_argument("--teacher", help="accuracy: folder that hf-deit train-teacher made")
-    parser.add_argument("--preset", default="tiny", help="time: the student (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="time: pixels (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=64, help="time, rounding: images (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="time: images at a time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="data workers (default: %(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="time: autocast of the student")
-    parser.add_argument("--repeats", type=int, default=5, help="time: measured epochs an arm (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=60, help="accuracy: of training (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="accuracy (default: %(default)s)")
+    parser.add_argument("--teacher", help="accuracy: folder that hf-deit train-teacher wrote")
+    parser.add_argument("--preset", default="tiny", help="time: preset of the student (default: %(default)s)")
     parser.add_argument(
-        "--fields", nargs=argparse.REMAINDER, default=[], help="accuracy: further fields of the recipe; comes last"
+        "--size", type=int, default=224, help="time, building: image size in pixels (default: %(default)s)"
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("/tmp/bench_teacher_cache"), help="emptied (default: %(default)s)"
+        "--images", type=int, default=64, help="time, building, rounding: number of images (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="time, building: batch size (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="number of data workers (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="time: train the student in bf16 autocast")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="time, building: measured epochs per arm (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=int, default=60, help="accuracy: epochs of training (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="accuracy: number of seeds (default: %(default)s)")
+    parser.add_argument(
+        "--fields",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="accuracy: further fields of the recipe; must be the last option",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("/tmp/bench_teacher_cache"),
+        help="working folder; its content is removed (default: %(default)s)",
     )
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()

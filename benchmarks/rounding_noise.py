@@ -1,6 +1,8 @@
-"""How far two runs are apart that differ in rounding alone: the noise that a comparison of single runs has to beat.
+"""Differences between pairs of runs that differ only in rounding.
 
-Two folders of results of `hf-deit ablation` with files of the same names, so of the same fields, seeds, data and teacher.
+They are the noise that a difference between two single runs must exceed to be meaningful. The arguments are two folders
+of results of `hf-deit ablation`. Files with the same name are compared; they are runs with the same fields, seed, data
+and teacher.
 
 python benchmarks/rounding_noise.py training/ablations/results_sdpa training/ablations/results
 """
@@ -12,7 +14,7 @@ from pathlib import Path
 
 
 def accuracy(file: Path) -> float | None:
-    """In percent; None of a run that diverged."""
+    """Return the accuracy of a run in percent, or None if the run diverged."""
     metrics = json.loads(file.read_text())["metrics"]
     return None if metrics is None else 100 * metrics["eval_accuracy"]
 
@@ -26,13 +28,15 @@ def main() -> None:
     differences = [second - first for first, second in pairs if first is not None and second is not None]
     if len(differences) < 2:
         raise SystemExit(
-            f"{one} and {other} have {len(differences)} result(s) of one name that ended well: at least 2 are needed."
+            f"{one} and {other} have {len(differences)} pair(s) of results with the same name of which neither run "
+            "diverged: at least 2 pairs are needed."
         )
     spread = statistics.stdev(differences)
     print(
-        f"{len(differences)} runs, done twice: {min(differences):+.1f} to {max(differences):+.1f} points, mean {statistics.mean(differences):+.2f}"
+        f"{len(differences)} pairs of runs: differences of {min(differences):+.1f} to {max(differences):+.1f} points, "
+        f"mean {statistics.mean(differences):+.2f}"
     )
-    print(f"standard deviation of the differences {spread:.2f}, so of a run {spread / 2**0.5:.2f}")
+    print(f"standard deviation of the differences: {spread:.2f}, so that of a single run is {spread / 2**0.5:.2f}")
 
 
 if __name__ == "__main__":

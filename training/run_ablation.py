@@ -1,4 +1,7 @@
-"""`hf-deit ablation`, by the name under which definitions and results mention it."""
+"""Entry point for ablations: the same as `hf-deit ablation`.
+
+The headers of the definitions in training/ablations/ use this script.
+"""
 
 import sys
 

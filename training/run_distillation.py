@@ -1,4 +1,4 @@
-"""The entry for `accelerate launch`: the same as `hf-deit train`.
+"""Entry point for `accelerate launch`: the same as `hf-deit train`.
 
 accelerate launch --num_processes 2 training/run_distillation.py --recipe deit_tiny_hard_300ep --data DATA --teacher TEACHER --output_dir out
 """

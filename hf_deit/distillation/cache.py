@@ -1,17 +1,18 @@
-"""The files of a teacher cache: what a record holds, and how stored teacher outputs are checked and read.
+"""The file format of a teacher cache: the record format, and the classes and functions that check and read the files.
 
 A cache is a folder:
 
 - `manifest.json` describes the teacher, the views, the validation images and the record format.
 - `epoch-00000.npy` holds one record for each position (`data/sampling.py`) of an epoch of views. A record is found by
-  (epoch of views, position), which does not depend on the batch size, the workers or the processes: one cache serves them all.
-- `epoch-00000.features.npy` holds a further array of the same records, here "features", if the record format has one.
+  (epoch of views, position). This key does not depend on the batch size or on the number of workers and processes, so
+  one cache serves all of these settings.
+- `epoch-00000.features.npy` holds an extra array of the same records, here "features", if the record format has one.
 - `epoch-00000.json`, the sidecar, holds the size and the SHA-256 of these files. It is written last.
 - `validation.npy` and `validation.json` hold the teacher's outputs for the validation images, by index.
 
-The arrays are NumPy files and are memory-mapped. `cache_writer.py` writes a cache, `cache_builder.py` runs the teacher for
-it, `cached_teacher.py` uses it in a training. Storing the outputs for views that can be rendered again follows FKD
-(Shen & Xing, arXiv:2112.01528) and TinyViT (Wu et al., arXiv:2207.10666).
+The arrays are NumPy files and are memory-mapped. `cache_writer.py` writes a cache, `cache_builder.py` computes its
+records with the teacher, and `cached_teacher.py` uses the cache in a training run. Storing the outputs for views that
+can be rendered again follows FKD (Shen & Xing, arXiv:2112.01528) and TinyViT (Wu et al., arXiv:2207.10666).
 """
 
 import json
@@ -34,21 +35,23 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("hard", "dense", "top_k")
 DTYPES = ("float16", "float32")
-# The array that every record has: what `RecordFormat.kind` makes of the teacher's logits. Its files have no further name.
+# The array that every record has: the teacher's logits in the form of `RecordFormat.kind`. The names of its files do
+# not contain the name of the array.
 OUTPUTS = "outputs"
 
 
 @dataclass(frozen=True)
 class ExtraArray:
-    """An array that is stored for each view beside the teacher's logits.
+    """An array that is stored for each view in addition to the teacher's logits.
 
     Args:
-        name: Name of the array, lower-case letters, digits and underscores; it is part of the file name.
-        shape: Shape of one view's entry, for example `(tokens, width)`.
+        name: Name of the array: lower-case letters, digits and underscores, beginning with a letter. It is part of the
+            file name.
+        shape: Shape of the entry of one view, for example `(tokens, width)`.
         dtype: "float32" or "float16".
 
     Raises:
-        TeacherCacheError: If a field is not allowed.
+        TeacherCacheError: If the value of a field is not allowed.
     """
 
     name: str
@@ -58,33 +61,36 @@ class ExtraArray:
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_]*", self.name) or self.name == OUTPUTS:
             raise TeacherCacheError(
-                f"The name of an array is {self.name!r}: use lower-case letters, digits and underscores, beginning with a "
-                f"letter, and a name other than {OUTPUTS!r}."
+                f"The extra array has the name {self.name!r}: use lower-case letters, digits and underscores, begin "
+                f"with a letter, and choose a name other than {OUTPUTS!r}."
             )
         if self.dtype not in DTYPES:
-            raise TeacherCacheError(f"dtype={self.dtype!r} of array {self.name!r}: choose one of {', '.join(DTYPES)}.")
-        object.__setattr__(self, "shape", tuple(self.shape))  # JSON has a list
+            raise TeacherCacheError(
+                f"The extra array {self.name!r} has dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}."
+            )
+        object.__setattr__(self, "shape", tuple(self.shape))  # a manifest, which is JSON, has a list
         if not self.shape or not all(isinstance(size, int) and size >= 1 for size in self.shape):
             raise TeacherCacheError(
-                f"shape={self.shape} of array {self.name!r}: give one or more whole numbers above 0."
+                f"The extra array {self.name!r} has shape={self.shape}: give one or more positive integers."
             )
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """What a cache stores for each view.
+    """Description of what a cache stores for each view.
 
     Args:
-        kind: "hard" stores the class index in 2 bytes (4 above 65,536 classes). "dense" stores all logits. "top_k" stores
-            the `top_k` largest logits, their indices, and the log-sum-exp of the other logits divided by `tau`.
+        kind: "hard" stores the class index in 2 bytes (4 bytes for more than 65,536 classes). "dense" stores all
+            logits. "top_k" stores the `top_k` largest logits, their indices, and the log-sum-exp of the other logits
+            divided by `tau`.
         num_labels: Number of classes.
-        dtype: Type of stored logits, "float32" (exact) or "float16".
-        top_k: Number of logits to keep, for "top_k" only.
-        tau: Temperature of the log-sum-exp, for "top_k" only.
-        extra_arrays: Arrays to store beside the logits, each in a file of its own.
+        dtype: Type of the stored logits, "float32" (exact) or "float16".
+        top_k: Number of logits to store; for "top_k" only.
+        tau: Temperature of the log-sum-exp; for "top_k" only.
+        extra_arrays: Arrays to store in addition to the logits, each in its own file.
 
     Raises:
-        TeacherCacheError: If a field is not allowed.
+        TeacherCacheError: If the value of a field is not allowed.
     """
 
     kind: str
@@ -96,37 +102,45 @@ class RecordFormat:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise TeacherCacheError(f"kind={self.kind!r} of stored outputs: choose one of {', '.join(KINDS)}.")
+            raise TeacherCacheError(f"The record format has kind={self.kind!r}: choose one of {', '.join(KINDS)}.")
         if self.dtype not in DTYPES:
-            raise TeacherCacheError(f"dtype={self.dtype!r} of stored logits: choose one of {', '.join(DTYPES)}.")
+            raise TeacherCacheError(f"The record format has dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
         if not isinstance(self.num_labels, int) or not 1 <= self.num_labels < 2**32:
-            raise TeacherCacheError(f"num_labels={self.num_labels}: give a whole number from 1 to 2**32 - 1.")
+            raise TeacherCacheError(
+                f"The record format has num_labels={self.num_labels}: give an integer from 1 to 2**32 - 1."
+            )
         if self.kind != "top_k":
             if self.top_k is not None or self.tau is not None:
                 raise TeacherCacheError(
-                    f"top_k={self.top_k}, tau={self.tau} with kind={self.kind!r}: these two are for kind='top_k'. Leave them out."
+                    f"top_k={self.top_k} and tau={self.tau} are given with kind={self.kind!r}, but they are allowed "
+                    "only with kind='top_k': leave both out."
                 )
         elif not isinstance(self.top_k, int) or not 1 <= self.top_k < self.num_labels:
             raise TeacherCacheError(
-                f"top_k={self.top_k} of {self.num_labels} classes: give a whole number from 1 to {self.num_labels - 1}, or leave "
-                "it out to store all logits."
+                f"top_k={self.top_k} is invalid for {self.num_labels} classes: give an integer from 1 to "
+                f"{self.num_labels - 1}, or leave top_k out to store all logits."
             )
         elif self.tau is None or not 0 < self.tau < math.inf:
             raise TeacherCacheError(
-                f"tau={self.tau} with kind='top_k': give the distillation_tau of the training, above 0 and finite."
+                f"tau={self.tau} is invalid with kind='top_k': give the distillation_tau of the training run, a "
+                "finite number above 0."
             )
         names = [array.name for array in self.extra_arrays]
         if len(set(names)) < len(names):
-            raise TeacherCacheError(f"The extra arrays are named {', '.join(names)}: give each a name of its own.")
+            raise TeacherCacheError(f"The extra arrays have the names {', '.join(names)}: give each a different name.")
 
     @classmethod
     def from_manifest(cls, fields: Mapping[str, Any]) -> "RecordFormat":
-        """Return the record format that a manifest describes (`describe`)."""
+        """Return the record format of a manifest.
+
+        Args:
+            fields: The fields as `describe` returns them.
+        """
         arrays = tuple(ExtraArray(**array) for array in fields.get("extra_arrays", ()))
         return cls(**{**fields, "extra_arrays": arrays})
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields as the manifest holds them; `extra_arrays` is there only if there are some."""
+        """Return the fields for the manifest; `extra_arrays` is included only if the format has extra arrays."""
         fields = asdict(self)
         if not self.extra_arrays:
             del fields["extra_arrays"]
@@ -134,12 +148,12 @@ class RecordFormat:
 
     @property
     def is_exact(self) -> bool:
-        """Whether a training with these outputs equals the training with the live teacher."""
+        """Whether training with these stored outputs is equal to training with the live teacher."""
         return self.kind == "hard" or (self.kind == "dense" and self.dtype == "float32")
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
-        """The little-endian type of one view's entry in each array, by the array's name."""
+        """The little-endian type of the entry of one view in each array, by the name of the array."""
         extra = {array.name: np.dtype((_little_endian(array.dtype), array.shape)) for array in self.extra_arrays}
         return {OUTPUTS: self._outputs_dtype, **extra}
 
@@ -155,7 +169,7 @@ class RecordFormat:
 
     @property
     def bytes_per_view(self) -> int:
-        """Number of bytes that are stored for a view, over all arrays."""
+        """Number of bytes that are stored for each view, summed over all arrays."""
         return sum(dtype.itemsize for dtype in self.dtypes.values())
 
     def encode(self, logits: Tensor, **extra: Tensor) -> dict[str, np.ndarray]:
@@ -163,31 +177,34 @@ class RecordFormat:
 
         Args:
             logits: The teacher's logits, `(batch, num_labels)` float32.
-            **extra: The extra arrays by name, `(batch, *shape)`.
+            **extra: The extra arrays by name, each `(batch, *shape)`.
 
         Returns:
-            The entries of each array, by the array's name; each has the length of the batch.
+            The entries of each array, by the name of the array. The length of each is the batch size.
 
         Raises:
-            TeacherCacheError: If a value is not finite in the stored type, or an extra array is missing, unknown or of
-                another shape.
+            TeacherCacheError: If a value is not finite in the stored type, or an extra array is missing, is unknown or
+                has another shape than the record format.
         """
         records = {OUTPUTS: self._encode_logits(logits)}
         if set(extra) != {array.name for array in self.extra_arrays}:
             expected = ", ".join(array.name for array in self.extra_arrays) or "none"
             raise TeacherCacheError(
-                f"Extra arrays {', '.join(extra) or 'none'} were given; the record format has {expected}."
+                f"The extra arrays given are: {', '.join(extra) or 'none'}. Give those of the record format: "
+                f"{expected}."
             )
         for array in self.extra_arrays:
             values = extra[array.name]
             if tuple(values.shape) != (len(logits), *array.shape):
                 raise TeacherCacheError(
-                    f"{array.name} has the shape {tuple(values.shape)}; the record format needs {(len(logits), *array.shape)}."
+                    f"The extra array {array.name!r} has the shape {tuple(values.shape)}, but the record format "
+                    f"requires {(len(logits), *array.shape)}."
                 )
             records[array.name] = _as_type(values, array.dtype)
             if not np.isfinite(records[array.name]).all():
                 raise TeacherCacheError(
-                    f"{array.name} is not finite in {array.dtype}: store float32, or fix the teacher."
+                    f"The extra array {array.name!r} has values that are not finite in {array.dtype}: store float32, "
+                    "or fix the teacher."
                 )
         return records
 
@@ -199,7 +216,7 @@ class RecordFormat:
         elif self.kind == "dense":
             records[:] = _as_type(logits, self.dtype)
         else:
-            # The sort is stable, so that the first index is the arg max also among equal logits.
+            # The sort is stable, so the first index is the argmax even if several logits are equal.
             ordered, indices = logits.float().sort(dim=-1, descending=True, stable=True)
             rest = (ordered[:, self.top_k :] / self.tau).logsumexp(dim=-1)
             records["logits"] = _as_type(ordered[:, : self.top_k], self.dtype)
@@ -207,27 +224,28 @@ class RecordFormat:
             records["rest"] = rest.cpu().numpy()
             if finite and not rest.isfinite().all():
                 raise TeacherCacheError(
-                    f"The log-sum-exp of the teacher's smaller logits at tau={self.tau} is not finite in float32: use a larger "
-                    "distillation_tau."
+                    f"The log-sum-exp of the teacher's smaller logits, divided by tau={self.tau}, is not finite in "
+                    "float32: use a larger distillation_tau."
                 )
         stored = records["logits"] if self.kind == "top_k" else records
         if not finite or (self.kind != "hard" and not np.isfinite(stored).all()):
             largest = logits.float().abs().max().item()
             raise TeacherCacheError(
-                f"The teacher's logits (largest: {largest:g}) are not finite in {self.dtype}: store float32, or fix the teacher."
+                f"Some teacher logits are not finite in {self.dtype} (largest absolute value: {largest:g}): store "
+                "float32, or fix the teacher."
             )
         return records
 
     def decode(self, records: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """Return the tensors that a batch holds for these records.
+        """Return the tensors that are added to a batch for these records.
 
         Args:
-            records: The entries of each array, as from `encode`.
+            records: The entries of each array, as `encode` returns them.
 
         Returns:
-            `teacher_labels` `(batch,)` int64; or `teacher_logits` `(batch, num_labels)` float32; or `teacher_top_logits`
-            `(batch, top_k)` float32 with `teacher_top_indices` `(batch, top_k)` int64 and `teacher_rest` `(batch,)` float32.
-            For each extra array `teacher_{name}` `(batch, *shape)` float32.
+            For "hard": `teacher_labels` `(batch,)` int64. For "dense": `teacher_logits` `(batch, num_labels)` float32.
+            For "top_k": `teacher_top_logits` `(batch, top_k)` float32, `teacher_top_indices` `(batch, top_k)` int64 and
+            `teacher_rest` `(batch,)` float32. For each extra array also `teacher_{name}` `(batch, *shape)` float32.
         """
         extra = {
             f"teacher_{array.name}": torch.from_numpy(records[array.name].astype(np.float32))
@@ -258,40 +276,47 @@ def _as_type(values: Tensor, dtype: str) -> np.ndarray:
 MANIFEST_FILE = "manifest.json"
 VALIDATION = "validation"
 FORMAT = "hf_deit teacher cache"
-# Version of the files and of what a view, a position and a mix are.
+# Version of the file format and of the definitions of a view, a position and a mix.
 FORMAT_VERSION = 1
-# Caches with more bytes are checked file by file when a process first reads a file, instead of before the first step.
+# The files of a cache with at most this many bytes are all checked when the cache is opened. Each file of a larger
+# cache is checked when a process first reads it.
 CHECKED_AT_ONCE = 4 * 2**30
 _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
-# Key of the manifest for what describes a teacher without identifying it; older caches do not have it.
+# Key of the manifest for facts about the teacher that do not identify the cache. Older caches do not have it.
 TEACHER_FACTS = "teacher_facts"
-# Where the two values of a differing field come from, for `differences`.
+# Names of the two origins of a value in the output of `differences`.
 CACHE_AND_NOW = ("in the cache", "now")
 
 
 def epoch_name(epoch: int) -> str:
-    """Return the name, without ending, of the files of an epoch of views."""
+    """Return the file name of an epoch of views, without its ending."""
     return f"epoch-{epoch:05}"
 
 
 def file_name(name: str, array: str = OUTPUTS) -> str:
-    """Return the name of the file of one array.
+    """Return the file name of one array.
 
     Args:
-        name: Of the epoch of views (`epoch_name`), or `VALIDATION`.
+        name: Name of the epoch of views (`epoch_name`), or `VALIDATION`.
         array: Name of the array.
     """
     return f"{name}.npy" if array == OUTPUTS else f"{name}.{array}.npy"
 
 
 def description_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two caches the same: teacher, record format, views and validation images, as JSON has them."""
+    """Return the part of a manifest that identifies a cache: teacher, record format, views and validation images.
+
+    The values have the types that they have after being written to JSON and read again.
+    """
     return json.loads(json.dumps({name: manifest[name] for name in _DESCRIPTION}, default=str))
 
 
 def cache_id(manifest: Mapping[str, Any]) -> str:
-    """Return the digest that every sidecar holds, so that a file of another cache is recognised."""
+    """Return the digest that identifies a cache.
+
+    Every sidecar holds it, so that a file of another cache is recognised.
+    """
     return digest_of({"version": manifest["version"], **description_of(manifest)})
 
 
@@ -299,7 +324,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a cache and check its checksum.
 
     Raises:
-        TeacherCacheError: If it is missing or damaged.
+        TeacherCacheError: If the file is missing, cannot be read or is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -309,13 +334,15 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except NotADirectoryError as error:
         raise TeacherCacheError(
-            f"No teacher cache at {path.parent}: it is not a folder. Give the folder of a cache."
+            f"No teacher cache at {path.parent}: this path is not a folder. Give the folder of a cache."
         ) from error
     except (ValueError, OSError) as error:
-        raise TeacherCacheError(f"{path} is damaged ({error}): build the cache again.") from error
+        raise TeacherCacheError(f"{path} is damaged or cannot be read ({error}). Build the cache again.") from error
     checksum = content.pop("checksum", None) if isinstance(content, dict) else None
     if checksum != digest_of(content):
-        raise TeacherCacheError(f"{path} is damaged or was edited: its checksum differs. Build the cache again.")
+        raise TeacherCacheError(
+            f"{path} is damaged or was edited: its content does not match its checksum. Build the cache again."
+        )
     return content
 
 
@@ -323,20 +350,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a cache.
 
     Raises:
-        TeacherCacheError: If it is missing, damaged or of another format.
+        TeacherCacheError: If the manifest is missing, is damaged, or has another format or version.
     """
     manifest = read_json(folder / MANIFEST_FILE)
     found = (manifest.get("format"), manifest.get("version"))
     if found != (FORMAT, FORMAT_VERSION):
         raise TeacherCacheError(
-            f"{folder} has format {found[0]!r}, version {found[1]!r}, and this hf_deit reads {FORMAT!r}, version "
-            f"{FORMAT_VERSION}: build the cache with this version."
+            f"{folder} has the format {found[0]!r}, version {found[1]!r}, but this version of hf_deit reads "
+            f"{FORMAT!r}, version {FORMAT_VERSION}. Build the cache again with this version of hf_deit."
         )
     return manifest
 
 
 def is_finished(folder: Path, name: str) -> bool:
-    """Return whether an epoch of views, or the validation, is complete: its sidecar is written last."""
+    """Return whether the files of an epoch of views, or of the validation images, are complete.
+
+    They are complete if the array and its sidecar exist, because the sidecar is written last.
+    """
     return (folder / f"{name}.npy").is_file() and (folder / f"{name}.json").is_file()
 
 
@@ -347,12 +377,12 @@ def finished_epochs(folder: Path) -> list[int]:
 
 
 def missing_epochs(finished: Sequence[int]) -> list[int]:
-    """Return the numbers below the last complete epoch of views that are not complete."""
+    """Return the numbers of the incomplete epochs of views before the last complete one."""
     return sorted(set(range(max(finished, default=-1))) - set(finished))
 
 
 def files_of(sidecar: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return `bytes` and `sha256` of each file that a sidecar describes, by the file's name."""
+    """Return `bytes` and `sha256` of each file that a sidecar describes, by file name."""
     stated = {OUTPUTS: sidecar, **sidecar.get("arrays", {})}
     return {
         file_name(sidecar["name"], array): {key: fields[key] for key in ("bytes", "sha256")}
@@ -361,47 +391,56 @@ def files_of(sidecar: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def checked_sidecar(folder: Path, name: str, identity: str) -> dict[str, Any]:
-    """Read a sidecar and check that its files are this cache's and have the right size.
+    """Read a sidecar, and check that its files are part of this cache and have the stated size.
 
     Args:
-        folder: Of the cache.
-        name: Of the epoch of views, or `VALIDATION`.
+        folder: Folder of the cache.
+        name: Name of the epoch of views, or `VALIDATION`.
         identity: `cache_id` of the cache.
 
     Raises:
-        TeacherCacheError: If a file is missing, of another size, or of another cache.
+        TeacherCacheError: If a file is missing, has another size, or is part of another cache.
     """
     if not is_finished(folder, name):
-        raise TeacherCacheError(f"{folder / name}.npy is missing: run hf-deit cache-teacher again.")
+        raise TeacherCacheError(
+            f"{folder / name}.npy or its sidecar {name}.json is missing: run the same hf-deit cache-teacher command "
+            "again."
+        )
     sidecar = read_json(folder / f"{name}.json")
     if (sidecar["cache"], sidecar["name"]) != (identity, name):
         raise TeacherCacheError(
-            f"{folder / name}.npy belongs to another cache than {folder / MANIFEST_FILE} describes, or to another epoch of "
-            "views: the files were put together by hand. Build the cache again."
+            f"{folder / name}.npy is from another epoch of views, or from another cache than the one that "
+            f"{folder / MANIFEST_FILE} describes: files were copied or renamed by hand. Build the cache again."
         )
     for file, stated in files_of(sidecar).items():
         found = (folder / file).stat().st_size if (folder / file).is_file() else 0
         if found != stated["bytes"]:
-            raise damaged(folder / file, f"it has {found} bytes and was written with {stated['bytes']}")
+            raise damaged(folder / file, f"it has {found} bytes, but its sidecar states {stated['bytes']}")
     return sidecar
 
 
 def damaged(path: Path, why: str) -> TeacherCacheError:
-    """Return the error for a damaged file."""
+    """Return the error for a damaged file.
+
+    Args:
+        path: The damaged file.
+        why: How the damage was found, as the end of a sentence.
+    """
     return TeacherCacheError(
-        f"{path} is damaged: {why}. Build these views in another folder (hf-deit cache-teacher --first_view, --views) and merge "
-        "both folders into a new one (hf-deit merge-teacher-caches), which takes the undamaged file."
+        f"{path} is damaged: {why}. Build this file again in another folder (hf-deit cache-teacher with --first_view "
+        "and --views), then merge both folders into a new one (hf-deit merge-teacher-caches), which takes the "
+        "undamaged file."
     )
 
 
 class TeacherCache:
-    """Reads the stored teacher outputs of a folder.
+    """Reader of the stored teacher outputs in a folder.
 
     Args:
-        folder: Folder that `hf-deit cache-teacher` made. The epochs of views up to the first missing one are used.
+        folder: Folder that `hf-deit cache-teacher` wrote. The epochs of views before the first missing one are used.
 
     Raises:
-        TeacherCacheError: If the folder is no cache, is damaged, or has no complete epoch of views 0.
+        TeacherCacheError: If the folder is not a cache, is damaged, or has no complete epoch of views 0.
     """
 
     def __init__(self, folder: str | Path):
@@ -415,19 +454,22 @@ class TeacherCache:
         self.epochs = missing[0] if missing else len(finished)
         if not self.epochs:
             raise TeacherCacheError(
-                f"{self.folder} has no complete epoch of views 0: run the same hf-deit cache-teacher again, which resumes the "
-                "build; merge parts that were built in several folders with hf-deit merge-teacher-caches."
+                f"{self.folder} has no complete epoch of views 0. Run the same hf-deit cache-teacher command again to "
+                "resume the build. If parts were built in several folders, merge them with hf-deit "
+                "merge-teacher-caches."
             )
         if missing:
             logger.warning(
-                "%s lacks epoch(s) of views %s: of its %d complete epochs the first %d are used. Build the missing ones (hf-deit "
-                "cache-teacher --first_view), or merge the part that has them.",
+                "%s lacks epoch(s) of views %s: only the first %d of its %d complete epochs are used. Build the "
+                "missing epochs (hf-deit cache-teacher --first_view), or merge the folder that has them (hf-deit "
+                "merge-teacher-caches).",
                 self.folder,
                 ", ".join(map(str, missing)),
-                len(finished),
                 self.epochs,
+                len(finished),
             )
-        # Whether the files of each epoch of views, and last of the validation, were checked; shared with data workers.
+        # Whether the files of each epoch of views were checked; the last entry is that of the validation images. The
+        # tensor is shared with the data workers.
         self._checked = torch.zeros(self.epochs + 1, dtype=torch.uint8).share_memory_()
         names = [epoch_name(epoch) for epoch in range(self.epochs)]
         if self.manifest["validation"] is not None:
@@ -450,23 +492,27 @@ class TeacherCache:
                 self._check_digests(name)
 
     def check_epoch_file(self, epoch: int) -> None:
-        """Check the files of an epoch of views unless this or a worker process has done so.
+        """Check the files of an epoch of views, unless this process or a data worker has already checked them.
 
-        It is called before workers start, so that they need not do it.
+        The sampler calls this before the data workers start, so that they do not check the files again.
 
         Raises:
-            TeacherCacheError: If the cache has no such epoch, or a file is damaged.
+            TeacherCacheError: If the cache does not have this epoch, or a file is damaged.
         """
         if epoch >= self.epochs:
             raise TeacherCacheError(
-                f"{self.folder} has {self.epochs} epoch(s) of views, and epoch {epoch} is needed: extend the cache (hf-deit "
-                f"cache-teacher --views {epoch + 1})."
+                f"Epoch of views {epoch} is needed, but {self.folder} has only {self.epochs} epoch(s) of views, "
+                f"counted from 0: extend the cache (hf-deit cache-teacher --views {epoch + 1})."
             )
         if not self._checked[epoch]:
             self._check_digests(epoch_name(epoch))
 
     def check_validation_file(self) -> None:
-        """Check the files of the validation likewise."""
+        """Check the files of the validation images, unless this process or a data worker has already checked them.
+
+        Raises:
+            TeacherCacheError: If a file is missing or damaged.
+        """
         if not self._checked[-1]:
             self._check_digests(VALIDATION)
 
@@ -478,7 +524,7 @@ class TeacherCache:
 
     def _records(self, name: str, places: Sequence[int]) -> dict[str, np.ndarray]:
         if name not in self._maps:
-            while len(self._maps) >= _MAPS_KEPT:  # a training goes through the epochs in order
+            while len(self._maps) >= _MAPS_KEPT:  # training reads the epochs in order, so the oldest map is not needed
                 del self._maps[next(iter(self._maps))]
             self._maps[name] = {
                 array: np.load(self.folder / file_name(name, array), mmap_mode="r", allow_pickle=False)
@@ -487,12 +533,12 @@ class TeacherCache:
         return {array: records[list(places)] for array, records in self._maps[name].items()}
 
     def outputs(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
-        """Return the teacher's outputs for views of one epoch of views, as `RecordFormat.decode` does."""
+        """Return the teacher outputs for the views at these positions of an epoch, as `RecordFormat.decode` does."""
         self.check_epoch_file(epoch)
         return self.record_format.decode(self._records(epoch_name(epoch), positions))
 
     def validation_outputs(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return the teacher's outputs for validation images, as `RecordFormat.decode` does."""
+        """Return the teacher outputs for the validation images with these indices, as `RecordFormat.decode` does."""
         self.check_validation_file()
         return self.record_format.decode(self._records(VALIDATION, indices))
 
@@ -500,22 +546,25 @@ class TeacherCache:
         """Check that the cache was built for these views or validation images.
 
         Args:
-            part: "views" or "validation".
-            present: What the manifest would hold there for the present run; fields that only the cache has are ignored.
+            part: "views" or "validation": the part of the manifest to compare.
+            present: This part for the present run. Fields that only the cache has are ignored.
 
         Raises:
-            TeacherCacheError: If a field differs; each is named with both values.
+            TeacherCacheError: If a field differs. The message names each differing field with both values.
         """
         stored = {name: value for name, value in self.manifest[part].items() if name in present}
         changed = changed_fields({part: stored}, {part: present})
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} was built for other {part}:\n{differences(changed, *CACHE_AND_NOW)}\nSet these fields back, or "
-                "build a cache for this recipe (hf-deit cache-teacher)."
+                f"{self.folder} was built for other {part}:\n{differences(changed, *CACHE_AND_NOW)}\nSet these fields "
+                "to the values in the cache, or build a cache for this recipe (hf-deit cache-teacher)."
             )
 
     def check_teacher(self, fingerprint: str) -> None:
-        """Check that a teacher is the one of this cache.
+        """Check that a teacher is the one whose outputs this cache holds.
+
+        Args:
+            fingerprint: `Teacher.fingerprint` of the teacher.
 
         Raises:
             TeacherCacheError: If the fingerprints differ.
@@ -523,20 +572,27 @@ class TeacherCache:
         stored = self.manifest["teacher"]["fingerprint"]
         if stored != fingerprint:
             raise TeacherCacheError(
-                f"{self.folder} holds the outputs of another teacher:\n  teacher.fingerprint: {stored!r} in the cache, "
-                f"{fingerprint!r} now\nThe weights, mean, std, size, class names or dtype differ. Give the teacher of the cache, "
-                "leave the teacher out, or build a cache for this one."
+                f"{self.folder} holds the outputs of another teacher:\n  teacher.fingerprint: {stored!r} in the "
+                f"cache, {fingerprint!r} now\nThe weights, the mean, the std, the image size, the class names or the "
+                "dtype differ. Give the teacher of the cache, leave the teacher out, or build a cache for this "
+                "teacher."
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return `teacher`, its name, class and number of parameters as far as they are stored, and `outputs`, what is stored."""
+        """Return a description of the teacher and of the stored outputs.
+
+        Returns:
+            A dictionary with two entries. `teacher` holds the name, the class and the number of parameters of the
+            teacher; a value is None if the manifest does not state it. `outputs` holds the fields of the record format,
+            except `num_labels`, and `view_epochs`, the number of epochs of views.
+        """
         teacher = {"name": None, "parameters": None, "class": self.manifest["teacher"].get("class")}
         teacher |= self.manifest.get(TEACHER_FACTS, {})
         stored = {name: value for name, value in self.record_format.describe().items() if name != "num_labels"}
         return {"teacher": teacher, "outputs": {**stored, "view_epochs": self.epochs}}
 
     def summary(self) -> dict[str, Any]:
-        """Return the record format, the numbers of epochs and records, the bytes of a view and the teacher's accuracy."""
+        """Return the record format, the number of epochs and records, the bytes per view and the teacher's accuracy."""
         return {
             **{name: value for name, value in self.record_format.describe().items() if value is not None},
             "view_epochs": self.epochs,

@@ -1,9 +1,10 @@
-"""Runs a teacher over the exact views of a training and stores its outputs.
+"""Building of a teacher cache: runs a teacher on the exact views of a training run and stores its outputs.
 
-The views are made as in training: keys of `data/sampling.py`, pixels of `data/views.py`, mixed as by the trainer. The views of
-an epoch are first computed in the training's own batches and order, so that the outputs equal the live teacher's to the last bit
-on one machine; then follow the views that this training leaves out (the tail of an epoch, repeats), so that the cache serves
-other batch sizes too. `cache_writer.py` writes the files.
+The views are made as in training: the keys are those of `data/sampling.py`, the pixels those of `data/views.py`, and
+partners are mixed as the trainer mixes them. For each epoch, the teacher first sees the views of the training run, in
+the same batches and order. On one machine the outputs are therefore equal to those of the live teacher to the last bit.
+After that it sees the views that this training run leaves out (the tail of an epoch, repeats), so that the cache also
+serves other batch sizes. `cache_writer.py` writes the files.
 """
 
 import contextlib
@@ -47,30 +48,34 @@ def build_teacher_cache(
     """Build a teacher cache, resume its build, or add epochs of views to it.
 
     Args:
-        folder: New or empty folder, or one of the same cache.
-        teacher: On its device, aligned with the classes of the data (`Teacher.align`).
-        schedule: Views of the training.
-        record_format: What is stored for a view; without extra arrays, which this function does not compute.
-        epochs: Numbers of the epochs of views to build, from 0.
-        validation: Images whose outputs are stored too, for the teacher's accuracy and the agreement with it.
-        part_records: Number of records, about, that a killed build computes again at most.
-        share: Rank of this process and number of processes; each process builds epochs of its own.
-        teacher_name: Name that describes the teacher to others; it does not identify the cache.
-        disable_tqdm: Whether to show no progress bar; only the first process shows one.
+        folder: New or empty folder, or a folder of the same cache.
+        teacher: Teacher on its device, aligned with the classes of the data (`Teacher.align`).
+        schedule: Views of the training run.
+        record_format: What is stored for each view. Extra arrays are not allowed, because this function does not
+            compute them.
+        epochs: Numbers of the epochs of views to build, counted from 0.
+        validation: Images whose outputs are stored too, for the teacher's accuracy and the agreement with the teacher.
+        part_records: Approximate maximum number of records that are computed again after a build was killed.
+        share: Rank of this process and number of processes. Each process builds different epochs.
+        teacher_name: Name of the teacher for reports and model cards; it is not part of the identity of the cache.
+        disable_tqdm: Whether to hide the progress bar. Only the first process shows one.
+
+    Returns:
+        The writer of the cache.
 
     Raises:
-        TeacherCacheError: If the folder holds another cache, an image has several classes, the disk is full, or the teacher's
-            logits are not finite.
+        TeacherCacheError: If the folder holds another cache, the data set is multi-label, the record format has extra
+            arrays, the folder cannot be written, the disk is full, or a teacher logit is not finite.
     """
     _check_classes(schedule.dataset)
     if record_format.extra_arrays:
         names = ", ".join(array.name for array in record_format.extra_arrays)
         raise TeacherCacheError(
-            f"extra_arrays={names}: only a teacher's logits are computed here. Leave the arrays out."
+            f"extra_arrays={names}: build_teacher_cache computes only the teacher's logits. Leave the extra arrays out."
         )
     manifest = _manifest(teacher, schedule, record_format, validation, teacher_name)
     rank, processes = share
-    # The first process makes the folder, the others find it.
+    # The first process creates the folder and the manifest; the others find them.
     with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
         writer = CacheWriter(folder, manifest, part_records)
     own = list(epochs)[rank::processes]
@@ -85,7 +90,7 @@ def build_teacher_cache(
         for epoch in own:
 
             def outputs_of(batches: Batches, epoch: int = epoch) -> Iterator[Records]:
-                progress.total -= schedule.records - sum(map(len, batches))  # an earlier build computed these
+                progress.total -= schedule.records - sum(map(len, batches))  # records that an earlier build computed
                 return _records(teacher, schedule.loader(epoch, batches), record_format, progress)
 
             count += writer.fill(epoch_name(epoch), schedule.batches(epoch), outputs_of)
@@ -108,8 +113,8 @@ def _records(teacher: Teacher, loader: Iterable, record_format: RecordFormat, pr
 def _check_classes(dataset: ViewDataset) -> None:
     if dataset.problem_type != ProblemType.SINGLE_LABEL:
         raise TeacherCacheError(
-            f"The images of {dataset.name} have several classes each (multi-label), and distillation needs one class per "
-            "image: train with distillation_type='none'."
+            f"The data set {dataset.name} has problem_type={dataset.problem_type!r}, but distillation needs one class "
+            f"per image ({ProblemType.SINGLE_LABEL!r}): train with distillation_type='none'."
         )
 
 
@@ -132,7 +137,7 @@ def _manifest(
 
 
 def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
-    """Return what describes a teacher without identifying it."""
+    """Return facts about a teacher that do not identify the cache."""
     weights = teacher.model.parameters() if isinstance(teacher.model, torch.nn.Module) else ()
     count = sum(weight.numel() for weight in weights)
     return {"name": name, "class": type(teacher.model).__name__, "parameters": count or None}
@@ -141,13 +146,17 @@ def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
 def _store_validation(
     writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, schedule: ViewSchedule, progress: tqdm
 ) -> int:
-    """Store the outputs for the validation images and the teacher's accuracy; return the number of images computed now."""
+    """Store the outputs for the validation images and the teacher's accuracy.
+
+    Returns:
+        Number of images whose outputs were computed by this call.
+    """
     indices = range(len(dataset))
     batches = [list(indices[start : start + schedule.batch_size]) for start in indices[:: schedule.batch_size]]
 
-    def outputs_of(wanted: Batches) -> Iterator[Records]:
-        progress.total -= len(dataset) - sum(map(len, wanted))
-        loader = DataLoader(dataset, batch_sampler=list(wanted), collate_fn=collate, num_workers=schedule.workers)
+    def outputs_of(missing: Batches) -> Iterator[Records]:
+        progress.total -= len(dataset) - sum(map(len, missing))
+        loader = DataLoader(dataset, batch_sampler=list(missing), collate_fn=collate, num_workers=schedule.workers)
         return _records(teacher, loader, writer.record_format, progress)
 
     count = writer.fill(VALIDATION, batches, outputs_of)

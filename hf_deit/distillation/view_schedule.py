@@ -1,4 +1,4 @@
-"""The views that a training shows its teacher, their order, their description, and the teacher's logits for them."""
+"""The views that a training run shows its teacher: their order, their batches and their description in a manifest."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from ..errors import TeacherCacheError
 
 @dataclass(frozen=True)
 class ViewSchedule:
-    """The views that a training shows its teacher, and the batches in which it does so.
+    """The views that a training run shows its teacher, and their batches.
 
     Args:
         dataset: The training images.
         mixing: How partners are mixed.
-        batch_size: Images in a batch of one process, even.
-        global_batch_size: Images of an optimizer step.
-        repeats: Views of an image in an epoch.
-        workers: Data worker processes that render views.
-        num_views: Number of epochs with distinct views; None: every epoch of the training has its own views.
-        updates: Optimizer steps of the training; None if no training is planned.
+        batch_size: Number of images in a batch of one process; even.
+        global_batch_size: Number of images in an optimizer step.
+        repeats: Number of views of each image per epoch.
+        workers: Number of data worker processes that render views.
+        num_views: Number of epochs with distinct views. If None, every epoch of the run has its own views.
+        updates: Number of optimizer steps of the run. None if no training is planned.
     """
 
     dataset: ViewDataset
@@ -40,15 +40,15 @@ class ViewSchedule:
 
     @property
     def epochs_shown(self) -> int:
-        """Number of distinct epochs of views that the training shows."""
+        """Number of distinct epochs of views that the run shows. It requires `updates`."""
         epochs = math.ceil(self.updates / self.sampler(0).num_batches)
         return epochs if self.num_views is None else min(self.num_views, epochs)
 
     def sampler(self, epoch: int) -> ViewSampler:
-        """Return the sampler of the training at an epoch of views.
+        """Return the sampler of the run, set to an epoch of views.
 
         Raises:
-            ValueError: If the batch is odd, or there are fewer than two images.
+            ValueError: If the global batch size is odd, or the data set has fewer than two images.
         """
         sampler = ViewSampler(
             len(self.dataset), self.global_batch_size, self.dataset.seed, num_views=None, repeats=self.repeats
@@ -58,11 +58,11 @@ class ViewSchedule:
 
     @property
     def records(self) -> int:
-        """Number of views in an epoch of views that get a record: those of all pairs and all repeats."""
+        """Number of views per epoch of views that get a record: those of all pairs and all repeats."""
         return 2 * (len(self.dataset) // 2) * self.sampler(0).views_per_image
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Return the positions of an epoch of views in batches: the training's own batches, then the remaining positions."""
+        """Return the positions of an epoch of views in batches: first those of the run, then the remaining ones."""
         shown = [key.position for key in self.sampler(epoch)]
         rest = sorted(set(range(self.records)) - set(shown))
         return [
@@ -72,7 +72,7 @@ class ViewSchedule:
         ]
 
     def loader(self, epoch: int, batches: Sequence[Sequence[int]]) -> DataLoader:
-        """Return a loader of the batches at these positions, equal to those of the training's loader."""
+        """Return a loader of the batches at these positions. The batches are equal to those of the run's own loader."""
         flat = iter(
             keys_at(self.dataset.seed, len(self.dataset), epoch, [position for batch in batches for position in batch])
         )
@@ -82,21 +82,24 @@ class ViewSchedule:
 
 
 def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
-    """Return what the pixels of the views and their order depend on, and nothing that a training may change freely.
+    """Return everything that determines the pixels of the views and their order, and nothing else.
+
+    Settings that a run may change while it uses the same cache are therefore not included.
 
     Raises:
-        TeacherCacheError: If the data are a stream, or another data set without keyed views.
+        TeacherCacheError: If the data set is a stream, or does not take view keys for another reason.
     """
     if not inspect_dataset(dataset).takes_view_keys:
         raise TeacherCacheError(
-            f"A teacher cache needs views that can be rendered again, and {type(dataset).__name__} has none: its images have no "
-            "index, or are augmented with a global random generator. Use a ViewDataset (streaming: false)."
+            f"A teacher cache needs views that can be rendered again, but {type(dataset).__name__} does not take view "
+            "keys: its images have no index, or are augmented with a global random generator. Use a ViewDataset "
+            "(streaming: false)."
         )
     return {"data": dataset.describe(), "mixing": mixing.describe()}
 
 
 def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:
-    """Return what the pixels that a teacher sees of the validation images depend on."""
+    """Return everything that determines the pixels of the validation images that the teacher sees."""
     return {
         "fingerprint": dataset.fingerprint,
         "images": len(dataset),

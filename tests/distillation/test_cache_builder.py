@@ -1,4 +1,4 @@
-"""Built records against the teacher on one view at a time, and record formats against NumPy."""
+"""Tests of cache building: records compared with the teacher on single views, record formats compared with NumPy."""
 
 import io
 import json
@@ -27,7 +27,7 @@ MEAN, STD = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (tiny.MEAN, 
 
 @torch.no_grad()
 def logits_by_hand(key, dataset, mixing):
-    """The teacher's logits `(4,)` for one view: two images, NumPy's mixing formula, one at a time."""
+    """Return the teacher's logits `(4,)` for one view, which is mixed with its partner by the formula in NumPy."""
     own = dataset[key]["pixel_values"].numpy() / 255.0
     if mixing.is_on:
         partner_index = permutation(dataset.seed, key.epoch, len(dataset))[
@@ -46,7 +46,7 @@ def logits_by_hand(key, dataset, mixing):
 
 @pytest.mark.parametrize("mixing", [Mixing(), MIXING], ids=["plain", "mixed"])
 def test_every_record_is_the_teachers_output_for_the_view_at_its_position(tmp_path, mixing):
-    data = tiny.training_data(11)  # odd: an image stays without a partner
+    data = tiny.training_data(11)  # odd: one image has no partner
     cache = build(
         tmp_path / "cache", "dense", views=tiny_views(data, 4, 4, mixing, repeats=2), epochs=2, validation=None
     )
@@ -58,13 +58,13 @@ def test_every_record_is_the_teachers_output_for_the_view_at_its_position(tmp_pa
         stored = cache.outputs(epoch, [key.position for key in shown])["teacher_logits"]
         expected = torch.stack([logits_by_hand(key, data, mixing) for key in shown])
         torch.testing.assert_close(stored, expected, rtol=1e-4, atol=1e-4)
-        assert expected.std(dim=0).min() > 0.1  # views differ, so a record in a wrong place would show
+        assert expected.std(dim=0).min() > 0.1  # views differ, so a record in a wrong place would be noticed
         everything = cache.outputs(epoch, range(20))["teacher_logits"]
-        assert len(everything.unique(dim=0)) >= 18  # the crops of two views may be one and the same
+        assert len(everything.unique(dim=0)) >= 18  # two views may have the same crop
 
 
 @pytest.mark.parametrize(("size", "batch", "repeats"), [(11, 4, 1), (43, 8, 3), (6, 20, 1)])
-def test_keys_at_positions_are_the_samplers_and_batches_hold_each_position_once(size, batch, repeats):
+def test_keys_at_equals_the_sampler_and_batches_hold_each_position_once(size, batch, repeats):
     sampler = ViewSampler(size, batch, seed=3, repeats=repeats)
     sampler.set_epoch(2)
     shown = list(sampler)
@@ -84,13 +84,13 @@ def test_the_teachers_accuracy_is_that_of_its_validation_outputs(tmp_path):
     images = tiny.evaluation_data()
     rows = [images[index] for index in range(len(images))]
     pixels = (torch.stack([row["pixel_values"] for row in rows]).float() / 255 - MEAN) / STD
-    said = tiny.conv_teacher().eval()(pixels).argmax(dim=-1)
-    right = (said == torch.tensor([row["labels"] for row in rows])).float().mean().item()
-    assert cache.summary()["teacher_accuracy"] == pytest.approx(right)
-    assert torch.equal(teacher_decisions(cache.validation_outputs(range(len(images)))), said)
+    predicted = tiny.conv_teacher().eval()(pixels).argmax(dim=-1)
+    accuracy = (predicted == torch.tensor([row["labels"] for row in rows])).float().mean().item()
+    assert cache.summary()["teacher_accuracy"] == pytest.approx(accuracy)
+    assert torch.equal(teacher_decisions(cache.validation_outputs(range(len(images)))), predicted)
 
 
-def test_records_have_the_size_that_is_promised():
+def test_bytes_per_view_of_every_record_format():
     assert RecordFormat("hard", 1000).bytes_per_view == 2
     assert RecordFormat("hard", 65536).bytes_per_view == 2
     assert RecordFormat("hard", 65537).bytes_per_view == 4
@@ -99,7 +99,7 @@ def test_records_have_the_size_that_is_promised():
     assert RecordFormat("top_k", 1000, "float16", 10, 3.0).bytes_per_view == 10 * (2 + 2) + 4
 
 
-def test_hard_records_hold_the_largest_index_there_is():
+def test_hard_records_hold_the_largest_class_index():
     logits = torch.zeros(2, 70000)
     logits[0, 69999] = logits[1, 65535] = 1.0
     record_format = RecordFormat("hard", 70000)
@@ -127,11 +127,11 @@ def test_the_decision_among_equal_logits_is_the_same_in_every_record_format():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 70000.0])
-def test_logits_that_a_record_format_cannot_hold_are_refused(value):
+def test_logits_that_are_not_finite_in_the_stored_type_are_refused(value):
     logits = torch.zeros(3, 4)
     logits[1, 2] = value
     for name in ("half", *(() if value == 70000 else ("hard", "dense", "top_k"))):
-        with pytest.raises(TeacherCacheError, match="not finite in float"):
+        with pytest.raises(TeacherCacheError, match="float(16|32).*largest"):
             RECORD_FORMATS[name].encode(logits)
     if value == 70000:
         assert RECORD_FORMATS["dense"].encode(logits)["outputs"][1, 2] == 70000
@@ -155,7 +155,7 @@ def test_logits_that_a_record_format_cannot_hold_are_refused(value):
     ],
     ids=str,
 )
-def test_impossible_record_formats_are_refused(fields):
+def test_invalid_record_formats_are_refused(fields):
     with pytest.raises(TeacherCacheError):
         RecordFormat(**{"kind": "hard", "num_labels": 4, **fields})
 
@@ -167,7 +167,7 @@ def test_a_rest_that_a_small_temperature_makes_infinite_is_refused():
 
 
 class Bars:
-    """Stands in for tqdm and keeps the bars."""
+    """Replacement for tqdm that records the progress bars."""
 
     def __init__(self):
         self.bars = []
@@ -181,7 +181,7 @@ def test_progress_counts_every_view_that_is_computed_and_no_other(tmp_path, capl
     shown = Bars()
     monkeypatch.setattr("hf_deit.distillation.cache_builder.tqdm", shown)
     caplog.set_level("INFO")
-    network = Failing(1 + 3 + 3)  # to try it on, the validation, and within the first epoch of views
+    network = Failing(1 + 3 + 3)  # alignment, validation, and part of the first epoch of views
     teacher = tiny_teacher(network=network)
     with pytest.raises(RuntimeError, match="enough"):
         build(tmp_path / "cache", teacher=teacher, part_records=16)
@@ -189,7 +189,7 @@ def test_progress_counts_every_view_that_is_computed_and_no_other(tmp_path, capl
     network.left = 10**6
     caplog.clear()
     build(tmp_path / "cache", teacher=teacher, part_records=16)
-    count = 26 + 42  # the 22 of the validation and 16 of the first epoch are there
+    count = 26 + 42  # the 22 validation images and 16 views of the first epoch are already stored
     assert (shown.bars[1].n, shown.bars[1].total) == (count, count)
     assert f" {count} views in " in caplog.text
     build(tmp_path / "whole", teacher=teacher)
@@ -199,7 +199,7 @@ def test_progress_counts_every_view_that_is_computed_and_no_other(tmp_path, capl
 
 
 class Failing(nn.Module):
-    """A teacher that fails after a number of batches."""
+    """Teacher that fails after a number of batches."""
 
     def __init__(self, left):
         super().__init__()
@@ -213,7 +213,7 @@ class Failing(nn.Module):
 
 
 def top_k_by_hand(student, teacher, k, tau):
-    """τ² KL over K + 1 outcomes of one image, in float64 NumPy."""
+    """Return τ² KL over the K + 1 outcomes of one image, computed in NumPy in float64."""
     student, teacher = (np.exp(logits.double().numpy() / tau) for logits in (student, teacher))
     p, q = teacher / teacher.sum(), student / student.sum()
     best = np.argsort(-p)[:k]
@@ -223,7 +223,7 @@ def top_k_by_hand(student, teacher, k, tau):
 
 
 @pytest.mark.parametrize(("k", "tau"), [(1, 1.0), (3, 3.0), (9, 0.7)])
-def test_the_top_k_loss_is_the_kl_of_the_classes_kept_and_the_rest_as_one(k, tau):
+def test_the_top_k_loss_is_the_kl_over_the_top_classes_and_the_sum_of_the_others(k, tau):
     generator = torch.Generator().manual_seed(k)
     student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
     record_format = RecordFormat("top_k", 10, top_k=k, tau=tau)
@@ -232,15 +232,15 @@ def test_the_top_k_loss_is_the_kl_of_the_classes_kept_and_the_rest_as_one(k, tau
     )(student)
     expected = [top_k_by_hand(*pair, k, tau) for pair in zip(student, teacher, strict=True)]
     np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-4, atol=1e-6)
-    whole = soft_distillation_loss(student, teacher, tau)
-    assert (loss <= whole + 1e-5).all()
+    full_loss = soft_distillation_loss(student, teacher, tau)
+    assert (loss <= full_loss + 1e-5).all()
     official = teacher_loss(
         record_format.decode(record_format.encode(teacher)), distillation_type="soft", tau=tau, reduction="official"
     )(student)
     torch.testing.assert_close(official, loss / 10)
 
 
-def test_the_top_k_loss_is_the_whole_loss_where_one_class_is_the_rest():
+def test_the_top_k_loss_is_the_full_loss_if_only_one_class_is_left_out():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (3 * torch.randn(6, 10, generator=generator) for _ in range(2))
     record_format = RecordFormat("top_k", 10, top_k=9, tau=3.0)
@@ -248,9 +248,9 @@ def test_the_top_k_loss_is_the_whole_loss_where_one_class_is_the_rest():
     loss = teacher_loss(
         record_format.decode(record_format.encode(teacher)), distillation_type="soft", tau=3.0, reduction="image"
     )(student)
-    whole = soft_distillation_loss(student, teacher, 3.0)
-    torch.testing.assert_close(loss, whole)
-    ours, theirs = (torch.autograd.grad(value.sum(), student)[0] for value in (loss, whole))
+    full_loss = soft_distillation_loss(student, teacher, 3.0)
+    torch.testing.assert_close(loss, full_loss)
+    ours, theirs = (torch.autograd.grad(value.sum(), student)[0] for value in (loss, full_loss))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -263,7 +263,7 @@ def test_the_top_k_loss_of_all_classes_is_refused():
 
 
 class Drifting(nn.Module):
-    """A teacher whose outputs can be changed without its weights."""
+    """Teacher whose outputs can be changed without changing its weights."""
 
     def __init__(self):
         super().__init__()
@@ -284,14 +284,14 @@ def test_verifying_counts_the_records_that_differ(tmp_path):
     assert (found.records, found.same_decision) == (32, 1.0)
     network.turned = 0.25
     found = verify_teacher_cache(cache, teacher, views, 1000)
-    assert found.records == 128  # all there are
+    assert found.records == 128  # all records
     assert found.same_decision == 0.75
     assert found.equal <= 0.75
-    with pytest.raises(TeacherCacheError, match="at least 1"):
+    with pytest.raises(TeacherCacheError, match="verify_teacher_cache=0"):
         verify_teacher_cache(cache, teacher, views, 0)
 
 
-def test_the_limit_of_rounding_lets_chance_pass_and_refuses_more():
+def test_the_limit_of_rounding_allows_chance_and_refuses_more():
     assert most_by_rounding(1) >= 1  # a single record is no evidence
     for records in (1, 8, 64, 300, 1000):
         least = math.floor(most_by_rounding(records)) + 1  # the smallest number that is refused
@@ -303,7 +303,7 @@ def test_the_limit_of_rounding_lets_chance_pass_and_refuses_more():
     assert most_by_rounding(10_000) < 0.03 * 10_000
 
 
-def test_an_array_beside_the_logits_is_written_and_read_with_them(tmp_path):
+def test_an_extra_array_is_written_and_read_with_the_logits(tmp_path):
     views, images = 12, 5
     features = ExtraArray("features", (3, 8), "float16")
     record_format = RecordFormat("hard", 4, extra_arrays=(features,))
@@ -363,7 +363,7 @@ def test_extra_arrays_that_do_not_fit_are_refused_by_name(given, named):
     [{"name": "outputs"}, {"name": "a.b"}, {"shape": ()}, {"shape": (0,)}, {"dtype": "int8"}],
     ids=str,
 )
-def test_impossible_extra_arrays_are_refused(fields):
+def test_invalid_extra_arrays_are_refused(fields):
     with pytest.raises(TeacherCacheError, match=next(iter(fields))):
         ExtraArray(**{"name": "features", "shape": (3,), **fields})
     with pytest.raises(TeacherCacheError, match="features, features"):
@@ -378,21 +378,21 @@ def test_the_manifest_of_a_format_without_extra_arrays_does_not_name_them():
     assert RecordFormat.from_manifest(json.loads(json.dumps(extra.describe()))) == extra
 
 
-def test_images_with_several_classes_are_refused(tmp_path):
+def test_multi_label_data_are_refused(tmp_path):
     data = tiny.training_data(8)
     data.source = type(data.source)(
         data.source.items, [(1, 0, 1, 0)] * 8, tiny.NAMES, "x", "several", "multi_label_classification"
     )
-    with pytest.raises(TeacherCacheError, match="several classes each"):
+    with pytest.raises(TeacherCacheError, match="problem_type='multi_label_classification'"):
         build(tmp_path / "cache", views=tiny_views(data), validation=None)
 
 
-def test_the_teachers_classes_are_stored_in_the_datas_order(tmp_path):
+def test_logits_are_stored_in_the_class_order_of_the_data(tmp_path):
     network, order = tiny.conv_teacher(), [2, 0, 3, 1]
     names = [tiny.NAMES[index] for index in order]
     teacher = Teacher(network, id2label=dict(enumerate(names)))
     teacher.align(list(tiny.NAMES), 4, (tiny.SIZE, tiny.SIZE))
     turned = build(tmp_path / "turned", "dense", teacher=teacher, validation=None).outputs(0, range(42))
     plain = build(tmp_path / "plain", "dense", validation=None).outputs(0, range(42))
-    # The network's output i is the class names[i]: it stands at the data's index of that name.
+    # Output i of the network is the class names[i]. In the cache it has the index of this name in the data.
     torch.testing.assert_close(turned["teacher_logits"][:, order], plain["teacher_logits"])

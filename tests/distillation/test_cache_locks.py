@@ -1,4 +1,4 @@
-"""Two builders of one file: real processes, of which one waits or is refused; and systems without `fcntl`."""
+"""Tests of locks: two processes that build the same file, and systems without `fcntl`."""
 
 import contextlib
 import errno
@@ -28,17 +28,18 @@ MANIFEST = {
     "views": {"records": 40},
     "validation": None,
 }
-# Holds a lock as the operating system knows it, without filelock.
+# Holds a lock of the operating system, without filelock.
 HOLDER = (
     "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
     "print('held', flush=True); time.sleep(60)"
 )
-# Builds a cache where `fcntl` cannot be imported, and is killed after the third part if its second argument is "kill".
+# Builds a cache in a process that cannot import `fcntl`, and kills itself after the third part if "kill" is an
+# argument.
 WITHOUT_FCNTL = """
 import os, signal, sys
 sys.modules["fcntl"] = None
 import warnings
-warnings.simplefilter("ignore")  # filelock's, of the missing module
+warnings.simplefilter("ignore")  # filelock warns of the missing module
 import filelock
 assert filelock.FileLock is filelock.SoftFileLock
 from tests.distillation.test_cache_locks import BATCHES, NAME, outputs_of, writer_of
@@ -54,7 +55,7 @@ print(writer_of(sys.argv[1]).fill(NAME, BATCHES, interrupted))
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch):
+def short_lock_timeout(monkeypatch):
     monkeypatch.setattr(cache_writer, "LOCK_TIMEOUT_SECONDS", 0.3)
 
 
@@ -81,16 +82,16 @@ def holder(path):
         process.stdout.close()
 
 
-def assert_whole(folder):
+def assert_complete(folder):
     assert np.load(folder / f"{NAME}.npy").tolist() == list(range(500, 540))
     assert sorted(path.name for path in folder.iterdir()) == [f"{NAME}.json", f"{NAME}.npy", "manifest.json"]
 
 
-def test_a_second_builder_of_an_epoch_is_refused_and_harms_nothing(tmp_path):
+def test_a_second_builder_of_an_epoch_is_refused_and_changes_nothing(tmp_path):
     folder = tmp_path / "cache"
     writer = writer_of(folder)
     pid = os.fork()
-    if pid == 0:  # NumPy only: nothing of torch runs in the copy
+    if pid == 0:  # the forked child uses only NumPy, not torch
         try:
             writer.fill(NAME, BATCHES, lambda batches: outputs_of(batches, lambda: time.sleep(0.2)))
             os._exit(0)
@@ -102,10 +103,10 @@ def test_a_second_builder_of_an_epoch_is_refused_and_harms_nothing(tmp_path):
     with pytest.raises(TeacherCacheError, match=rf"{NAME} of .*cache"):
         writer_of(folder).fill(NAME, BATCHES, outputs_of)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_killed_builders_lock_does_not_block_and_is_gone_in_the_end(tmp_path):
+def test_the_lock_of_a_killed_builder_does_not_block_and_is_removed(tmp_path):
     folder = tmp_path / "cache"
     writer = writer_of(folder)
     with holder(folder / f"_incomplete-{NAME}.lock") as process:
@@ -115,10 +116,10 @@ def test_a_killed_builders_lock_does_not_block_and_is_gone_in_the_end(tmp_path):
         process.wait()
         assert (folder / f"_incomplete-{NAME}.lock").exists()
         assert writer.fill(NAME, BATCHES, outputs_of) == 40
-    assert_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_lock_that_a_dead_builders_workers_still_hold_is_waited_for(tmp_path, monkeypatch):
+def test_a_builder_waits_for_a_lock_that_workers_of_a_killed_build_still_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_writer, "LOCK_TIMEOUT_SECONDS", 20.0)
     folder = tmp_path / "cache"
     writer = writer_of(folder)
@@ -127,10 +128,10 @@ def test_a_lock_that_a_dead_builders_workers_still_hold_is_waited_for(tmp_path, 
         timer.start()
         assert writer.fill(NAME, BATCHES, outputs_of) == 40
         timer.join()
-    assert_whole(folder)
+    assert_complete(folder)
 
 
-def test_a_second_writer_finds_the_manifest_of_the_first_and_their_facts_are_joined(tmp_path):
+def test_two_writers_share_the_manifest_and_both_add_facts_to_it(tmp_path):
     one, two = writer_of(tmp_path / "cache"), writer_of(tmp_path / "cache")
     one.add_to_manifest(teacher_accuracy=0.5)
     two.add_to_manifest(other=1)
@@ -147,8 +148,8 @@ def test_without_fcntl_a_killed_build_resumes_to_the_same_bytes(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = run(tmp_path / "cache")
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout.split() == ["16"]  # of 40 records 24 were stored
-    assert_whole(tmp_path / "cache")
+    assert resumed.stdout.split() == ["16"]  # 24 of the 40 records were already stored
+    assert_complete(tmp_path / "cache")
 
 
 def test_without_fcntl_a_second_builder_is_refused(tmp_path, monkeypatch):
@@ -168,11 +169,11 @@ def test_without_fcntl_a_second_builder_is_refused(tmp_path, monkeypatch):
         other.stdout.close()
 
 
-def test_a_file_system_without_locks_gets_a_lock_of_filelocks_own(tmp_path, monkeypatch):
+def test_a_soft_file_lock_is_used_on_a_file_system_without_locks(tmp_path, monkeypatch):
     class Refusing(filelock.FileLock):
         def acquire(self, *arguments, **options):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(filelock, "FileLock", Refusing)
     assert writer_of(tmp_path / "cache").fill(NAME, BATCHES, outputs_of) == 40
-    assert_whole(tmp_path / "cache")
+    assert_complete(tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Caches built in several folders and merged: they are compared before anything is written."""
+"""Tests of merging: caches that were built in several folders are compared before anything is written."""
 
 import shutil
 
@@ -27,10 +27,10 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_parts_of_several_machines_are_merged_to_the_whole(tmp_path):
+def test_parts_of_several_machines_are_merged_to_the_complete_cache(tmp_path):
     part_of(tmp_path / "first", [0, 2])
     part_of(tmp_path / "second", [1, 2])
-    with pytest.raises(TeacherCacheError, match="no complete epoch of views 0.*merge-teacher-caches"):
+    with pytest.raises(TeacherCacheError, match="epoch of views 0.*merge-teacher-caches"):
         part_of(tmp_path / "third", [1])
         TeacherCache(tmp_path / "third")
     assert merge_caches(tmp_path / "all", [tmp_path / "first", tmp_path / "second"]) == [0, 1, 2]
@@ -49,7 +49,7 @@ def test_a_damaged_part_is_not_merged(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["content", "length", "sidecar"])
-def test_of_a_file_damaged_in_one_part_the_whole_one_of_another_is_taken(tmp_path, damage):
+def test_a_file_that_is_damaged_in_one_part_is_taken_from_another(tmp_path, damage):
     part_of(tmp_path / "first", [0, 1])
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     file = tmp_path / "first" / "epoch-00001.npy"
@@ -61,8 +61,8 @@ def test_of_a_file_damaged_in_one_part_the_whole_one_of_another_is_taken(tmp_pat
     assert files_of(tmp_path / "all") == files_of(tmp_path / "second")
 
 
-@pytest.mark.parametrize("is_damaged", [False, True], ids=["whole", "damaged"])
-def test_an_unfinished_epoch_gives_way_to_a_whole_copy_only(tmp_path, is_damaged):
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["complete", "damaged"])
+def test_an_unfinished_epoch_is_replaced_only_by_an_undamaged_copy(tmp_path, is_damaged):
     folder, whole = tmp_path / "folder", tmp_path / "whole"
     part_of(folder, [0])
     part_of(whole, [0, 1])
@@ -91,7 +91,7 @@ def test_a_part_of_another_cache_is_refused_before_anything_is_written(tmp_path)
     assert not (tmp_path / "all").exists()
 
 
-def test_missing_epochs_are_named_by_who_merges_and_by_who_reads(tmp_path, capsys, caplog):
+def test_missing_epochs_are_named_when_merging_and_when_reading(tmp_path, capsys, caplog):
     from hf_deit.cli import main
 
     part_of(tmp_path / "first", [0, 2])
@@ -99,4 +99,4 @@ def test_missing_epochs_are_named_by_who_merges_and_by_who_reads(tmp_path, capsy
     assert main(["merge-teacher-caches", str(tmp_path / "all"), str(tmp_path / "first"), str(tmp_path / "second")]) == 0
     assert "Epoch(s) 1, 3 are missing: a training by it sees the first 1 only" in capsys.readouterr().out
     assert TeacherCache(tmp_path / "all").epochs == 1
-    assert "lacks epoch(s) of views 1, 3: of its 3 complete epochs the first 1 are used" in caplog.text
+    assert "lacks epoch(s) of views 1, 3: only the first 1 of its 3 complete epochs" in caplog.text

@@ -1,4 +1,4 @@
-"""Builds of caches that are killed, run out of space, are resumed, extended and merged; and damaged caches."""
+"""Tests of cache writing: builds that are killed, run out of disk space, are resumed or extended; damaged caches."""
 
 import contextlib
 import errno
@@ -32,14 +32,14 @@ def files_of(folder):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The results of 20 builds that were killed at moments drawn at random over the whole build, and of an unharmed one."""
+    """Return the results of 20 builds that were killed at random moments, and of one build that was not killed."""
     folder = tmp_path_factory.mktemp("killed")
     moments = sorted(random.Random(5).sample(range(1, 160), 20))
     command = [sys.executable, str(SCRIPTS / "build_caches.py"), str(folder), str(folder / "results.json")]
     done = subprocess.run([*command, *map(str, moments)], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "results.json").read_text())
-    assert results["whole"]["count"] >= max(moments)  # so that every moment lies within a build
+    assert results["whole"]["count"] >= max(moments)  # so every moment is within a build
     return results
 
 
@@ -49,16 +49,16 @@ def test_a_build_killed_at_any_moment_ends_with_the_same_bytes(killed):
     others = {moment: result for moment, result in killed.items() if moment != "whole"}
     assert len(others) == 20
     assert {tuple(result["statuses"]) for result in others.values()} == {(-9, 0)}
-    # The manifest and the sidecars too, and nothing half-written is left.
+    # This includes the manifest and the sidecars. No unfinished file is left.
     assert {moment: result["files"] for moment, result in others.items() if result["files"] != whole} == {}
 
 
 def test_a_killed_build_computes_no_more_than_a_part_again(killed):
     part, black_view = 16, 1
-    asked = killed["whole"]["asked"]
-    again = {moment: result["asked"] - asked for moment, result in killed.items() if moment != "whole"}
+    images_seen = killed["whole"]["asked"]
+    again = {moment: result["asked"] - images_seen for moment, result in killed.items() if moment != "whole"}
     assert max(again.values()) <= part + black_view
-    assert max(again.values()) > black_view  # some were killed within a part
+    assert max(again.values()) > black_view  # some builds were killed within a part
 
 
 def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
@@ -82,11 +82,11 @@ def test_finished_records_do_not_depend_on_parts_batches_or_processes(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_reported_with_its_cause(tmp_path):
     (tmp_path / "cache" / "_incomplete-manifest.json").mkdir(parents=True)
-    with pytest.raises(TeacherCacheError, match=r"--out .*cache cannot be written \(Is a directory\)"):
+    with pytest.raises(TeacherCacheError, match=r"--out .*cache.*\(Is a directory\)"):
         build(tmp_path / "cache")
 
 
-def test_a_cache_is_extended_without_touching_what_is_there(tmp_path):
+def test_extending_a_cache_does_not_change_its_files(tmp_path):
     build(tmp_path / "cache", epochs=1)
     before = files_of(tmp_path / "cache")
     assert build(tmp_path / "cache", epochs=3).epochs == 3
@@ -115,23 +115,23 @@ def test_a_folder_of_another_cache_is_neither_extended_nor_merged(tmp_path, othe
     build(tmp_path / "other", **{"epochs": 2, **other})
     with pytest.raises(TeacherCacheError) as merged:
         merge_caches(tmp_path / "cache", [tmp_path / "other"])
-    told = (
+    message = (
         str(merged.value).replace(f"in {tmp_path / 'cache'}", "in the cache").replace(f"in {tmp_path / 'other'}", "now")
     )
-    assert named in told
+    assert named in message
     assert finished_epochs(tmp_path / "cache") == [0]
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TeacherCacheError, match="choose a new or empty folder"):
+    with pytest.raises(TeacherCacheError, match=rf"--out {tmp_path} is not empty"):
         build(tmp_path)
     assert files_of(tmp_path) == {"notes.txt": b"mine"}
 
 
 @contextlib.contextmanager
 def largest_file(size):
-    """A limit of the kernel on the size of files stands for a full disk: the same calls fail."""
+    """Limit the size of files, so that the same calls fail as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -149,7 +149,7 @@ def counted_teacher():
 def test_without_space_for_an_epoch_the_error_is_clear_and_complete_epochs_can_be_used(tmp_path):
     wide = tiny_views(tiny.training_data(300))
     folder = tmp_path / "cache"
-    build(folder, "dense", epochs=1, views=wide)  # 4.9 KiB an epoch
+    build(folder, "dense", epochs=1, views=wide)  # 4.9 KiB per epoch
     before = files_of(folder)
     teacher, seen = counted_teacher()
     with largest_file(4000), pytest.raises(TeacherCacheError) as error:
@@ -195,7 +195,8 @@ def test_progress_of_other_batches_is_not_continued(tmp_path):
     build(folder, "dense", epochs=1, views=replace(wide, batch_size=4), teacher=teacher)
     assert sum(seen) == 300
     build(tmp_path / "whole", "dense", epochs=1, views=replace(wide, batch_size=4))
-    # The teacher may round otherwise in other batches, and the validation is complete already.
+    # Only this file is compared, because the validation was built in other batches, in which results may be rounded
+    # differently.
     assert files_of(folder)["epoch-00000.npy"] == files_of(tmp_path / "whole")["epoch-00000.npy"]
     assert files_of(folder).keys() == files_of(tmp_path / "whole").keys()
 
@@ -246,7 +247,7 @@ def copy(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "cache"))
 
 
-def test_one_flipped_bit_anywhere_is_refused_with_the_files_name(copy):
+def test_one_flipped_bit_anywhere_is_refused_with_the_name_of_the_file(copy):
     for path in sorted(copy.iterdir()):
         content = path.read_bytes()
         for place in (0, len(content) // 3, len(content) // 2, len(content) - 2):
@@ -271,7 +272,7 @@ def test_swapped_manifests_and_swapped_epochs_are_refused(copy, tmp_path):
     build(tmp_path / "other", "dense", teacher=tiny_teacher(seed=2))
     manifest = (copy / "manifest.json").read_bytes()
     (copy / "manifest.json").write_bytes((tmp_path / "other" / "manifest.json").read_bytes())
-    with pytest.raises(TeacherCacheError, match="epoch-00000.npy belongs to another cache"):
+    with pytest.raises(TeacherCacheError, match="epoch-00000.npy is from another epoch.* another cache"):
         TeacherCache(copy)
     (copy / "manifest.json").write_bytes(manifest)
     first, second = (copy / f"epoch-0000{number}.npy" for number in range(2))
@@ -292,7 +293,7 @@ def test_epochs_swapped_together_with_their_sidecars_are_refused(copy):
         TeacherCache(copy)
 
 
-def test_a_removed_epoch_hides_those_behind_it_and_is_built_again(copy):
+def test_a_cache_without_its_first_epoch_is_refused_and_can_be_completed(copy):
     before = files_of(copy)
     (copy / "epoch-00000.json").unlink()
     with pytest.raises(TeacherCacheError, match="no complete epoch"):
@@ -302,10 +303,10 @@ def test_a_removed_epoch_hides_those_behind_it_and_is_built_again(copy):
 
 
 def test_no_cache_and_another_version_are_refused(tmp_path, copy, monkeypatch):
-    with pytest.raises(TeacherCacheError, match=r"No teacher cache at .*nowhere.*cache-teacher"):
+    with pytest.raises(TeacherCacheError, match=r"nowhere.*cache-teacher"):
         TeacherCache(tmp_path / "nowhere")
     monkeypatch.setattr("hf_deit.distillation.cache.FORMAT_VERSION", 2)
-    with pytest.raises(TeacherCacheError, match="version 1, and this hf_deit reads .* version 2"):
+    with pytest.raises(TeacherCacheError, match="version 1.* version 2"):
         TeacherCache(copy)
 
 

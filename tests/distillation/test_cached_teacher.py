@@ -1,4 +1,4 @@
-"""Trainings with stored outputs, against the same trainings with the live teacher."""
+"""Tests of training with cached outputs, compared with the same training with the live teacher."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def assert_same_training(trainer, live):
     ],
     ids=["hard", "hard of dense", "soft", "mixed soft", "mixed hard with workers", "accumulated"],
 )
-def test_stored_outputs_train_the_live_teachers_student_bit_for_bit(tmp_path, kind, changes):
+def test_training_with_cached_outputs_equals_training_with_the_live_teacher(tmp_path, kind, changes):
     mixing = Mixing(0.8, 1.0) if "mixup_alpha" in changes else Mixing()
     batch = changes.get("per_device_train_batch_size", 8)
     views = tiny_views(batch_size=batch, mixing=mixing, repeats=changes.get("repeated_augmentation", 1))
@@ -60,7 +60,7 @@ def test_stored_outputs_train_the_live_teachers_student_bit_for_bit(tmp_path, ki
     assert_same_training(cached, trainer_of(tmp_path / "live", tiny_teacher(), **changes))
 
 
-def test_one_head_learns_from_stored_outputs_as_from_the_live_teacher(tmp_path):
+def test_one_head_learns_from_cached_outputs_as_from_the_live_teacher(tmp_path):
     cache = build(tmp_path / "cache", "dense")
     changes = {"two_heads": False, "distillation_type": "soft"}
     cached = trainer_of(tmp_path / "cached", cache=cache, **changes)
@@ -78,8 +78,8 @@ def test_top_k_outputs_that_leave_one_class_out_train_as_all_logits(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hard", "dense", "top_k"])
-def test_the_validation_tells_of_the_teacher_without_one(tmp_path, kind):
-    # Untrained, so that the students are equal whatever the kind.
+def test_an_evaluation_reports_teacher_metrics_without_a_live_teacher(tmp_path, kind):
+    # The students are not trained, so they are equal for every kind of cache.
     cached = trainer_of(tmp_path / "cached", cache=build(tmp_path / "cache", kind)).evaluate()
     live = trainer_of(tmp_path / "live", tiny_teacher()).evaluate()
     for name in ("teacher_accuracy", "teacher_agreement", "accuracy", "loss", "distillation_loss"):
@@ -122,11 +122,12 @@ def test_fewer_stored_views_than_epochs_repeat_with_a_warning(tmp_path, caplog):
     cache = build(tmp_path / "cache", epochs=2)
     with caplog.at_level(logging.WARNING):
         cached = trainer_of(tmp_path / "cached", cache=cache, max_steps=20)
-    assert "2 epoch(s) of views and the training 4 epochs" in caplog.text
+    assert "2 epoch(s) of views, but the run has 4 epochs" in caplog.text
     live = trainer_of(tmp_path / "live", tiny_teacher(), max_steps=20, num_views=2)
     cached.train()
     live.train()
-    # Epochs 2 and 3 show the views in other batches, in which the live teacher may round otherwise.
+    # Epochs 2 and 3 show the views in other batches, in which the outputs of the live teacher may be rounded
+    # differently.
     np.testing.assert_allclose(tiny.logged(cached, "loss"), tiny.logged(live, "loss"), atol=1e-4)
     assert cached.run_description()["recipe"]["num_views"] == 2
 
@@ -152,7 +153,7 @@ def test_a_live_run_is_resumed_with_a_cache_of_the_same_teacher_and_not_with_ano
 
 
 class Counting(nn.Module):
-    """Counts the images it sees."""
+    """Teacher that counts the images it sees."""
 
     def __init__(self):
         super().__init__()
@@ -164,27 +165,26 @@ class Counting(nn.Module):
 
 
 def test_verifying_runs_the_same_teacher_and_reports(tmp_path, caplog):
-    asked = Counting()
-    cache = build(tmp_path / "cache", "dense", teacher=tiny_teacher(network=asked))
-    asked.images = 0
+    network = Counting()
+    cache = build(tmp_path / "cache", "dense", teacher=tiny_teacher(network=network))
+    network.images = 0
     with caplog.at_level(logging.INFO):
-        trainer = trainer_of(tmp_path / "run", tiny_teacher(network=asked), cache, verified=20)
+        trainer = trainer_of(tmp_path / "run", tiny_teacher(network=network), cache, verified=20)
     assert "20 stored outputs verified: for 100.00 %" in caplog.text
-    assert 20 <= asked.images <= 24  # twice one black view to try it on
+    assert 20 <= network.images <= 24  # includes two alignments with one black view each
     assert trainer.teacher is None
 
 
-def test_verifying_finds_images_that_changed_behind_the_fingerprint(tmp_path):
+def test_verifying_finds_changed_images_with_the_same_fingerprint(tmp_path):
     build(tmp_path / "cache")
     changed = tiny.ViewDataset(tiny.source(43, seed=5, fingerprint="43-0"), tiny.training_data(43).augmentation, seed=0)
     with pytest.raises(TeacherCacheError, match=r"verify_teacher_cache: .* of 84 "):
-        trainer_of(
-            tmp_path / "run", tiny_teacher(), tmp_path / "cache", data=changed, verified=84
-        )  # all there are: nothing is left to the draw
+        # These are all records, so the result does not depend on the draw.
+        trainer_of(tmp_path / "run", tiny_teacher(), tmp_path / "cache", data=changed, verified=84)
 
 
 class Drifting(nn.Module):
-    """A teacher whose logits for the first images of each batch can be negated while its weights stay the same."""
+    """Teacher whose logits for the first images of each batch can be negated without changing its weights."""
 
     def __init__(self):
         super().__init__()
@@ -198,7 +198,7 @@ class Drifting(nn.Module):
 
 @pytest.fixture
 def drifting(tmp_path):
-    """A teacher that now predicts another class for one in eight images, and the cache of its earlier outputs."""
+    """Return a teacher that now predicts another class for one in eight images, and a cache of its earlier outputs."""
     teacher = tiny_teacher(network=Drifting())
     views = tiny_views(tiny.training_data(64))
     cache = build(tmp_path / "cache", teacher=teacher, views=views, epochs=1)
@@ -206,11 +206,11 @@ def drifting(tmp_path):
     return teacher, CachedTeacher(cache, replace(views, updates=8), None, "hard", 3.0)
 
 
-def test_verifying_refuses_what_chance_does_not_explain_and_warns_of_the_rest(drifting, caplog):
+def test_verifying_refuses_more_differences_than_chance_explains_and_warns_of_fewer(drifting, caplog):
     teacher, cached = drifting
-    assert cached.check_teacher(teacher, 8).same_decision == 7 / 8  # one of eight may be rounding
-    assert "of 8 stored outputs 1 have another class" in caplog.text
-    with pytest.raises(TeacherCacheError, match=r"only 87.5 % of 64 "):
+    assert cached.check_teacher(teacher, 8).same_decision == 7 / 8  # one difference among eight may be due to rounding
+    assert "1 of 8 stored outputs" in caplog.text
+    with pytest.raises(TeacherCacheError, match=r"87.5 % of 64 "):
         cached.check_teacher(teacher, 64)
 
 
@@ -224,7 +224,7 @@ def test_only_the_first_process_verifies(drifting):
 def test_verifying_without_views_is_refused(drifting):
     teacher, cached = drifting
     without = CachedTeacher(cached.cache, None, None, "hard", 3.0)
-    with pytest.raises(TeacherCacheError, match="verify_teacher_cache=5 .*leave it out"):
+    with pytest.raises(TeacherCacheError, match="verify_teacher_cache=5 .*distillation_type='none'"):
         without.check_teacher(teacher, 5)
     assert without.check_teacher(teacher, 0) is None
 
@@ -234,7 +234,7 @@ def test_a_file_of_a_large_cache_is_read_for_its_digest_once_a_run(tmp_path, mon
     monkeypatch.setattr("hf_deit.distillation.cache.CHECKED_AT_ONCE", 100)
     digest, record = fingerprints.file_digest, tmp_path / "read"
 
-    def counted(path):  # in whatever process
+    def counted(path):  # called in several processes
         with record.open("a") as file:
             file.write(f"{path.name}\n")
         return digest(path)
@@ -242,7 +242,8 @@ def test_a_file_of_a_large_cache_is_read_for_its_digest_once_a_run(tmp_path, mon
     cache = build(tmp_path / "cache")
     monkeypatch.setattr("hf_deit.distillation.cache.file_digest", counted)
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent}
-    trainer = trainer_of(tmp_path / "run", cache=tmp_path / "cache", max_steps=20, **workers)  # 4 epochs of 2 of views
+    # 20 steps are 4 epochs. The cache has 2 epochs of views.
+    trainer = trainer_of(tmp_path / "run", cache=tmp_path / "cache", max_steps=20, **workers)
     assert not record.exists()
     trainer.train()
     trainer.evaluate()
@@ -274,22 +275,22 @@ def with_source(**changes):
             ["views.data.images", "43 in the cache", "44 now", "views.data.fingerprint"],
         ),
         ({"data": with_source(fingerprint="reordered")}, ["views.data.fingerprint", "'43-0'", "'reordered'"]),
-        ({"distillation_type": "soft"}, ["kind 'hard'", "distillation_type='soft'", "--kind soft"]),
+        ({"distillation_type": "soft"}, ["kind='hard'", "distillation_type='soft'", "--kind soft"]),
         ({"num_views": 3, "max_steps": 30}, ["num_views=3", "2 epoch(s)", "--views 3"]),
-        ({"repeated_augmentation": 2}, ["42 views an epoch", "84", "repeated_augmentation=2"]),
+        ({"repeated_augmentation": 2}, ["42 views per epoch", "84", "repeated_augmentation=2"]),
         ({"teacher": tiny_teacher(seed=2)}, ["teacher.fingerprint", "another teacher"]),
         ({"verified": 5}, ["verify_teacher_cache=5", "teacher"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value[0],
 )
-def test_a_cache_of_something_else_is_refused_by_name(tmp_path, changes, named):
+def test_a_cache_that_does_not_fit_the_run_is_refused_with_the_differing_field(tmp_path, changes, named):
     build(tmp_path / "cache")
     with pytest.raises(ValueError) as error:
         trainer_of(tmp_path / "run", cache=tmp_path / "cache", **changes)
     assert [text for text in named if text not in str(error.value)] == []
 
 
-def test_another_seed_of_the_views_is_refused_by_name(tmp_path):
+def test_another_seed_of_the_views_is_refused(tmp_path):
     build(tmp_path / "cache")
     data = tiny.training_data(43)
     data.seed = 3
@@ -297,19 +298,19 @@ def test_another_seed_of_the_views_is_refused_by_name(tmp_path):
         trainer_of(tmp_path / "run", cache=tmp_path / "cache", data=data)
 
 
-def test_a_temperature_that_top_k_was_not_made_for_is_refused(tmp_path):
+def test_a_top_k_cache_is_refused_for_another_temperature(tmp_path):
     build(tmp_path / "cache", "top_k")
-    with pytest.raises(TeacherCacheError, match=r"tau=3.0, and distillation_tau is 2.0"):
+    with pytest.raises(TeacherCacheError, match=r"tau=3.0, but distillation_tau=2.0"):
         trainer_of(tmp_path / "run", cache=tmp_path / "cache", distillation_type="soft", distillation_tau=2.0)
 
 
-def test_other_validation_images_are_refused_by_name(tmp_path):
+def test_other_validation_images_are_refused(tmp_path):
     cache = build(tmp_path / "cache", validation=tiny.evaluation_data(21))
     with pytest.raises(TeacherCacheError, match=r"validation.images: 21 in the cache, 22 now"):
         trainer_of(tmp_path / "run", cache=cache)
 
 
-def test_images_without_stored_outputs_are_evaluated_by_their_labels_alone(tmp_path):
+def test_images_without_cached_outputs_are_evaluated_on_their_labels_alone(tmp_path):
     trainer = trainer_of(tmp_path / "run", cache=build(tmp_path / "cache"))
     metrics = trainer.evaluate(tiny.evaluation_data(9))
     assert "eval_teacher_accuracy" not in metrics
@@ -317,16 +318,16 @@ def test_images_without_stored_outputs_are_evaluated_by_their_labels_alone(tmp_p
     assert len(trainer.predict(tiny.evaluation_data(9)).predictions) == 9
 
 
-def test_a_stream_has_no_cache(tmp_path):
+def test_a_stream_is_refused(tmp_path):
     build(tmp_path / "cache")
     stream = ViewStream.__new__(ViewStream)
     stream.augmentation, stream.broken_images = tiny.training_data(4).augmentation, "skip"
     stream.reader, stream.seed = type("Reader", (), {"class_names": tiny.NAMES, "name": "stream"}), 0
-    with pytest.raises(TeacherCacheError, match=r"ViewStream has none.*streaming: false"):
+    with pytest.raises(TeacherCacheError, match=r"ViewStream.*streaming: false"):
         trainer_of(tmp_path / "run", cache=tmp_path / "cache", data=stream)
 
 
-def test_two_processes_build_a_cache_and_train_by_it_as_one_does_by_the_teacher(tmp_path):
+def test_two_processes_build_a_cache_and_train_with_it_as_one_process_does_with_the_live_teacher(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = str(SCRIPTS / "cached_processes.py")
     command = [*launch, script, str(tmp_path)]
@@ -339,7 +340,7 @@ def test_two_processes_build_a_cache_and_train_by_it_as_one_does_by_the_teacher(
         assert len(values) == 20
         np.testing.assert_allclose(found[name], values, atol=1e-4)
     assert found["evaluation"]["eval_teacher_accuracy"] == live.evaluate()["eval_teacher_accuracy"]
-    # Both built two of the four epochs of views; one process alone finds the same records.
+    # Each process built two of the four epochs of views. A single process computes the same records.
     views = tiny_views(mixing=live.mixing)
     alone = build(tmp_path / "alone", "dense", epochs=4, views=views)
     both = TeacherCache(tmp_path / "cache")

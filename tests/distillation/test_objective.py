@@ -1,4 +1,4 @@
-"""What the student learns from, without a Trainer: pixels for both, the teacher's outputs, and loss terms by their formulas."""
+"""Tests of the training objective without a Trainer: pixels, teacher outputs, and the formulas of the losses."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def objective_of(**fields):
 
 
 def mean_color(pixels):
-    """A teacher that sees no more than the mean of each channel."""
+    """Return logits that depend only on the mean of each channel: a teacher that is a function."""
     return F.pad(pixels.mean(dim=(2, 3)), (0, NUM_LABELS - 3))
 
 
@@ -54,7 +54,7 @@ def test_a_view_of_bytes_is_normalised_for_the_student_and_left_in_the_unit_rang
     assert torch.equal(prepared.labels, batch["labels"])
 
 
-def test_floats_of_the_students_size_are_already_normalised_and_undone_for_the_teacher():
+def test_floats_of_the_students_size_are_used_as_they_are_and_unnormalised_for_the_teacher():
     unit = views().float() / 255
     batch = {"pixel_values": by_hand(unit)}
     prepared = objective_of().prepare(batch)
@@ -62,13 +62,13 @@ def test_floats_of_the_students_size_are_already_normalised_and_undone_for_the_t
     torch.testing.assert_close(prepared.teacher_pixels, unit, atol=1e-6, rtol=0)
 
 
-def test_a_larger_view_is_resized_for_the_student_and_whole_for_the_teacher():
+def test_a_larger_view_is_resized_for_the_student_but_not_for_the_teacher():
     batch = {"pixel_values": views(size=24)}
     prepared = objective_of().prepare(batch)
     assert prepared.student_pixels.shape == (4, 3, 16, 16) and prepared.teacher_pixels.shape == (4, 3, 24, 24)
 
 
-def test_a_view_of_the_teachers_own_is_what_the_teacher_sees():
+def test_the_teacher_sees_its_own_view_if_the_batch_has_one():
     batch = {"pixel_values": views(), "teacher_pixel_values": views(seed=1, size=24)}
     prepared = objective_of().prepare(batch)
     torch.testing.assert_close(prepared.student_pixels, by_hand(batch["pixel_values"].float() / 255))
@@ -87,7 +87,7 @@ def test_partners_are_mixed_alike_for_student_teacher_and_labels():
     torch.testing.assert_close(prepared.labels, 0.75 * one_hot + 0.25 * one_hot[[1, 0, 3, 2]])
 
 
-def test_only_what_is_wanted_is_made_and_the_batch_stays_as_it_is():
+def test_only_requested_pixels_are_prepared_and_the_batch_is_not_changed():
     batch = {"pixel_values": views(), "labels": torch.arange(4), "head_mask": torch.ones(2)}
     before = dict(batch)
     assert objective_of().prepare(batch, for_teacher=False).teacher_pixels is None
@@ -96,7 +96,7 @@ def test_only_what_is_wanted_is_made_and_the_batch_stays_as_it_is():
     assert batch.keys() == before.keys() and all(batch[name] is before[name] for name in before)
 
 
-def test_the_cache_builder_sees_what_the_trainer_shows_its_teacher():
+def test_the_cache_builder_gets_the_same_logits_as_the_trainer():
     generators = [pair_generator(0, 0, pair) for pair in range(2)]
     mixing = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
     batch = {"pixel_values": views(size=24), "mixes": draw_mixes(mixing, generators, 24, 24)}
@@ -109,7 +109,7 @@ def test_the_cache_builder_sees_what_the_trainer_shows_its_teacher():
 # ---- the teacher's outputs ----
 
 
-def test_cached_outputs_in_a_batch_come_before_a_live_teacher():
+def test_cached_outputs_in_a_batch_have_priority_over_a_live_teacher():
     cached = {"teacher_labels": torch.tensor([3, 2, 1, 0])}
     batch = {"pixel_values": views(), **cached}
     objective = objective_of(teacher=teacher_of())
@@ -144,7 +144,7 @@ def test_two_heads_learn_one_from_the_labels_and_one_from_the_teacher():
     torch.testing.assert_close(terms["loss"], (1 - alpha) * cls + alpha * soft)
 
 
-def test_hard_distillation_takes_the_teachers_decision_live_or_cached():
+def test_hard_distillation_is_the_same_with_live_and_cached_decisions():
     teacher = logits(3)
     objective = objective_of(learns_from_teacher=True, distillation_type="hard", alpha=0.5)
     live = objective.terms({"logits": logits(0)}, {"teacher_logits": teacher}, LABELS)
@@ -155,8 +155,9 @@ def test_hard_distillation_takes_the_teachers_decision_live_or_cached():
     assert all(torch.equal(live[name], cached[name]) for name in live)
 
 
-def test_a_top_k_cache_stands_for_the_logits_it_was_made_of():
-    # Student and teacher share the rest out alike, since there is one class in it: the loss is that of all logits.
+def test_a_top_k_cache_that_leaves_out_one_class_has_the_loss_of_all_logits():
+    # Only one class is left out, so its probability is known for student and teacher, and the loss is that of all
+    # logits.
     teacher, tau = logits(3), 2.0
     layout = RecordFormat("top_k", NUM_LABELS, top_k=NUM_LABELS - 1, tau=tau)
     objective = objective_of(learns_from_teacher=True, alpha=1.0, tau=tau)
@@ -179,7 +180,7 @@ def test_images_without_cached_outputs_are_scored_on_their_labels_alone():
     assert "distillation_loss" not in terms
 
 
-def test_class_weights_and_binary_cross_entropy_are_those_of_the_losses():
+def test_class_weights_and_binary_cross_entropy_are_applied():
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
     terms = objective_of(class_weights=weights).terms({"logits": logits(0)}, {}, LABELS)
     torch.testing.assert_close(terms["loss"], weights * F.cross_entropy(logits(0), LABELS, reduction="none"))
@@ -190,14 +191,14 @@ def test_class_weights_and_binary_cross_entropy_are_those_of_the_losses():
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
-def test_other_problem_types_have_the_loss_of_transformers(problem_type):
+def test_other_problem_types_have_the_same_loss_as_in_transformers(problem_type):
     labels = torch.rand(4, NUM_LABELS, generator=torch.Generator().manual_seed(5)).round()
     terms = objective_of(problem_type=problem_type).terms({"logits": logits(0)}, {}, labels)
     loss = F.binary_cross_entropy_with_logits if problem_type.startswith("multi") else F.mse_loss
     torch.testing.assert_close(terms["loss"], loss(logits(0), labels, reduction="none").mean(-1))
 
 
-def test_terms_are_one_float32_value_an_image():
+def test_each_term_has_one_float32_value_per_image():
     half = {name: value.bfloat16() for name, value in TWO_HEADS.items()}
     terms = objective_of(learns_from_teacher=True, alpha=0.5).terms(half, {"teacher_logits": logits(3)}, LABELS)
     assert terms.keys() == {"loss", "cls_loss", "distillation_loss"}

@@ -1,4 +1,4 @@
-"""Teachers of every origin: what they see against NumPy and Pillow, whose classes they answer in, and that they stay frozen."""
+"""Tests of teachers: pixels compared with NumPy and Pillow, origins, classes, and that teachers stay frozen."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ LABELS = torch.tensor([0, 1, 2])
 
 
 class Recorder(nn.Module):
-    """Keeps the pixels it is given, and under which modes it ran; its answer does not matter."""
+    """Teacher that records its pixels and the modes in which it runs. Its logits do not matter."""
 
     def __init__(self, num_labels=len(NAMES)):
         super().__init__()
@@ -58,7 +58,7 @@ class Recorder(nn.Module):
 
 
 class SizedNet(nn.Module):
-    """Takes 12 × 12 pixels and nothing else."""
+    """Teacher that takes only images of 12 × 12 pixels."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +69,7 @@ class SizedNet(nn.Module):
 
 
 def fixed_logits(rows):
-    """A teacher function that always answers `rows`, `(batch, classes)`."""
+    """Return a teacher function that always returns the logits `rows`, `(batch, classes)`."""
     return lambda pixels: torch.tensor(rows, dtype=torch.float32)[: len(pixels)]
 
 
@@ -79,13 +79,13 @@ def random_batch(size=SIZE, count=3, seed=0):
 
 
 def normalized(unit, mean, std):
-    """NumPy, float64."""
+    """Return normalised pixels, computed in NumPy in float64."""
     mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (mean, std))
     return (unit - mean) / std
 
 
 def pillow_resized(unit, height, width):
-    """Bicubic with antialiasing on floats, channel by channel."""
+    """Return pixels that Pillow resized as floats, channel by channel, with antialiased bicubic interpolation."""
     return np.array(
         [
             [
@@ -131,7 +131,7 @@ def test_the_teacher_sees_the_students_view_in_its_own_size_and_normalisation(tm
 @pytest.mark.parametrize(
     ("mean", "std", "normalizes"), [((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), True), ((0.5,) * 3, (0.5,) * 3, False)]
 )
-def test_float_pixels_are_brought_back_with_the_processors_own_mean_and_std(tmp_path, mean, std, normalizes):
+def test_float_pixels_are_unnormalised_with_the_mean_and_std_of_the_processor(tmp_path, mean, std, normalizes):
     recorder = Recorder()
     processor = DeiTImageProcessor.for_image_size(SIZE, image_mean=mean, image_std=std, do_normalize=normalizes)
     trainer = trainer_of(tmp_path, Teacher(recorder), processing_class=processor)
@@ -143,7 +143,7 @@ def test_float_pixels_are_brought_back_with_the_processors_own_mean_and_std(tmp_
     np.testing.assert_allclose(recorder.seen[0].numpy(), normalized(unit, MEAN, STD), atol=2e-5)
 
 
-def test_a_larger_view_reaches_the_teacher_whole_and_the_student_resized(tmp_path):
+def test_a_larger_view_is_resized_for_the_student_but_not_for_the_teacher(tmp_path):
     recorder, model = Recorder(), student()
     data = training_data(8, view_size=(40, 40))
     seen_by_student = []
@@ -182,7 +182,7 @@ def test_a_larger_evaluation_view_reaches_the_teacher(tmp_path):
         (True, torch.bfloat16, torch.bfloat16),
     ],
 )
-def test_the_teacher_runs_in_its_own_type_whatever_the_trainers(tmp_path, trainer_bf16, teacher_dtype, expected):
+def test_the_dtype_of_the_teacher_does_not_depend_on_the_trainer(tmp_path, trainer_bf16, teacher_dtype, expected):
     recorder, model = Recorder(), student()
     students_types = []
     model.deit.layers[0].mlp.fc1.register_forward_hook(
@@ -217,10 +217,10 @@ def test_the_teacher_runs_without_gradients_and_not_in_inference_mode(tmp_path):
     assert set(recorder.modes) == {(False, False, False)}  # (training, gradients, inference mode)
     logits = trainer.teacher(torch.rand(2, 3, SIZE, SIZE))
     assert not logits.requires_grad
-    assert not logits.is_inference()  # KL saves its target for the backward pass
+    assert not logits.is_inference()  # the KL divergence saves its target for the backward pass
 
 
-def test_training_leaves_every_tensor_of_the_teacher_as_it_was(tmp_path):
+def test_training_does_not_change_any_tensor_of_the_teacher(tmp_path):
     network = conv_teacher().train()
     before = copy.deepcopy(network.state_dict())
     trainer = trainer_of(
@@ -253,7 +253,7 @@ def test_the_teacher_is_in_no_state_dict_optimizer_or_file(tmp_path):
         assert not any(tensor in content for tensor in weights), path
 
 
-# ---- where teachers come from ----
+# ---- origins of teachers ----
 
 
 def logits_by_hand(network, unit, mean, std):
@@ -286,7 +286,7 @@ def convnext(names=NAMES):
     return ConvNextForImageClassification(config)
 
 
-def test_an_instance_a_module_and_a_function_teach_alike(tmp_path):
+def test_a_teacher_instance_a_module_and_a_function_have_the_same_logits(tmp_path):
     network = conv_teacher()
     pixels, batch = random_batch()
     expected = logits_by_hand(network, pixels / 255, MEAN, STD)
@@ -295,19 +295,19 @@ def test_an_instance_a_module_and_a_function_teach_alike(tmp_path):
         np.testing.assert_allclose(trainer.teacher(batch / 255).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("answer", ["tensor", "dictionary", "tuple", "output"])
-def test_a_teacher_may_return_what_models_return(answer):
+@pytest.mark.parametrize("kind", ["tensor", "dictionary", "tuple", "output"])
+def test_a_teacher_may_return_any_kind_of_model_output(kind):
     logits = torch.rand(2, 4)
     output = resnet()(torch.rand(2, 3, SIZE, SIZE))
-    answers = {"tensor": logits, "dictionary": {"logits": logits}, "tuple": (logits, 7), "output": output}
-    expected = output.logits if answer == "output" else logits
-    assert torch.equal(Teacher(lambda pixels: answers[answer])(torch.rand(2, 3, SIZE, SIZE)), expected.detach())
+    outputs = {"tensor": logits, "dictionary": {"logits": logits}, "tuple": (logits, 7), "output": output}
+    expected = output.logits if kind == "output" else logits
+    assert torch.equal(Teacher(lambda pixels: outputs[kind])(torch.rand(2, 3, SIZE, SIZE)), expected.detach())
 
 
-@pytest.mark.parametrize("what", [7, "no/where"], ids=["number", "path"])
-def test_what_is_no_teacher_is_refused(tmp_path, what):
-    with pytest.raises(TeacherError, match=r"give a model or a function|no/where"):
-        trainer_of(tmp_path, what)
+@pytest.mark.parametrize("given", [7, "no/where"], ids=["number", "path"])
+def test_an_invalid_teacher_is_refused(tmp_path, given):
+    with pytest.raises(TeacherError, match=r"of type int|no/where"):
+        trainer_of(tmp_path, given)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_what_is_no_teacher_is_refused(tmp_path, what):
     ids=["squash", "crop", "crop-off", "number", "none"],
 )
 @pytest.mark.parametrize("make", [resnet, regnet])
-def test_a_folder_of_transformers_brings_its_mean_std_size_and_classes(tmp_path, make, processor, size):
+def test_mean_std_size_and_classes_are_read_from_a_folder_of_transformers(tmp_path, make, processor, size):
     network, mean, std = make(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     network.save_pretrained(tmp_path)
     content = {"image_mean": mean, "image_std": std, "image_processor_type": "ConvNextImageProcessor", **processor}
@@ -347,7 +347,7 @@ def test_a_path_is_loaded_by_the_trainer_and_arguments_override_the_files(tmp_pa
     assert teacher.image_size == (20, 20)
 
 
-def test_a_folder_without_processor_is_taken_with_imagenets_normalisation_and_a_warning(tmp_path, caplog):
+def test_a_folder_without_processor_gets_the_normalisation_of_imagenet_and_a_warning(tmp_path, caplog):
     convnext().save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, logger="hf_deit"):
         teacher = Teacher.from_pretrained(tmp_path)
@@ -384,7 +384,7 @@ def write_teacher_folder(folder, network, **changes):
 
 
 @pytest.mark.parametrize("names", [NAMES, ("ant", "bee", "cat", "dog", "eel", "fox")], ids=["4", "6"])
-def test_a_folder_with_teacher_json_is_built_by_its_factory(tmp_path, names):
+def test_a_teacher_of_a_folder_with_teacher_json_is_built_by_its_factory(tmp_path, names):
     network = conv_teacher(len(names), seed=8)
     write_teacher_folder(tmp_path, network, class_names=list(names))
     teacher = Teacher.from_pretrained(tmp_path)
@@ -434,11 +434,11 @@ def test_a_factory_or_weights_that_cannot_be_used_are_named(tmp_path, factory, w
 
 
 def aligned(teacher_names, student_names, count=None):
-    """The answer to an image for which the teacher's logits are 0, 10, 20, …"""
+    """Return the aligned logits of a teacher whose own logits are 0, 10, 20, …"""
     count = count if count is not None else len(teacher_names)
-    answer = [[10.0 * index for index in range(count)]]
+    logits = [[10.0 * index for index in range(count)]]
     names = None if teacher_names is None else dict(enumerate(teacher_names))
-    teacher = Teacher(fixed_logits(answer), id2label=names)
+    teacher = Teacher(fixed_logits(logits), id2label=names)
     teacher.align(student_names and list(student_names), len(student_names or NAMES), (SIZE, SIZE))
     return teacher(torch.zeros(1, 3, SIZE, SIZE))[0].tolist()
 
@@ -454,7 +454,7 @@ def test_a_teacher_in_another_order_is_permuted():
 def test_the_same_classes_in_the_same_order_stay_as_they_are(caplog):
     with caplog.at_level(logging.WARNING, logger="hf_deit"):
         assert aligned(NAMES, NAMES) == [0, 10, 20, 30]
-        assert aligned([" ant", "bee ", "cat", "dog"], NAMES) == [0, 10, 20, 30]  # blanks are no difference
+        assert aligned([" ant", "bee ", "cat", "dog"], NAMES) == [0, 10, 20, 30]  # spaces around a name are ignored
     assert not caplog.records
 
 
@@ -463,7 +463,9 @@ def test_the_same_classes_in_the_same_order_stay_as_they_are(caplog):
     [(None, NAMES), (["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"], NAMES), (["dog", "cat", "bee", "ant"], None)],
     ids=["teacher-none", "teacher-LABEL_n", "student-none"],
 )
-def test_without_names_equal_counts_are_taken_in_order_with_a_warning(caplog, teacher_names, student_names):
+def test_without_names_classes_are_aligned_by_order_with_a_warning_if_the_counts_are_equal(
+    caplog, teacher_names, student_names
+):
     names = class_names(None if teacher_names is None else dict(enumerate(teacher_names)))
     with caplog.at_level(logging.WARNING, logger="hf_deit"):
         assert aligned(names, student_names, count=4) == [0, 10, 20, 30]
@@ -472,9 +474,9 @@ def test_without_names_equal_counts_are_taken_in_order_with_a_warning(caplog, te
 
 @pytest.mark.parametrize("count", [3, 5])
 @pytest.mark.parametrize("nameless", ["teacher", "student"])
-def test_without_names_other_counts_are_refused_with_both_lists(count, nameless):
+def test_without_names_different_counts_are_refused_with_both_lists(count, nameless):
     named = [f"class {index}" for index in range(count)]
-    with pytest.raises(TeacherError, match=rf"The teacher has {count} classes .*the student 4 ") as caught:
+    with pytest.raises(TeacherError, match=rf"{count} classes .*student 4 ") as caught:
         aligned(None if nameless == "teacher" else named, NAMES if nameless == "teacher" else None, count)
     assert "no names" in str(caught.value)
     assert ("'ant', 'bee', 'cat', 'dog'" if nameless == "teacher" else "'class 0', 'class 1'") in str(caught.value)
@@ -499,7 +501,7 @@ def test_a_teacher_that_lacks_a_class_is_refused_with_both_lists(teacher_names):
 def test_two_teacher_classes_of_one_name_are_refused_where_the_student_has_that_class():
     with pytest.raises(TeacherError, match="'bee' several times"):
         aligned(["ant", "bee", "cat", "dog", "bee"], NAMES)
-    # ImageNet has two cranes; a student that knows none of them is not concerned.
+    # ImageNet has two classes named "crane". They do not matter for a student without this class.
     assert aligned(["crane", "ant", "bee", "cat", "dog", "crane"], NAMES) == [10, 20, 30, 40]
 
 
@@ -508,13 +510,13 @@ def test_two_student_classes_of_one_name_are_refused():
         aligned(NAMES, ["ant", "bee", "bee", "cat"])
 
 
-def test_the_very_same_list_is_taken_in_order_even_with_a_name_twice():
-    cranes = ["ant", "crane", "crane", "dog"]  # as in ImageNet's usual list
+def test_equal_lists_are_aligned_by_order_even_if_a_name_occurs_twice():
+    cranes = ["ant", "crane", "crane", "dog"]  # as in the usual class names of ImageNet
     assert aligned(cranes, cranes) == [0, 10, 20, 30]
 
 
-def test_names_and_logits_of_different_number_are_refused():
-    with pytest.raises(TeacherError, match="gives 5 logits and has 4 class names"):
+def test_different_numbers_of_names_and_logits_are_refused():
+    with pytest.raises(TeacherError, match="5 logits.*id2label has 4 class names"):
         aligned(NAMES, NAMES, count=5)
 
 
@@ -532,7 +534,7 @@ def test_id2label_of_json_with_string_keys_is_in_index_order():
     assert class_names(many) == [f"class {index}" for index in range(12)]
 
 
-# ---- what a teacher cannot do ----
+# ---- teachers that fail ----
 
 
 def test_a_teacher_that_fails_on_the_view_size_is_refused_before_training(tmp_path):
@@ -544,7 +546,7 @@ def test_a_teacher_that_fails_on_the_view_size_is_refused_before_training(tmp_pa
     assert trainer_of(tmp_path, Teacher(SizedNet(), image_size=12)).teacher.image_size == (12, 12)
 
 
-def test_answers_that_are_no_rows_of_logits_are_refused(tmp_path):
+def test_logits_of_another_shape_are_refused(tmp_path):
     with pytest.raises(TeacherError, match=r"shape \(1, 4, 1, 1\)"):
         trainer_of(tmp_path, lambda pixels: torch.zeros(len(pixels), 4, 1, 1))
 
