@@ -206,7 +206,7 @@ def test_an_odd_batch_is_refused_before_the_teacher(data, tmp_path, capsys):
 def test_a_trainings_cache_fields_are_refused_where_a_cache_is_built(data, tmp_path, capsys):
     for field in ("--teacher_cache=x", "--verify_teacher_cache=3"):
         message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *TEACHER, *RUN, field)
-        assert f"{field.split('=')[0]} is a training's" in message
+        assert field.split("=")[0] in message and "--out" in message
 
 
 def test_a_first_view_alone_goes_to_the_last_one_that_the_training_shows(data, tmp_path, capsys):
