@@ -102,7 +102,7 @@ _METRIC_TITLES = {
 
 
 def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of the final table: the available metrics in percent, losses, and numbers of unreadable images."""
+    """Return the rows of the final table: available metrics in percent, losses, and numbers of unreadable images."""
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     rows = [["validation", ""]]
     rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in _METRIC_TITLES.items() if name in metrics]
