@@ -189,7 +189,7 @@ def _versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # hf_deit itself is not installed if it is used from a checkout
+        except PackageNotFoundError:  # such as hf_deit itself, if it is used from a checkout
             continue
     return found
 
@@ -234,8 +234,8 @@ def read_facts(folder: str | Path) -> RunSummary:
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
         raise PublishError(
-            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, such as "
-            '{"0": "cat", "1": "dog"}.'
+            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, such "
+            'as {"0": "cat", "1": "dog"}.'
         )
     return RunSummary(config, recipe, _read(folder / RESULTS_FILE))
 

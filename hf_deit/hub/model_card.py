@@ -223,8 +223,9 @@ def render_card(
 def write_card(
     folder: str | Path, summary: RunSummary, title: str, metadata: CardMetadata | None = None, location: str = "."
 ) -> Path:
-    """Render a card into a folder, in one step. Where `metadata` is None, that of an earlier card in the folder is
-    kept.
+    """Render a card into a folder, in one step.
+
+    Where `metadata` has no value, the value of an earlier card in the folder is kept.
 
     Raises:
         PublishError: The folder has a README.md that was written or changed by hand. It is not changed.

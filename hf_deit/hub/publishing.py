@@ -101,8 +101,8 @@ def _check_folder(folder: Path) -> None:
         )
     if not (folder / PROCESSOR_FILE).is_file():
         raise PublishError(
-            f"{folder} has no {PROCESSOR_FILE}, which is required to prepare images for the model. Save the image processor "
-            f'beside the weights: processor.save_pretrained("{folder}").'
+            f"{folder} has no {PROCESSOR_FILE}, which is required to prepare images for the model. Save the image "
+            f'processor beside the weights: processor.save_pretrained("{folder}").'
         )
 
 
@@ -255,7 +255,7 @@ def _meaning(error: BaseException, repo: str) -> str:
         failed = f"The Hub reported an error ({status or 'no response'}) during the push to {repo}. Push again later."
         return meanings.get(status, failed)
     if isinstance(error, ValueError):
-        return f"The Hub does not accept the files for {repo}; its reason is below."
+        return f"The Hub does not accept the files for {repo}; the reason is below."
     return (
         f"The Hub could not be reached for the push to {repo} ({type(error).__name__}). Push again when the connection "
         "works."
