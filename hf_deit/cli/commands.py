@@ -75,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     recipes = commands.add_parser("recipes", help="list the recipes of the package, or print one")
     recipes.add_argument(
-        "name", nargs="?", metavar="NAME", help="print this recipe with all its fields (default: list the recipes)"
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="print this recipe, including the fields of its base (default: list the recipes)",
     )
 
     teacher = commands.add_parser(
@@ -150,9 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         print(f"hf-deit {options.command}: {error}", file=sys.stderr)
         return 1
-    except (
-        OSError
-    ) as error:  # such as a full disk, a missing permission or an invalid path: not an error of this package
+    except OSError as error:
+        # Such as a full disk, a missing permission or an invalid path: a traceback would not help the user.
         logging.debug("Traceback of the error:", exc_info=True)
         paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
         message = f"{' → '.join(paths)}: {error.strerror}" if paths else str(error) or type(error).__name__

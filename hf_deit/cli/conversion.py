@@ -79,7 +79,7 @@ def _add_conversions(commands: Any) -> None:
         required=True,
         choices=("onnx", "torch", "timm", "official"),
         help="onnx: for onnxruntime and others; torch: a program of torch.export; timm, official: weights with the "
-        "parameter names of timm or of the official code, which differ only for LayerScale",
+        "parameter names of timm or of the official code, which differ in the names of LayerScale",
     )
     export.add_argument(
         "--quantize",

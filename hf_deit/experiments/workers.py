@@ -48,8 +48,9 @@ class Task:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. A missing folder is created. The lock ends with the process, even if it is
-    killed.
+    """Keep other processes out of a folder, which is created if it is missing.
+
+    The lock is released when the process ends, even if it is killed.
 
     Raises:
         UserError: Another process works in the folder.

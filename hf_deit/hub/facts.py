@@ -234,8 +234,8 @@ def read_facts(folder: str | Path) -> RunSummary:
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
         raise PublishError(
-            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, such "
-            'as {"0": "cat", "1": "dog"}.'
+            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, "
+            'such as {"0": "cat", "1": "dog"}.'
         )
     return RunSummary(config, recipe, _read(folder / RESULTS_FILE))
 
