@@ -1,4 +1,4 @@
-"""`python -m hf_deit.cli`, the same as `hf-deit`."""
+"""Entry point of `python -m hf_deit.cli`, which does the same as `hf-deit`."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""`hf-deit …`: find the command, run it, and turn errors into messages and exit codes.
+"""Entry point of `hf-deit …`: parse the command line, run the command, and turn errors into messages and exit codes.
 
-The commands are in the other files of this folder, each parser beside the handler that it belongs to.
+The commands are in the other files of this folder, each parser beside its handler.
 
-Exit codes: 0 done; 1 training diverged; 2 something given is not allowed, or a file cannot be read or written; 130 interrupted.
+Exit codes: 0 success; 1 the training diverged; 2 an argument or a file is invalid, or a file cannot be read or written;
+130 interrupted (Ctrl-C).
 """
 
 import argparse
@@ -34,22 +35,30 @@ from .training import (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; imports nothing heavy."""
+    """Return the parser of all commands. This imports no large packages such as torch, so that `--help` is fast."""
     parser = argparse.ArgumentParser(
         prog="hf-deit",
         description="Distil any image classifier into a DeiT that plain transformers loads.",
-        epilog="Exit codes: 0 done, 1 training diverged, 2 something given is not allowed.",
+        epilog="Exit codes: 0 success, 1 the training diverged, 2 an argument or a file is invalid.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="the main job on embedded real digits, in minutes, without a network")
-    demo.add_argument("--output_dir", default="hf_deit_demo", help="where the best student goes (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="of data, weights and views (default: %(default)s)")
+    demo = commands.add_parser(
+        "demo", help="distil a small teacher into students on real digits, in minutes, without a download"
+    )
+    demo.add_argument(
+        "--output_dir",
+        default="hf_deit_demo",
+        help="output folder; the best student is in its subfolder best (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="seed of the data split, the weights and the views (default: %(default)s)"
+    )
     demo.add_argument(
         "--epochs",
         type=int,
         default=200,
-        help="of every student; 1 is a quick test that learns nothing (default: %(default)s)",
+        help="epochs of each student; 1 is a quick test in which the students learn nothing (default: %(default)s)",
     )
 
     train = commands.add_parser(
@@ -60,15 +69,20 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a student: hf-deit train --recipe NAME | --config recipe.yaml [--field value …]",
         allow_abbrev=False,
     )
-    train.add_argument("-h", "--help", nargs=0, action=_TrainHelp, help="this text")
-    train.add_argument("--help-all", action="store_true", help="every field of TrainingArguments too")
+    train.add_argument("-h", "--help", nargs=0, action=_TrainHelp, help="show this help and exit")
+    train.add_argument("--help-all", action="store_true", help="also list every field of TrainingArguments, and exit")
     _add_recipe_options(train)
 
     recipes = commands.add_parser("recipes", help="list the recipes of the package, or print one")
-    recipes.add_argument("name", nargs="?", metavar="NAME", help="print this one, whole (default: list them)")
+    recipes.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="print this recipe, including the fields of its base (default: list the recipes)",
+    )
 
     teacher = commands.add_parser(
-        "train-teacher", help="make a teacher: a linear head on a frozen network, or fine-tune it"
+        "train-teacher", help="train a teacher: a linear head on a frozen network, or all weights (fine-tuning)"
     )
     _add_teacher_fields(teacher)
 
@@ -79,11 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_show(commands)
     predict = commands.add_parser(
-        "predict", help="the most probable classes of images (several an image: above 50 %% it has it)"
+        "predict", help="print the most probable classes of images (multi-label: above 50 %%, the image has the class)"
     )
-    predict.add_argument("model", help="folder or Hub name")
+    predict.add_argument("model", help="folder or Hub name of the model")
     predict.add_argument("images", nargs="+", help="image files")
-    predict.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
+    predict.add_argument(
+        "--top_k", type=int, default=5, help="number of classes shown per image (default: %(default)s)"
+    )
     predict.add_argument("--json", action="store_true", help="print JSON")
     _add_conversions(commands)
     _add_publishing(commands)
@@ -111,7 +127,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Run one command.
+
+    Args:
+        arguments: The words after `hf-deit`. Default: those of this process.
 
     Returns:
         The exit code.
@@ -134,11 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         print(f"hf-deit {options.command}: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # no room, no permission, a place that is none: nothing of ours to trace
-        logging.debug("Where it happened:", exc_info=True)
-        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        what = f"{' → '.join(places)}: {error.strerror}" if places else str(error) or type(error).__name__
-        print(f"hf-deit {options.command}: {what}", file=sys.stderr)
+    except OSError as error:
+        # Such as a full disk, a missing permission or an invalid path: a traceback would not help the user.
+        logging.debug("Traceback of the error:", exc_info=True)
+        paths = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        message = f"{' → '.join(paths)}: {error.strerror}" if paths else str(error) or type(error).__name__
+        print(f"hf-deit {options.command}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

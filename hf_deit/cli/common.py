@@ -1,4 +1,4 @@
-"""What several commands use: options that name a recipe, options made of a dataclass, tables, and a quick start."""
+"""Helpers that several commands share: options for recipes, options made from a dataclass, tables, and fast imports."""
 
 import argparse
 import contextlib
@@ -14,8 +14,12 @@ from ..errors import RecipeError
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", metavar="NAME", help="one of `hf-deit recipes`")
-    parser.add_argument("--config", metavar="FILE", help="in its place: a YAML of fields (base: NAME takes a recipe's)")
+    parser.add_argument("--recipe", metavar="NAME", help="a recipe of the package; `hf-deit recipes` lists them")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file of fields, instead of --recipe (base: NAME in it takes the fields of a recipe)",
+    )
 
 
 @contextlib.contextmanager
@@ -36,7 +40,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def field_help(entry: dataclasses.Field) -> str:
-    """Return the documentation of a dataclass field, its default included."""
+    """Return the help text of a dataclass field, including its default."""
     text = entry.metadata.get("help") or ""
     text = text[0] if isinstance(text, (list, tuple)) else text  # transformers has a field whose help is a tuple
     if entry.default in (dataclasses.MISSING, None):
@@ -49,8 +53,8 @@ def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
     """Add an option for each field of a dataclass; HfArgumentParser does the same, but imports PyTorch.
 
     Args:
-        parser: Gets the options.
-        group: Dataclass whose fields are text, numbers, tuples of them, or False by default.
+        parser: Parser to which the options are added.
+        group: Dataclass whose fields are strings, numbers, tuples of them, or booleans that are False by default.
     """
     hints = typing.get_type_hints(group)
     for entry in dataclasses.fields(group):
@@ -69,7 +73,7 @@ def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows of cells; the first row is the head, the first column is left-aligned, the others right-aligned."""
+    """Print rows of cells. The first row is the header. The first column is left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
         cells = [
@@ -98,25 +102,29 @@ _METRIC_TITLES = {
 
 
 def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    """The rows of the final table: the metrics that exist, in percent, the losses, and the numbers of broken images."""
+    """Return the rows of the final table: available metrics in percent, losses, and numbers of unreadable images."""
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     rows = [["validation", ""]]
     rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in _METRIC_TITLES.items() if name in metrics]
     rows += [[name.replace("_", " "), f"{metrics[name]:.4f}"] for name in sorted(metrics) if name.endswith("loss")]
-    broken = metrics.get("broken_images", {})
-    rows += [[f"broken images, {name.replace('_', ' ')}", str(count)] for name, count in broken.items()]
+    unreadable = metrics.get("broken_images", {})
+    rows += [[f"unreadable images, {name.replace('_', ' ')}", str(count)] for name, count in unreadable.items()]
     return rows
 
 
 def _recipe_file(options: argparse.Namespace) -> str | Path | None:
-    """The file that --recipe or --config names; None: neither is given."""
+    """Return the file that --recipe or --config names; None if neither is given.
+
+    Raises:
+        RecipeError: Both are given, or the recipe is unknown.
+    """
     from ..recipes.reading import recipe_path
 
     if options.recipe is None:
         return options.config
     if options.config is not None:
         raise RecipeError(
-            f"--recipe {options.recipe} and --config {options.config}: give one of them; a file that says "
-            f"base: {options.recipe} takes that recipe's fields."
+            f"--recipe {options.recipe} and --config {options.config} are both given. Give only one of them. A file "
+            f"with the line `base: {options.recipe}` takes the fields of that recipe."
         )
     return recipe_path(options.recipe)

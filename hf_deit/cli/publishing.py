@@ -7,37 +7,51 @@ from .common import print_table
 
 
 def _add_publishing(commands: Any) -> None:
-    card = commands.add_parser("card", help="render a model's card (README.md) again from the files beside it")
+    card = commands.add_parser("card", help="render the card of a model (README.md) again from the files in its folder")
     card.add_argument("model", help="folder of the model")
     card.add_argument(
         "--license",
         metavar="ID",
-        help="the Hub's identifier, such as apache-2.0 (default: as it says now; unknown takes it back)",
+        help="licence identifier of the Hub, such as apache-2.0; unknown withdraws a licence (default: as in the "
+        "present card)",
     )
-    card.add_argument("--base_model", metavar="NAME", help="Hub name of the weights it began with (default: likewise)")
-    card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: likewise)")
-    card.add_argument("--data_license", metavar="TEXT", help="licence of the data (default: likewise)")
-    card.add_argument("--base_model_license", metavar="TEXT", help="licence of those weights (default: likewise)")
+    card.add_argument(
+        "--base_model",
+        metavar="NAME",
+        help="Hub name of the weights that training started from (default: as in the present card)",
+    )
+    card.add_argument("--dataset", metavar="NAME", help="Hub name of the data (default: as in the present card)")
+    card.add_argument("--data_license", metavar="TEXT", help="licence of the data (default: as in the present card)")
+    card.add_argument(
+        "--base_model_license",
+        metavar="TEXT",
+        help="licence of the weights that training started from (default: as in the present card)",
+    )
 
     push = commands.add_parser(
         "push",
-        help="publish a model on the Hub: weights, processor, card, recipe, results; nothing else",
-        epilog="The login is that of `hf auth login`. A push that failed can be repeated.",
+        help="publish a model on the Hub: only configuration, weights, image processor, card, recipe, results and "
+        "training log",
+        epilog="The push uses the login of `hf auth login`. A push that failed can be repeated.",
     )
     push.add_argument("model", help="folder of the model")
-    push.add_argument("repo", help="owner/name on the Hub; made if it is not there")
-    push.add_argument("--private", action="store_true", help="make the repository private")
-    push.add_argument("--branch", help="to push to; made if it is not there (default: main)")
-    push.add_argument("--tag", help="to set on the commit, such as v1.0")
-    push.add_argument("--dry-run", action="store_true", help="list what would go up, with sizes; send nothing")
+    push.add_argument("repo", help="owner/name on the Hub; a missing repository is created")
+    push.add_argument("--private", action="store_true", help="create a private repository; refuse a public one")
+    push.add_argument("--branch", help="branch to push to; a missing branch is created (default: main)")
+    push.add_argument("--tag", help="new tag for the commit, such as v1.0")
+    push.add_argument(
+        "--dry-run", action="store_true", help="list the files that would be uploaded, with sizes, and send nothing"
+    )
 
     space = commands.add_parser(
-        "space", help="a folder to push as a Gradio Space: every head's classes, and where it looks"
+        "space", help="make a folder to push as a Gradio Space, which shows the classes of every head and the attention"
     )
     space.add_argument("model", metavar="MODEL", help="folder of a model, which is copied; or a Hub name")
     space.add_argument("out", metavar="OUT", help="new or empty folder")
-    space.add_argument("--license", metavar="ID", help="the Hub's identifier, such as apache-2.0 (default: unknown)")
-    space.add_argument("--title", help="of the Space (default: the model's name)")
+    space.add_argument(
+        "--license", metavar="ID", help="licence identifier of the Hub, such as apache-2.0 (default: unknown)"
+    )
+    space.add_argument("--title", help="title of the Space (default: the name of the model)")
 
 
 def _card(options: argparse.Namespace, fields: list[str]) -> None:
@@ -54,7 +68,9 @@ def _space(options: argparse.Namespace, fields: list[str]) -> None:
 
     files = make_space(options.model, options.out, options.license, options.title)
     print(f"Written to {options.out}: {', '.join(files)}")
-    print("Its README.md says how to try it here (in an environment with gradio) and how to push it.")
+    print(
+        "README.md in it explains how to run the app here (in an environment with gradio) and how to push the folder."
+    )
 
 
 def _push(options: argparse.Namespace, fields: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Commands that train, evaluate and predict, and those that store a teacher's outputs."""
+"""Commands that train, evaluate and predict, show augmentations, and build and merge teacher caches."""
 
 import argparse
 import dataclasses
@@ -85,12 +85,12 @@ def _train_help() -> str:
     parts.append(
         "Optimisation and distillation.\n" + _field_lines(DistillationTrainingArguments, _COMMON_TRAINING_FIELDS)
     )
-    parts.append("Every other field of transformers.TrainingArguments works too: hf-deit train --help-all")
+    parts.append("Every other field of transformers.TrainingArguments can be given too: hf-deit train --help-all")
     return "\n\n".join(parts)
 
 
 class _TrainHelp(argparse.Action):
-    """Builds the long help only when it is asked for: it needs torch."""
+    """Action that prints the help of `train`. Building it imports torch, so it is built only when it is requested."""
 
     def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
         parser.epilog = "Fields of the recipe (in the YAML, or as --field value):\n\n" + _train_help()
@@ -105,41 +105,46 @@ def _add_teacher_fields(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser("evaluate", help="evaluate a model: all heads, per class, the teacher if given")
-    evaluate.add_argument("model", help="folder or Hub name")
-    evaluate.add_argument("--data", required=True, help="as for train; its validation images are used")
-    evaluate.add_argument("--teacher", help="folder, Hub name or package.module:factory")
-    evaluate.add_argument(
-        "--teacher_view_size", type=int, help="side of the view the teacher sees (default: the model's)"
+    evaluate = commands.add_parser(
+        "evaluate", help="evaluate a model: every head, every class, and the teacher if one is given"
     )
-    evaluate.add_argument("--image_column", help="of a table (default: as the model was trained)")
-    evaluate.add_argument("--label_column", nargs="+", help="of a table, one or several (default: likewise)")
-    evaluate.add_argument("--label_separator", help="of a table (default: likewise)")
-    evaluate.add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    evaluate.add_argument("model", help="folder or Hub name of the model")
+    evaluate.add_argument("--data", required=True, help="data, as for train; the validation images are used")
+    evaluate.add_argument("--teacher", help="folder, Hub name or package.module:factory of a teacher")
+    evaluate.add_argument(
+        "--teacher_view_size",
+        type=int,
+        help="side of the view that the teacher sees, in pixels (default: that of the model)",
+    )
+    trained = "(default: as in the training of the model)"
+    evaluate.add_argument("--image_column", help=f"image column of a table {trained}")
+    evaluate.add_argument("--label_column", nargs="+", help=f"label columns of a table, one or several {trained}")
+    evaluate.add_argument("--label_separator", help=f"text between the labels of a cell of a table {trained}")
+    evaluate.add_argument("--batch_size", type=int, default=64, help="images per batch (default: %(default)s)")
     evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON to this file")
 
 
 def _add_show(commands: Any) -> None:
     show = commands.add_parser(
         "show-augmentations",
-        help="draw a contact sheet: images under many views, as training will see them",
-        epilog="Every field of a recipe can be given too, as for train: --auto_augment randaugment --view_size 128 …",
+        help="draw a contact sheet: many views of several images, as they are used in training",
+        epilog="Every field of a recipe can also be given, as for train: --auto_augment randaugment --view_size 128 …",
         allow_abbrev=False,
     )
-    show.add_argument("data", metavar="DATA", help="as for train; its training images are shown")
-    show.add_argument("--out", required=True, metavar="FILE", help="the sheet, for example sheet.png")
+    show.add_argument("data", metavar="DATA", help="data, as for train; training images are shown")
+    show.add_argument("--out", required=True, metavar="FILE", help="image file of the sheet, for example sheet.png")
     _add_recipe_options(show)
-    show.add_argument("--images", type=int, default=8, help="rows (default: %(default)s)")
-    show.add_argument("--views", type=int, default=8, help="views of each image (default: %(default)s)")
+    show.add_argument("--images", type=int, default=8, help="number of images, one per row (default: %(default)s)")
+    show.add_argument("--views", type=int, default=8, help="number of views per image (default: %(default)s)")
 
 
 def _add_cache_commands(commands: Any) -> None:
     cache = commands.add_parser(
         "cache-teacher",
-        help="store a teacher's outputs for the views of a recipe, to train without the teacher",
-        epilog="Every field of a recipe can be given too, as for train. Run the same command again to resume after a kill or a full "
-        "disk; with more --views it extends the cache.",
+        help="store the teacher outputs for the views of a recipe, to train without the teacher",
+        epilog="Every field of a recipe can also be given, as for train. Run the same command again to resume after a "
+        "kill or a full disk; with more --views it extends the cache.",
         allow_abbrev=False,
     )
     _add_recipe_options(cache)
@@ -151,9 +156,11 @@ def _add_cache_commands(commands: Any) -> None:
         "--epochs",
         type=int,
         dest="views",
-        help="number of epochs of views (default: those that the training shows)",
+        help="number of epochs of views (default: all that the training uses)",
     )
-    cache.add_argument("--first_view", type=int, default=0, help="the first epoch of views, for a part (default: 0)")
+    cache.add_argument(
+        "--first_view", type=int, default=0, help="first epoch of views, to build a part of a cache (default: 0)"
+    )
     cache.add_argument(
         "--kind", choices=("hard", "soft"), help="hard: class indices; soft: logits (default: distillation_type)"
     )
@@ -164,12 +171,12 @@ def _add_cache_commands(commands: Any) -> None:
         "--answer_dtype",
         default="float32",
         choices=("float32", "float16"),
-        help="of stored logits (default: %(default)s)",
+        help="data type of the stored logits (default: %(default)s)",
     )
 
     merge = commands.add_parser("merge-teacher-caches", help="merge parts of one teacher cache")
     merge.add_argument("out", metavar="DIR", help="folder of the merged cache; new, or a cache to add to")
-    merge.add_argument("parts", nargs="+", metavar="PART", help="folders that cache-teacher made")
+    merge.add_argument("parts", nargs="+", metavar="PART", help="folders of parts that cache-teacher wrote")
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> None:
@@ -185,7 +192,8 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
         print()
         print_table(metric_rows(metrics))
         print(
-            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results, card. Load it anywhere with"
+            f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results and card. Load the "
+            "model anywhere with"
         )
         print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
 
@@ -196,12 +204,14 @@ def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
     if options.name is not None:
         print(whole_text(options.name), end="")
         return
-    rows = [(name, accuracy, what) for name, what, accuracy in listed_recipes()]
+    rows = [(name, accuracy, description) for name, description, accuracy in listed_recipes()]
     width = max(len(name) for name, _, _ in rows)
-    for name, accuracy, what in [("recipe", "paper", "what"), *rows]:
-        print(f"{name.ljust(width)}  {accuracy.rjust(6)}  {what}")
-    print("\nhf-deit recipes NAME prints one, with its launch command; hf-deit train --recipe NAME … trains by it.")
-    print("paper: the top-1 accuracy the paper reports, not measured here.")
+    for name, accuracy, description in [("recipe", "paper", "description"), *rows]:
+        print(f"{name.ljust(width)}  {accuracy.rjust(6)}  {description}")
+    print(
+        "\nhf-deit recipes NAME prints a recipe with its launch command; hf-deit train --recipe NAME … trains with it."
+    )
+    print("paper: the top-1 accuracy that the paper reports; it was not measured here.")
 
 
 def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
@@ -213,7 +223,7 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     metrics = train_teacher(arguments)
     print()
     print_table(metric_rows(metrics))
-    print(f"\nSaved in {arguments.output_dir}. Use it with: hf-deit train --teacher {arguments.output_dir} …")
+    print(f"\nThe teacher is saved in {arguments.output_dir}. Use it: hf-deit train --teacher {arguments.output_dir} …")
 
 
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
@@ -222,7 +232,7 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.evaluate import evaluate
 
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
-        raise UserError(f"--json {options.json}: its folder does not exist.")
+        raise UserError(f"--json {options.json} is in a folder that does not exist. Create the folder first.")
     columns = columns_of(options)
     result = evaluate(
         options.model,
@@ -237,8 +247,8 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
     print()
     figures = [(name, *row.values()) for name, row in result["per_class"].items()]
     rows = [[name, "–" if figure is None else f"{100 * figure:.1f} %", str(images)] for name, figure, images in figures]
-    several = "mean_average_precision" in result["metrics"]
-    print_table([["class", "average precision" if several else "top-1", "images"], *rows])
+    multi_label = "mean_average_precision" in result["metrics"]
+    print_table([["class", "average precision" if multi_label else "top-1", "images"], *rows])
     if options.json is not None:
         from ..files import write_json
 
@@ -266,18 +276,19 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.contact_sheet import show_augmentations
     from ..recipes.reading import load_recipe
 
-    # argparse does not know the fields of a recipe, and takes the value of one before DATA for DATA.
+    # argparse does not know the fields of a recipe. If one of them precedes DATA, argparse takes its value for DATA.
     before = options.given[: options.given.index(options.data)]
     misread = [name for name in fields if name.startswith("--") and "=" not in name and name in before]
     if misread:
         raise UserError(
-            f"{misread[0]} stands before DATA, which was read as {options.data!r}: fields of a recipe come after it, "
-            "hf-deit show-augmentations DATA --out FILE --field value."
+            f"{misread[0]} stands before DATA, which was read as {options.data!r}. Give the fields of a recipe after "
+            "DATA: hf-deit show-augmentations DATA --out FILE --field value."
         )
     recipe = load_recipe(_recipe_file(options), [*fields, "--data", options.data])
     rows = show_augmentations(recipe, options.out, options.images, options.views)
     print(
-        f"Written to {options.out}: training images {', '.join(map(str, rows))} from the top, {options.views} views each."
+        f"Written to {options.out}: training images {', '.join(map(str, rows))} from the top, {options.views} views "
+        "each."
     )
 
 
@@ -288,7 +299,8 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
     if wrong:
         raise RecipeError(
-            f"--{wrong[0]} is a training's: cache-teacher asks the teacher itself, and stores under --out. Leave it out."
+            f"--{wrong[0]} is a field for training. cache-teacher runs the teacher itself and writes its outputs to "
+            f"--out. Leave --{wrong[0]} out."
         )
     recipe = load_recipe(_recipe_file(options), fields)
     names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
@@ -299,9 +311,11 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     rows = [[name.replace("_", " "), str(value)] for name, value in summary.items() if value is not None]
     print_table([["teacher cache", ""], *rows])
     if "first" in summary:
-        print(f"\nA part, in {options.out}: hf-deit merge-teacher-caches WHOLE {options.out} …")
+        print(
+            f"\nA part of a cache is in {options.out}. Merge parts: hf-deit merge-teacher-caches MERGED {options.out} …"
+        )
     else:
-        print(f"\nUse it, without the teacher, with: hf-deit train --teacher_cache {options.out} …")
+        print(f"\nTrain with the cache, without the teacher: hf-deit train --teacher_cache {options.out} …")
 
 
 def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> None:
@@ -313,8 +327,8 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
     missing = missing_epochs(epochs)
     if missing:
         print(
-            f"Epoch(s) {', '.join(map(str, missing))} are missing: a training by it sees the first {missing[0]} only. Build "
-            "them with cache-teacher --first_view, and merge again."
+            f"Epoch(s) of views {', '.join(map(str, missing))} are missing. A training with this cache uses only the "
+            f"first {missing[0]}. Build the missing ones with cache-teacher --first_view, and merge again."
         )
 
 
@@ -322,7 +336,7 @@ def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     from ..experiments.demo import DemoArguments, run_demo
 
     if options.epochs < 1:
-        raise UserError(f"--epochs {options.epochs}: it must be at least 1.")
+        raise UserError(f"--epochs {options.epochs} is invalid. It must be at least 1.")
     result = run_demo(
         DemoArguments(
             output_dir=options.output_dir,

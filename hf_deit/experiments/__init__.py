@@ -1,1 +1,1 @@
-"""Many trainings: sweeps and ablations."""
+"""Experiments of many trainings (sweeps and ablations), and the demo."""

@@ -1,9 +1,10 @@
-"""An ablation: named variants of one recipe × seeds, the runs they need, and the table of their results.
+"""Ablation: named variants of one recipe, each trained with several seeds, and the table of their results.
 
-A definition is a YAML: `title`, `recipe` (a name of the package's, or a YAML beside it), `fields` (for all), `seeds`, `variants`
-(name → fields) and `rows` of the table (`title`, `variant`, `metric`, `paper`). Data, teacher, folders and seed of the recipe
-are not used. A run is identified by its fields, its data and its teacher, not by its definition: definitions share runs, and a
-run that has a result is not repeated. run_ablation.py trains the runs.
+A definition is a YAML file with `title`, `recipe` (the name of a recipe of the package, or a YAML file beside the
+definition), `fields` (for all variants), `seeds`, `variants` (name → fields) and `rows` of the table (`title`,
+`variant`, `metric`, `paper`). Data, teacher, folders and seed of the recipe are not used. A run is identified by its
+fields, its data and its teacher, not by its definition. Different definitions therefore share runs, and a run that has
+a result is not repeated. experiments/run_ablation.py trains the runs.
 """
 
 import importlib.util
@@ -22,20 +23,20 @@ from ..recipes.reading import read_fields, recipe_path
 
 # Fields that are set by the command line or by run_ablation.py.
 _NOT_HERE = ("data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume")
-# Fields that decide where and how often files are written, and not what is trained.
+# Fields that decide where and how often files are written, but not what is trained.
 _ABOUT_FILES = frozenset(
     {*_NOT_HERE, "run_name", "report_to", "disable_tqdm", "logging_steps", "logging_strategy", "dataloader_num_workers"}
     | {"eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"}
 )
-# Fields that only decide how a teacher is used: they do not count for a run without one.
+# Fields that only decide how a teacher is used. They are ignored in the key of a run without a teacher.
 _ABOUT_TEACHER = frozenset(
     {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}
     | {"teacher_image_mean", "teacher_image_std", "teacher_image_size", "teacher_labels"}
 )
-# What a definition holds, as Python types and in words.
+# The keys of a definition; for each, the Python type of its value and a description for messages.
 _CONTENT = {
-    "title": (str, "a text"),
-    "recipe": (str, "a text"),
+    "title": (str, "a non-empty text"),
+    "recipe": (str, "a non-empty text"),
     "fields": (dict, "a mapping of fields to values"),
     "seeds": (list, "a list with at least one seed"),
     "variants": (dict, "a mapping of at least one name to fields"),
@@ -48,10 +49,10 @@ class Row:
     """A row of the table.
 
     Args:
-        title: Its first cell.
-        variant: The variant whose runs it shows.
-        metric: A metric of their validation, without `eval_`.
-        paper: The paper's figure in percent, if there is one.
+        title: Text of the first cell.
+        variant: Name of the variant whose runs the row shows.
+        metric: Metric on the validation images that the row shows, without the prefix `eval_`.
+        paper: The figure in the paper, in percent; None if the paper has none.
     """
 
     title: str
@@ -65,8 +66,8 @@ class Run:
     """One training of an ablation.
 
     Args:
-        variant: Name of its variant.
-        fields: All fields that are given, the seed included.
+        variant: Name of the variant.
+        fields: All fields that are given for this run, including the seed.
     """
 
     variant: str
@@ -74,24 +75,24 @@ class Run:
 
     @property
     def distils(self) -> bool:
-        """Whether it has a teacher."""
+        """Whether the run has a teacher."""
         return self.fields.get("distillation_type") != "none"
 
     @property
     def key(self) -> str:
-        """The digest of the fields that decide what is trained: 12 hexadecimal digits."""
+        """Digest of the fields that decide what is trained: 12 hexadecimal digits."""
         ignored = _ABOUT_FILES if self.distils else _ABOUT_FILES | _ABOUT_TEACHER
         return short_digest_of({name: value for name, value in self.fields.items() if name not in ignored})
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Name of the run in messages."""
         return f"{self.variant}, seed {self.fields['seed']}"
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A definition after its checks; see the module."""
+    """A definition that has passed its checks; see the docstring of the module."""
 
     title: str
     fields: Mapping[str, Any]
@@ -105,29 +106,32 @@ class Ablation:
         return Run(variant, {**self.fields, **self.variants[variant], "seed": seed})
 
     def runs(self) -> list[Run]:
-        """Return all trainings, seed by seed, so that variants can be compared early."""
+        """Return the trainings of all variants, ordered by seed, so that variants can be compared early."""
         return [self.run(variant, seed) for seed in self.seeds for variant in self.variants]
 
 
 def read_ablation(path: str | Path) -> Ablation:
-    """Read a definition. Its fields are checked later, by the recipes that are made of them.
+    """Read a definition. Its fields are checked later, when the recipes of the runs are built.
 
     Raises:
-        RecipeError: The file cannot be read, or its content is not as described in the module.
-        RecipeError: Its recipe is unknown.
+        RecipeError: The file cannot be read, its content is invalid (see the docstring of the module), or its recipe is
+            unknown.
     """
     path = Path(path)
     content = parsed_yaml(path, RecipeError)
     if not isinstance(content, dict) or not set(_CONTENT) - {"fields"} <= set(content) <= set(_CONTENT):
         given = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
-        raise RecipeError(f"{path} holds {given}. A definition holds {', '.join(_CONTENT)} (fields may be left out).")
+        raise RecipeError(
+            f"{path} contains {given}. A definition must contain exactly {', '.join(_CONTENT)} (fields may be left "
+            "out)."
+        )
     content["fields"] = {} if content.get("fields") is None else content["fields"]
-    for name, (kind, wanted) in _CONTENT.items():
+    for name, (kind, description) in _CONTENT.items():
         if not isinstance(content[name], kind) or (not content[name] and name != "fields"):
-            raise RecipeError(f"{path}: {name}={content[name]!r}: give {wanted}.")
+            raise RecipeError(f"{path}: {name}={content[name]!r} is invalid. Give {description}.")
     seeds = content["seeds"]
     if not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise RecipeError(f"{path}: seeds={seeds!r}: give different whole numbers from 0 to 2**32 - 1.")
+        raise RecipeError(f"{path}: seeds={seeds!r} is invalid. Give distinct integers from 0 to 2**32 - 1.")
     _check_fields(path, "fields", content["fields"])
     variants = {str(name): {} if fields is None else fields for name, fields in content["variants"].items()}
     for name, fields in variants.items():
@@ -140,15 +144,18 @@ def read_ablation(path: str | Path) -> Ablation:
 
 
 def _check_fields(path: Path, where: str, fields: Any) -> None:
-    """Refuse fields that would be replaced without notice."""
+    """Check that fields are a mapping, and that none of them would be overwritten silently."""
     if not isinstance(fields, dict):
-        raise RecipeError(f"{path}: {where} is {fields!r}: give a mapping of fields to values ({{student: plain}}).")
+        raise RecipeError(
+            f"{path}: {where} is {fields!r}. It must be a mapping of fields to values, such as {{student: plain}}."
+        )
     _check_names(path, where, fields)
     replaced = [name for name in ("seed", *_NOT_HERE) if name in fields]
     if replaced:
         raise RecipeError(
-            f"{path}: {where} gives {replaced[0]}. Seeds are listed under seeds, data and teacher are given on the command line "
-            "(--data, --teacher), and folders are made by the ablation: they are the same for all variants."
+            f"{path}: {where} gives {replaced[0]}, which cannot be set in a definition, because it is the same for all "
+            "variants. List the seeds under seeds, and give data and teacher on the command line (--data, --teacher). "
+            "The ablation sets folders, caches and resume."
         )
 
 
@@ -156,45 +163,54 @@ def _check_names(path: Path, where: str, fields: Mapping[Any, Any]) -> None:
     odd = [name for name in fields if not isinstance(name, str)]
     if odd:
         raise RecipeError(
-            f"{path}: {where} gives {odd[0]!r}, which is not the name of a field. (YAML reads yes, no, on and off as true and false: "
-            "put them in quotes.)"
+            f"{path}: {where} gives {odd[0]!r}, which is not the name of a field. YAML reads yes, no, on and off as "
+            "true and false; put them in quotes."
         )
 
 
 def _rows(path: Path, entries: Sequence[Any], variants: Mapping[str, Any]) -> list[Row]:
-    """Read the rows, so that a mistake is found before the runs and not after them."""
+    """Read and check the rows, so that a mistake is found before the runs instead of after them."""
     rows = []
     for entry in entries:
         try:
             row = Row(**entry)
         except TypeError as error:
-            raise RecipeError(f"{path}: row {entry!r} must map title, variant, metric and paper ({error}).") from error
+            raise RecipeError(
+                f"{path}: row {entry!r} is invalid ({error}). A row has the keys title and variant, and optionally "
+                "metric and paper."
+            ) from error
         number = row.paper is None or (isinstance(row.paper, int | float) and not isinstance(row.paper, bool))
         if not number or not all(isinstance(text, str) for text in (row.title, row.variant, row.metric)):
-            raise RecipeError(f"{path}: row {entry!r}: title, variant and metric are texts, and paper is a number.")
+            raise RecipeError(
+                f"{path}: row {entry!r} is invalid. title, variant and metric must be texts, and paper must be a "
+                "number."
+            )
         if row.variant not in variants:
             raise RecipeError(
-                f"{path}: row {row.title!r} names the variant {row.variant!r}; the variants are {', '.join(variants)}."
+                f"{path}: row {row.title!r} names the unknown variant {row.variant!r}. The variants are "
+                f"{', '.join(variants)}."
             )
         if row.title in [other.title for other in rows]:
-            raise RecipeError(f"{path}: two rows have the title {row.title!r}: give each its own.")
+            raise RecipeError(f"{path}: two rows have the title {row.title!r}. Give each row a different title.")
         rows.append(row)
     hidden = [name for name in variants if name not in [row.variant for row in rows]]
     if hidden:
-        raise RecipeError(f"{path}: no row shows the variant {hidden[0]!r}: add one, or leave the variant out.")
+        raise RecipeError(
+            f"{path}: no row shows the variant {hidden[0]!r}. Add a row for it, or leave the variant out."
+        )
     return rows
 
 
 def result_file(folder: str | Path, run: Run, data: str, teacher: str | None) -> Path:
-    """Return the file of a run's result: its name is made of the fields, the data and the teacher."""
+    """Return the path of a run's result. The file name is computed from the fields, the data and the teacher."""
     return Path(folder) / f"{run.key}-{short_digest_of([data, teacher if run.distils else None])}.json"
 
 
 def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, dict[str, Any]]]:
-    """Read the results of an ablation that exist: variant → seed → result.
+    """Read the existing results of an ablation: variant → seed → result.
 
     Raises:
-        RecipeError: There are results on several data sets or of several teachers, or one cannot be read.
+        RecipeError: The results are of several data sets or teachers, or a result cannot be read.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     origins: dict[bool, Path] = {}
@@ -208,10 +224,15 @@ def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, 
 
 
 def check_origin(folder: str | Path, run: Run, file: Path) -> None:
-    """Check that `file`, the future result of a run, has no counterpart on other data or of another teacher.
+    """Check that the folder has no result of the same run on other data or of another teacher.
+
+    Args:
+        folder: Folder of the results.
+        run: The run.
+        file: Path of its future result.
 
     Raises:
-        RecipeError: There is one.
+        RecipeError: The folder contains such a result.
     """
     for other in sorted(Path(folder).glob(f"{run.key}-*.json")):
         if other.name != file.name:
@@ -224,16 +245,16 @@ def _origin(file: Path) -> str:
 
 def _several_origins(folder: str | Path, one: Path, other: Path) -> RecipeError:
     return RecipeError(
-        f"{folder} would hold results on two data sets or of two teachers, {one.name} and {other.name}, which no table can compare. "
-        "Give another folder (--results) for each data set and teacher."
+        f"{folder} would contain results on two data sets or of two teachers ({one.name} and {other.name}), which "
+        "cannot be compared in one table. Give another folder (--results) for each data set and teacher."
     )
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """Read a result.
+    """Read the result of a run.
 
     Raises:
-        RecipeError: It cannot be read, or an accuracy is not a share.
+        RecipeError: The file cannot be read, or an accuracy in it is missing or not in [0, 1].
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -245,19 +266,20 @@ def read_result(file: Path) -> dict[str, Any]:
             raise ValueError(f"{name} is {shares.get(name)!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(
-            f"{file} cannot be read ({error!r}): restore it, or give another folder (--results), where the run is repeated."
+            f"{file} is not a valid result ({error!r}). Restore the file, or give another folder (--results), in which "
+            "the run is repeated."
         ) from error
     return result
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a row shows, in percent.
+    """Figures of a row of the table, in percent.
 
     Args:
-        values: Seed → the metric, without the seeds whose training diverged.
-        diverged: Number of those seeds.
-        gains: Differences to the first row, seed by seed.
+        values: Seed → metric, without the seeds whose training diverged.
+        diverged: Number of seeds whose training diverged.
+        gains: Difference from the first row for each seed that both rows have.
     """
 
     values: Mapping[int, float]
@@ -266,7 +288,7 @@ class Figures:
 
 
 def figures(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[Figures]:
-    """Return the figures of each row of the table. The others are compared with the first row.
+    """Return the figures of each row of the table. All rows are compared with the first row.
 
     Raises:
         RecipeError: A row names a metric that its runs do not have.
@@ -284,12 +306,14 @@ def _values(row: Row, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]
     for metrics in finished.values():
         if f"eval_{row.metric}" not in metrics:
             known = ", ".join(sorted(name.removeprefix("eval_") for name in metrics if name.endswith("accuracy")))
-            raise RecipeError(f"Row {row.title!r}: runs of {row.variant!r} have no metric {row.metric!r}, but {known}.")
+            raise RecipeError(
+                f"Row {row.title!r}: the runs of {row.variant!r} have no metric {row.metric!r}. They have {known}."
+            )
     return {seed: 100 * metrics[f"eval_{row.metric}"] for seed, metrics in finished.items()}
 
 
 def spread(values: Iterable[float]) -> str:
-    """Return mean ± standard deviation, or the only value."""
+    """Return the text "mean ± standard deviation", the only value, or "–" if there are no values."""
     values = list(values)
     if len(values) < 2:
         return f"{values[0]:.1f}" if values else "–"
@@ -297,7 +321,7 @@ def spread(values: Iterable[float]) -> str:
 
 
 def gain(values: Sequence[float]) -> str:
-    """Return the mean difference ± its standard error."""
+    """Return the text "mean difference ± standard error", the only difference, or "–" if there are none."""
     if not values:
         return "–"
     if len(values) < 2:
@@ -310,7 +334,11 @@ def _cell(title: str) -> str:
 
 
 def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
-    """Return the table: mean ± standard deviation, paired gain over the first row ± standard error, the paper's figures."""
+    """Return the table in Markdown.
+
+    Its columns are mean ± standard deviation, number of seeds, paired gain over the first row ± standard error, and, if
+    a row has one, the figure of the paper and its gain.
+    """
     first, with_paper = ablation.rows[0], any(row.paper is not None for row in ablation.rows)
     head = ["", "top-1, %", "seeds", f"gain over {_cell(first.title)}"]
     head += ["paper, %", "paper's gain"] * with_paper
@@ -327,13 +355,13 @@ def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str,
 
 
 def _plot(ablation: Ablation, rows: Sequence[Figures], path: Path) -> None:
-    """Draw a bar for each row and a dot for each seed; rows without a figure are left out."""
+    """Draw a bar for each row and a dot for each seed. Rows without values are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # A dollar sign would begin a formula.
+    # matplotlib would read a dollar sign as the start of a formula.
     shown = [
         (row.title.replace("$", r"\$"), list(own.values.values()))
         for row, own in zip(ablation.rows, rows, strict=True)
@@ -364,12 +392,13 @@ def write_report(ablation: Ablation, folder: Path, name: str) -> tuple[str, list
         The table, and the names of the files.
 
     Raises:
-        RecipeError: There is no result, or `read_results` and `figures` refuse the results.
+        RecipeError: The folder contains no result of the ablation, or the results are invalid (see `read_results` and
+            `figures`).
     """
     check_folder(folder, RecipeError)
     results = read_results(folder, ablation)
     if not results:
-        raise RecipeError(f"{folder} holds no result of {ablation.title!r}: run it first (--data, --teacher).")
+        raise RecipeError(f"{folder} contains no result of {ablation.title!r}. Run it first (--data, --teacher).")
     table, rows, files = markdown(ablation, results), figures(ablation, results), [f"{name}.md"]
     with staged_files(folder) as staging:
         (staging / files[0]).write_text(table, encoding="utf-8")

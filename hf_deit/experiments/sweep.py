@@ -1,12 +1,13 @@
-"""A search for the best fields of a recipe: trials in processes of their own, chosen and pruned by optuna.
+"""Sweep: a search for the best fields of a recipe. Worker processes run trials, which optuna chooses and prunes.
 
-Each process runs optuna's `study.optimize` on one journal file, which holds all trials: TPE chooses the fields, and the median
-pruner ends a trial that is behind. So a sweep that was killed resumes, and the trials that it was training start again.
-search_space.py defines what is searched, workers.py runs the processes.
+Each process runs `study.optimize` of optuna on one journal file, which contains all trials. The TPE sampler chooses the
+fields, and the median pruner ends a trial that is worse than the median of the others at the same epoch. A sweep that
+was killed can be resumed from the journal; the trials that were running then start again. experiments/search_space.py
+defines the fields that are searched, and experiments/workers.py runs the processes.
 
-Seeds: what a trial draws depends on the seed of the sweep, the number of the process, and the number of trials before it. With
-one process the same seed therefore gives the same trials, at once or extended later; with several processes it also depends on
-which of them is faster.
+Seeds: the values that a trial draws depend on the seed of the sweep, the number of the process, and the number of
+earlier trials. With one process, the same seed therefore gives the same trials, whether the sweep runs at once or is
+extended later. With several processes, the trials also depend on which process is faster.
 """
 
 import json
@@ -44,7 +45,7 @@ from .workers import Task, alone_in, log_to, run_tasks, time_left, use_share_of_
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
 _STUDY = "sweep"
 _OUTCOMES = ("finished", "pruned", "diverged", "failed")
-# A trial is trained and evaluated, and nothing else.
+# A trial is only trained and evaluated, without checkpoints, trackers, progress bars or pushes.
 _QUIET = {
     "report_to": "none",
     "disable_tqdm": True,
@@ -60,11 +61,12 @@ class TrialRecord:
     """A trial that has ended.
 
     Args:
-        number: Its number.
+        number: Number of the trial.
         outcome: "finished", "pruned", "diverged" or "failed".
-        accuracy: Accuracy on the validation images after its last epoch, in [0, 1]; None if no epoch was finished.
-        epochs: Number of epochs that it trained.
-        fields: Its values of the fields that are searched.
+        accuracy: Accuracy on the validation images after the last epoch of the trial, in [0, 1]; None if it finished no
+            epoch.
+        epochs: Number of epochs for which the trial was trained.
+        fields: Values of the fields that are searched.
     """
 
     number: int
@@ -75,7 +77,7 @@ class TrialRecord:
 
 
 def best_of(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the finished trial with the highest accuracy, the first of equals."""
+    """Return the finished trial with the highest accuracy, the first of equal ones; None if no trial finished."""
     finished = [trial for trial in trials if trial.outcome == "finished"]
     return max(finished, key=lambda trial: (trial.accuracy, -trial.number), default=None)
 
@@ -95,10 +97,10 @@ def render_report(
     """Return the report in Markdown: the best trial, how reliable it is, all trials, and which fields mattered.
 
     Args:
-        title: Its first line.
+        title: First line of the report.
         trials: The trials that have ended.
         names: Names of the fields that are searched.
-        importance: Importance of fields, adding up to 1; empty if it is unknown.
+        importance: Importance of the fields, which adds up to 1; empty if it is unknown.
         images: Number of validation images.
     """
     counts = {outcome: sum(trial.outcome == outcome for trial in trials) for outcome in _OUTCOMES}
@@ -106,16 +108,17 @@ def render_report(
     lines = [f"# {title}", "", f"{len(trials)} trials: {counted}."]
     best = best_of(trials)
     if best is None:
-        lines.append("No trial finished, so there is no best one.")
+        lines.append("No trial finished, so there is no best trial.")
     else:
         error = 100 * standard_error(best.accuracy, images)
         lines += [
-            f"Best: trial {best.number}, {100 * best.accuracy:.1f} % (± {error:.1f} points, the standard error of {images} "
-            "validation images); its fields are in best.yaml.",
+            f"Best: trial {best.number}, {100 * best.accuracy:.1f} % (± {error:.1f} points, the standard error of "
+            f"{images} validation images); its fields are in best.yaml.",
             "",
-            f"**This figure is too high by selection**: it is the best of {len(trials)} trials, chosen by the same {images} images it "
-            "was measured on, with one seed. Trials within about two standard errors of it cannot be distinguished. Train best.yaml "
-            "with other seeds, and measure on images that the sweep has not seen, before you rely on it.",
+            f"**This figure is too high by selection**: it is the best of {len(trials)} trials, chosen on the same "
+            f"{images} images on which it was measured, with one seed. Trials within about two standard errors of it "
+            "cannot be distinguished from it. Before you rely on it, train best.yaml with other seeds, and measure on "
+            "images that the sweep has not used.",
         ]
     lines += ["", f"| trial | accuracy, % | epochs | {' | '.join(names)} |", f"|---:|---:|---:|{'---|' * len(names)}"]
     order = {outcome: place for place, outcome in enumerate(_OUTCOMES)}
@@ -125,13 +128,13 @@ def render_report(
         cells = [_shown(trial.fields[name]) if name in trial.fields else "" for name in names]
         lines.append(f"| {trial.number} | {accuracy} | {trial.epochs} | {' | '.join(cells)} |")
     if importance:
-        lines += ["", "What mattered (optuna's PED-ANOVA, over the finished trials):", ""]
+        lines += ["", "Importance of the fields for the accuracy (optuna's PED-ANOVA over the finished trials):", ""]
         lines += [f"- {name}: {100 * share:.0f} %" for name, share in importance.items()]
     return "\n".join(lines) + "\n"
 
 
 def _record_of(trial: Any) -> TrialRecord | None:
-    """Return the record of an optuna trial; None if it has not ended, or was interrupted by a kill and started again."""
+    """Return the record of an optuna trial; None if it has not ended, or if it was killed and started again."""
     from optuna.trial import TrialState
 
     attributes, values = trial.user_attrs, trial.intermediate_values
@@ -150,7 +153,7 @@ def records_of(study: Any) -> list[TrialRecord]:
 
 
 def _importance(study: Any, trials: Sequence[TrialRecord]) -> dict[str, float]:
-    """Return the importance of fields by PED-ANOVA; empty if too few trials finished, or all are equally good."""
+    """Return the importance of the fields by PED-ANOVA; empty if fewer than 4 trials finished or all are equal."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     finished = [trial.accuracy for trial in trials if trial.outcome == "finished"]
@@ -174,9 +177,9 @@ def write_report(sweep: Sweep, study: Any) -> dict[str, Any]:
             report["best"] = {**vars(best), "standard_error": error}
             teacher = " --teacher TEACHER" * (best.fields.get("distillation_type", sweep.own_type) != "none")
             comment = (
-                f"# Trial {best.number} of a sweep, the best of {len(trials)} by {sweep.images} validation images: "
-                f"{100 * best.accuracy:.1f} %,\n# which is too high by selection (report.md). "
-                f"hf-deit train --config best.yaml --data DATA --output_dir OUT{teacher}\n"
+                f"# Trial {best.number} of a sweep, the best of {len(trials)} trials: {100 * best.accuracy:.1f} % on "
+                f"{sweep.images} validation images.\n# This figure is too high by selection; see report.md.\n"
+                f"# hf-deit train --config best.yaml --data DATA --output_dir OUT{teacher}\n"
             )
             (folder / "best.yaml").write_text(comment + yaml.safe_dump(_best_fields(sweep, best)), encoding="utf-8")
         (folder / "report.md").write_text(text, encoding="utf-8")
@@ -187,7 +190,8 @@ def write_report(sweep: Sweep, study: Any) -> dict[str, Any]:
 def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     """Return the fields of the recipe, of the command line and of the best trial, without those that name files."""
     recipe = sweep.recipe(**best.fields)
-    values = {**sweep.fields, **recipe.to_dict()}  # which leaves out tokens, and fields of the machine such as use_cpu
+    # to_dict leaves out tokens and fields that depend on the machine, such as use_cpu.
+    values = {**sweep.fields, **recipe.to_dict()}
     names = {*recipe.given, "distillation_type"} & values.keys()
     return {name: values[name] for name in sorted(names - {"data", "teacher", "output_dir"})}
 
@@ -196,7 +200,9 @@ def _require_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise RecipeError("hf-deit sweep needs optuna: pip install 'hf-deit[sweep]'.") from error
+        raise RecipeError(
+            "hf-deit sweep requires optuna, which is not installed: pip install 'hf-deit[sweep]'."
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -211,13 +217,13 @@ def plan_sweep(
     jobs: int = 1,
     seed: int = 0,
 ) -> Sweep:
-    """Read and check everything before the first trial.
+    """Read recipe, space, data and teacher, and check them before the first trial.
 
     Args:
         fields: Fields of the recipe.
-        overrides: Fields of the command line, data and teacher included.
-        out: Folder of the sweep, new or of the same sweep.
-        space: A YAML (`read_space`). Default: `default_space`.
+        overrides: Fields of the command line, including data and teacher.
+        out: Folder of the sweep: new, or the folder of the same sweep.
+        space: Path of a YAML file (see `read_space`). Default: the space of `default_space`.
         trials: Number of trials to finish or prune.
         jobs: Number of processes.
         seed: Seed of the search.
@@ -227,15 +233,18 @@ def plan_sweep(
     """
     _require_optuna()
     if trials < 1 or jobs < 1 or seed < 0:
-        raise RecipeError(f"--trials {trials}, --jobs {jobs}, --seed {seed}: give at least 1, 1 and 0.")
+        raise RecipeError(
+            f"--trials {trials}, --jobs {jobs}, --seed {seed}: --trials and --jobs must be at least 1, and --seed at "
+            "least 0."
+        )
     check_folder(out, RecipeError)
     recipe, given = load_recipe(fields, list(overrides)), given_names(overrides)
     _check_length(recipe)
     has_teacher = recipe.teacher.teacher is not None
     if recipe.teacher.teacher_cache is not None:
         raise RecipeError(
-            f"teacher_cache={recipe.teacher.teacher_cache!r} holds the outputs for one set of views: give --teacher, and the sweep "
-            "makes the caches it needs."
+            f"teacher_cache={recipe.teacher.teacher_cache!r} contains the teacher outputs for one set of views only. "
+            "Give --teacher instead; the sweep builds the caches that it needs."
         )
     own_type = recipe.training.distillation_type
     if not has_teacher and "distillation_type" not in given:
@@ -267,22 +276,27 @@ def plan_sweep(
 
 
 def _check_length(recipe: Recipe) -> None:
-    """Refuse trainings that cannot be compared epoch by epoch."""
+    """Check that the trainings can be compared epoch by epoch."""
     if recipe.data.streaming:
         raise RecipeError(
-            "streaming=True: a sweep compares trials epoch by epoch, and a stream has no epochs. Leave it out."
+            "streaming=True cannot be used: a sweep compares trials epoch by epoch, and a stream has no epochs. Leave "
+            "streaming out."
         )
     if recipe.training.max_steps > 0:
         raise RecipeError(
-            f"max_steps={recipe.training.max_steps}: a sweep compares trials epoch by epoch. Give --epochs instead."
+            f"max_steps={recipe.training.max_steps} cannot be used: a sweep compares trials epoch by epoch. Give "
+            "--epochs instead."
         )
     epochs = recipe.training.num_train_epochs
     if not epochs >= 1 or not float(epochs).is_integer():
-        raise RecipeError(f"A trial of {epochs:g} epochs: give a whole number, at least 1 (--epochs).")
+        raise RecipeError(f"A trial cannot have {epochs:g} epochs. Give an integer of at least 1 (--epochs).")
 
 
 def _check_choices(sweep: Sweep, checks: RecipeChecks) -> None:
-    """Check each value of the space with the recipe's other fields, where it counts; pairs of values are not checked."""
+    """Check each value of the space together with the other fields of the recipe.
+
+    A value is checked with a distillation type with which it has an effect. Pairs of values are not checked.
+    """
     quiet = {**_QUIET, "output_dir": str(sweep.out)}
     checks.check(sweep.recipe(**quiet))
     for parameter in sweep.space:
@@ -291,7 +305,9 @@ def _check_choices(sweep: Sweep, checks: RecipeChecks) -> None:
             try:
                 checks.check(sweep.recipe(**{"distillation_type": kind, **quiet, parameter.name: value}))
             except UserError as error:
-                raise RecipeError(f"{parameter.name}={value!r}, which the sweep may try: {error}") from error
+                raise RecipeError(
+                    f"{parameter.name}={value!r}, which the sweep may try, is invalid: {error}"
+                ) from error
 
 
 def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
@@ -299,24 +315,24 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
 
     Args:
         sweep: The result of `plan_sweep`.
-        say: Gets a line at the start and for each trial that has ended.
+        say: Function that is called with a line of text at the start and for each trial that has ended.
 
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: Trials failed, or another process works in the folder. The report is written nevertheless.
-        RecipeError: The folder holds another sweep.
+        UserError: Trials failed (the report is written nevertheless), or another process works in the folder.
+        RecipeError: The folder contains another sweep, or its files are damaged.
     """
     with alone_in(sweep.out):
         _check_same(sweep)
         try:
             study = _open_study(sweep)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # optuna does not check the file
-            raise RecipeError(f"{sweep.out / STUDY_FILE} cannot be read ({error}): choose another --out.") from error
+            raise RecipeError(f"{sweep.out / STUDY_FILE} cannot be read ({error}). Choose another --out.") from error
         done, ended = _prepare_study(study, sweep)
         todo, logs = max(0, sweep.trials - done), sweep.out / "work" / "logs"
-        say(f"{todo} trials to do, {done} done; their output: {logs}")
+        say(f"{todo} trials to do, {done} done; logs: {logs}")
         progress = _Progress(study, todo, sweep.jobs, say)
         tasks = [
             Task(f"process {number}", _run_trials, (sweep, number, ended + todo), logs / f"process-{number}.log")
@@ -329,12 +345,12 @@ def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
             report = write_report(sweep, study)
         if progress.failed:
             lines = "\n".join(f"{line} (log: {_log(sweep, number)})" for number, line in progress.failed.items())
-            raise UserError(f"{len(progress.failed)} trials failed, the results of the others are kept:\n{lines}")
+            raise UserError(f"{len(progress.failed)} trials failed; the results of the others are kept:\n{lines}")
     return report
 
 
 class _Progress:
-    """Report the trials of a study that end from now on."""
+    """Reporter of the trials of a study that end after it was created."""
 
     def __init__(self, study: Any, todo: int, jobs: int, say: Callable[[str], None]):
         self.study, self.todo, self.jobs, self.say = study, todo, jobs, say
@@ -350,7 +366,7 @@ class _Progress:
             self.seen.add(trial.number)
             record, seconds = _record_of(trial), trial.duration.total_seconds()
             if record is None or record.outcome == "failed":
-                error = trial.user_attrs.get("error", "it gave no accuracy")
+                error = trial.user_attrs.get("error", "it returned no accuracy")
                 self.failed[trial.number] = f"trial {trial.number} with {trial.user_attrs.get('fields', {})}: {error}"
                 self.say(f"{self.failed[trial.number]}; the others continue")
                 continue
@@ -362,12 +378,13 @@ class _Progress:
 
 
 def _check_same(sweep: Sweep) -> None:
-    """Check that the folder is new or holds the same sweep; a new one gets its description."""
+    """Check that the folder is new or contains the same sweep. A new folder gets the description of the sweep."""
     file, present = sweep.out / SWEEP_FILE, sweep.describe()
     if not file.exists():
         if (sweep.out / STUDY_FILE).exists():
             raise RecipeError(
-                f"{sweep.out} holds the trials of a sweep ({STUDY_FILE}), but its description {SWEEP_FILE} is missing: choose another --out."
+                f"{sweep.out} contains the trials of a sweep ({STUDY_FILE}), but its description {SWEEP_FILE} is "
+                "missing. Choose another --out."
             )
         write_json(file, present)
         return
@@ -376,22 +393,24 @@ def _check_same(sweep: Sweep) -> None:
         if not isinstance(stored, dict):
             raise ValueError(f"a {type(stored).__name__}")
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{file} cannot be read ({error}): choose another --out.") from error
+        raise RecipeError(f"{file} cannot be read ({error}). Choose another --out.") from error
     changed = [name for name in present if stored.get(name) != present[name]]
     if changed:
-        rows = "\n".join(f"  {name}: {stored.get(name)!r} there, {present[name]!r} now" for name in changed)
+        rows = "\n".join(f"  {name}: {stored.get(name)!r} in the folder, {present[name]!r} now" for name in changed)
         raise RecipeError(
-            f"{sweep.out} holds another sweep:\n{rows}\nSet them back to resume it, or choose another --out."
+            f"{sweep.out} contains another sweep:\n{rows}\nTo resume that sweep, use its values again. Otherwise, "
+            "choose another --out."
         )
 
 
 def _open_study(sweep: Sweep, process: int = 0) -> Any:
-    """Open the study in the journal of a sweep, or make it, with the sampler of a process and the pruner."""
+    """Open or create the study in the journal of a sweep, with the pruner and with the sampler of a process."""
     optuna = _require_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    # The system releases this lock when a process is killed; optuna's own lock would block the others for half a minute.
+    # The system releases this lock when a process is killed; optuna's own lock would block the others for half a
+    # minute.
     lock = FileLock(sweep.out / ".journal.lock")
     storage = JournalStorage(JournalFileBackend(str(sweep.out / STUDY_FILE), lock_obj=lock))
     epochs = int(sweep.recipe().training.num_train_epochs)
@@ -409,21 +428,21 @@ def _open_study(sweep: Sweep, process: int = 0) -> Any:
 
 
 def _sampler(sweep: Sweep, process: int, study: Any) -> Any:
-    """Return a sampler whose draws are those of no other process and of no earlier trial."""
+    """Return a sampler whose random draws differ from those of other processes and of earlier trials."""
     import optuna
     from optuna.trial import TrialState
 
-    # A trial that waits is not counted: it has drawn nothing, and its own draws must not be those of the next one.
+    # A waiting trial is not counted: it has drawn nothing yet, and its draws must differ from those of the next trial.
     trials = sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
     (seed,) = np.random.SeedSequence([sweep.seed, process, trials]).generate_state(1)
     return optuna.samplers.TPESampler(seed=int(seed), constant_liar=sweep.jobs > 1)
 
 
 def _prepare_study(study: Any, sweep: Sweep) -> tuple[int, int]:
-    """Enqueue the trials that a kill interrupted, and in a new study the recipe's own values.
+    """Enqueue the trials that a kill interrupted and, in a new study, a trial with the values of the recipe.
 
     Returns:
-        The number of trials that are finished or pruned, and of those that have ended in any way.
+        The number of trials that are finished or pruned, and the number of trials that have ended in any way.
     """
     from optuna.trial import TrialState
 
@@ -431,7 +450,7 @@ def _prepare_study(study: Any, sweep: Sweep) -> tuple[int, int]:
     if not trials:
         study.enqueue_trial(own_values(sweep.space, sweep.recipe().to_dict()))
     for trial in trials:
-        if trial.state == TrialState.RUNNING:  # no other process is in the folder
+        if trial.state == TrialState.RUNNING:  # it was killed: no other process works in the folder
             study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
             study.tell(trial.number, state=TrialState.FAIL)
     done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
@@ -439,7 +458,7 @@ def _prepare_study(study: Any, sweep: Sweep) -> tuple[int, int]:
 
 
 def _run_trials(sweep: Sweep, process: int, limit: int) -> None:
-    """Run trials in a process of its own."""
+    """Run trials; this is the task of a worker process."""
     use_share_of_cores(sweep.jobs)
     search(sweep, process, limit, _Objective(sweep))
 
@@ -447,21 +466,21 @@ def _run_trials(sweep: Sweep, process: int, limit: int) -> None:
 def search(sweep: Sweep, process: int, limit: int, objective: Callable[[Any], float]) -> None:
     """Run trials until the study has `limit` of them.
 
-    Failed trials count, so that a search in which every trial fails ends. So do those that other processes are running; two that
-    end at the same moment may still start one trial too many.
+    Failed trials count, so that a search in which every trial fails comes to an end. Trials that other processes are
+    running count as well. If two trials end at the same moment, one trial too many may still be started.
 
     Args:
         sweep: The sweep.
         process: Number of this process.
-        limit: Number of trials, those of earlier calls included.
-        objective: Returns the accuracy of an optuna trial.
+        limit: Number of trials, including those of earlier calls.
+        objective: Function that returns the accuracy of an optuna trial.
     """
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
     counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
     study = _open_study(sweep, process)
-    if len(study.get_trials(deepcopy=False, states=counted)) >= limit:  # the callback is asked only after a trial
+    if len(study.get_trials(deepcopy=False, states=counted)) >= limit:  # the callback runs only after a trial
         return
 
     def reseed(study: Any, trial: Any) -> None:
@@ -476,11 +495,11 @@ def _log(sweep: Sweep, number: int) -> Path:
 
 
 class _Objective:
-    """Train with the fields that an optuna trial suggests; return the accuracy on the validation images."""
+    """Objective of optuna: it trains with the fields that a trial suggests and returns the validation accuracy."""
 
     def __init__(self, sweep: Sweep):
         self.sweep = sweep
-        self.caches: set[Path] = set()  # complete ones: each asks for the teacher only once
+        self.caches: set[Path] = set()  # complete caches; checking one again would load the teacher again
 
     def __call__(self, trial: Any) -> float:
         from optuna import TrialPruned
@@ -501,7 +520,7 @@ class _Objective:
         except NonFiniteLossError as error:
             trial.set_user_attr("diverged", True)
             raise TrialPruned from error
-        except Exception as error:  # without this mark it looks like a trial that a kill interrupted
+        except Exception as error:  # without this attribute, the trial would look as if it had been killed
             trial.set_user_attr(
                 "error", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             )
@@ -510,22 +529,22 @@ class _Objective:
             shutil.rmtree(out, ignore_errors=True)
 
     def _recipe(self, fields: Mapping[str, Any], out: Path) -> Recipe:
-        """Return the recipe of a trial. One that distils uses the cache of its views, which is built if need be."""
+        """Return the recipe of a trial. If it distils, it uses the teacher cache of its views, built here if missing."""
         quiet = {**_QUIET, "output_dir": str(out)}
         recipe = self.sweep.recipe(**fields, **quiet)
         if recipe.training.distillation_type == "none":
-            return recipe.replace(teacher=None)  # it would not be used
+            return recipe.replace(teacher=None)  # the teacher would not be used
         folder = cache_folder(self.sweep.out / "work" / "caches", recipe, self.sweep.teacher)
         if folder not in self.caches:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f"{folder.name}.lock")):
                 build_shared_cache(self.sweep.recipe(**{**fields, **quiet, "distillation_type": "soft"}), folder)
             self.caches.add(folder)
-        return recipe.replace(teacher=None, teacher_cache=str(folder))  # its outputs are in the cache
+        return recipe.replace(teacher=None, teacher_cache=str(folder))  # the teacher outputs are in the cache
 
 
 def _reporter(trial: Any) -> Any:
-    """Return a trainer callback that reports the accuracy after each epoch, and ends the training if the trial is pruned."""
+    """Return a trainer callback that reports the accuracy after each epoch and ends the training of a pruned trial."""
     from optuna import TrialPruned
     from transformers import TrainerCallback
 
@@ -533,7 +552,7 @@ def _reporter(trial: Any) -> Any:
         epoch = 0
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-            if round(state.epoch) <= self.epoch:  # this is the evaluation after the training
+            if round(state.epoch) <= self.epoch:  # the evaluation after the training repeats the last epoch
                 return
             averaged = args.ema_epochs and args.counted_weights == "ema"
             self.epoch = round(state.epoch)

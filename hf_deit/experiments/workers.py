@@ -1,8 +1,8 @@
-"""Long tasks in processes of their own.
+"""Worker processes that run long tasks.
 
-A task that fails leaves the others alone. What a task prints and logs goes to its log file. A worker process ends when the
-process that started it ends, in whatever way, so that the same command can be started again at once. Which tasks there are is
-decided in run_ablation.py and sweep.py.
+A task that fails does not affect the others. The output of a task goes to its log file. A worker process ends as soon
+as the process that started it ends, even if that one is killed, so that the same command can be started again at once.
+experiments/run_ablation.py and experiments/sweep.py define the tasks.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ _LOCK_FILE = ".lock"
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A call in another process.
+    """A function call in another process.
 
     Args:
-        name: Its unique name in messages.
+        name: Unique name of the task, for messages.
         function: A function at the top level of a module.
-        arguments: Its arguments, which can be pickled.
-        log: File to which its output is appended.
-        after: Name of a task that must succeed first; None if there is none.
+        arguments: The arguments of the function, which must be picklable.
+        log: File to which the output is appended.
+        after: Name of a task that must succeed first; None if there is no such task.
     """
 
     name: str
@@ -48,7 +48,9 @@ class Task:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if need be. The lock of a killed process does not remain.
+    """Keep other processes out of a folder, which is created if it is missing.
+
+    The lock is released when the process ends, even if it is killed.
 
     Raises:
         UserError: Another process works in the folder.
@@ -59,19 +61,19 @@ def alone_in(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise UserError(
-            f"Another process works in {folder}: wait until it has ended, or give another folder."
+            f"Another process works in {folder}. Wait until it has ended, or give another folder."
         ) from error
 
 
 def use_share_of_cores(jobs: int) -> None:
-    """Use only this process' share of the cores, if `jobs` processes run at a time."""
+    """Limit the threads of torch to this process's share of the CPU cores when `jobs` processes run at a time."""
     import torch
 
     torch.set_num_threads(min(max(1, (os.cpu_count() or 1) // jobs), torch.get_num_threads()))
 
 
 def time_left(seconds: Sequence[float], left: int, jobs: int) -> str:
-    """Describe how long `left` tasks will take if they are like those that took `seconds`; "" if it is unknown."""
+    """Return a text with the expected time for `left` tasks, given the `seconds` of finished ones; "" if unknown."""
     if not seconds or left <= 0:
         return ""
     rest = sum(seconds) / len(seconds) * left / min(jobs, left)
@@ -79,7 +81,10 @@ def time_left(seconds: Sequence[float], left: int, jobs: int) -> str:
 
 
 def log_to(file: Path) -> None:
-    """Append all output of this process to a file: the descriptors, so that progress bars and C code are included."""
+    """Append all output of this process to a file.
+
+    The file descriptors are replaced, so that the output of progress bars and of C code is included.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as log:
         for stream in (sys.stdout, sys.stderr):
@@ -90,16 +95,18 @@ def log_to(file: Path) -> None:
 def run_tasks(
     tasks: Sequence[Task], jobs: int, ended: Callable[[Task, Any], None], watch: Callable[[], None] | None = None
 ) -> None:
-    """Run tasks in their order, as far as `after` allows.
+    """Run tasks in order, each after the task that its `after` names.
+
+    A task whose `after` failed is not run.
 
     Args:
         tasks: The tasks.
         jobs: Number of processes.
-        ended: Called for each task that has ended, with its result or its exception.
+        ended: Called for each task that has ended, with the task and its result or its exception.
         watch: Called about once a second while tasks run.
 
     Raises:
-        UserError: Tasks failed for reasons that a user can fix, or a process was killed; the other tasks have ended.
+        UserError: Tasks failed for reasons that a user can fix (the other tasks have ended), or a process was killed.
         RuntimeError: A task failed for another reason, which is the cause of this error; the other tasks have ended.
     """
     before = set(multiprocessing.active_children())
@@ -107,7 +114,7 @@ def run_tasks(
     try:
         failed = _run_all(pool, tasks, jobs, ended, watch)
     except BaseException:
-        # After Ctrl-C, or an error in `ended`, nobody waits for the trainings that still run.
+        # After Ctrl-C, or after an error in `ended`, the results of the running tasks are not needed.
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
         raise
@@ -115,10 +122,10 @@ def run_tasks(
         pool.shutdown(wait=True, cancel_futures=True)
     for task, error in failed.items():
         if not isinstance(error, UserError | OSError):
-            raise RuntimeError(f"{task.name} failed; its log: {task.log}") from error
+            raise RuntimeError(f"{task.name} failed (log: {task.log}).") from error
     if failed:
         lines = "\n".join(f"{task.name}: {error} (log: {task.log})" for task, error in failed.items())
-        raise UserError(f"{len(failed)} failed, the results of the others are kept:\n{lines}")
+        raise UserError(f"{len(failed)} failed; the results of the others are kept:\n{lines}")
 
 
 def _run_all(
@@ -132,9 +139,10 @@ def _run_all(
     names, done, failed = {task.name for task in tasks}, set[str](), dict[Task, Exception]()
     while waiting or running:
         lost = {task.name for task in failed}
-        waiting = [task for task in waiting if task.after not in lost]  # the error of the task before is enough
+        # A task whose predecessor failed is dropped without a report: the error of the predecessor is reported.
+        waiting = [task for task in waiting if task.after not in lost]
         ready = [task for task in waiting if task.after not in names or task.after in done]
-        # No more than can begin: a task in the pool's own queue cannot be cancelled.
+        # Submit no more tasks than can start now: a task in the queue of the pool cannot be cancelled.
         for task in ready[: jobs - len(running)]:
             waiting.remove(task)
             running[pool.submit(_call, task)] = task
@@ -146,8 +154,9 @@ def _run_all(
                 result = future.result()
             except BrokenProcessPool as error:
                 raise UserError(
-                    f"A process was killed from outside while it ran {task.name}, or beside it, usually because there was too little "
-                    f"memory. Use fewer jobs or smaller batches; the same command resumes (log: {task.log})."
+                    f"The process of {task.name}, or one that ran at the same time, was killed from outside, usually "
+                    "because there was too little memory. Use fewer jobs or smaller batches; the same command resumes "
+                    f"(log: {task.log})."
                 ) from error
             except Exception as error:
                 failed[task] = result = error
@@ -160,7 +169,7 @@ def _run_all(
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent process, end with it, and log to stderr."""
+    """Prepare a worker process: it leaves Ctrl-C to its parent, ends with its parent, and logs to stderr."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

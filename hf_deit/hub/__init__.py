@@ -1,1 +1,1 @@
-"""What is published: the facts of a run, the model card, the upload and the demo Space."""
+"""Publishing: the facts of a run, the model card, the upload to the Hub, and the demo Space."""

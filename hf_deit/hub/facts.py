@@ -1,8 +1,8 @@
-"""The facts of a run that a model card shows: `RunSummary`, as a trainer reports it or as its folder holds it.
+"""Facts of a run that a model card shows: `RunSummary`, which a trainer reports or which is read from a folder.
 
-A fact that was not recorded is missing; it is never guessed. Paths of the author's machine mean nothing to others, so they are
-shortened to their last part. What only the author knows, such as a licence, is `CardMetadata`. The words of the card are in
-model_card.md.jinja.
+A fact that was not recorded is left out and never guessed. Paths of the author's machine mean nothing to others, so
+they are shortened to their last part. `CardMetadata` holds what only the author knows, such as a licence. The text of
+the card is in hub/model_card.md.jinja.
 """
 
 import json
@@ -30,18 +30,19 @@ LOG_FILE = "training_log.json"
 _PACKAGES = ("hf_deit", "transformers", "torch", "accelerate", "datasets", "pillow", "numpy")
 # Fields of a recipe that hold names and separators, which may look like paths ("/m/0k4j", "/").
 _NO_PATHS = ("teacher_labels", "label_column", "label_separator", "image_column")
-# A token of the Hub, at any place of a text.
+# A token of the Hub, anywhere in a text.
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is known about a model and about the run that trained it, in plain values.
+    """Facts about a model and about the run that trained it, as plain Python values.
 
     Args:
         config: The content of the model's config.json.
         recipe: Every field of the recipe; empty if there is no recipe.
-        results: The content of results.json: metrics (`eval_…`), `steps`, `epochs` and `run`; empty if there are no results.
+        results: The content of results.json: metrics (`eval_…`), `steps`, `epochs` and `run`; empty if there are no
+            results.
     """
 
     config: dict[str, Any]
@@ -50,11 +51,11 @@ class RunSummary:
 
     @property
     def run(self) -> dict[str, Any]:
-        """Return what `describe_run` recorded; empty if it was not recorded."""
+        """The facts that `describe_run` recorded; empty if none were recorded."""
         return self.results.get("run", {})
 
 
-# ---- texts for others ----
+# ---- texts that are published ----
 
 
 def is_path(text: str) -> bool:
@@ -69,7 +70,7 @@ def last_part(path: str) -> str:
 
 
 def without_machine(value: Any) -> Any:
-    """Return a copy of plain values for others: a path becomes `./name`, a token of the Hub becomes `(removed)`."""
+    """Return a copy of plain values for publication. A path becomes `./name`, a token of the Hub `(removed)`."""
     if isinstance(value, dict):
         return {name: without_machine(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -80,7 +81,10 @@ def without_machine(value: Any) -> Any:
 
 
 def public_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe for others, without tokens and paths. It runs where the folders that it names lie beside it."""
+    """Return a recipe for publication, without tokens and paths.
+
+    It runs in a folder that contains the data and model folders that it names.
+    """
     names = {name: recipe[name] for name in _NO_PATHS if name in recipe}
     public = without_machine({name: value for name, value in recipe.items() if not name.endswith("token")}) | names
     return public | ({"output_dir": "./out"} if "output_dir" in public else {})
@@ -99,21 +103,22 @@ def describe_run(
     device: torch.device,
     processes: int,
 ) -> dict[str, Any]:
-    """Return the facts of a run that no other file of it holds, in plain values: the field `run` of results.json.
+    """Return the facts of a run that none of its other files hold, as plain values: the field `run` of results.json.
 
     Args:
         model: The student, without wrappers.
         train_dataset: The training data, or None.
         eval_dataset: The validation data, a dict of several data sets, or None.
-        teacher: The teacher's `class` and `parameters`, and `name` if it is known; None without a teacher.
-        teacher_outputs: What the teacher cache holds, if one is used: the field `stored_answers`.
+        teacher: The teacher's `class` and `parameters`, and `name` if it is known; None if there is no teacher.
+        teacher_outputs: Description of the teacher cache, stored as the field `stored_answers`; None if no cache is
+            used.
         device: The device of this process.
         processes: Number of processes.
 
     Returns:
-        `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, for single-label
-        data), `parameters`, `learning_parameters`, `teacher`, `stored_answers`, `device`, `processes`, `versions`. An unknown
-        value is None.
+        `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, for
+        single-label data), `parameters`, `learning_parameters`, `teacher`, `stored_answers`, `device`, `processes`,
+        `versions`. An unknown value is None.
     """
     sets = {"train": train_dataset, "validation": eval_dataset}
     return {
@@ -125,7 +130,7 @@ def describe_run(
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "learning_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "teacher": teacher,
-        "stored_answers": teacher_outputs,  # under this name in results.json of all versions
+        "stored_answers": teacher_outputs,  # results.json has this name in all versions
         "device": _device_name(device),
         "processes": processes,
         "versions": {"python": platform.python_version(), **_versions()},
@@ -133,7 +138,7 @@ def describe_run(
 
 
 def describe_teacher(network: Any) -> dict[str, Any]:
-    """Return the class of a teacher's network and its number of parameters, None if it has none."""
+    """Return the class of a teacher's network and its number of parameters (None if it has no parameters)."""
     weights = network.parameters() if isinstance(network, torch.nn.Module) else ()
     return {"class": type(network).__name__, "parameters": sum(weight.numel() for weight in weights) or None}
 
@@ -141,7 +146,7 @@ def describe_teacher(network: Any) -> dict[str, Any]:
 def latest_metrics(
     log_history: Sequence[dict[str, Any]], *, step: int, best_step: int | None = None, ema_counts: bool = False
 ) -> dict[str, Any]:
-    """Return the metrics (`eval_…`) of the weights that a trainer holds, empty if they were never evaluated.
+    """Return the metrics (`eval_…`) of the weights that a trainer holds; empty if these weights were never evaluated.
 
     Args:
         log_history: The log of the trainer's state.
@@ -151,7 +156,7 @@ def latest_metrics(
             weights.
     """
     evaluations = [entry for entry in log_history if any(name.startswith("eval_") for name in entry)]
-    # Two evaluations of one step: the second is of the best weights, evaluated after training.
+    # If one step was evaluated twice, the second evaluation is that of the best weights after the training.
     evaluated_again = len(evaluations) > 1 and evaluations[-1]["step"] == evaluations[-2]["step"]
     held = best_step if best_step and not evaluated_again else step
     entry = next((entry for entry in reversed(evaluations) if entry["step"] == held), {})
@@ -165,7 +170,7 @@ def _class_counts(sets: dict[str, Any]) -> dict[str, dict[str, int]] | None:
     for split, data in sets.items():
         info = inspect_dataset(data)
         if info.labels is None or any(not isinstance(label, int) for label in info.labels):
-            return None  # a stream, a user's own data, or several classes an image
+            return None  # a stream, a data set of the user's own class, or multi-label data
         images = Counter(info.labels)
         for index, name in enumerate(info.class_names or ()):
             counts.setdefault(name, {})[split] = images[index]
@@ -184,7 +189,7 @@ def _versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # used from a checkout
+        except PackageNotFoundError:  # such as hf_deit itself, if it is used from a checkout
             continue
     return found
 
@@ -193,12 +198,13 @@ def _versions() -> dict[str, str]:
 
 
 def with_files(summary: RunSummary, folder: str | Path) -> RunSummary:
-    """Return the summary of a trainer, completed by recipe.yaml and results.json of its folder.
+    """Return the summary of a trainer, completed with recipe.yaml and results.json from its folder.
 
-    results.json is used only if it is of the same step. It may hold more than the trainer knows, such as times.
+    results.json may contain facts that the trainer does not have, such as times. It is used only if it was written at
+    the same step.
 
     Raises:
-        PublishError: A file is not valid.
+        PublishError: recipe.yaml or results.json is invalid.
     """
     folder = Path(folder)
     written = _read(folder / RESULTS_FILE)
@@ -214,22 +220,22 @@ def read_facts(folder: str | Path) -> RunSummary:
     """Read the facts of a saved model: config.json, and recipe.yaml and results.json if they exist.
 
     Raises:
-        PublishError: The folder holds no model, or a file is not valid.
+        PublishError: The folder contains no model, or one of the files is invalid.
     """
     folder = Path(folder)
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
         raise PublishError(
-            f"No model in {folder}: config.json is missing. Give the folder of a saved model, such as the output_dir of "
-            "hf-deit train. recipe.yaml and results.json in it are optional."
+            f"No model in {folder}: config.json is missing. Give the folder of a saved model, such as the output_dir "
+            "of hf-deit train. In this folder, recipe.yaml and results.json are optional."
         )
     recipe = _read(folder / RECIPE_FILE) or _read(folder / "training_args.json")
     config = _read(folder / "config.json")
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(index.isdecimal() for index in names):
         raise PublishError(
-            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, such as "
-            '{"0": "cat", "1": "dog"}.'
+            f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, "
+            'such as {"0": "cat", "1": "dog"}.'
         )
     return RunSummary(config, recipe, _read(folder / RESULTS_FILE))
 
@@ -243,11 +249,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise PublishError(f"{path} is invalid: {error}. Fix the file, or rename it to leave it out.") from error
     if not isinstance(content, dict):
-        raise PublishError(f"{path} holds a {type(content).__name__}. It must hold fields and their values.")
+        raise PublishError(
+            f"{path} contains a {type(content).__name__} instead of fields and their values. Fix the file, or rename "
+            "it to leave it out."
+        )
     return content
 
 
-# ---- what only the author knows ----
+# ---- metadata that only the author knows ----
 
 UNKNOWN = "unknown"
 # huggingface_hub has no list of licences. The identifiers on its website have this form.
@@ -273,16 +282,17 @@ def check_license(text: str) -> None:
     """
     if not _LICENSE.fullmatch(text):
         raise PublishError(
-            f"license={TOKEN.sub('(removed)', text)!r} is not a licence identifier of the Hub. An identifier has lower-case "
-            "letters, digits, - and ., such as apache-2.0, mit, cc-by-nc-4.0 or other; use unknown to withdraw a licence."
+            f"license={TOKEN.sub('(removed)', text)!r} is not a licence identifier of the Hub. An identifier has "
+            "lower-case letters, digits, - and ., such as apache-2.0, mit, cc-by-nc-4.0 or other; use unknown to "
+            "withdraw a licence."
         )
 
 
 def check_line(text: str, name: str) -> None:
-    """Check that a text for others is one line and holds no token of the Hub.
+    """Check that a text for publication is one line and contains no token of the Hub.
 
     Raises:
-        PublishError: The text has line breaks, is empty, or holds a token.
+        PublishError: The text has line breaks, is empty, or contains a token.
     """
     if TOKEN.search(text):
         raise PublishError(f"{name} contains a token of the Hub (hf_…). Give it without the token.")
@@ -298,18 +308,18 @@ def _names_a_path(text: str) -> bool:
 
 @dataclass(frozen=True)
 class CardMetadata:
-    """The metadata of a card that only the author knows; None if it is not given.
+    """Metadata of a card that only the author knows; a value is None if it is not given.
 
     Args:
-        license: Licence identifier of the Hub, such as "apache-2.0". "unknown" withdraws a licence that an earlier card
-            has, here and in the other licences.
+        license: Licence identifier of the Hub, such as "apache-2.0". In this and the other licence fields, "unknown"
+            withdraws the licence of an earlier card.
         base_model: Hub name of the weights that training started from.
         dataset: Hub name of the data.
-        data_license: Licence of the data, in words or as the Hub's identifier.
-        base_model_license: Licence of the weights that training started from, in words or as the Hub's identifier.
+        data_license: Licence of the data, in words or as an identifier of the Hub.
+        base_model_license: Licence of the weights that training started from, in words or as an identifier of the Hub.
 
     Raises:
-        PublishError: A name or an identifier is invalid, or a text holds a path, a token or a line break.
+        PublishError: A name or an identifier is invalid, or a text contains a path, a token or a line break.
     """
 
     license: str | None = None
@@ -336,7 +346,7 @@ class CardMetadata:
             check_license(self.license)
 
     def or_else(self, other: "CardMetadata") -> "CardMetadata":
-        """Return these values, with missing ones taken from `other`."""
+        """Return these values, with missing values taken from `other`."""
         return CardMetadata(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def without_unknown(self) -> "CardMetadata":
@@ -346,7 +356,8 @@ class CardMetadata:
     def hub_fields(self) -> dict[str, object]:
         """Return the fields of the card's YAML header.
 
-        The Hub does not define `data_license` and `base_model_license`; they are kept for the next rendering of the card.
+        The Hub does not define `data_license` and `base_model_license`; they are kept for the next rendering of the
+        card.
         """
         return {
             "license": self.license or UNKNOWN,

@@ -1,7 +1,8 @@
 """The model card: README.md of a saved model, with results, data, recipe and licences.
 
-The facts come from facts.py, the words and the layout are in model_card.md.jinja; this module computes the values between them
-and the metadata for the Hub. Paths of the author's machine and tokens never get into a card. Uploading is in publishing.py.
+hub/facts.py collects the facts, and hub/model_card.md.jinja holds the text and the layout. This module computes the
+values of the template from the facts, and the metadata for the Hub. A card never contains paths of the author's machine
+or tokens. hub/publishing.py uploads cards.
 """
 
 import math
@@ -20,13 +21,14 @@ from .facts import UNKNOWN, CardMetadata, RunSummary, is_path, is_repo_name, las
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# A card with this line was rendered by this package, and may be replaced when it is rendered again. Cards in users' folders
-# hold it: it must stay the same.
+# A card with this line was rendered by this package and may be replaced when it is rendered again. The line must not
+# change, because cards in users' folders contain it.
 MARKER = "Rendered by hf_deit from the files beside it. Delete this line to keep what you change."
 
-# Prefix of the metrics of a head, and its name in tables and in the Hub's metadata.
+# The prefix of a head's metrics, and the name of the head in tables and in the metadata for the Hub.
 _HEADS = {"": "prediction", "cls_": "class head", "distillation_": "distillation head"}
-# Metric in results.json: its name, the Hub's metric type (None: not in model-index), whether it is a share of the images.
+# For each metric in results.json: its name, the Hub's metric type (None: not in model-index), and whether it is a
+# share, which is shown in percent.
 _METRICS = {
     "accuracy": ("top-1 accuracy", "accuracy", True),
     "top5_accuracy": ("top-5 accuracy", "top5_accuracy", True),
@@ -36,7 +38,7 @@ _METRICS = {
 }
 _REFERENCES = ("majority_accuracy", "chance_mean_average_precision", "teacher_accuracy", "teacher_agreement")
 _MOST_CLASSES = 200
-# owner/name, or a name alone; a factory has a colon, a deeper path more slashes.
+# owner/name, or a name alone. A factory contains a colon, and a deeper path contains more slashes.
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -44,7 +46,7 @@ _TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".parquet": "parquet"
 def hub_name(text: str | None) -> str | None:
     """Return a field of a recipe as a name on the Hub; None if it is a path, a factory or missing.
 
-    A recipe holds existing files of the author's machine as absolute paths, so a relative name is a name on the Hub.
+    A recipe stores existing files of the author's machine as absolute paths, so a relative name is a name on the Hub.
     """
     if text is None or is_path(text) or Path(text).suffix in _TABLES or not _HUB_NAME.fullmatch(text):
         return None
@@ -65,7 +67,7 @@ def _code(value: Any) -> str:
 
 
 def _template() -> jinja2.Template:
-    """Load the template such that a value that is not passed is an error instead of an empty text."""
+    """Load the template. A value that is not passed to it raises an error instead of becoming an empty text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         undefined=jinja2.StrictUndefined,
@@ -76,11 +78,11 @@ def _template() -> jinja2.Template:
     return environment.get_template(TEMPLATE.name)
 
 
-# ---- values ----
+# ---- values of the template ----
 
 
 def _origin(text: str | None) -> dict[str, str] | None:
-    """Return the `kind` ("hub", "factory" or "local") and the `name` of a model or data set of a recipe."""
+    """Return the `kind` ("hub", "factory" or "local") and the `name` of a model or data set that a recipe names."""
     if text is None:
         return None
     if (name := hub_name(text)) is not None:
@@ -118,7 +120,7 @@ def _standard_error(summary: RunSummary) -> float | None:
 
 
 def _class_counts(summary: RunSummary) -> list[dict[str, Any]]:
-    """Return name and images of each class; empty if they are unknown, or too many for a card."""
+    """Return the name and the numbers of images of each class; empty if they are unknown or too many for a card."""
     counts = summary.run.get("classes") or {}
     if len(counts) > _MOST_CLASSES:
         return []
@@ -128,7 +130,7 @@ def _class_counts(summary: RunSummary) -> list[dict[str, Any]]:
 
 
 def _eval_results(summary: RunSummary, data: str | None, metadata: CardMetadata) -> list[EvalResult]:
-    """Return the shares of all heads. A mean loss cannot be compared with that of another model."""
+    """Return the metrics of all heads for the Hub. The loss is left out: it cannot be compared between models."""
     loader = _TABLES.get(Path(data).suffix, "imagefolder") if data else UNKNOWN
     return [
         EvalResult(
@@ -160,7 +162,7 @@ def _card_data(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetada
 
 
 def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata) -> dict[str, Any]:
-    """Return the values of the template that follow from the facts of a run."""
+    """Return the values of the template that are computed from the facts of a run."""
     config, run, results = summary.config, summary.run, summary.results
     shape = [config.get(name) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")]
     size = config.get("image_size")
@@ -202,8 +204,8 @@ def render_card(
     Args:
         summary: The facts of the run.
         title: The name of the model.
-        location: What the code block loads: a Hub name, or "." for the folder of the card.
-        metadata: What the author states.
+        location: What the code block of the card loads: a Hub name, or "." for the folder of the card.
+        metadata: The metadata that the author states.
     """
     recipe = without_machine(summary.recipe)
     known = CardMetadata(base_model=hub_name(recipe.get("model")), dataset=hub_name(recipe.get("data")))
@@ -221,10 +223,12 @@ def render_card(
 def write_card(
     folder: str | Path, summary: RunSummary, title: str, metadata: CardMetadata | None = None, location: str = "."
 ) -> Path:
-    """Render a card into a folder, in one step. Metadata of an earlier card in the folder is kept.
+    """Render a card into a folder, in one step.
+
+    Where `metadata` has no value, the value of an earlier card in the folder is kept.
 
     Raises:
-        PublishError: The folder has a README.md that was not rendered by this package. It is not changed.
+        PublishError: The folder has a README.md that was written or changed by hand. It is not changed.
     """
     path = Path(folder) / CARD_FILE
     check_place(path, PublishError)
@@ -235,12 +239,12 @@ def write_card(
 
 
 def is_rendered(path: Path) -> bool:
-    """Return whether a card was rendered by this package, and its marker was not deleted."""
+    """Return whether a card was rendered by this package and still contains the marker."""
     return path.is_file() and MARKER in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_placeholder(path: Path) -> bool:
-    """Return whether a card is the empty form that peft writes beside adapters."""
+    """Return whether a card is the empty template that peft writes beside adapters."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return all(
         part in text for part in ("library_name: peft", "# Model Card for Model ID", "[More Information Needed]")
@@ -248,7 +252,7 @@ def _is_placeholder(path: Path) -> bool:
 
 
 def read_metadata(path: Path) -> CardMetadata:
-    """Read what the author stated in a rendered card; empty if there is no card.
+    """Read the metadata that the author stated in a rendered card; empty if there is no card.
 
     Raises:
         PublishError: The card was not rendered by this package, or its marker was deleted.
@@ -257,7 +261,7 @@ def read_metadata(path: Path) -> CardMetadata:
         return CardMetadata()
     if not is_rendered(path):
         raise PublishError(
-            f"{path} was written or changed by hand, so it is not replaced. Rename it to have a card rendered."
+            f"{path} was written or changed by hand, so it is not replaced. Rename it if you want a rendered card."
         )
     data = ModelCard.load(path, ignore_metadata_errors=True).data
     license = data.get("license")
@@ -275,12 +279,12 @@ def render_model_card(folder: str | Path, metadata: CardMetadata | None = None) 
 
     Args:
         folder: The folder of the model.
-        metadata: What the author states. Metadata of the present card is kept where this gives none.
+        metadata: The metadata that the author states. Where a value is None, that of the present card is kept.
 
     Returns:
         The path of the card.
 
     Raises:
-        PublishError: The folder holds no model, or a README.md that was written by hand.
+        PublishError: The folder contains no model, or it contains a README.md that was written or changed by hand.
     """
     return write_card(folder, read_facts(folder), Path(folder).resolve().name, metadata)

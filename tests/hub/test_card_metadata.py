@@ -1,4 +1,4 @@
-"""Metadata of a card that the author states must have a valid form, and hold no path and no token."""
+"""Metadata that the author of a card states: it must have a valid form and contain no path and no token."""
 
 import pytest
 from huggingface_hub import SpaceCard
@@ -30,7 +30,7 @@ def test_an_invalid_licence_identifier_is_refused(text):
 @pytest.mark.parametrize(
     "text", ["/home/me/photos", "./photos", "a/b/c", "C:\\me\\x", "~/x", "two words", "a\nb", f"me/{TOKEN}"]
 )
-def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
+def test_a_path_or_a_token_is_refused_as_a_name_on_the_hub(field, text):
     with pytest.raises(PublishError, match=field) as raised:
         CardMetadata(**{field: text})
     assert TOKEN not in str(raised.value)
@@ -41,13 +41,13 @@ def test_a_path_or_a_token_is_no_name_on_the_hub(field, text):
 @pytest.mark.parametrize(
     "text", ["see /home/me/LICENSE", "C:\\me\\LICENSE", "../LICENSE", f"CC0 {TOKEN}", "CC0\n1.0", " "]
 )
-def test_words_on_a_licence_are_one_line_without_path_and_token(field, text):
+def test_the_text_of_a_licence_must_be_one_line_without_path_and_token(field, text):
     with pytest.raises(PublishError, match=field):
         CardMetadata(**{field: text})
     assert CardMetadata(**{field: "CC BY / CC0 1.0, https://example.org/licence"})
 
 
-def test_the_commands_refuse_them_before_anything_is_written(tmp_path, capsys):
+def test_the_commands_refuse_invalid_metadata_before_anything_is_written(tmp_path, capsys):
     folder = tmp_path / "model"
     tiny.student().save_pretrained(folder)
     DeiTImageProcessor.for_image_size((16, 16)).save_pretrained(folder)
@@ -56,8 +56,8 @@ def test_the_commands_refuse_them_before_anything_is_written(tmp_path, capsys):
     assert not (folder / "README.md").exists()
     for wrong in (["--license", "My Licence"], ["--title", "two\nlines"], ["--title", TOKEN]):
         assert main(["space", str(folder), str(tmp_path / "space"), *wrong]) == 2
-    said = capsys.readouterr().err
-    assert said.count("apache-2.0, mit") == 2 and TOKEN not in said
+    messages = capsys.readouterr().err
+    assert messages.count("license='My Licence'") == 2 and TOKEN not in messages
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert main(["space", str(folder), str(tmp_path / "space"), "--license", "mit"]) == 0
     assert SpaceCard.load(tmp_path / "space" / "README.md").data.license == "mit"

@@ -1,4 +1,4 @@
-"""Cards show what the files of a run hold, and nothing else; checked against the files, the metadata and transformers."""
+"""Model cards show the facts in the files of a run; checked against the files, the Hub's metadata and transformers."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from tests.helpers import tiny
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 PUBLISHED = Path(__file__).resolve().parents[1] / "fixtures" / "published"
-# Three training and two validation images of the first class and so on.
+# Class: number of training images, number of validation images.
 COUNTS = {"ant": (3, 2), "bee": (4, 3), "cat": (5, 1)}
 TOKEN = "hf_" + "a1B2" * 8
 
@@ -47,7 +47,7 @@ def write_images(folder, counts):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a finished run of the command line, in a place whose path would be seen in a card."""
+    """Return the folder of a finished run of the command line. Its path has a name that the tests look for in cards."""
     home = tmp_path_factory.mktemp("secret-user")
     for split, column in (("train", 0), ("validation", 1)):
         write_images(home / "insects" / split, {name: count[column] for name, count in COUNTS.items()})
@@ -63,13 +63,13 @@ def run(tmp_path_factory):
 
 
 def cell(card, name, table=""):
-    """What stands right of `name` in a table of a card."""
+    """Return the text to the right of `name` in a table of a card."""
     found = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", card, re.MULTILINE)
     assert len(found) == 1, (name, found)
     return found[0]
 
 
-def test_the_card_of_a_run_holds_what_the_run_measured(run):
+def test_the_card_of_a_run_shows_the_results_of_the_run(run):
     card = (run / "README.md").read_text()
     results = json.loads((run / "results.json").read_text())
     shown = [f"{100 * results[f'eval_{head}accuracy']:.2f} %" for head in ("", "cls_", "distillation_")]
@@ -96,10 +96,10 @@ def torch_weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_the_metadata_are_the_hubs(run):
+def test_the_metadata_have_the_form_of_the_hub(run):
     data = ModelCard.load(run / "README.md").data
     assert (data.pipeline_tag, data.library_name, data.license) == ("image-classification", "transformers", "unknown")
-    assert data.get("base_model") is None and data.get("datasets") is None  # nothing of it is on the Hub
+    assert data.get("base_model") is None and data.get("datasets") is None  # neither is on the Hub
     results = json.loads((run / "results.json").read_text())
     measured = {entry.metric_name: entry.metric_value for entry in data.eval_results}
     assert measured["top-1 accuracy, class head"] == results["eval_cls_accuracy"]
@@ -109,9 +109,9 @@ def test_the_metadata_are_the_hubs(run):
     assert {entry.dataset_split for entry in data.eval_results} == {"validation"}
 
 
-def test_neither_the_authors_machine_nor_a_token_is_in_a_card(run):
+def test_a_card_contains_no_path_of_the_authors_machine_and_no_token(run):
     card = (run / "README.md").read_text()
-    assert "secret-user" in (run / "recipe.yaml").read_text()  # the run's own file has the path
+    assert "secret-user" in (run / "recipe.yaml").read_text()  # recipe.yaml of the run contains the path
     assert "secret-user" not in card and str(run.parent) not in card and TOKEN not in card
     assert Path.home().as_posix() + "/" not in card
 
@@ -128,12 +128,12 @@ def test_the_code_block_of_a_card_runs_in_the_folder_without_this_package(run):
     finally:
         (run / "photo.jpg").unlink()
     assert done.returncode == 0, done.stderr
-    answers = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert set(answers) == set(COUNTS)
-    assert sum(map(float, answers.values())) == pytest.approx(1, abs=0.01)
+    scores = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert set(scores) == set(COUNTS)
+    assert sum(map(float, scores.values())) == pytest.approx(1, abs=0.01)
 
 
-def test_a_card_rendered_again_is_the_same_and_keeps_what_the_author_stated(run):
+def test_a_card_rendered_again_is_the_same_and_keeps_the_metadata_of_the_author(run):
     before = (run / "README.md").read_text()
     assert main(["card", str(run)]) == 0
     assert (run / "README.md").read_text() == before
@@ -160,7 +160,7 @@ def test_a_folder_without_a_model_is_refused(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_unknown_says_so():
+def test_unknown_facts_are_shown_as_unknown():
     config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "id2label": {"0": "a", "1": "b"}}
     card = render_card(RunSummary(config), "bare")
     text = str(card)
@@ -172,7 +172,7 @@ def test_what_is_unknown_says_so():
     assert "model-index" not in card.data.to_dict() and "%" not in text
 
 
-def test_names_of_the_hub_are_links_and_paths_are_not():
+def test_names_of_the_hub_are_metadata_and_paths_are_not():
     recipe = {"model": "facebook/deit-tiny-patch16-224", "data": "food101", "teacher": "/home/me/teachers/best"}
     card = render_card(RunSummary({"id2label": {"0": "a"}}, recipe), "student")
     assert (card.data.base_model, card.data.datasets) == ("facebook/deit-tiny-patch16-224", ["food101"])
@@ -181,7 +181,7 @@ def test_names_of_the_hub_are_links_and_paths_are_not():
         assert hub_name(path) is None
 
 
-def test_a_short_name_is_given_as_the_hubs():
+def test_a_short_name_is_shown_as_the_full_name_on_the_hub():
     recipe = {"model": "deit-tiny-distilled", "teacher": "regnet-y-160", "distillation_type": "hard"}
     card = render_card(RunSummary({"id2label": {"0": "a"}}, recipe), "student")
     assert card.data.base_model == "facebook/deit-tiny-distilled-patch16-224"
@@ -191,17 +191,17 @@ def test_a_short_name_is_given_as_the_hubs():
 def test_licences_of_data_and_base_model_are_shown_and_kept(run):
     before = (run / "README.md").read_text()
     assert cell(before, "licence of the data") == "unknown: not recorded"
-    assert "licence of the base model" not in before  # it began from scratch
+    assert "licence of the base model" not in before  # the model was trained from scratch
     stated = ["--data_license", "CC0 1.0", "--base_model", "some/base", "--base_model_license", "apache-2.0"]
     assert main(["card", str(run), *stated]) == 0
     assert main(["card", str(run)]) == 0
     card = (run / "README.md").read_text()
     assert cell(card, "licence of the data") == "CC0 1.0" and cell(card, "licence of the base model") == "apache-2.0"
-    assert ModelCard.load(run / "README.md").data.license == "unknown"  # of the model itself nothing was said
+    assert ModelCard.load(run / "README.md").data.license == "unknown"  # no licence of the model itself was given
     (run / "README.md").write_text(before)
 
 
-def test_names_with_marks_of_markdown_do_not_break_a_table():
+def test_names_with_markdown_characters_do_not_break_a_table():
     names = {"0": "a|b", "1": "<script>", "2": "x\ny"}
     run = {"classes": {name: {"train": 1, "validation": 1} for name in names.values()}}
     card = str(render_card(RunSummary({"id2label": names}, {}, {"run": run}), "od|d*"))
@@ -215,7 +215,7 @@ def test_a_value_that_is_not_finite_is_not_published():
     assert "| loss |" not in str(card)
 
 
-def test_the_card_of_a_multi_label_model_has_its_metrics_and_names_no_other_kind():
+def test_the_card_of_a_multi_label_model_shows_multi_label_metrics_only():
     config = {"id2label": {"0": "red", "1": "wide"}, "problem_type": "multi_label_classification"}
     results = {"eval_mean_average_precision": 0.41, "eval_cls_mean_average_precision": 0.39}
     card = render_card(RunSummary(config, {"distillation_type": "none", "distillation_alpha": 0.5}, results), "many")
@@ -225,7 +225,7 @@ def test_the_card_of_a_multi_label_model_has_its_metrics_and_names_no_other_kind
     assert {entry.metric_type for entry in card.data.eval_results} == {"mean_average_precision"}
 
 
-def test_a_recipe_for_others_names_no_folder_of_the_author_and_no_token():
+def test_a_published_recipe_contains_no_path_of_the_author_and_no_token():
     recipe = {
         "data": "/home/me/photos",
         "model": "some/model",
@@ -263,7 +263,7 @@ def test_a_recipe_for_others_names_no_folder_of_the_author_and_no_token():
         ),
     ],
 )
-def test_a_card_shows_what_a_teacher_cache_held(outputs, shown):
+def test_a_card_describes_the_teacher_cache(outputs, shown):
     teacher = {"name": "regnet-y-160", "class": "RegNet", "parameters": 1234567}
     run = {"teacher": teacher, "stored_answers": outputs}
     card = str(render_card(RunSummary({}, {"distillation_type": "soft"}, {"run": run}), "cached"))
@@ -272,7 +272,7 @@ def test_a_card_shows_what_a_teacher_cache_held(outputs, shown):
         assert value in cell(card, "teacher outputs")
 
 
-def test_class_names_are_listed_without_counts_and_cut_at_fifty():
+def test_class_names_without_counts_are_listed_up_to_fifty():
     config = {"id2label": {str(index): f"kind_{index}" for index in range(60)}}
     card = str(render_card(RunSummary(config), "many"))
     assert "kind\\_49" in card and "kind\\_50" not in card and "(60 in all" in card
@@ -300,7 +300,7 @@ def trainer_in(folder, **changes):
     )
 
 
-def test_the_trainers_own_card_is_this_card(tmp_path):
+def test_create_model_card_of_the_trainer_writes_this_card(tmp_path):
     trainer = trainer_in(tmp_path / "mine")
     trainer.train()
     trainer.evaluate()
@@ -318,7 +318,7 @@ def test_the_trainers_own_card_is_this_card(tmp_path):
     ) == str(card)
 
 
-def test_the_summary_of_a_trainer_is_plain_and_counts_its_model_and_data(tmp_path):
+def test_the_summary_of_a_trainer_has_plain_values_and_counts_parameters_and_images(tmp_path):
     trainer = trainer_in(tmp_path)
     summary = trainer.summary()
     assert json.loads(json.dumps(asdict(summary))) == asdict(summary)
@@ -339,15 +339,15 @@ def test_a_trainer_without_a_summary_gets_no_card():
         Publishing().summary()
 
 
-def test_an_evaluation_of_earlier_weights_is_not_given_as_that_of_the_present_ones(tmp_path):
+def test_an_evaluation_of_earlier_weights_is_not_reported_for_the_present_weights(tmp_path):
     trainer = trainer_in(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1)
     trainer.train()
     assert "eval_accuracy" in trainer.summary().results
-    trainer.state.global_step += 1  # trained on, and not evaluated since
+    trainer.state.global_step += 1  # as after another step without an evaluation
     assert not [name for name in trainer.summary().results if name.startswith("eval_")]
 
 
-def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
+def test_the_best_model_has_the_metrics_of_the_best_step(tmp_path):
     trainer = trainer_in(
         tmp_path,
         max_steps=3,
@@ -357,7 +357,7 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
         save_steps=1,
         load_best_model_at_end=True,
         metric_for_best_model="cls_loss",
-        greater_is_better=True,  # the worst, which is an early step
+        greater_is_better=True,  # so that the "best" step is the worst one, which is an early step
         learning_rate=1e-2,
     )
     shown = {}
@@ -369,7 +369,7 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
     trainer.add_callback(Recorder)
     trainer.train()
     logged = {entry["step"]: entry["eval_cls_loss"] for entry in trainer.state.log_history if "eval_cls_loss" in entry}
-    assert shown == logged and len(logged) == 3  # during training the model is that of the present step
+    assert shown == logged and len(logged) == 3  # during training, the model has the weights of the present step
     best = max(
         (entry for entry in trainer.state.log_history if "eval_cls_loss" in entry), key=lambda e: e["eval_cls_loss"]
     )
@@ -383,7 +383,7 @@ def test_the_best_model_has_the_figures_of_the_best_step(tmp_path):
 
 
 @pytest.mark.parametrize("folder", sorted((CARDS / "facts").iterdir()), ids=lambda folder: folder.name)
-def test_a_committed_card_is_what_the_code_renders(folder):
+def test_a_committed_card_is_equal_to_the_rendered_card(folder):
     card = CARDS / f"{folder.name}.md"
     stated = read_metadata(card)
     assert card.read_text(encoding="utf-8") == str(render_card(read_facts(folder), folder.name, ".", stated))

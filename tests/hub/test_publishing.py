@@ -1,4 +1,4 @@
-"""What is uploaded to the Hub and what is not, with the real huggingface_hub and a server in a thread (helpers/hub.py)."""
+"""The files that are uploaded to the Hub, with the real huggingface_hub and a server in a thread (helpers/hub.py)."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ PUBLISHED = {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A trained model's folder, with a checkpoint and with what must never go up."""
+    """Return the folder of a trained model, with a checkpoint and with files that must never be uploaded."""
     folder = tmp_path_factory.mktemp("secret-user") / "student"
     arguments = tiny.arguments(
         folder,
@@ -73,7 +73,7 @@ def hub(monkeypatch):
     server = Hub(TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    # A failure is answered at once, instead of after five more tries.
+    # A failure is raised at once, instead of after five retries.
     for module in (huggingface_hub.lfs, huggingface_hub._commit_api):
         monkeypatch.setattr(module, "http_backoff", once(module.http_backoff))
     yield server
@@ -92,20 +92,20 @@ def state_of(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_push_holds_what_others_need_and_nothing_else(hub, saved):
+def test_a_push_uploads_the_listed_files_and_no_others(hub, saved):
     before = state_of(saved)
     files, address = push(saved, "me/student", api=api(hub))
-    up = hub.files("me/student")
-    assert set(up) == PUBLISHED == {file.path_in_repo for file in files}
+    uploaded = hub.files("me/student")
+    assert set(uploaded) == PUBLISHED == {file.path_in_repo for file in files}
     assert {file.path_in_repo: file.upload_info.size for file in files} == {
-        name: len(content) for name, content in up.items()
+        name: len(content) for name, content in uploaded.items()
     }
-    assert up["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    assert uploaded["model.safetensors"] == (saved / "model.safetensors").read_bytes()
     assert address.startswith(f"{hub.endpoint}/me/student/commit/")
     assert state_of(saved) == before
 
 
-def test_no_request_holds_the_token_a_pickle_or_a_path_of_the_author(hub, saved):
+def test_no_request_contains_the_token_a_pickle_or_a_path_of_the_author(hub, saved):
     push(saved, "me/student", api=api(hub))
     assert len(hub.received) > 5
     for method, path, body in hub.received:
@@ -113,12 +113,12 @@ def test_no_request_holds_the_token_a_pickle_or_a_path_of_the_author(hub, saved)
         assert b"secret-user" not in body
     for name, content in hub.files("me/student").items():
         assert TOKEN.encode() not in content and b"secret-user" not in content, name
-        assert not content.startswith((b"PK", b"\x80")), name  # zip as torch.save writes, pickle
+        assert not content.startswith((b"PK", b"\x80")), name  # a zip file of torch.save, or a pickle
         with pytest.raises(ValueError):
             list(pickletools.genops(content))
 
 
-def test_what_was_pushed_loads_in_another_process_without_this_package(hub, saved, tmp_path):
+def test_a_pushed_model_loads_in_another_process_without_this_package(hub, saved, tmp_path):
     push(saved, "me/student", api=api(hub))
     pixels = torch.rand(2, 3, tiny.SIZE, tiny.SIZE, generator=torch.Generator().manual_seed(0))
     torch.save(pixels, tmp_path / "pixels.pt")
@@ -126,8 +126,8 @@ def test_what_was_pushed_loads_in_another_process_without_this_package(hub, save
         "import sys; sys.modules['hf_deit'] = None\n"
         "import torch\nfrom transformers import AutoModelForImageClassification, pipeline\nfrom PIL import Image\n"
         "model = AutoModelForImageClassification.from_pretrained('me/student').eval()\n"
-        "answers = pipeline('image-classification', model='me/student')(Image.new('RGB', (20, 30)))\n"
-        "assert {answer['label'] for answer in answers} == {'ant', 'bee', 'cat', 'dog'}, answers\n"
+        "predictions = pipeline('image-classification', model='me/student')(Image.new('RGB', (20, 30)))\n"
+        "assert {row['label'] for row in predictions} == {'ant', 'bee', 'cat', 'dog'}, predictions\n"
         f"with torch.no_grad(): torch.save(model(torch.load({str(tmp_path / 'pixels.pt')!r})).logits, {str(tmp_path / 'logits.pt')!r})\n"
     )
     places = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
@@ -139,15 +139,15 @@ def test_what_was_pushed_loads_in_another_process_without_this_package(hub, save
         assert torch.equal(torch.load(tmp_path / "logits.pt"), model(pixels).logits)
 
 
-def test_the_card_that_goes_up_loads_the_model_by_its_name(hub, saved):
+def test_the_uploaded_card_loads_the_model_by_its_name_on_the_hub(hub, saved):
     push(saved, "me/student", api=api(hub))
     card = ModelCard(hub.files("me/student")["README.md"].decode())
     assert 'pipeline("image-classification", model="me/student")' in card.text
     assert (card.data.license, card.data.pipeline_tag) == ("mit", "image-classification")
-    assert 'model="."' in (saved / "README.md").read_text()  # the local one stays as it was
+    assert 'model="."' in (saved / "README.md").read_text()  # the local card is not changed
 
 
-def test_a_card_written_by_hand_goes_up_as_it_is(saved, tmp_path):
+def test_a_card_written_by_hand_is_uploaded_unchanged(saved, tmp_path):
     copy = copied(saved, tmp_path)
     (copy / "README.md").write_text("# mine\n")
     assert {file.path_in_repo: file.path_or_fileobj for file in published_files(copy, "me/x")}[
@@ -155,21 +155,21 @@ def test_a_card_written_by_hand_goes_up_as_it_is(saved, tmp_path):
     ] == b"# mine\n"
 
 
-def test_private_branch_and_tag_are_made(hub, saved):
+def test_a_private_repository_a_branch_and_a_tag_are_created(hub, saved):
     push(saved, "me/student", private=True, branch="trial/one", tag="v1.0", api=api(hub))
     repo = hub.repos["me/student"]
     assert repo["private"] and set(repo["branches"]["trial/one"]) == PUBLISHED and repo["branches"]["main"] == {}
     assert set(repo["tags"]) == {"v1.0"} and len(repo["tags"]["v1.0"]) == 40
 
 
-def test_a_private_push_into_a_public_repository_is_refused_before_anything_goes_up(hub, saved):
+def test_a_private_push_to_a_public_repository_is_refused_before_a_file_is_uploaded(hub, saved):
     api(hub).create_repo("me/student")
     with pytest.raises(PublishError, match="me/student .*public.*--private"):
         push(saved, "me/student", private=True, api=api(hub))
     assert hub.files("me/student") == {}
 
 
-def test_a_dry_run_lists_and_sends_nothing(hub, saved, capsys, monkeypatch):
+def test_a_dry_run_lists_the_files_and_sends_nothing(hub, saved, capsys, monkeypatch):
     monkeypatch.setattr(publishing, "HfApi", lambda: api(hub))
     assert main(["push", str(saved), "me/student", "--private", "--tag", "v1", "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_a_dry_run_lists_and_sends_nothing(hub, saved, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("beginning", "failure", "said"),
+    ("failing_request", "failure", "named"),
     [
         ("POST /api/repos/create", 403, "write access"),
         ("POST /api/models/me/student/preupload", 404, "owner and name"),
@@ -192,10 +192,12 @@ def test_a_dry_run_lists_and_sends_nothing(hub, saved, capsys, monkeypatch):
         ("POST /api/models/me/student/commit", "drop", "connection"),
     ],
 )
-def test_a_failure_is_explained_changes_nothing_and_the_push_can_be_repeated(hub, saved, beginning, failure, said):
+def test_a_failure_is_explained_and_changes_no_file_and_the_push_can_be_repeated(
+    hub, saved, failing_request, failure, named
+):
     before = state_of(saved)
-    hub.failures[beginning] = failure
-    with pytest.raises(PublishError, match=said) as raised:
+    hub.failures[failing_request] = failure
+    with pytest.raises(PublishError, match=named) as raised:
         push(saved, "me/student", api=api(hub))
     assert "me/student" in str(raised.value) and TOKEN not in str(raised.value)
     assert state_of(saved) == before
@@ -212,7 +214,7 @@ def test_the_error_of_a_wrong_token_does_not_contain_the_token(hub, saved):
     assert wrong not in str(raised.value) and hub.repos == {}
 
 
-def test_a_tag_that_exists_is_refused_before_anything_goes_up(hub, saved):
+def test_an_existing_tag_is_refused_before_a_file_is_uploaded(hub, saved):
     push(saved, "me/student", tag="v1", api=api(hub))
     sent = len([path for method, path, _ in hub.received if method in ("POST", "PUT") and "/create" not in path])
     with pytest.raises(PublishError, match="me/student .*'v1'"):
@@ -264,10 +266,10 @@ def test_unfolded_layer_scale_is_refused_and_a_folded_model_is_not(tmp_path):
     }
 
 
-def test_pickled_or_broken_weights_are_refused(saved, tmp_path):
+def test_pickled_or_damaged_weights_are_refused(saved, tmp_path):
     copy = copied(saved, tmp_path)
-    whole = (copy / "model.safetensors").read_bytes()
-    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(PublishError, match=r"model\.safetensors is broken"):
         published_files(copy, "me/x")
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
@@ -275,7 +277,7 @@ def test_pickled_or_broken_weights_are_refused(saved, tmp_path):
         published_files(copy, "me/x")
 
 
-def test_shards_go_up_together_and_an_index_cannot_reach_out_of_the_folder(tmp_path):
+def test_all_shards_are_uploaded_and_an_index_that_names_a_file_outside_the_folder_is_refused(tmp_path):
     tiny.student().save_pretrained(tmp_path, max_shard_size="20KB")
     DeiTImageProcessor.for_image_size((tiny.SIZE, tiny.SIZE)).save_pretrained(tmp_path)
     shards = {path.name for path in tmp_path.glob("*.safetensors")}
@@ -296,11 +298,11 @@ def test_a_folder_without_image_processor_and_a_file_are_refused_with_a_way_to_f
     assert main(["push", str(copy), "me/x", "--dry-run"]) == 2
     assert "processor.save_pretrained(" in capsys.readouterr().err
     assert main(["push", str(copy / "model.safetensors"), "me/x", "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert "is a file" in said and "hf-deit convert" in said and "card" not in said
+    message = capsys.readouterr().err
+    assert str(copy / "model.safetensors") in message and "hf-deit convert" in message and "card" not in message
 
 
-def test_a_student_without_image_processor_is_refused_before_there_is_a_repository(hub, tmp_path, monkeypatch):
+def test_a_student_without_image_processor_is_refused_before_a_repository_is_created(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: HfApi(endpoint=hub.endpoint))
     arguments = tiny.arguments(tmp_path, distillation_type="none", push_to_hub=True, hub_token=TOKEN)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=4)
@@ -310,7 +312,7 @@ def test_a_student_without_image_processor_is_refused_before_there_is_a_reposito
     assert hub.received == []
 
 
-def test_a_token_in_a_card_by_hand_is_refused(saved, tmp_path):
+def test_a_token_in_a_card_written_by_hand_is_refused(saved, tmp_path):
     copy = copied(saved, tmp_path)
     (copy / "README.md").write_text(f"# mine\nlogin with {TOKEN}\n")
     with pytest.raises(PublishError, match=r"README\.md .*token") as raised:
@@ -336,13 +338,13 @@ def test_the_trainer_pushes_the_same_files_at_every_save_and_at_the_end(hub, tmp
     trainer = pushing_trainer(hub, tmp_path, monkeypatch, save_strategy="steps", save_steps=1)
     trainer.train()
     commits = [path for _, path, _ in hub.received if "/commit/" in path]
-    assert len(commits) == 2  # as many as saves
+    assert len(commits) == 2  # one commit per save
     trainer.evaluate()
     (tmp_path / "optimizer.pt").write_bytes(b"\x80never")
     trainer.push_to_hub(license="mit")
-    up = hub.files("me/student")
-    assert set(up) == PUBLISHED
-    card = ModelCard(up["README.md"].decode())
+    uploaded = hub.files("me/student")
+    assert set(uploaded) == PUBLISHED
+    card = ModelCard(uploaded["README.md"].decode())
     assert card.data.license == "mit" and 'model="me/student"' in card.text
     measured = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
     assert measured["top-1 accuracy, prediction"] == trainer.state.log_history[-1]["eval_accuracy"]
@@ -379,13 +381,13 @@ def test_a_run_of_the_command_line_is_pushed_with_its_results(hub, tmp_path, mon
     places = ("--data", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "out"))
     hubs = ("--push_to_hub", "--hub_model_id", "me/insects", "--hub_token", TOKEN)
     assert main(["train", *places, *shape, *steps, *quiet, *hubs]) == 0
-    up = hub.files("me/insects")
-    assert set(up) == PUBLISHED
+    uploaded = hub.files("me/insects")
+    assert set(uploaded) == PUBLISHED
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert json.loads(up["results.json"]) == results
-    card = up["README.md"].decode()
+    assert json.loads(uploaded["results.json"]) == results
+    card = uploaded["README.md"].decode()
     assert f"{results['train_runtime']:,.0f} s" in card and "| validation images | 8 |" in card
-    assert yaml.safe_load(up["recipe.yaml"])["data"] == "./photos"
+    assert yaml.safe_load(uploaded["recipe.yaml"])["data"] == "./photos"
     for _, path, body in hub.received:
         assert TOKEN.encode() not in body and str(tmp_path).encode() not in body, path
     assert len([path for _, path, _ in hub.received if "/commit/" in path]) == 1

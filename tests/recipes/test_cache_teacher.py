@@ -206,7 +206,7 @@ def test_an_odd_batch_size_is_refused_before_the_teacher_is_loaded(data, tmp_pat
 def test_cache_fields_of_a_training_are_refused_when_a_cache_is_built(data, tmp_path, capsys):
     for field in ("--teacher_cache=x", "--verify_teacher_cache=3"):
         message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *TEACHER, *RUN, field)
-        assert field.split("=")[0] in message
+        assert field.split("=")[0] in message and "--out" in message
 
 
 def test_first_view_without_views_builds_up_to_the_last_epoch_of_the_training(data, tmp_path, capsys):

@@ -169,7 +169,9 @@ def test_unreadable_and_unusual_files_are_handled_counted_and_reported(tmp_path,
     counts = {"left_out_at_scan": 2, "left_out_of_validation": 1, "replaced_in_training": 1}
     assert results(tmp_path / "out")["broken_images"] == counts
     for name, count in counts.items():
-        (line,) = [line for line in printed.splitlines() if line.startswith(f"broken images, {name.replace('_', ' ')}")]
+        (line,) = [
+            line for line in printed.splitlines() if line.startswith(f"unreadable images, {name.replace('_', ' ')}")
+        ]
         assert line.split()[-1] == str(count)
     logged = "\n".join(caplog.messages)
     for file in ("text.jpg", "empty.jpg", "train/bee/00.png", "validation/bee/00.png"):

@@ -1,4 +1,4 @@
-"""Show the classes that every head of a model predicts for an image, and the attention of the tokens that the heads read.
+"""Show the classes that every head of a model predicts, and the attention of the tokens that the heads read.
 
 The app needs transformers, torch, numpy, Pillow and gradio. It does not need hf_deit.
 Attention rollout: Abnar and Zuidema, arXiv:2005.00928.
@@ -26,10 +26,10 @@ RAMP = np.array([(20, 10, 60), (170, 30, 90), (250, 140, 20), (255, 250, 180)], 
 
 
 def load(name: str = MODEL) -> tuple[Any, Any]:
-    """Load model and image processor, from the folder of this name beside this file if it exists, else from the Hub."""
+    """Load the model and its image processor from the folder of this name beside this file, else from the Hub."""
     folder = Path(__file__).parent / name
     where = str(folder) if folder.is_dir() else name
-    # Only this implementation returns its attention weights.
+    # Only the eager implementation returns attention weights.
     model, info = AutoModelForImageClassification.from_pretrained(
         where, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **SAFE
     )
@@ -39,7 +39,8 @@ def load(name: str = MODEL) -> tuple[Any, Any]:
         )
     if model.config.model_type not in ("deit", "vit"):
         raise ValueError(
-            f"{name} has model_type={model.config.model_type!r}. This app shows the attention of deit and vit models only."
+            f"{name} has model_type={model.config.model_type!r}. This app shows the attention of deit and vit models "
+            "only."
         )
     return model.eval(), AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
 
@@ -51,47 +52,48 @@ def head_names(model: Any) -> list[str]:
 
 
 def token_names(model: Any) -> list[str]:
-    """Return the names of the tokens that a head reads, in their order before the patches."""
+    """Return the names of the tokens that the heads read, in the order in which they precede the patches."""
     return ["Class token", "Distillation token"][: max(1, len(head_names(model)) - 1)]
 
 
 def patch_attention(
     attentions: Sequence[torch.Tensor], tokens: int, prefix: int, grid: tuple[int, int], how: str = LAST
 ) -> np.ndarray:
-    """Return the share of a token's attention that each patch gets.
+    """Return the share of each leading token's attention that each patch receives.
 
     Args:
-        attentions: The attention weights of each layer, `(1, heads, tokens, tokens)`; row i is the attention of token i.
+        attentions: The attention weights of each layer, `(1, heads, tokens, tokens)`; row i is the attention of token
+            i.
         tokens: Number of leading tokens to return.
         prefix: Number of tokens before the patches.
         grid: Number of rows and columns of patches.
-        how: LAST, the mean of the attention heads of the last layer; or ROLLOUT, the product of all layers, each averaged
-            with the identity.
+        how: LAST, the mean of the attention heads of the last layer; or ROLLOUT, the product of all layers, each
+            averaged with the identity.
 
     Returns:
         `(tokens, rows, columns)`; each map sums to 1.
     """
-    looks = [layer[0].double().mean(dim=0) for layer in attentions]
+    means = [layer[0].double().mean(dim=0) for layer in attentions]
     if how == ROLLOUT:
-        flow = torch.eye(len(looks[0]), dtype=torch.float64)
-        for layer in looks:
+        flow = torch.eye(len(means[0]), dtype=torch.float64)
+        for layer in means:
             flow = (layer + torch.eye(len(layer), dtype=torch.float64)) / 2 @ flow
     else:
-        flow = looks[-1]
+        flow = means[-1]
     maps = flow[:tokens, prefix:]
     maps = maps / maps.sum(dim=1, keepdim=True).clamp_min(1e-12)
     return maps.reshape(tokens, *grid).numpy()
 
 
 def seen_pixels(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
-    """Return the image that the model sees, with its normalisation undone."""
+    """Return the image that the model sees, with the normalisation undone."""
     mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
     pixels = (pixel_values[0] * std + mean).clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Draw a map over the image that the model saw, from the lowest attention (dark) to the highest (bright)."""
+    """Draw an attention map over the image that the model saw, from the lowest value (dark) to the highest (bright)."""
     scale = SIDE / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     level = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-12)
@@ -110,8 +112,8 @@ def predict(
     """Predict the classes of one image.
 
     Returns:
-        The TOP classes of each head with their probabilities (independent ones if the model is multi-label); the map of each
-        token; the image as the model saw it.
+        The TOP classes of each head with their probabilities (which are independent if the model is multi-label), the
+        attention map of each token, and the image that the model saw.
     """
     image = ImageOps.exif_transpose(image).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
@@ -119,45 +121,46 @@ def predict(
     heads = [output.logits]
     if len(head_names(model)) == 3:
         heads += [output.cls_logits, output.distillation_logits]
-    several = model.config.problem_type == "multi_label_classification"
-    answers = []
+    multi_label = model.config.problem_type == "multi_label_classification"
+    predictions = []
     for logits in heads:
-        shares = logits[0].sigmoid() if several else logits[0].softmax(dim=-1)
-        best = shares.topk(min(TOP, len(shares)))
-        # With its number where two classes have the same name (ImageNet's "crane").
-        answers.append(_named(model.config.id2label, best.indices.tolist(), best.values.tolist()))
+        probabilities = logits[0].sigmoid() if multi_label else logits[0].softmax(dim=-1)
+        best = probabilities.topk(min(TOP, len(probabilities)))
+        predictions.append(_named(model.config.id2label, best.indices.tolist(), best.values.tolist()))
     patch = model.config.patch_size
     high, wide = (patch, patch) if isinstance(patch, int) else patch
     height, width = pixel_values.shape[-2:]
     prefix = 2 if model.config.model_type == "deit" else 1
     maps = patch_attention(output.attentions, len(token_names(model)), prefix, (height // high, width // wide), how=how)
-    return answers, list(maps), seen_pixels(pixel_values, processor)
+    return predictions, list(maps), seen_pixels(pixel_values, processor)
 
 
-def _named(names: dict[int, str], indices: list[int], shares: list[float]) -> dict[str, float]:
+def _named(names: dict[int, str], indices: list[int], probabilities: list[float]) -> dict[str, float]:
+    """Return probabilities by class name. A name that two classes have (ImageNet's "crane") gets the class number."""
     twice = {names[index] for index in indices if sum(names[other] == names[index] for other in indices) > 1}
     return {
-        f"{names[index]} ({index})" if names[index] in twice else names[index]: share
-        for index, share in zip(indices, shares, strict=True)
+        f"{names[index]} ({index})" if names[index] in twice else names[index]: probability
+        for index, probability in zip(indices, probabilities, strict=True)
     }
 
 
 def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
-    """Build the page."""
+    """Build the page of the app."""
     import gradio
 
     heads, tokens = head_names(model), token_names(model)
 
-    def answer(image: Image.Image | None, how: str) -> list[Any]:
+    def update(image: Image.Image | None, how: str) -> list[Any]:
         if image is None:
             return [None] * (len(heads) + len(tokens) + 1)
-        answers, maps, seen = predict(model, processor, image, how)
+        predictions, maps, seen = predict(model, processor, image, how)
         shown = seen.resize([round(side * SIDE / max(seen.size)) for side in seen.size], Image.Resampling.BICUBIC)
-        return [*answers, shown, *(overlay(seen, attention) for attention in maps)]
+        return [*predictions, shown, *(overlay(seen, attention) for attention in maps)]
 
     with gradio.Blocks(title=title) as demo:
         gradio.Markdown(
-            f"# {title}\nDrop an image to see the classes that each head predicts, and the attention of the tokens that the heads read."
+            f"# {title}\nDrop an image to see the classes that each head predicts, and the attention of the tokens "
+            "that the heads read."
         )
         with gradio.Row():
             image = gradio.Image(type="pil", label="Image", height=SIDE)
@@ -176,7 +179,7 @@ def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
             "Each map is scaled to its own range, from the lowest attention (dark) to the highest (bright)."
         )
         for event in (image.change, how.change, start.click):
-            event(answer, [image, how], [*labels, *pictures])
+            event(update, [image, how], [*labels, *pictures])
     return demo
 
 
