@@ -24,9 +24,8 @@ STAGING_PREFIX = "_incomplete-"
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under a temporary name, then rename the file to `path`."""
-    temporary = path.with_name(
-        f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}"
-    )  # unique, because two processes may write at once
+    # The temporary name is unique, because two processes may write at the same time.
+    temporary = path.with_name(f"{STAGING_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
     os.replace(temporary, path)
 

@@ -158,9 +158,8 @@ def top_k_distillation_loss(
     student_rest = scaled.scatter(-1, top_indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
     student = torch.cat([scaled.gather(-1, top_indices), student_rest], dim=-1) * tau
     teacher = torch.cat([_at_least_float32(top_logits), tau * rest[:, None].to(scaled.dtype)], dim=-1)
-    divergence = soft_distillation_loss(
-        student, teacher, tau
-    )  # over K + 1 outcomes; the last one joins all other classes
+    # The divergence is over K + 1 outcomes. The last one joins all other classes.
+    divergence = soft_distillation_loss(student, teacher, tau)
     return _reduced(divergence, reduction, student_logits.shape[-1])
 
 

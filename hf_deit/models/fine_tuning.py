@@ -90,8 +90,7 @@ def distilled_from_plain(
     of the head of the plain student. There are two ways to initialise the distillation token:
 
     - "copy": a copy of the class token and its position embedding. Both heads give equal logits at first, but all
-    tokens
-      now attend to two class tokens.
+      tokens now attend to two class tokens.
     - "new": a random token (truncated normal, std `initializer_range`, 0.02 by default) with a position embedding of
       zeros. This changes the logits of the class head less, but the distillation head predicts at chance at first.
 

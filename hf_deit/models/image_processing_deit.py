@@ -163,10 +163,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit_grey(image)
-    elif image.mode in (
-        "La",
-        "RGBa",
-    ):  # premultiplied alpha, which Pillow converts only to the mode without premultiplication
+    elif image.mode in ("La", "RGBa"):  # Pillow converts premultiplied alpha only to LA and RGBA
         image = image.convert(image.mode.upper())
     # The method returns an image in transformers 5.17 and an array in 5.24. The function convert_to_rgb is not used
     # because it logs a warning in 5.24.
