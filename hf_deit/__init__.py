@@ -1,4 +1,7 @@
-"""hf_deit: data-efficient image transformers (DeiT) for Hugging Face. Public names, imported on first use."""
+"""Data-efficient image transformers (DeiT) for Hugging Face.
+
+The public names are imported on first use, so that `import hf_deit` itself is fast.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

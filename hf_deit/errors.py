@@ -1,6 +1,7 @@
 """The errors of this package. The command line prints their message without a traceback.
 
-A `UserError` ends a command with exit code 2: something given cannot be used. A `NonFiniteLossError` ends it with 1.
+A `UserError` means that an input cannot be used; it ends a command with exit code 2. A `NonFiniteLossError` ends a
+command with exit code 1.
 """
 
 import contextlib
@@ -8,45 +9,45 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(ValueError):
-    """Something given to the package cannot be used; the message says what was given, what is allowed, and how to fix it."""
+    """Error for an input that cannot be used. The message states what was given, what is allowed, and how to fix it."""
 
 
 class DataError(UserError):
-    """Data that cannot be trained on; the message names the file, class or column and the remedy."""
+    """Error for data that cannot be used. The message names the file, class or column, and how to fix it."""
 
 
 class RecipeError(UserError):
-    """Fields or arguments that are unknown, missing or impossible, or that do not go together.
+    """Error for fields or arguments that are unknown, missing or invalid, or that contradict each other.
 
     Attributes:
-        problems: Where the message numbers several problems, an error for each.
+        problems: One error for each problem, if the message lists several problems; otherwise empty.
     """
 
     problems: tuple[UserError, ...] = ()
 
 
 class TeacherError(UserError):
-    """A teacher that cannot teach this student; the message says what differs and how to fix it."""
+    """Error for a teacher that cannot teach this student. The message states what differs and how to fix it."""
 
 
 class TeacherCacheError(UserError):
-    """A teacher cache that is damaged, unfinished or made for something else; the message names what differs."""
+    """Error for a teacher cache that is damaged, unfinished or made for another run. The message names what differs."""
 
 
 class ResumeError(UserError):
-    """A checkpoint that the present run cannot resume from; the message names the field that differs."""
+    """Error for a checkpoint that the current run cannot resume from. The message names the field that differs."""
 
 
 class PublishError(UserError):
-    """A model, card or Space that cannot be published, or that the Hub did not take."""
+    """Error for a model, card or Space that cannot be published, or that the Hub refused."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training diverged; the message holds the step, the loss terms and the learning rate."""
+    """Error for training that diverged. The message contains the step, the loss terms and the learning rate."""
 
 
 def numbered(problems: Sequence[str]) -> str:
-    """Return one message for several problems, or the only one unchanged."""
+    """Return one message that lists all problems. A single problem is returned unchanged."""
     if len(problems) == 1:
         return problems[0]
     rows = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
@@ -54,7 +55,7 @@ def numbered(problems: Sequence[str]) -> str:
 
 
 class Problems:
-    """Collects errors that a user can fix, so that they are raised together."""
+    """Collection of errors that a user can fix, so that all of them are raised together."""
 
     def __init__(self) -> None:
         self._errors: list[UserError] = []
@@ -65,28 +66,28 @@ class Problems:
 
     @property
     def errors(self) -> list[UserError]:
-        """What was collected, in this order."""
+        """The collected errors, in the order in which they were added."""
         return list(self._errors)
 
     def extend(self, errors: Iterable[UserError]) -> None:
-        """Add errors, each of several problems as one by one."""
+        """Add errors. An error that lists several problems is added as one error per problem."""
         for error in errors:
             self._errors += problems_of(error)
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keep an error that is raised inside, and continue after the block."""
+        """Catch and collect a `UserError` that the block raises; execution continues after the block."""
         try:
             yield
         except UserError as error:
             self.extend([error])
 
     def raise_all(self) -> None:
-        """Raise what was collected.
+        """Raise the collected errors; do nothing if there are none.
 
         Raises:
-            UserError: There was one problem; it is raised as it is.
-            RecipeError: There were several; its `problems` are the errors.
+            UserError: One error was collected; this error is raised unchanged.
+            RecipeError: Several errors were collected; its `problems` contain them.
         """
         if len(self._errors) == 1:
             raise self._errors[0]
@@ -97,14 +98,15 @@ class Problems:
 
 
 def problems_of(error: UserError) -> list[UserError]:
-    """Return the problems that an error names: several of a `RecipeError` that has several, else the error itself."""
+    """Return the problems that an error lists, one error each. An error that lists none is returned itself."""
     return list(getattr(error, "problems", ())) or [error]
 
 
 def own_message(error: UserError) -> str:
-    """Return the message that an error was raised with.
+    """Return the message that an error was originally raised with.
 
-    A data loader raises the error of a worker again with the worker's traceback as its text, the message at the end.
+    When a worker of a data loader raises an error, PyTorch raises it again in the main process, and its text becomes
+    the traceback of the worker. The original message is at the end of this text.
     """
     text = str(error)
     if not (text.startswith("Caught ") and "Traceback (most recent call last)" in text):

@@ -1,4 +1,4 @@
-"""Digests of values and files, and which fields differ between two descriptions."""
+"""Digests of values and files, and the comparison of two descriptions field by field."""
 
 import dataclasses
 import hashlib
@@ -19,13 +19,14 @@ def short_digest_of(content: Any) -> str:
 
 
 def describe_fields(instance: Any, always: Collection[str]) -> dict[str, Any]:
-    """Return the fields of a dataclass for a description that is kept in files and compared later.
+    """Return the fields of a dataclass, for a description that is saved in files and compared later.
 
-    A field that a later version adds is left out while it has its default, so that files written before it still match.
+    A field that a later version of this package adds is left out while it has its default value, so that files of
+    earlier versions still match.
 
     Args:
-        instance: A dataclass.
-        always: Names of the fields that are always there: those of the first version.
+        instance: A dataclass instance.
+        always: Names of the fields that are always included: those of the first version.
     """
     defaults = {entry.name: entry.default for entry in dataclasses.fields(instance)}
     fields = dataclasses.asdict(instance)
@@ -43,10 +44,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Gives `{field: (saved value, present value)}` of what differs between two runs.
+    """Return the fields that differ between two runs, as `{field: (saved value, present value)}`.
 
-    Fields that only one side has (another version of transformers wrote the other) are not compared, except the model's,
-    the data's and the teacher's own.
+    A field of the recipe that only one side has is not compared, because another version of transformers may have
+    written the other side. All other fields (of the model, the data and the teacher) are always compared.
     """
     both = saved.get("recipe", {}).keys() & present.get("recipe", {}).keys()
     saved, present = (
@@ -61,13 +62,13 @@ def changed_fields(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict
 
 
 def differences(changed: Mapping[str, tuple[Any, Any]], one: str, other: str) -> str:
-    """The lines that name what differs; `one` and `other` say where the two values are from."""
+    """Return one line per field that differs. `one` and `other` describe where the two values come from."""
     shown = {field: ["nothing" if value is None else repr(value) for value in pair] for field, pair in changed.items()}
     return "\n".join(f"  {field}: {was} {one}, {now} {other}" for field, (was, now) in shown.items())
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**22):

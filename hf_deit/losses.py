@@ -1,8 +1,8 @@
-"""Losses: pure functions of tensors that give one value an image.
+"""Losses: pure functions of tensors that return one value per image.
 
-Every function returns `(batch,)` in float32 (float64 for float64 logits), so that a caller can average over any number of
-images, batches and processes; `distillation_terms` puts them together to the named terms the trainer logs. What is
-averaged and when is the trainer's business.
+Every loss has the shape `(batch,)` and is in float32 (float64 for float64 logits), so that a caller can average it over
+any number of images, batches and processes. `distillation_terms` combines the losses into the named terms that the
+trainer logs. The averaging itself is in trainer/.
 
 Paper: Touvron et al., arXiv:2012.12877, section 4 (soft: eq. 2, hard: eq. 3); soft distillation: Hinton et al.,
 arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
@@ -18,30 +18,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
-# Beside "none" these are the keys of DISTILLATION_LOSSES, at the end of this file.
+# Apart from "none", these are the keys of DISTILLATION_LOSSES at the end of this file.
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
 DISTILLATION_REDUCTIONS = ("image", "official")
-# Torch leaves out labels of -100 by default; here every image has a label, and one that is none must not count as learned.
+# The `ignore_index` of the cross-entropy. PyTorch ignores labels of -100 by default. Here every image has a label, and
+# an invalid label such as -100 must raise an error and must not give a loss of 0.
 _NOTHING = torch.iinfo(torch.int64).min
-# The paper's weight of the distillation term for each type.
+# Default weight α of the distillation term for each type, from the paper.
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 
 
 class ProblemType(StrEnum):
-    """What the labels of an image are: the values of `config.problem_type` in transformers.
+    """Kind of the labels: the values of `config.problem_type` in transformers.
 
-    A member equals its text, and is written as its text in messages, JSON files and format strings.
+    A member equals its string, and is written as this string in messages, JSON files and format strings.
 
     Raises:
-        ValueError: `ProblemType(text)` of an unknown text.
+        ValueError: The value given to `ProblemType(value)` is unknown.
     """
 
     SINGLE_LABEL = "single_label_classification"
     MULTI_LABEL = "multi_label_classification"
     REGRESSION = "regression"
 
-    __repr__ = str.__repr__  # in messages, as any other text
+    __repr__ = str.__repr__  # so that messages show it like any other string
 
     @classmethod
     def _missing_(cls, value: object) -> None:
@@ -55,33 +56,34 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
-            f"Student logits are {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}: both must "
-            "be (batch, num_labels) over the same classes. Align the teacher's classes first (Teacher does, by name)."
+            f"Student logits are {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}: both "
+            "must be (batch, num_labels) over the same classes. Align the classes of the teacher first, for example "
+            "with Teacher.align."
         )
 
 
 def soft_distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, tau: float = 3.0, reduction: str = "image"
 ) -> Tensor:
-    """τ² · KL(softmax(teacher/τ) ‖ softmax(student/τ)), arXiv:2012.12877 eq. 2.
+    """Compute the soft distillation loss τ² · KL(softmax(teacher/τ) ‖ softmax(student/τ)), arXiv:2012.12877 eq. 2.
 
     Args:
         student_logits: `(batch, num_labels)`.
         teacher_logits: `(batch, num_labels)`.
-        tau: Softmax temperature τ > 0; above 1 it softens both distributions.
-        reduction: "image": the KL of each image, summed over the classes. "official": divided by the number of classes
-            as well, as the official code does (`num_labels` times smaller).
+        tau: Softmax temperature τ > 0. A value above 1 softens both distributions.
+        reduction: "image": the KL divergence of each image, summed over the classes. "official": this sum divided by
+            the number of classes, as in the official code.
 
     Returns:
         `(batch,)`.
 
     Raises:
-        ValueError: Shapes differ, τ is not positive or the reduction is unknown.
+        ValueError: The shapes differ, τ is not positive, or the reduction is unknown.
     """
     _check_pair(student_logits, teacher_logits)
     if not tau > 0:
         raise ValueError(
-            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0 use hard distillation."
+            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0, use hard distillation."
         )
     student_log_probs = F.log_softmax(_at_least_float32(student_logits) / tau, dim=-1)
     teacher_log_probs = F.log_softmax(_at_least_float32(teacher_logits) / tau, dim=-1)
@@ -96,18 +98,18 @@ def _reduced(divergence: Tensor, reduction: str, num_labels: int) -> Tensor:
 
 
 def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's decision, arXiv:2012.12877 eq. 3; neither smoothed nor tempered.
+    """Compute the cross-entropy with the teacher's decision, arXiv:2012.12877 eq. 3, without smoothing or temperature.
 
     Args:
         student_logits: `(batch, num_labels)`.
-        teacher_logits: `(batch, num_labels)`, of which only the arg max counts; or the decisions themselves, class indices
-            `(batch,)`.
+        teacher_logits: Logits `(batch, num_labels)`, of which only the arg max is used, or the decisions themselves as
+            integer class indices `(batch,)`.
 
     Returns:
         `(batch,)`.
 
     Raises:
-        ValueError: Shapes differ.
+        ValueError: The shapes differ.
     """
     if teacher_logits.ndim == 1 and not teacher_logits.is_floating_point():
         decisions = teacher_logits.long()
@@ -125,35 +127,39 @@ def top_k_distillation_loss(
     tau: float = 3.0,
     reduction: str = "image",
 ) -> Tensor:
-    """Soft distillation from the teacher's K largest logits: all other classes count as one, for teacher and student.
+    """Compute the soft distillation loss from the teacher's K largest logits.
 
-    τ² · KL over K + 1 outcomes. Joining outcomes never raises a KL, so this is at most the loss of all logits, and it is that
-    loss where student and teacher share the rest out alike; how the student shares it out is left free.
+    The loss is τ² · KL over K + 1 outcomes: the K classes, and all other classes joined into one outcome, for teacher
+    and student. Joining outcomes never increases a KL divergence, so this loss is at most the loss on all logits. The
+    two are equal if student and teacher distribute the remaining probability over the other classes in the same
+    proportions. The loss does not constrain how the student distributes it.
 
     Args:
         student_logits: `(batch, num_labels)`.
         top_logits: The teacher's K largest logits `(batch, K)`, K < num_labels.
-        top_indices: Their classes `(batch, K)`.
-        rest: log Σ exp(logit / τ) over the teacher's other classes `(batch,)`, made for this very τ.
+        top_indices: The classes of these logits `(batch, K)`.
+        rest: log Σ exp(logit / τ) over the teacher's other classes `(batch,)`, computed with the same τ.
         tau: Softmax temperature τ > 0.
-        reduction: As `soft_distillation_loss`.
+        reduction: See `soft_distillation_loss`.
 
     Returns:
         `(batch,)`.
 
     Raises:
-        ValueError: K is not below the number of classes; τ or the reduction as `soft_distillation_loss`.
+        ValueError: K is not below the number of classes, τ is not positive, or the reduction is unknown.
     """
     if not top_logits.shape[-1] < student_logits.shape[-1]:
         raise ValueError(
-            f"{top_logits.shape[-1]} of {student_logits.shape[-1]} logits are no top-K: with all of them use "
+            f"The teacher gives its {top_logits.shape[-1]} largest logits and the student has "
+            f"{student_logits.shape[-1]}: K must be below the number of classes. If all logits are given, use "
             "soft_distillation_loss."
         )
     scaled = _at_least_float32(student_logits) / tau
     student_rest = scaled.scatter(-1, top_indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
     student = torch.cat([scaled.gather(-1, top_indices), student_rest], dim=-1) * tau
     teacher = torch.cat([_at_least_float32(top_logits), tau * rest[:, None].to(scaled.dtype)], dim=-1)
-    divergence = soft_distillation_loss(student, teacher, tau)  # of K + 1 outcomes, the rest being the last
+    # The divergence is over K + 1 outcomes. The last one joins all other classes.
+    divergence = soft_distillation_loss(student, teacher, tau)
     return _reduced(divergence, reduction, student_logits.shape[-1])
 
 
@@ -164,29 +170,31 @@ def base_loss(
     label_smoothing: float = 0.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """The loss of one head on the labels.
+    """Compute the loss of one head on single-label targets.
 
     Args:
         logits: `(batch, num_labels)`.
         labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`.
         kind: "cross_entropy", or "binary_cross_entropy": a mean over the classes in which every label above 0 counts as
-            1 (both classes of a mixed image are present), as the official code.
-        label_smoothing: Share in [0, 1) of the label that is spread evenly over the classes; cross-entropy only.
-        weight: `(num_labels,)`, how much the presence of each class counts: cross-entropy multiplies each class's share of
-            the label, binary cross-entropy the terms of the classes that are present. Default: all 1.
+            1, as in the official code. Both classes of a mixed image are then present.
+        label_smoothing: Share in [0, 1) of the label that is distributed evenly over the classes. For cross-entropy
+            only.
+        weight: Weight of each class `(num_labels,)`. Cross-entropy multiplies the share of each class in the label by
+            it, binary cross-entropy the terms of the classes that are present. Default: all 1.
 
     Returns:
         `(batch,)`.
 
     Raises:
-        ValueError: Labels of another shape, an unknown kind, or smoothing together with binary cross-entropy.
+        ValueError: The shape or type of the labels is invalid, the kind is unknown, the smoothing is outside [0, 1), or
+            smoothing is combined with binary cross-entropy.
     """
     _check_labels(logits, labels)
     logits = _at_least_float32(logits)
     weight = None if weight is None else weight.to(logits)
     if kind == "cross_entropy":
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing}: a share in [0, 1) (paper: 0.1).")
+            raise ValueError(f"label_smoothing={label_smoothing}: it must be in [0, 1) (paper: 0.1).")
         if labels.ndim == 2:
             labels = labels.to(logits.dtype)
         else:
@@ -195,11 +203,11 @@ def base_loss(
             logits, labels, weight, ignore_index=_NOTHING, reduction="none", label_smoothing=label_smoothing
         )
     if kind != "binary_cross_entropy":
-        raise ValueError(f"base loss {kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
+        raise ValueError(f"base_loss={kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
     if label_smoothing:
         raise ValueError(
-            f"label_smoothing={label_smoothing} with binary_cross_entropy: every smoothed label is above 0 and would "
-            "count as present. Set the smoothing to 0 or use cross_entropy."
+            f"label_smoothing={label_smoothing} with binary_cross_entropy: every smoothed label is above 0, so every "
+            "class would count as present. Set label_smoothing to 0, or use cross_entropy."
         )
     present = labels > 0 if labels.ndim == 2 else F.one_hot(labels.long(), logits.shape[-1])
     present = present.to(logits.dtype)
@@ -207,14 +215,14 @@ def base_loss(
 
 
 def balanced_weights(labels: Sequence[int], num_labels: int) -> Tensor:
-    """Gives each class the weight n / (C · count), so that all classes count alike and an image 1 on average.
+    """Compute the weight n / (C · count) of each class, so that all classes count equally and the mean per image is 1.
 
     Args:
-        labels: Class index of each of the n training images.
+        labels: Class indices of the n training images.
         num_labels: Number of classes C.
 
     Returns:
-        `(num_labels,)` float32; 0 for a class without images.
+        `(num_labels,)` in float32; the weight is 0 for a class without images.
     """
     counts = torch.bincount(torch.as_tensor(labels, dtype=torch.long), minlength=num_labels)
     weights = len(labels) / (num_labels * counts.clamp(min=1).double())
@@ -227,27 +235,30 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
     soft = labels.shape == logits.shape and labels.is_floating_point()
     if not indices and not soft:
         raise ValueError(
-            f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} for logits {tuple(logits.shape)}: give class "
-            "indices (batch,) as integers or soft labels (batch, num_labels) as floats. For multi-label 0/1 or regression "
-            'set config.problem_type to "multi_label_classification" or "regression".'
+            f"The labels have the shape {tuple(labels.shape)} and the type {labels.dtype}, and the logits have the "
+            f"shape {tuple(logits.shape)}. Give class indices (batch,) as integers or soft labels (batch, num_labels) "
+            "as floats. "
+            'For multi-label 0/1 targets, set config.problem_type to "multi_label_classification"; for numbers, set it '
+            'to "regression".'
         )
 
 
 def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
-    """The loss of one head on labels of any `problem_type` of transformers.
+    """Compute the loss of one head on labels of any `problem_type` of transformers.
 
     Args:
         logits: `(batch, num_labels)`.
-        labels: As `base_loss`; multi-label 0/1 `(batch, num_labels)`; regression `(batch, num_labels)` or, for one
-            output, `(batch,)`.
-        problem_type: "single_label_classification", "multi_label_classification", "regression", or None: regression
-            for a single output, else classification. Unlike stock transformers, float labels then mean soft labels.
+        labels: For single-label classification, see `base_loss`. For multi-label classification, 0 and 1 as
+            `(batch, num_labels)`. For regression, `(batch, num_labels)` or, with one output, `(batch,)`.
+        problem_type: "single_label_classification", "multi_label_classification", "regression", or None. None means
+            regression if the head has a single output, and single-label classification otherwise. Float labels are then
+            soft labels; stock transformers would treat them as multi-label targets.
 
     Returns:
         `(batch,)`.
 
     Raises:
-        ValueError: Labels of another shape.
+        ValueError: The shape of the labels does not match the logits, or the problem type is unknown.
     """
     if problem_type is None:
         problem_type = ProblemType.REGRESSION if logits.shape[-1] == 1 else ProblemType.SINGLE_LABEL
@@ -257,7 +268,8 @@ def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = N
     logits = _at_least_float32(logits)
     if labels.numel() != logits.numel() or labels.shape[0] != logits.shape[0]:
         raise ValueError(
-            f"{problem_type} takes labels {tuple(logits.shape)}, one a logit, and got {tuple(labels.shape)}."
+            f"problem_type={str(problem_type)!r} needs one label per logit: labels of the shape {tuple(logits.shape)}, "
+            f"but they have the shape {tuple(labels.shape)}."
         )
     labels = labels.reshape(logits.shape).to(logits.dtype)
     elementwise: Callable = F.mse_loss if problem_type is ProblemType.REGRESSION else F.binary_cross_entropy_with_logits
@@ -270,7 +282,7 @@ def distillation_terms(
     teacher_loss: Callable[[Tensor], Tensor] | None = None,
     alpha: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The training loss and its parts, by name: what learns from what.
+    """Compute the training loss and its terms, by name. The table shows what each head learns from.
 
     | student | teacher | cls_loss | distillation_loss | loss |
     |---|---|---|---|---|
@@ -281,12 +293,13 @@ def distillation_terms(
 
     Args:
         heads: `logits`, and for two heads `cls_logits` and `distillation_logits`, each `(batch, num_labels)`.
-        label_loss: Gives `(batch,)` for a head's logits and the labels.
-        teacher_loss: Gives `(batch,)` for a head's logits and the teacher's; None without a teacher.
-        alpha: Weight α in [0, 1] of the teacher's term, in every mode (the paper's λ).
+        label_loss: Function that returns the loss `(batch,)` of a head's logits on the labels.
+        teacher_loss: Function that returns the loss `(batch,)` of a head's logits on the teacher outputs; None without
+            a teacher.
+        alpha: Weight α in [0, 1] of the distillation term, for soft and hard distillation (the paper's λ).
 
     Returns:
-        `loss`, `cls_loss` and, where it exists, `distillation_loss`, each `(batch,)`.
+        `loss`, `cls_loss` and, except for one head without a teacher, `distillation_loss`, each `(batch,)`.
     """
     cls_loss = label_loss(heads.get("cls_logits", heads["logits"]))
     distillation_head = heads.get("distillation_logits", heads["logits"])
@@ -301,14 +314,14 @@ def distillation_terms(
     return {"loss": loss, "cls_loss": cls_loss, "distillation_loss": distillation_loss}
 
 
-# Names of a teacher's outputs in a batch. A live teacher or a dense cache gives `teacher_logits` `(batch, num_labels)`; a hard
-# cache `teacher_labels` `(batch,)`; a top-K cache `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
-# `teacher_rest` `(batch,)`.
+# Names of the teacher outputs in a batch. A live teacher and a dense cache provide `teacher_logits` `(batch,
+# num_labels)`. A hard cache provides `teacher_labels` `(batch,)`. A top-K cache provides `teacher_top_logits` and
+# `teacher_top_indices` `(batch, K)`, and `teacher_rest` `(batch,)`.
 TEACHER_OUTPUTS = ("teacher_logits", "teacher_labels", "teacher_top_logits", "teacher_top_indices", "teacher_rest")
 
 
 def teacher_decisions(teacher_outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the class `(batch,)` that a teacher decides for; None where there are no outputs of a teacher."""
+    """Return the teacher's class decisions `(batch,)`, or None if there are no teacher outputs."""
     if "teacher_logits" in teacher_outputs:
         return teacher_outputs["teacher_logits"].argmax(dim=-1)
     if "teacher_top_indices" in teacher_outputs:
@@ -319,19 +332,19 @@ def teacher_decisions(teacher_outputs: Mapping[str, Tensor]) -> Tensor | None:
 def teacher_loss(
     teacher_outputs: Mapping[str, Tensor], *, distillation_type: str, tau: float, reduction: str
 ) -> Callable[[Tensor], Tensor] | None:
-    """Return the function that gives the loss `(batch,)` of a head's logits on a teacher's outputs.
+    """Return a function that computes the loss `(batch,)` of a head's logits on the teacher outputs.
 
     Args:
-        teacher_outputs: By the names of `TEACHER_OUTPUTS`; other entries are not used.
+        teacher_outputs: Tensors under the names of `TEACHER_OUTPUTS`. Other entries are ignored.
         distillation_type: "hard" or "soft".
         tau: Temperature of soft distillation.
-        reduction: As `soft_distillation_loss`.
+        reduction: See `soft_distillation_loss`.
 
     Returns:
-        A function of `(batch, num_labels)`; None where there are no outputs of a teacher.
+        A function of the logits `(batch, num_labels)`, or None if there are no teacher outputs.
 
     Raises:
-        ValueError: The type is unknown, or "none".
+        ValueError: The distillation type is unknown or "none".
     """
     if distillation_type not in DISTILLATION_LOSSES:
         raise ValueError(f"distillation_type={distillation_type!r}: choose one of {', '.join(DISTILLATION_LOSSES)}.")
@@ -354,6 +367,7 @@ def _hard_loss(teacher_outputs: Mapping[str, Tensor], **unused: Any) -> Callable
     return functools.partial(hard_distillation_loss, teacher_logits=teacher_decisions(teacher_outputs))
 
 
-# The losses on a teacher's outputs, by `distillation_type`: functions of the outputs, tau and reduction that return the loss
-# `(batch,)` of a head's logits. A new loss is added here, with its default weight in DEFAULT_ALPHA.
+# The losses on the teacher outputs, by `distillation_type`. Each entry is a function of the teacher outputs, tau and
+# reduction; it returns a function that computes the loss `(batch,)` of a head's logits. A new loss is added here, to
+# DISTILLATION_TYPES, and with its default weight to DEFAULT_ALPHA.
 DISTILLATION_LOSSES = {"soft": _soft_loss, "hard": _hard_loss}

@@ -1,4 +1,7 @@
-"""The old place of `distillation.factories`: saved teachers (teacher.json) and command lines name factories here."""
+"""Former module of the network factories, now in distillation/factories.py.
+
+Saved teachers (teacher.json) and existing command lines still name the factories of this module.
+"""
 
 from .distillation.factories import efficientnet_lite0
 

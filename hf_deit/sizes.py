@@ -1,4 +1,4 @@
-"""Sizes of images in pixels: `(height, width)` from what configurations hold and from what a user gives."""
+"""Image sizes in pixels, as `(height, width)`, from the values in configurations and from the input of users."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from .errors import RecipeError
 
 
 def as_pair(size: int | Iterable[int]) -> tuple[int, int]:
-    """Return `(height, width)` in pixels for a number or a pair, as configurations hold it."""
+    """Return `(height, width)` in pixels for one number or a pair, the two forms in a configuration."""
     if isinstance(size, Iterable):
         height, width = size
         return height, width
@@ -14,14 +14,14 @@ def as_pair(size: int | Iterable[int]) -> tuple[int, int]:
 
 
 def as_size(name: str, value: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return `(height, width)` for one number of pixels, or for two; None stays None.
+    """Return `(height, width)` for one or two numbers of pixels. None is returned unchanged.
 
     Args:
-        name: Field that the value belongs to, for the message.
-        value: Pixels: one number, alone or in a sequence, or height and width.
+        name: Name of the field, for the error message.
+        value: One number (alone or in a sequence), or a sequence of height and width.
 
     Raises:
-        RecipeError: There are more than two numbers, or none, or one is not a whole number above 0.
+        RecipeError: The value is not one or two numbers, or a number is not a whole number above 0.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Where something cannot be written is told before the work, with exit code 2, and nothing is left behind."""
+"""Tests of output paths: invalid paths are refused before the work with exit code 2, and nothing is left behind."""
 
 import os
 
@@ -33,37 +33,37 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 @pytest.mark.parametrize("kind", ["below a file", "not writable"])
-def test_a_place_that_is_none_is_told(model, tmp_path, capsys, monkeypatch, name, kind):
+def test_an_output_path_that_cannot_be_created_is_refused(model, tmp_path, capsys, monkeypatch, name, kind):
     place = tmp_path / "place"
     if kind == "below a file":
         place.write_text("mine")
     else:
         place.mkdir()
-        # The tests may run as root, who may write everywhere.
+        # The tests may run as root, who can write everywhere.
         monkeypatch.setattr(files.os, "access", lambda path, mode: path != place)
     out = str(place / "deep" / "out")
     assert main([word.replace("MODEL", str(model)).replace("OUT", out) for word in COMMANDS[name]]) == 2
-    said = capsys.readouterr().err
-    assert f"{place} is a file" in said if kind == "below a file" else f"{place} may not be written to" in said
+    message = capsys.readouterr().err
+    assert f"{place} is a file" in message if kind == "below a file" else f"{place} is not writable" in message
     assert [path.name for path in tmp_path.rglob("*")] == ["place"]
 
 
-def test_a_mount_point_is_told_to_be_one(tmp_path, monkeypatch):
+def test_a_mount_point_is_refused(tmp_path, monkeypatch):
     torch.save(timm_weights(), tmp_path / "w.pth")
     (tmp_path / "disk").mkdir()
     monkeypatch.setattr(files.os.path, "ismount", lambda path: os.fspath(path) == os.fspath(tmp_path / "disk"))
-    with pytest.raises(UserError, match="mount point.*a new folder in it"):
+    with pytest.raises(UserError, match="disk is a mount point"):
         new_folder(tmp_path / "disk")
     assert new_folder(tmp_path / "disk" / "in") == tmp_path / "disk" / "in"
 
 
-def test_checking_makes_nothing(tmp_path):
+def test_checking_a_path_creates_nothing(tmp_path):
     check_place(tmp_path / "a" / "b")
     new_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_system_refuses_ends_with_code_2_and_the_path(model, tmp_path, capsys, monkeypatch):
+def test_an_error_of_the_system_ends_with_exit_code_2_and_names_the_path(model, tmp_path, capsys, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 

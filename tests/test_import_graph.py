@@ -1,4 +1,4 @@
-"""Who imports whom: the order of the wings, no cycle, a root that costs nothing, and every public name without extras."""
+"""Tests of imports: the order of the wings, no cycles, a fast `import hf_deit`, and no need for optional packages."""
 
 import ast
 import graphlib
@@ -15,10 +15,10 @@ from packaging.version import Version
 import hf_deit
 
 PACKAGE = Path(hf_deit.__file__).parent
-# Lowest first: a file may import its own wing and those before it.
+# From the lowest to the highest: a module may import modules of its own wing and of the wings before it.
 WINGS = ["root", "models", "data", "hub", "distillation", "trainer", "recipes", "experiments", "cli"]
 ROOT_MODULES = {"errors", "files", "fingerprints", "losses", "sizes"}
-# Kept because its name stands in files of users; it gives on what is defined in a wing.
+# Modules that only import names from a wing. They are kept because files of users contain their names.
 FORWARDING = {"networks"}
 
 
@@ -30,7 +30,7 @@ def module_name(path):
 FILES = {
     module_name(path): (path, ast.parse(path.read_text(encoding="utf-8")))
     for path in sorted(PACKAGE.rglob("*.py"))
-    if "space_template" not in path.parts  # a program of its own, which must not import the package
+    if "space_template" not in path.parts  # a separate program, which must not import the package
 }
 PUBLIC = [
     "DeiTConfig",
@@ -63,13 +63,13 @@ OPTIONAL = ["torchvision", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime
 
 
 def wing_of(name):
-    """The wing of a module: `hf_deit.data.views` is in "data", `hf_deit.losses` in "root"."""
+    """Return the wing of a module: "data" for `hf_deit.data.views`, and "root" for `hf_deit.losses`."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in WINGS else "root"
 
 
 def imported_modules(name):
-    """The modules of this package that a module imports, at its top and inside its functions."""
+    """Return the modules of this package that a module imports, including imports inside functions."""
     path, tree = FILES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
@@ -94,7 +94,7 @@ def in_a_new_process(program, *arguments):
     return done.stdout.split()
 
 
-def test_a_file_imports_its_own_wing_and_those_below_it():
+def test_a_module_imports_only_its_own_wing_and_lower_ones():
     assert {name.split(".")[1] for name in FILES if name.count(".") == 1} == {*WINGS[1:], *ROOT_MODULES, *FORWARDING}
     upward = [
         f"{name} imports {module}"
@@ -106,15 +106,16 @@ def test_a_file_imports_its_own_wing_and_those_below_it():
     assert upward == []
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    # Imports inside functions count as well, those for type checkers in __init__ do not: nothing imports the root.
+def test_there_are_no_import_cycles():
+    # Imports inside functions are included. The root is left out: its imports are for type checkers, and no module
+    # imports it.
     graph = {name: imported_modules(name) - {name} for name in FILES if name != "hf_deit"}
     assert any(graph.values())
     list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the cycle
 
 
-def test_what_a_module_imports_from_its_neighbours_exists():
-    # An import inside a function fails only when somebody calls it.
+def test_all_names_in_relative_imports_exist():
+    # A wrong import inside a function would fail only when the function is called.
     missing = []
     for name, (path, tree) in FILES.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -135,7 +136,7 @@ def test_only_the_command_line_prints():
     assert printing == {"cli"}
 
 
-def test_names_that_stand_in_files_of_users_still_lead_somewhere():
+def test_names_in_files_of_users_can_still_be_imported():
     from hf_deit.cli import main
     from hf_deit.distillation.factories import build_network
 
@@ -144,42 +145,42 @@ def test_names_that_stand_in_files_of_users_still_lead_somewhere():
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
 
 
-def test_public_names_are_at_the_root():
+def test_public_names_can_be_imported_from_the_root():
     for name in PUBLIC:
         assert name in hf_deit.__all__
         assert name in dir(hf_deit)
         assert getattr(hf_deit, name).__module__.startswith("hf_deit.")
 
 
-def test_the_root_promises_what_its_modules_define():
+def test_all_names_of_the_root_exist_and_an_unknown_name_raises_an_error():
     for name in hf_deit.__all__:
         getattr(hf_deit, name)
-    with pytest.raises(AttributeError, match="no attribute 'DeitConfig'"):
+    with pytest.raises(AttributeError, match="hf_deit.*'DeitConfig'"):
         hf_deit.DeitConfig  # noqa: B018
 
 
 def test_type_checkers_see_the_same_public_names():
-    seen = {
+    imported = {
         alias.name
         for node in ast.walk(FILES["hf_deit"][1])
         if isinstance(node, ast.ImportFrom) and node.level
         for alias in node.names
     }
-    assert seen == set(hf_deit.__all__)
+    assert imported == set(hf_deit.__all__)
 
 
-def test_importing_the_root_imports_nothing_heavy():
+def test_importing_the_root_imports_no_large_packages():
     program = "import sys, hf_deit; print(*sys.modules)"
     loaded = {module.split(".")[0] for module in in_a_new_process(program)}
     assert "hf_deit" in loaded
     assert not loaded & set(HEAVY)
 
 
-# Large packages (and the trainer) that a short command must not wait for.
+# Large packages, and the trainer, which short commands must not import.
 SLOW = ("datasets", "evaluate", "peft", "sklearn", "pandas", "pyarrow", "torchvision", "hf_deit.trainer.trainer")
 SHORT_COMMANDS = f"""
 import contextlib, sys
-# transformers imports these two with every model where they are installed. Here nobody can.
+# If these two are installed, transformers imports them with every model. Here, they cannot be imported.
 sys.modules.update(scipy=None, accelerate=None)
 import hf_deit
 from hf_deit.cli import main
@@ -211,12 +212,12 @@ for when, names in found.items():
     Version(version("transformers")) < Version("5.18"),
     reason="transformers 5.17 imports scikit-learn, SciPy and pandas with every model where they are installed",
 )
-def test_short_commands_and_models_import_no_metric_no_data_set_and_no_trainer(tmp_path):
+def test_short_commands_and_models_do_not_import_metrics_data_sets_or_the_trainer(tmp_path):
     folder = PACKAGE.parent / "tests" / "fixtures" / "published" / "distilled"
     assert in_a_new_process(SHORT_COMMANDS, folder, tmp_path) == ["help", "convert", "predict", "models"]
 
 
-def test_the_trainer_imports_evaluate_only_where_a_metric_is_computed():
+def test_the_trainer_imports_evaluate_only_when_a_metric_is_computed():
     program = (
         "import sys, hf_deit, hf_deit.recipes.train, hf_deit.trainer.metrics as metrics, numpy as np\n"
         "hf_deit.DistillationTrainer\n"
@@ -227,7 +228,7 @@ def test_the_trainer_imports_evaluate_only_where_a_metric_is_computed():
     assert in_a_new_process(program) == ["False", "True"]
 
 
-def test_every_public_name_can_be_had_without_the_optional_packages():
+def test_all_public_names_can_be_imported_without_the_optional_packages():
     program = (
         f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL}))\n"
         "import hf_deit\nprint(*[name for name in hf_deit.__all__ if getattr(hf_deit, name)])\n"

@@ -1,4 +1,4 @@
-"""Every loss against its formula in float64 NumPy, and which head learns from what."""
+"""Tests of the losses, compared with their formulas in float64 NumPy, and of the terms for each head."""
 
 import copy
 import functools
@@ -34,7 +34,7 @@ def random_classes(seed=0):
 
 
 def random_soft_labels(seed=0):
-    """Two classes an image, as mixing gives them."""
+    """Return soft labels with up to two classes per image, as for mixed images."""
     first, second = random_classes(seed), random_classes(seed + 1)
     one_hot = torch.eye(CLASSES)
     return 0.7 * one_hot[first] + 0.3 * one_hot[second]
@@ -68,7 +68,7 @@ def naive_cross_entropy(logits, targets, smoothing=0.0):
 
 def naive_binary_cross_entropy(logits, targets):
     z = float64(logits)
-    # -t·log σ(z) - (1-t)·log(1-σ(z)), with log σ written so that it cannot overflow.
+    # -t·log σ(z) - (1-t)·log(1-σ(z)), where logaddexp computes -log σ without overflow.
     return (targets * np.logaddexp(0, -z) + (1 - targets) * np.logaddexp(0, z)).mean(axis=-1)
 
 
@@ -80,7 +80,7 @@ def one_hot(labels):
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 3.0, 20.0])
-def test_soft_distillation_is_tau_squared_times_the_divergence_of_each_image(tau):
+def test_soft_distillation_is_tau_squared_times_the_kl_divergence_of_each_image(tau):
     student, teacher = random_logits(0), random_logits(1)
     loss = soft_distillation_loss(student, teacher, tau)
     assert loss.shape == (BATCH,)
@@ -88,7 +88,7 @@ def test_soft_distillation_is_tau_squared_times_the_divergence_of_each_image(tau
     np.testing.assert_allclose(loss, naive_soft(student, teacher, tau), rtol=1e-4, atol=1e-6)
 
 
-def test_the_official_reduction_divides_by_the_number_of_classes_as_the_official_code():
+def test_the_official_reduction_divides_by_the_number_of_classes():
     student, teacher, tau = random_logits(0), random_logits(1), 3.0
     ours = soft_distillation_loss(student, teacher, tau, reduction="official")
     np.testing.assert_allclose(ours, naive_soft(student, teacher, tau) / CLASSES, rtol=1e-4)
@@ -98,13 +98,13 @@ def test_the_official_reduction_divides_by_the_number_of_classes_as_the_official
     torch.testing.assert_close(ours.mean(), official)
 
 
-def test_the_default_temperature_is_the_papers():
+def test_the_default_temperature_and_weights_are_those_of_the_paper():
     student, teacher = random_logits(0), random_logits(1)
     np.testing.assert_allclose(soft_distillation_loss(student, teacher), naive_soft(student, teacher, 3.0), rtol=1e-4)
     assert DEFAULT_ALPHA == {"none": 0.0, "soft": 0.1, "hard": 0.5}
 
 
-def test_soft_distillation_is_zero_where_the_student_equals_the_teacher_up_to_a_constant():
+def test_soft_distillation_is_zero_if_the_logits_differ_only_by_a_constant():
     teacher = random_logits(1, dtype=torch.float64)
     loss = soft_distillation_loss(teacher + 7.0, teacher)
     torch.testing.assert_close(loss, torch.zeros(BATCH, dtype=torch.float64), atol=1e-12, rtol=0)
@@ -119,7 +119,7 @@ def test_the_gradient_of_soft_distillation_is_tau_times_the_difference_of_the_di
 
 
 def test_at_a_small_temperature_soft_distillation_is_tau_squared_times_hard_at_that_temperature():
-    """softmax(teacher/τ) becomes one-hot, so τ²·KL becomes τ²·CE(student/τ, arg max teacher)."""
+    """For small τ, softmax(teacher/τ) becomes one-hot, so τ²·KL becomes τ²·CE(student/τ, arg max teacher)."""
     tau = 0.02
     student = random_logits(0, dtype=torch.float64)
     teacher = 3.0 * torch.eye(CLASSES, dtype=torch.float64)[random_classes()]
@@ -146,7 +146,7 @@ def test_hard_distillation_is_the_cross_entropy_with_the_teachers_decision():
     np.testing.assert_allclose(loss, naive_hard(student, teacher), rtol=1e-5)
 
 
-def test_hard_distillation_depends_on_nothing_of_the_teacher_but_its_arg_max():
+def test_hard_distillation_depends_only_on_the_arg_max_of_the_teacher():
     student, teacher = random_logits(2), random_logits(3)
     torch.testing.assert_close(
         hard_distillation_loss(student, teacher), hard_distillation_loss(student, 0.01 * teacher + 5.0)
@@ -157,7 +157,7 @@ def test_hard_distillation_depends_on_nothing_of_the_teacher_but_its_arg_max():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_cross_entropy_takes_class_indices_and_smooths_them(smoothing):
+def test_cross_entropy_accepts_class_indices_and_smooths_them(smoothing):
     logits, labels = random_logits(4), random_classes()
     loss = base_loss(logits, labels, label_smoothing=smoothing)
     assert loss.shape == (BATCH,)
@@ -166,20 +166,20 @@ def test_cross_entropy_takes_class_indices_and_smooths_them(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_cross_entropy_takes_soft_labels(smoothing, dtype):
+def test_cross_entropy_accepts_soft_labels(smoothing, dtype):
     logits, labels = random_logits(4), random_soft_labels().to(dtype)
     expected = naive_cross_entropy(logits, float64(labels), smoothing)
     np.testing.assert_allclose(base_loss(logits, labels, label_smoothing=smoothing), expected, rtol=1e-5)
 
 
-def test_one_hot_soft_labels_give_what_their_class_indices_give():
+def test_one_hot_soft_labels_give_the_same_loss_as_their_class_indices():
     logits, labels = random_logits(4), random_classes()
     for kind in ("cross_entropy", "binary_cross_entropy"):
         from_indices, from_soft = base_loss(logits, labels, kind), base_loss(logits, torch.eye(CLASSES)[labels], kind)
         torch.testing.assert_close(from_indices, from_soft)
 
 
-def test_binary_cross_entropy_takes_class_indices():
+def test_binary_cross_entropy_accepts_class_indices():
     logits, labels = random_logits(5), random_classes()
     loss = base_loss(logits, labels, "binary_cross_entropy")
     assert loss.shape == (BATCH,)
@@ -205,7 +205,7 @@ def weights_of(logits):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "soft"])
-def test_class_weights_multiply_each_classs_share_of_the_label(soft, smoothing):
+def test_class_weights_multiply_the_share_of_each_class_in_the_label(soft, smoothing):
     logits = random_logits(0)
     labels = random_soft_labels() if soft else random_classes()
     targets = float64(labels) if soft else one_hot(labels)
@@ -228,23 +228,23 @@ def test_class_weights_multiply_the_present_classes_of_binary_cross_entropy(soft
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "binary_cross_entropy"])
-def test_weights_of_one_change_nothing_and_half_precision_logits_take_them(kind):
+def test_weights_of_1_do_not_change_the_loss_of_half_precision_logits(kind):
     logits, labels = random_logits(0, dtype=torch.bfloat16), random_classes()
     weight = torch.ones(logits.shape[-1], dtype=torch.float64)
     assert torch.equal(base_loss(logits, labels, kind, weight=weight), base_loss(logits, labels, kind))
 
 
-def test_balanced_weights_make_every_class_count_alike_and_an_image_one_on_average():
+def test_balanced_weights_give_all_classes_the_same_total_and_images_a_mean_of_1():
     labels = [0] * 6 + [1] * 3 + [3] * 1
     weights = balanced_weights(labels, 4)
-    assert weights.tolist() == pytest.approx([10 / 24, 10 / 12, 0.0, 10 / 4])  # no image, no weight
+    assert weights.tolist() == pytest.approx([10 / 24, 10 / 12, 0.0, 10 / 4])  # a class without images has the weight 0
     even = balanced_weights([0, 0, 0, 1, 2, 2], 3)
     assert [even[index].item() * count for index, count in ((0, 3), (1, 1), (2, 2))] == pytest.approx([2, 2, 2])
     assert even[torch.tensor([0, 0, 0, 1, 2, 2])].mean().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
-def test_classification_takes_indices_and_soft_labels(problem_type):
+def test_classification_accepts_indices_and_soft_labels(problem_type):
     logits, labels, soft = random_logits(6), random_classes(), random_soft_labels()
     expected = naive_cross_entropy(logits, one_hot(labels))
     np.testing.assert_allclose(supervised_loss(logits, labels, problem_type), expected, rtol=1e-5)
@@ -253,7 +253,7 @@ def test_classification_takes_indices_and_soft_labels(problem_type):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.long, torch.bool])
-def test_multi_label_classification_takes_zeros_and_ones_of_any_type(dtype):
+def test_multi_label_classification_accepts_zeros_and_ones_of_any_type(dtype):
     logits = random_logits(6)
     labels = torch.randint(2, logits.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     loss = supervised_loss(logits, labels, "multi_label_classification")
@@ -261,7 +261,7 @@ def test_multi_label_classification_takes_zeros_and_ones_of_any_type(dtype):
     np.testing.assert_allclose(loss, naive_binary_cross_entropy(logits, labels.double().numpy()), rtol=1e-5)
 
 
-def test_multi_label_targets_are_not_rounded_up_as_mixed_labels_are():
+def test_multi_label_targets_are_not_rounded_up_like_mixed_labels():
     logits, labels = random_logits(6), random_soft_labels()
     expected = naive_binary_cross_entropy(logits, float64(labels))
     np.testing.assert_allclose(supervised_loss(logits, labels, "multi_label_classification"), expected, rtol=1e-5)
@@ -276,14 +276,14 @@ def test_regression_is_the_mean_squared_error_of_each_image():
 
 @pytest.mark.parametrize("problem_type", [None, "regression"])
 @pytest.mark.parametrize("shape", [(BATCH,), (BATCH, 1)])
-def test_a_single_output_is_a_regression_and_takes_labels_with_or_without_its_axis(problem_type, shape):
+def test_a_single_output_is_a_regression_and_accepts_labels_with_or_without_its_axis(problem_type, shape):
     logits, labels = random_logits(6)[:, :1], random_logits(7)[:, 0]
     loss = supervised_loss(logits, labels.reshape(shape), problem_type)
     assert loss.shape == (BATCH,)
     np.testing.assert_allclose(loss, (float64(logits)[:, 0] - float64(labels)) ** 2, rtol=1e-5)
 
 
-# Numbers
+# Numerical properties
 
 
 LOSSES = {
@@ -299,14 +299,14 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_agree_with_finite_differences_and_float64_is_kept(name):
+def test_gradients_agree_with_finite_differences_and_the_loss_stays_in_float64(name):
     logits = random_logits(8, dtype=torch.float64).requires_grad_()
     assert LOSSES[name](logits).dtype == torch.float64
     assert torch.autograd.gradcheck(LOSSES[name], logits)
 
 
 def extreme_logits(dtype):
-    """Rows in which student and teacher agree, disagree, and know nothing."""
+    """Return very large logits: student and teacher agree, disagree, or are uniform."""
     student = torch.tensor([[1e4, -1e4, 0], [1e4, -1e4, 0], [0, 0, 0], [-1e4, -1e4, -1e4]], dtype=dtype)
     teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 0], [-1e4, 0, 1e4], [1e4, 1e4, 1e4]], dtype=dtype)
     return student.requires_grad_(), teacher
@@ -348,8 +348,8 @@ def test_extreme_logits_on_the_labels_give_finite_values_and_gradients(dtype, ki
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_lose_nothing_in_the_loss(dtype):
-    """The loss of rounded logits is the float64 loss of the same rounded logits."""
+def test_the_loss_of_half_precision_logits_is_computed_in_float32(dtype):
+    """Compare the loss of rounded logits with the float64 loss of the same rounded logits."""
     student, teacher, labels = random_logits(0, dtype=dtype), random_logits(1, dtype=dtype), random_classes()
     np.testing.assert_allclose(soft_distillation_loss(student, teacher), naive_soft(student, teacher, 3.0), rtol=1e-3)
     hard, cross_entropy = hard_distillation_loss(student, teacher), base_loss(student, labels)
@@ -358,17 +358,20 @@ def test_half_precision_logits_lose_nothing_in_the_loss(dtype):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_value_of_an_image_does_not_depend_on_the_other_images(name):
+def test_the_loss_of_an_image_does_not_depend_on_the_other_images(name):
     logits = random_logits(8, dtype=torch.float64)
     other = torch.cat([logits[:1], random_logits(9, dtype=torch.float64)[1:]])
     assert LOSSES[name](logits)[0] == LOSSES[name](other)[0]
 
 
-# What learns from what
+# What each head learns from
 
 
 def heads_of(num_heads):
-    """Leaves, so that each shows what gradient reached it; the fused logits are a leaf of their own."""
+    """Return the logits of each head as leaf tensors, so that each has its own gradient.
+
+    The combined logits of two heads are also a separate leaf.
+    """
     names = ("logits",) if num_heads == 1 else ("logits", "cls_logits", "distillation_logits")
     return {name: random_logits(seed, dtype=torch.float64).requires_grad_() for seed, name in enumerate(names)}
 
@@ -393,7 +396,7 @@ def teacher_gradient(logits, teacher, tau=3.0):
 
 
 def assert_gradients(heads, expected):
-    """Exactly the heads named in `expected` have a gradient, and it is that one."""
+    """Check that exactly the heads in `expected` have a gradient, with the expected values."""
     assert {name for name, head in heads.items() if head.grad is not None} == set(expected)
     for name, gradient in expected.items():
         np.testing.assert_allclose(heads[name].grad, gradient, rtol=1e-9, atol=1e-12, err_msg=name)
@@ -416,7 +419,7 @@ def test_with_two_heads_the_class_head_learns_from_labels_and_the_distillation_h
     assert_gradients(heads, expected)
 
 
-def test_with_two_heads_and_no_teacher_both_learn_from_the_labels():
+def test_with_two_heads_and_no_teacher_both_heads_learn_from_the_labels():
     heads = heads_of(2)
     terms, _ = terms_of(heads, with_teacher=False)
     cls_loss, distillation_loss = (
@@ -430,7 +433,7 @@ def test_with_two_heads_and_no_teacher_both_learn_from_the_labels():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_with_one_head_it_learns_from_labels_and_teacher_together(alpha):
+def test_with_one_head_the_head_learns_from_labels_and_teacher(alpha):
     heads = heads_of(1)
     terms, teacher = terms_of(heads, with_teacher=True, alpha=alpha)
     cls_loss = naive_cross_entropy(heads["logits"], one_hot(random_classes()))
@@ -443,7 +446,7 @@ def test_with_one_head_it_learns_from_labels_and_teacher_together(alpha):
     assert_gradients(heads, {"logits": both})
 
 
-def test_with_one_head_and_no_teacher_the_loss_is_that_on_the_labels_alone():
+def test_with_one_head_and_no_teacher_the_loss_is_that_on_the_labels():
     heads = heads_of(1)
     terms, _ = terms_of(heads, with_teacher=False)
     assert list(terms) == ["loss", "cls_loss"]
@@ -454,7 +457,7 @@ def test_with_one_head_and_no_teacher_the_loss_is_that_on_the_labels_alone():
 
 @pytest.mark.parametrize("num_heads", [1, 2])
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_the_loss_comes_first_and_every_term_has_one_value_an_image(num_heads, with_teacher):
+def test_the_loss_is_the_first_term_and_every_term_has_one_value_per_image(num_heads, with_teacher):
     terms, _ = terms_of(heads_of(num_heads), with_teacher)
     assert next(iter(terms)) == "loss"
     assert all(term.shape == (BATCH,) for term in terms.values())
@@ -478,18 +481,18 @@ def test_a_temperature_that_is_not_positive_is_refused_with_its_value(tau):
         soft_distillation_loss(random_logits(0), random_logits(1), tau)
 
 
-def test_an_unknown_reduction_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="'mean'.*image.*official"):
+def test_an_unknown_reduction_raises_an_error_that_lists_the_reductions():
+    with pytest.raises(ValueError, match="reduction='mean'.*image.*official"):
         soft_distillation_loss(random_logits(0), random_logits(1), reduction="mean")
 
 
-def test_an_unknown_base_loss_is_refused_with_those_there_are():
+def test_an_unknown_base_loss_raises_an_error_that_lists_the_losses():
     with pytest.raises(ValueError, match="'focal'.*cross_entropy.*binary_cross_entropy"):
         base_loss(random_logits(0), random_classes(), "focal")
 
 
-def test_smoothing_with_binary_cross_entropy_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="label_smoothing=0.1.*Set the smoothing to 0 or use cross_entropy"):
+def test_smoothing_with_binary_cross_entropy_raises_an_error_with_a_fix():
+    with pytest.raises(ValueError, match="label_smoothing=0.1 .*binary_cross_entropy.*to 0.* cross_entropy"):
         base_loss(random_logits(0), random_classes(), "binary_cross_entropy", label_smoothing=0.1)
 
 
@@ -506,7 +509,7 @@ def test_smoothing_with_binary_cross_entropy_is_refused_with_the_remedy():
     ids=["too many", "floats", "0/1 integers", "too many classes", "a column", "a scalar"],
 )
 @pytest.mark.parametrize("loss_function", [base_loss, supervised_loss])
-def test_labels_of_another_shape_or_type_are_refused_with_what_is_allowed(loss_function, labels):
+def test_labels_of_an_invalid_shape_or_type_raise_an_error_with_the_valid_ones(loss_function, labels):
     with pytest.raises(ValueError, match="class indices.*soft labels") as error:
         loss_function(random_logits(0), labels)
     assert str(tuple(labels.shape)) in str(error.value)
@@ -515,15 +518,15 @@ def test_labels_of_another_shape_or_type_are_refused_with_what_is_allowed(loss_f
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
 @pytest.mark.parametrize("shape", [(BATCH,), (BATCH, CLASSES - 1), (CLASSES, BATCH)])
-def test_labels_that_are_not_one_a_logit_are_refused_by_problem_type(problem_type, shape):
-    with pytest.raises(ValueError, match=problem_type) as error:
+def test_multi_label_and_regression_labels_need_the_shape_of_the_logits(problem_type, shape):
+    with pytest.raises(ValueError, match=f"problem_type='{problem_type}'") as error:
         supervised_loss(random_logits(0), torch.zeros(shape), problem_type)
     assert str(shape) in str(error.value)
     assert str((BATCH, CLASSES)) in str(error.value)
 
 
 @pytest.mark.parametrize("label", [-100, -1, 3])
-def test_a_label_that_is_no_class_raises_and_does_not_count_as_learned(label):
+def test_a_label_outside_the_classes_raises_an_error_and_is_not_ignored(label):
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         base_loss(torch.zeros(2, 3), torch.tensor([0, label]))
 
@@ -531,24 +534,24 @@ def test_a_label_that_is_no_class_raises_and_does_not_count_as_learned(label):
 # ---- the problem type ----
 
 
-def test_a_problem_type_is_its_text_wherever_it_is_written():
+def test_a_problem_type_is_written_and_compared_as_its_string():
     text = "multi_label_classification"
     kind = ProblemType(text)
     assert kind is ProblemType.MULTI_LABEL and kind == text and hash(kind) == hash(text)
     assert [str(kind), f"{kind}", "%s" % kind, "{:s}".format(kind), ", ".join([kind])] == [text] * 5  # noqa: UP031, UP032
     assert f"{kind!r}" == repr(text) and json.dumps({"type": kind}) == json.dumps({"type": text})
     assert pickle.loads(pickle.dumps(kind)) is copy.deepcopy(kind) is kind
-    with pytest.raises(ValueError, match="problem_type='many': choose one of single_label_classification, multi"):
+    with pytest.raises(ValueError, match=f"problem_type='many'.*{', '.join(ProblemType)}"):
         ProblemType("many")
 
 
-def test_a_configuration_with_a_problem_type_is_saved_as_one_with_its_text(tmp_path):
+def test_a_problem_type_is_saved_in_a_configuration_as_its_string(tmp_path):
     for name, kind in (("a", ProblemType.REGRESSION), ("b", "regression")):
         DeiTConfig(problem_type=kind).save_pretrained(tmp_path / name)
     assert (tmp_path / "a" / "config.json").read_bytes() == (tmp_path / "b" / "config.json").read_bytes()
 
 
-def test_every_distillation_type_but_none_has_a_loss_and_a_default_weight():
+def test_every_distillation_type_except_none_has_a_loss_and_all_have_a_default_weight():
     from hf_deit import losses
 
     assert ("none", *losses.DISTILLATION_LOSSES) == losses.DISTILLATION_TYPES

@@ -1,4 +1,4 @@
-"""What a person launches: accelerate's files as accelerate reads them, a launch of two processes, and the Slurm script."""
+"""Tests of the files in training/: the configurations for accelerate and the Slurm script."""
 
 import os
 import re
@@ -32,9 +32,9 @@ def environment(**more):
         ("fsdp", "FSDP", 8, "use_fsdp"),
     ],
 )
-def test_accelerate_reads_each_of_its_files_and_launches_as_it_says(name, kind, processes, launcher):
+def test_accelerate_reads_each_configuration_and_launches_accordingly(name, kind, processes, launcher):
     path = str(CONFIGS / f"{name}.yaml")
-    config = load_config_from_file(path)  # unknown keys are refused
+    config = load_config_from_file(path)  # accelerate raises an error for unknown keys
     assert (config.distributed_type.value, config.num_processes, config.mixed_precision) == (kind, processes, "no")
     words = ["--config_file", path, "training/run_distillation.py", "--recipe", "x"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
@@ -42,25 +42,25 @@ def test_accelerate_reads_each_of_its_files_and_launches_as_it_says(name, kind, 
         launcher is not None
     )
     assert args.use_cpu is (name == "cpu")
-    if name == "fsdp":  # its own keys are options of the launcher
+    if name == "fsdp":  # the keys of FSDP are options of the launcher
         options = {action.dest for action in launch_command_parser()._actions}
         assert set(config.fsdp_config) <= options
 
 
-def test_there_is_no_other_file_for_accelerate():
+def test_each_configuration_for_accelerate_contains_its_own_command():
     assert {path.name for path in CONFIGS.iterdir()} == {"cpu.yaml", "single_gpu.yaml", "ddp.yaml", "fsdp.yaml"}
     for path in CONFIGS.iterdir():
         assert f"--config_file training/accelerate/{path.name} training/run_distillation.py" in path.read_text()
 
 
-def test_where_there_is_no_accelerator_the_cpu_is_asked_for_and_a_saved_recipe_does_not_say_so():
-    # Without it each of several processes takes itself for the only one. Launched by hand (17 s): "processes": 2.
+def test_without_an_accelerator_use_cpu_is_set_but_not_saved_in_the_recipe():
+    # Without use_cpu, each of several processes would train on its own. A launch by hand (17 s) reports "processes": 2.
     recipe = load_recipe(None, ["--distillation_type", "none"])
     assert recipe.training.use_cpu is not torch.accelerator.is_available()
     assert "use_cpu" not in recipe.to_dict()
 
 
-def test_the_page_of_recipes_names_recipes_and_fields_that_exist():
+def test_all_recipes_and_fields_in_the_docs_exist():
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     start, rest = text.split("## All recipes")
     named = set(re.findall(r"`((?:deit|clothing|finetune|from)\w+)`", start))
@@ -70,7 +70,7 @@ def test_the_page_of_recipes_names_recipes_and_fields_that_exist():
     fields = {name for row in rows for name in re.findall(r"`([a-z]\w+)`", row)}
     assert len(fields) > 30
     known = {action.dest for action in recipe_parser()._actions}
-    known |= {"activation_checkpointing"}  # from transformers 5.23; the row says what it is called before
+    known |= {"activation_checkpointing"}  # from transformers 5.23 on; the row also states the earlier name
     assert fields - known == set()
 
 
@@ -79,7 +79,10 @@ def test_the_page_of_recipes_names_recipes_and_fields_that_exist():
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Commands in place of Slurm's: two machines, one after the other; and an accelerate that writes down its words."""
+    """Return an environment that replaces the commands of Slurm and `accelerate`.
+
+    `srun` runs its command for two machines, one after the other, and `accelerate` records its arguments.
+    """
     programs = {
         "scontrol": 'echo "node7"; echo "node8"',
         "srun": 'shift; for node in 0 1; do SLURM_NODEID=$node "$@"; done',
@@ -96,12 +99,12 @@ def submitted(cluster, *words):
     return subprocess.run(["bash", str(SBATCH), *words], env=cluster, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_slurm_script_is_a_script():
+def test_the_slurm_script_has_no_syntax_errors():
     done = subprocess.run(["bash", "-n", str(SBATCH)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_slurm_script_launches_one_training_over_all_machines(cluster):
+def test_the_slurm_script_launches_one_training_on_all_machines(cluster):
     text = SBATCH.read_text()
     example = re.search(r"sbatch training/slurm/train.sbatch (--recipe .*)", text)[1].split()
     done = submitted(cluster, *example, "--output_dir", "a folder")
@@ -117,12 +120,12 @@ def test_the_slurm_script_launches_one_training_over_all_machines(cluster):
         assert args.training_script_args[:2] == example[:2] == ["--recipe", "deit_base_hard_300ep"]
         recipe = load_recipe(recipe_path(example[1]), args.training_script_args[2:])
         assert recipe.training.output_dir == "a folder"
-        # The images a process that the script's header advises give the paper's batch.
-        advised = int(re.search(r"--per_device_train_batch_size (\d+)", text)[1])
-        assert advised * args.num_processes == 1024
+        # The batch size per process in the header of the script gives the global batch size of the paper.
+        per_process = int(re.search(r"--per_device_train_batch_size (\d+)", text)[1])
+        assert per_process * args.num_processes == 1024
 
 
-def test_the_slurm_script_refuses_to_start_without_fields_or_slurm(cluster):
+def test_the_slurm_script_does_not_start_without_fields_or_outside_slurm(cluster):
     assert "Give the fields" in submitted(cluster).stderr
     del cluster["SLURM_GPUS_ON_NODE"]
     done = submitted(cluster, "--recipe", "x")

@@ -1,1 +1,1 @@
-"""The student: its configuration, network and image processor, and how weights come in and go out."""
+"""The student models: configuration, network, image processor, and the import and export of weights."""

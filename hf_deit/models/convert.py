@@ -1,9 +1,9 @@
-"""Checkpoints of any origin as models of this package and folders for transformers, and back to a file for timm.
+"""Conversion of checkpoints of any origin into models and folders for transformers, and export of files for timm.
 
-Files are read in weights.py, names and shapes are understood in timm_names.py, classes are named by
-label_names.py. What a student is made into for other images or classes is in fine_tuning.py.
+Files are read in weights.py, names and shapes are interpreted in timm_names.py, and class names are read in
+label_names.py. Students are changed for other image sizes in fine_tuning.py.
 
-Paper: Touvron et al., arXiv:2012.12877 (the released files and the protocol that evaluates them).
+Paper: Touvron et al., arXiv:2012.12877 (the released files and their evaluation protocol).
 """
 
 import copy
@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 Student = DeiTForImageClassificationWithTeacher | ViTForImageClassification
 _PROCESSOR_FILE = "preprocessor_config.json"
-# As torch.hub and the official release name files.
+# Naming scheme of torch.hub and of the official release: the digits are the beginning of the SHA-256.
 _HASHED_NAME = re.compile(r"-[0-9a-f]{8}\.pth$")
-# From the Hub: no pickle and no code.
+# Files to download from the Hub: no pickles and no code.
 _DOWNLOADED = ("config.json", _PROCESSOR_FILE, "model*.safetensors", "model.safetensors.index.json")
 
 
@@ -58,25 +58,28 @@ def load_checkpoint(
     partial: bool = False,
     dtype: torch.dtype | None = torch.float32,
 ) -> Student:
-    """Loads a DeiT or ViT of any origin as a student of this package.
+    """Load a DeiT or ViT of any origin as a student of this package.
 
     Args:
-        source: Official or timm `.pth` or `.safetensors`; a folder of transformers 4 or 5 or of timm; an index of shards;
-            a Hub name or a short one (`deit-tiny-distilled`). Without a configuration beside it the architecture is read
-            off the shapes.
-        weights: Of a training checkpoint "model" or "model_ema"; None: "model" where there are both.
-        image_size: Pixels, a number or (height, width), where the file does not tell them; None: a square image.
-        num_attention_heads: Where the file does not tell them; None: 64 values a head in the published widths.
-        labels: File of class names, see `label_names.read_label_names`; None: the configuration's, or for 1,000 classes
-            ImageNet-1k's where an installed package brings them, else LABEL_n.
-        partial: Load what fits, and initialise or leave out the rest, which is logged; False refuses.
-        dtype: Of the model's parameters; None: as in the file.
+        source: A `.pth` or `.safetensors` of the official code or of timm, a folder of transformers 4 or 5 or of timm,
+            an index of shards, a Hub name, or a short name (`deit-tiny-distilled`). If the folder of the weights has no
+            configuration of transformers, the architecture is inferred from the shapes of the weights.
+        weights: Weights to read from a training checkpoint: "model" or "model_ema". None reads "model" if both exist.
+        image_size: Image size in pixels, one number or (height, width). It is needed if the file does not contain it
+            and the images are not square.
+        num_attention_heads: Number of attention heads, if the file does not contain it. None uses the published number
+            for the published widths.
+        labels: File of class names (see `label_names.read_label_names`). None uses the names in the configuration; if
+            it has none, the classes are called LABEL_n.
+        partial: True loads the weights that fit, initialises missing weights randomly, ignores unknown ones, and logs
+            both. False raises an error if weights do not fit.
+        dtype: Data type of the parameters of the model. None uses that of the file.
 
     Raises:
-        UserError: They are no weights of a DeiT or ViT, or names are missing, unknown or of another shape.
-        UserError: The file is none, damaged, or would run code.
-        UserError: The file of class names is none or of another length.
-        UserError: `image_size` is no number of pixels and no pair of them.
+        UserError: The weights are not those of a DeiT or ViT, or weights are missing, unknown or of another shape.
+        UserError: The file does not exist, is damaged, or would run code.
+        UserError: The file of class names cannot be read or has another number of names.
+        UserError: `image_size` is neither a positive number of pixels nor a pair of them.
     """
     if image_size is not None:
         check_size("image_size", image_size)
@@ -87,9 +90,9 @@ def load_checkpoint(
     own = with_class_position(own_names(found), image_size)
     if "deit.embeddings.distillation_token" in own and "classifier.weight" in own and not partial:
         raise UserError(
-            f"{source} is a DeiTForImageClassification: a distillation token, and one head on the class token alone. No student "
-            "here and no model of timm or of the official code is of that kind; transformers loads it, and so do predict "
-            "and export to onnx or torch."
+            f"{source} is a DeiTForImageClassification: it has a distillation token, but only one head, on the class "
+            "token. This package, timm and the official code have no such model. Load it with transformers, or use "
+            "hf-deit predict, or hf-deit export with --format onnx or torch."
         )
     config = _config(path, own, image_size, num_attention_heads, labels, partial)
     model_class = DeiTForImageClassificationWithTeacher if isinstance(config, DeiTConfig) else ViTForImageClassification
@@ -98,22 +101,23 @@ def load_checkpoint(
     wrong = describe_problems(problems)
     if wrong and not partial:
         raise UserError(
-            f"{source} does not fit {_described(config)}: {wrong}. Mend the file, or convert what fits: partial (hf-deit convert --partial)."
+            f"{source} does not fit {_described(config)}: {wrong}. Fix the file, or load only the weights that fit: "
+            "partial=True (hf-deit convert --partial)."
         )
     model = model_class(config).to(dtype or next(iter(own.values())).dtype).eval()
     if wrong:
         own = _fitting(own, model, source)
-        logger.warning("%s is loaded in part; what is missing is initialised randomly. %s.", source, wrong)
+        logger.warning("Only a part of %s is loaded. Missing weights are initialised randomly. %s.", source, wrong)
     try:
         model.load_state_dict(own, strict=not partial)
-    except ValueError as error:  # of LayerScale without gamma, see state_dicts.py
+    except ValueError as error:  # LayerScale without gamma, see state_dicts.py
         raise UserError(f"{source}: {error}") from error
     logger.info("%s: %s.", source, _described(config))
     return model
 
 
 def _local_path(source: str | Path) -> Path:
-    """The file or folder itself, or the folder that a Hub name was downloaded to."""
+    """Return the path of a file or folder. A model on the Hub is downloaded, and the path of its folder is returned."""
     name = str(source)
     if Path(name).exists() or isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         return Path(name)
@@ -123,26 +127,28 @@ def _local_path(source: str | Path) -> Path:
         folder = Path(snapshot_download(published_name(name), allow_patterns=list(_DOWNLOADED)))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name!r} is no file or folder here, and {published_name(name)!r} cannot be had from the Hub: {error}"
+            f"{name!r} is not a file or folder, and {published_name(name)!r} cannot be downloaded from the Hub: {error}"
         ) from error
-    # Another program may have put a pickle into the same snapshot.
+    # Another program may have downloaded a pickle into the same snapshot, which must not be read.
     if not any((folder / file).is_file() for file in WHOLE_FILES):
         raise no_safetensors(published_name(name))
     return folder
 
 
 def folder_of(path: Path) -> Path | None:
-    """The folder that `path` is or whose weights it is; None for a file by itself."""
+    """Return the folder of a model for its path or for the path of its weights, or None for any other file."""
     if path.is_file():
         return path.parent if path.name in FOLDER_FILES else None
     return path
 
 
 def json_beside(path: Path, name: str) -> dict[str, Any]:
-    """Gives the content of a JSON file in the folder that `path` is or whose weights it is; empty if there is none.
+    """Return the content of the JSON file `name` in the folder of a model (see `folder_of`).
+
+    The dictionary is empty if there is no such folder or file.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read or does not contain a JSON object.
     """
     folder = folder_of(path)
     if folder is None or not (folder / name).is_file():
@@ -152,10 +158,10 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file} is not readable JSON ({error}): correct it, or give the weights without it."
+            f"{file} is not readable JSON ({error}). Correct it, or give a copy of the weights in another folder."
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} must hold fields and values, but holds a {type(content).__name__}: correct it.")
+        raise UserError(f"{file} must contain a JSON object, but it contains a {type(content).__name__}. Correct it.")
     return content
 
 
@@ -167,21 +173,22 @@ def _config(
     labels: str | Path | None,
     partial: bool,
 ) -> DeiTConfig | ViTConfig:
-    """The configuration beside the weights, or one read off their shapes."""
+    """Return the configuration in the folder of the weights, or one inferred from the shapes of the weights."""
     distilled = "deit.embeddings.distillation_token" in weights
     config_class = DeiTConfig if distilled else ViTConfig
     given = {"image_size": image_size, "num_attention_heads": num_attention_heads}
     if isinstance(image_size, Sequence):
         given["image_size"] = tuple(image_size) if image_size[0] != image_size[1] else image_size[0]
     stored = json_beside(path, "config.json")
-    # timm's config.json has no model_type; its weights tell the same.
+    # The config.json of timm has no model_type, so the architecture is inferred from the weights.
     if "model_type" not in stored:
         fields = infer_architecture(weights, **given) | _classes(weights, distilled, labels, partial)
         return _built(config_class, fields, path)
     if stored["model_type"] != config_class.model_type:
         raise UserError(
-            f"{path}: by its config.json it is a {stored['model_type']!r}, by its weights a {config_class.model_type!r} "
-            f"({'with' if distilled else 'without'} a distillation token). Only deit and vit are converted."
+            f"{path}: its config.json has the model_type {stored['model_type']!r}, but its weights are those of a "
+            f"{config_class.model_type!r} ({'with' if distilled else 'without'} a distillation token). Only models of "
+            "the types deit and vit can be converted."
         )
     fields = {name: value for name, value in given.items() if value is not None}
     config = _built(config_class.from_dict, stored | fields, path)
@@ -194,13 +201,13 @@ def _built(build: Callable[..., Any], fields: dict[str, Any], path: Path) -> Dei
     try:
         return build(**fields) if isinstance(build, type) else build(fields)
     except Exception as error:  # a broken config.json fails in as many ways as there are fields
-        raise UserError(f"{path}: its configuration describes no model: {error}") from error
+        raise UserError(f"{path}: its configuration is invalid: {error}") from error
 
 
 def _classes(
     weights: dict[str, torch.Tensor], distilled: bool, labels: str | Path | None, partial: bool
 ) -> dict[str, Any]:
-    """Number and names of the classes, off the class head."""
+    """Return the fields for the number and names of the classes, from the class head."""
     head = weights.get(head_name(distilled))
     if head is not None:
         num_labels = head.shape[0]
@@ -208,14 +215,14 @@ def _classes(
         num_labels = len(read_label_names(labels))
     else:
         raise UserError(
-            "The weights have no class head, so nothing tells how many classes there are. Give a file of class names "
-            "(labels) and partial: then a new head is made."
+            "The weights have no class head, so the number of classes is unknown. Give a file of class names (labels) "
+            "and partial=True; a new head is then initialised."
         )
     return {"num_labels": num_labels} | label_fields(num_labels, labels)
 
 
 def _described(config: DeiTConfig | ViTConfig) -> str:
-    """The architecture in words."""
+    """Return a description of the architecture, for messages."""
     kind = "a distilled student" if isinstance(config, DeiTConfig) else "a plain student"
     (height, width), (high, wide) = as_pair(config.image_size), as_pair(config.patch_size)
     scale = ", LayerScale" if config.layer_scale_init_value is not None else ""
@@ -229,7 +236,7 @@ def _fitting(weights: dict[str, torch.Tensor], model: Student, source: str | Pat
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     fitting = {name: weight for name, weight in weights.items() if shapes.get(name) == weight.shape}
     if not fitting:
-        raise UserError(f"{source}: not one of its {len(weights)} tensors fits, so there is nothing to load.")
+        raise UserError(f"{source}: none of its {len(weights)} tensors fits the model, so there is nothing to load.")
     return fitting
 
 
@@ -243,30 +250,33 @@ def convert(
     keep_layer_scale: bool = False,
     **loading: Any,
 ) -> Student:
-    """Writes a folder that plain transformers loads, with its image processor.
+    """Convert a checkpoint into a folder that transformers loads without this package, with its image processor.
 
     Args:
         source: See `load_checkpoint`.
-        out: Folder, new or empty; it appears whole or not at all.
-        image_mean: Of each channel, for pixels in [0, 1]; None: the source's where it tells them, else ImageNet's.
-        image_std: Standard deviation likewise.
-        crop_ratio: Crop over shorter edge, above 0 up to 1; None: the source's, else 0.875.
-        keep_layer_scale: Keep gamma, to go on training here; False multiplies it into the weights, because stock
-            transformers has none and would compute another function.
+        out: New or empty folder. It is written completely or not at all.
+        image_mean: Mean of each channel, for pixels in [0, 1]. None uses the mean of the source, or that of ImageNet if
+            the source has none.
+        image_std: Standard deviation of each channel, with the same default as `image_mean`.
+        crop_ratio: Crop size divided by the shorter edge, above 0 and at most 1. None uses the ratio of the source, or
+            0.875 if the source has none.
+        keep_layer_scale: True keeps the gamma of LayerScale, to continue training with this package. False multiplies
+            it into the weights, because stock transformers has no LayerScale and would compute different logits.
         **loading: Further arguments of `load_checkpoint`.
 
     Returns:
         The model, as loaded.
 
     Raises:
-        UserError: As `load_checkpoint`, or `out` is there already, or mean, std or crop ratio are impossible.
+        UserError: The checkpoint cannot be loaded (see `load_checkpoint`), `out` is not a new or empty folder, or the
+            mean, std or crop ratio is invalid.
     """
     target = new_folder(out, UserError)
     path = _local_path(source)
     model = load_checkpoint(path, **loading)
     write_processor = _processor_writer(path, model, image_mean, image_std, crop_ratio)
     if model.has_layer_scale and not keep_layer_scale:
-        logger.info("LayerScale is folded into the weights, so that plain transformers computes the same logits.")
+        logger.info("LayerScale is folded into the weights, so that stock transformers computes the same logits.")
     with staged_folder(target) as staging:
         model.save_pretrained(staging, fold_layer_scale=not keep_layer_scale)
         write_processor(staging)
@@ -276,18 +286,21 @@ def convert(
 def _processor_writer(
     path: Path, model: Student, mean: Any, std: Any, crop_ratio: float | None
 ) -> Callable[[Path], Any]:
-    """What writes the image processor into a folder: the source's own file, else the evaluation protocol."""
+    """Return a function that writes the image processor into a folder.
+
+    The image processor is that of the source, or the official evaluation protocol if the source has none.
+    """
     given = {name: list(value) for name, value in (("image_mean", mean), ("image_std", std)) if value is not None}
     for name, values in given.items():
         right = len(values) == model.config.num_channels and all(map(math.isfinite, values))
         if not right or (name == "image_std" and min(values) <= 0):
             raise UserError(
-                f"{name}={values}: give {model.config.num_channels} finite numbers, one a channel"
+                f"{name}={values}: give {model.config.num_channels} finite numbers, one for each channel"
                 f"{', above 0' if name == 'image_std' else ''}."
             )
     stored = json_beside(path, _PROCESSOR_FILE)
     if stored and crop_ratio is None:
-        # The file as it is: another class's protocol must stay its own, and that class may not be loadable here.
+        # The file is copied as it is: the processor may be of another class, which may not be loadable here.
         return lambda folder: write_json(folder / _PROCESSOR_FILE, stored | given)
     timm = json_beside(path, "config.json").get("pretrained_cfg") or {}
     known = {
@@ -297,7 +310,8 @@ def _processor_writer(
     settings = {name: value for name, value in known.items() if value is not None} | given
     if not settings:
         logger.info(
-            "ImageNet's mean and std are taken, as DeiT's are; other weights want theirs (image_mean, image_std)."
+            "The mean and std of ImageNet are used, as for DeiT. If the weights were trained with other values, give "
+            "them (image_mean, image_std)."
         )
     ratio = crop_ratio if crop_ratio is not None else timm.get("crop_pct", DEFAULT_CROP_RATIO)
     try:
@@ -308,35 +322,36 @@ def _processor_writer(
 
 
 def export_timm(source: str | Path, out: str | Path, official: bool = False) -> float:
-    """Writes a model's weights under timm's names, reads them back and compares.
+    """Write the weights of a model under the names of timm, read them again, and compare the logits.
 
     Args:
         source: See `load_checkpoint`.
-        out: New file: `.safetensors`, as timm's, or `.pth`, as the official code's (`{"model": …}`).
-        official: LayerScale as `gamma_1`, not `ls1.gamma`.
+        out: New file. A `.safetensors` has the format of timm, a `.pth` that of the official code (`{"model": …}`).
+        official: Use the name `gamma_1` of the official code for LayerScale, instead of the name `ls1.gamma` of timm.
 
     Returns:
-        The largest difference of a logit between the model and the file read back, on a drawn image; 0 is expected.
+        The largest difference of a logit between the model and the written file, on a random image. It should be 0.
 
     Raises:
-        UserError: As `load_checkpoint`, or `out` is there already, of another suffix, or named by a hash.
+        UserError: The model cannot be loaded (see `load_checkpoint`), `out` already exists or has another suffix, or
+            its name ends with eight hexadecimal digits, which would be read as a hash.
     """
     out = Path(out)
     if out.suffix not in (".safetensors", ".pth"):
-        raise UserError(f"{out}: write a .safetensors or a .pth.")
+        raise UserError(f"{out}: the file name must end in .safetensors or .pth. Give such a name.")
     if _HASHED_NAME.search(out.name):
         raise UserError(
-            f"{out}: eight digits after the last dash say how a file's SHA-256 begins, and are checked where it is read. "
-            "Give a name without them."
+            f"{out}: eight hexadecimal digits after the last dash would state the beginning of the SHA-256, which is "
+            "checked when the file is read. Give a name without them."
         )
     if out.exists():
-        raise UserError(f"{out} is there already: give a new name, or remove it first.")
+        raise UserError(f"{out} already exists. Give a new name.")
     check_place(out, UserError)
     model = load_checkpoint(source, dtype=None)
     if not model.has_layer_scale:
         logger.info(
-            "%s has no LayerScale, so the file has none: what convert folded into the weights is not taken out again "
-            "(convert with --keep_layer_scale for the exact bits of such a file).",
+            "%s has no LayerScale, so the file has none either. If hf-deit convert folded LayerScale into the weights, "
+            "the export does not undo this. For an exact copy of such a file, convert it with --keep_layer_scale.",
             source,
         )
     weights = to_timm_names(model, official)
@@ -355,6 +370,6 @@ def export_timm(source: str | Path, out: str | Path, official: bool = False) -> 
 def _largest_difference(model: Student, other: Student) -> float:
     generator = torch.Generator().manual_seed(0)
     size = (1, model.config.num_channels, *as_pair(model.config.image_size))
-    # Half precision has no convolution on some CPUs; the comparison is of values, which float32 holds exactly.
+    # Some CPUs have no convolution in half precision. float32 represents the values of both models exactly.
     pixels = torch.randn(size, generator=generator)
     return (model.float()(pixels).logits - other.float()(pixels).logits).abs().max().item()

@@ -1,9 +1,9 @@
-"""A model as a file that runs without this package: ONNX, or a program of `torch.export`.
+"""Export of a model to a file that runs without this package: ONNX, or a program of `torch.export`.
 
-The file takes normalised `pixel_values` of the model's own size in batches of any length, and says in its metadata what a
-user needs beside it: classes, image size, mean and std, the whole image processor. Each file is run before it gets its
-name, on images and batch sizes other than the export's, and refused if it computes other logits. Weights under other
-programs' names are the business of convert.py.
+The input of the file is a batch of any size of normalised `pixel_values`, with the image size of the model. Its
+metadata contain the class names, the image size, the mean and std, and the complete image processor. Each file is
+tested before it gets its final name: it is run with images and batch sizes other than those of the export, and an error
+is raised if it computes different logits. Weights with the names of timm are written in convert.py.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 OPSET = 18
 HEADS = ("logits", "cls_logits", "distillation_logits")
-# Largest difference of a logit that is allowed, as a share of the largest logit (of 1 where all are smaller).
+# Largest allowed difference of a logit, as a share of the largest logit, or of 1 if all logits are smaller.
 TOLERANCES = {None: 1e-4, "int8": 0.05, "int8-dynamic": 0.25}
 _EXPORTED_BATCH = 3
 _CHECKED_BATCHES = (1, 2, 5)
-# A protobuf, which an .onnx file is, ends at 2 GiB; some room is left for the graph.
+# An .onnx file is a protobuf, which is limited to 2 GiB. Some of it is left for the graph.
 _LARGEST_FILE = 2**31 - 2**24
 _BLOCK = 64
 _FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -44,13 +44,14 @@ _FLOAT = 1  # onnx.TensorProto.FLOAT
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how near it is to the model.
+    """Result of an export: the written files, and how much their logits differ from those of the model.
 
     Args:
-        difference: Largest difference of a logit, of all heads, over all checked images.
-        largest_logit: Of the model on those images, for comparison.
-        files: The file, and for ONNX above 2 GB the file of its weights.
-        eight_bits: Share of the weights that a quantised file holds in 8 bits, 0 to 1; None: it is not quantised.
+        difference: Largest difference of a logit, over all heads and all checked images.
+        largest_logit: Largest logit of the model on these images, for comparison.
+        files: The file, and for ONNX models above 2 GB also the file of the weights.
+        eight_bits: Share of the weights that a quantised file stores in 8 bits, from 0 to 1. None if the file is not
+            quantised.
     """
 
     difference: float
@@ -60,7 +61,7 @@ class Exported:
 
 
 class _Heads(nn.Module):
-    """The model as a function of pixels alone, with a dictionary of logits as its answer."""
+    """Wrapper of a model whose only input is `pixel_values` and whose output is a dictionary of logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -72,43 +73,47 @@ class _Heads(nn.Module):
 
 
 def export_onnx(source: str | Path, out: str | Path, quantize: str | None = None) -> Exported:
-    """Writes an .onnx file (opset 18, any batch) and compares it, in onnxruntime, with the model in torch.
+    """Write an .onnx file (opset 18, any batch size), and compare it in onnxruntime with the model in PyTorch.
 
     Args:
-        source: Folder or Hub name of any image classifier of transformers, or a file as `load_checkpoint` takes it.
-        out: New file, `.onnx`. Weights are inside, unless they come to 2 GB or more: then they are beside it, in `out`.data.
-        quantize: None: float32. "int8": weights alone in 8 bits, in blocks of 64 (for onnxruntime only). "int8-dynamic":
-            weights a channel and, as it runs, activations in 8 bits: faster and less exact. The patch projection stays
-            float32 in both, and with "int8" the heads.
+        source: Folder or Hub name of any image classifier of transformers, or a file that `load_checkpoint` accepts.
+        out: New `.onnx` file. It contains the weights, unless these have 2 GB or more; they are then in a second file
+            with the name of `out` and `.data`.
+        quantize: None keeps float32. "int8" stores the weights in 8 bits, in blocks of 64 (for onnxruntime only).
+            "int8-dynamic" stores the weights in 8 bits per channel and also quantises the activations at run time. This
+            is faster and less exact. The patch projection is always in float32, and with "int8" so are the heads.
 
     Raises:
-        UserError: `out` is there already or no .onnx, an extra is missing, or the file computes something else.
-        UserError: There is no such model.
+        UserError: `out` already exists or does not end in .onnx, a package is missing, or the file computes different
+            logits.
+        UserError: There is no such model, or it cannot be exported or quantised.
     """
     out = _new_file(out, ".onnx")
     if quantize not in TOLERANCES:
-        raise UserError(f"quantize={quantize!r}: choose int8 or int8-dynamic, or leave it out for float32.")
+        raise UserError(f"quantize={quantize!r}: choose int8 or int8-dynamic, or leave quantize out for float32.")
     _require_onnx()
     heads, pixels, metadata = _loaded(source)
     size = sum(weight.numel() * weight.element_size() for weight in heads.state_dict().values())
-    beside = size >= _LARGEST_FILE
-    if beside:
+    external_data = size >= _LARGEST_FILE
+    if external_data:
         logger.info(
-            "%.1f GB of weights do not fit an .onnx file: they are beside it, in %s.data.", size / 1e9, out.name
+            "The weights have %.1f GB and do not fit into an .onnx file. They are written to %s.data.",
+            size / 1e9,
+            out.name,
         )
     program = _onnx_program(heads, pixels, source)
     program.model.metadata_props.update(metadata)
     share = None
     with staged_files(out.absolute().parent) as folder:
         path = folder / out.name
-        program.save(path, external_data=beside)
+        program.save(path, external_data=external_data)
         if quantize is not None:
             with _quietly():
-                share = _quantize(path, quantize, beside)
+                share = _quantize(path, quantize, external_data)
             if not share:
                 raise UserError(
-                    f"--quantize {quantize}: {source} has no products of matrices with weights, which are what is "
-                    "quantised (a network of convolutions?), so it would be the float32 file. Leave it out."
+                    f"--quantize {quantize}: only matrix products with weights are quantised, and {source} has none "
+                    "(it may be a convolutional network). The file would be that in float32. Leave out --quantize."
                 )
         result = _compared(heads, _onnx_runner(path), pixels, TOLERANCES[quantize], source)
         files = sorted(file.name for file in folder.iterdir())
@@ -129,7 +134,7 @@ def _onnx_program(heads: "_Heads", pixels: Callable[[int], Tensor], source: Any)
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
                 verbose=False,
             )
-    except Exception as error:  # what the exporter cannot trace or translate it says in many classes of its own
+    except Exception as error:  # the exporter raises many classes of errors
         raise UserError(f"torch.onnx cannot export {source} for any batch: {_first_line(error)}") from error
 
 
@@ -139,14 +144,17 @@ def _first_line(error: Exception) -> str:
 
 
 def export_program(source: str | Path, out: str | Path) -> Exported:
-    """Writes a `.pt2` (any batch), which `torch.export.load` reads without this package and transformers, and compares it.
+    """Write a `.pt2` file (any batch size), and compare it with the model.
+
+    `torch.export.load` reads the file without this package and without transformers.
 
     Args:
-        source: As for `export_onnx`.
-        out: New file, `.pt2`. Its metadata are in the extra file metadata.json.
+        source: See `export_onnx`.
+        out: New `.pt2` file. Its metadata are in the extra file metadata.json.
 
     Raises:
-        UserError: `out` is there already or no .pt2, the model cannot be traced, or the file computes something else.
+        UserError: `out` already exists or does not end in .pt2, the model cannot be traced, or the file computes
+            different logits.
         UserError: There is no such model.
     """
     out = _new_file(out, ".pt2")
@@ -156,7 +164,7 @@ def export_program(source: str | Path, out: str | Path) -> Exported:
         program = torch.export.export(
             heads, (pixels(_EXPORTED_BATCH),), dynamic_shapes={"pixel_values": {0: batch}}, strict=False
         )
-    except Exception as error:  # what torch cannot trace it says in many classes of its own
+    except Exception as error:  # torch.export raises many classes of errors
         raise UserError(f"torch.export cannot trace {source} for any batch: {error}") from error
     with staged_files(out.absolute().parent) as folder:
         path = folder / out.name
@@ -170,9 +178,9 @@ def export_program(source: str | Path, out: str | Path) -> Exported:
 def _new_file(out: str | Path, suffix: str) -> Path:
     out = Path(out)
     if out.suffix != suffix:
-        raise UserError(f"{out}: write a {suffix}.")
+        raise UserError(f"{out}: the file name must end in {suffix}. Give such a name.")
     if out.exists() or out.with_name(f"{out.name}.data").exists():
-        raise UserError(f"{out} (or {out.name}.data) is there already: give a new name, or remove it first.")
+        raise UserError(f"{out} or {out.name}.data already exists. Give a new name.")
     check_place(out, UserError)
     return out
 
@@ -190,7 +198,7 @@ def _require_onnx() -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporters tell of every node, of packages that are not needed, and of their own old names."""
+    """Silence the many log messages and warnings of the exporters, which do not concern the user."""
     level = logging.root.manager.disable
     logging.disable(max(level, logging.WARNING))
     try:
@@ -202,9 +210,9 @@ def _quietly() -> Iterator[None]:
 
 
 def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[str, str]]:
-    """The model in float32, what makes images for it, and the metadata of its file."""
+    """Return the model in float32, a function that makes a batch of images for it, and the metadata of its file."""
     path = Path(source)
-    # Bare weights, or timm's folder, whose config.json has no model_type.
+    # A file of weights, or a folder of timm, whose config.json has no model_type.
     stored = json_beside(path, "config.json") if path.is_dir() else {}
     foreign = path.is_file() or (bool(stored) and "model_type" not in stored)
     model = load_checkpoint(source) if foreign else load_model(str(source), dtype=torch.float32)
@@ -214,7 +222,11 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     except UserError:
         processor = None
     if processor is None:
-        logger.warning("%s has no image processor: the file names no mean and std. ImageNet's are usual.", source)
+        logger.warning(
+            "%s has no image processor, so the file does not state the mean and std. Most models use those of "
+            "ImageNet.",
+            source,
+        )
     config, channels = model.config, getattr(model.config, "num_channels", 3)
     size = getattr(config, "image_size", None) or _processed_size(processor) or 224
     metadata = {
@@ -229,8 +241,9 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     mean, std = (torch.tensor(metadata.get(name, 0.5)).reshape(-1, 1, 1) for name in ("image_mean", "image_std"))
     if any(len(values) not in (1, channels) for values in (mean, std)):
         raise UserError(
-            f"{source} takes images of {channels} channel(s), and its image processor has a mean of {len(mean)} and a std of "
-            f"{len(std)} numbers: give image_mean and image_std in preprocessor_config.json one a channel."
+            f"{source} takes images of {channels} channel(s), but its image processor has a mean of {len(mean)} and a "
+            f"std of {len(std)} numbers. In preprocessor_config.json, give image_mean and image_std one number for "
+            "each channel."
         )
 
     def pixels(batch: int) -> Tensor:
@@ -239,18 +252,18 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     heads = _Heads(model.eval()).requires_grad_(False)
     try:
-        answers = heads(pixels(1))
-    except Exception as error:  # any family may stand here
+        logits = heads(pixels(1))
+    except Exception as error:  # the model may be of any family and raise any error
         raise UserError(
             f"{source} ({type(model).__name__}) cannot be run on images of {as_pair(size)}: {_first_line(error)}"
         ) from error
-    if "logits" not in answers:
-        raise UserError(f"{source} ({type(model).__name__}) gives no logits: it is no image classifier.")
+    if "logits" not in logits:
+        raise UserError(f"{source} ({type(model).__name__}) returns no logits. Give an image classifier.")
     return heads, pixels, text
 
 
 def _processed_size(processor: Any) -> Any:
-    """The size that a processor gives its images, for a model that takes any."""
+    """Return the size of the images that a processor returns, for a model that accepts any size, or None."""
     for name in ("crop_size", "size"):
         size = getattr(processor, name, None)
         size = dict(size) if size else {}
@@ -262,7 +275,10 @@ def _processed_size(processor: Any) -> Any:
 
 
 def _images(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
-    """Drawn images with values in [0, 1] that have large shapes and fine grain, as photographs have; always the same."""
+    """Return random images with values in [0, 1], with coarse and fine structure as in photographs.
+
+    The images are always the same for the same batch size.
+    """
     generator = torch.Generator().manual_seed(batch)
     image = torch.zeros(batch, channels, *size)
     for cells in (2, 5, 12, 32):
@@ -271,51 +287,52 @@ def _images(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
     return torch.sigmoid(image)
 
 
-def _quantize(path: Path, kind: str, beside: bool) -> float:
-    """Replaces a float32 file by one with weights in 8 bits, and gives their share of all weights."""
+def _quantize(path: Path, kind: str, external_data: bool) -> float:
+    """Replace a float32 file by one with weights in 8 bits, and return the share of these weights among all weights."""
     import onnx
 
-    whole = path.with_name(f"float-{path.name}")
-    os.replace(path, whole)  # its data, if beside it, keep the name that the file knows
+    original = path.with_name(f"float-{path.name}")
+    os.replace(path, original)  # the file of the weights, if any, keeps the name that the .onnx file refers to
     if kind == "int8":
         from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
         settings = DefaultWeightOnlyQuantConfig(block_size=_BLOCK, is_symmetric=True, bits=8)
-        quantizer = MatMulNBitsQuantizer(onnx.load(whole), algo_config=settings)
+        quantizer = MatMulNBitsQuantizer(onnx.load(original), algo_config=settings)
         quantizer.process()
         model = quantizer.model.model
     else:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # Seven bits of weights: on processors without VNNI the sum of two products of eight saturates.
+        # reduce_range uses only 7 bits of the weights: on processors without VNNI, the sum of two 8-bit products can
+        # saturate.
         quantize_dynamic(
-            whole,
-            whole.with_name(f"quantized-{path.name}"),
+            original,
+            original.with_name(f"quantized-{path.name}"),
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,
             op_types_to_quantize=["MatMul", "Gemm"],
-            use_external_data_format=beside,
+            use_external_data_format=external_data,
         )
-        model = onnx.load(whole.with_name(f"quantized-{path.name}"))
-    before = onnx.load(whole, load_external_data=False)
+        model = onnx.load(original.with_name(f"quantized-{path.name}"))
+    before = onnx.load(original, load_external_data=False)
     properties = {entry.key: entry.value for entry in before.metadata_props}
     weights = sum(math.prod(weight.dims) for weight in before.graph.initializer if weight.data_type == _FLOAT)
     for file in path.parent.iterdir():
         file.unlink()
     onnx.helper.set_model_props(model, properties | {"quantization": kind})
-    data = {"save_as_external_data": True, "location": f"{path.name}.data"} if beside else {}
+    data = {"save_as_external_data": True, "location": f"{path.name}.data"} if external_data else {}
     onnx.save(model, path, **data)
     return _in_eight_bits(model.graph) / weights
 
 
 def _in_eight_bits(graph: Any) -> int:
-    """How many weights stand in 8 bits at the products of matrices."""
+    """Return the number of weights of matrix products that are stored in 8 bits."""
     sizes = {weight.name: math.prod(weight.dims) for weight in graph.initializer}
     blocks = [node for node in graph.node if node.op_type == "MatMulNBits"]
     shapes = [{entry.name: entry.i for entry in node.attribute} for node in blocks]
-    whole = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger"}
-    return sum(shape["K"] * shape["N"] for shape in shapes) + sum(sizes.get(name, 0) for name in whole)
+    names = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger"}
+    return sum(shape["K"] * shape["N"] for shape in shapes) + sum(sizes.get(name, 0) for name in names)
 
 
 def _onnx_runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -323,13 +340,13 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class of its own for each kind of failure
-        raise UserError(f"onnxruntime does not take the file: {error}") from error
+    except Exception as error:  # onnxruntime raises a different class for each kind of failure
+        raise UserError(f"onnxruntime cannot load the exported file: {error}") from error
     names = [output.name for output in session.get_outputs()]
 
     def run(pixels: Tensor) -> dict[str, Tensor]:
-        answers = session.run(names, {"pixel_values": pixels.numpy()})
-        return {name: torch.from_numpy(np.asarray(answer)) for name, answer in zip(names, answers, strict=True)}
+        outputs = session.run(names, {"pixel_values": pixels.numpy()})
+        return {name: torch.from_numpy(np.asarray(output)) for name, output in zip(names, outputs, strict=True)}
 
     return run
 
@@ -338,27 +355,27 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
 def _compared(
     heads: _Heads, run: Callable, pixels: Callable[[int], Tensor], tolerance: float, source: Any
 ) -> tuple[float, float]:
-    """The largest difference of a logit and the largest logit, over batches of several sizes."""
+    """Return the largest difference of a logit and the largest logit, over batches of several sizes."""
     difference = largest = 0.0
     for batch in _CHECKED_BATCHES:
         images = pixels(batch)
         expected = heads(images)
         try:
             found = run(images)
-        except Exception as error:  # the runtimes' own classes: a batch size that was baked in, above all
+        except Exception as error:  # any class of the runtimes, most often because the batch size is fixed
             raise UserError(
-                f"The file made of {source} does not run with a batch of {batch}: {error}. Nothing was written."
+                f"The file exported from {source} does not run with a batch of {batch}: {error}. Nothing was written."
             ) from error
         for name, logits in expected.items():
             gap = (found[name] - logits).abs()
-            # A comparison with nan is false: not finite must not look like no difference.
+            # Any comparison with nan is false, so a logit that is not finite must count as an infinite difference.
             difference = max(difference, gap.max().item() if torch.isfinite(gap).all() else float("inf"))
             largest = max(largest, logits.abs().max().item())
     allowed = tolerance * max(1.0, largest)
     if not difference <= allowed:
         raise UserError(
-            f"The file made of {source} computes other logits: the largest difference is {difference:.3g}, allowed are "
-            f"{allowed:.3g} (largest logit {largest:.3g}). Nothing was written; export it without quantisation, or in "
-            "another format."
+            f"The file exported from {source} computes different logits: the largest difference is {difference:.3g}, "
+            f"and at most {allowed:.3g} is allowed (the largest logit is {largest:.3g}). Nothing was written. Export "
+            "it without quantisation, or in another format."
         )
     return difference, largest

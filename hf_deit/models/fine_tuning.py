@@ -1,6 +1,7 @@
-"""From weights to a student that can go on learning: other image sizes, a distillation token, some parts frozen.
+"""Preparation of a trained student for fine-tuning: another image size, a distillation token, frozen parts.
 
-Each function gives a new model or changes which parameters learn; nothing is trained here, and nothing is read from disk.
+Each function returns a new model or changes which parameters are trainable. Training is in trainer/, and models are
+loaded in loading.py.
 
 Papers: arXiv:2012.12877, section 5.1 (positions at another resolution, a teacher while fine-tuning); Touvron et al.,
 "Three things everyone should know about Vision Transformers", arXiv:2203.09795, section 4 (attention only).
@@ -31,13 +32,14 @@ def _embeddings(model: Student) -> nn.Module:
 def resize_positions(
     positions: torch.Tensor, num_tokens: int, old: tuple[int, int], new: tuple[int, int]
 ) -> torch.Tensor:
-    """Resamples the patch positions to another grid (bicubic), with their mean norm kept.
+    """Interpolate the position embeddings of the patches to another grid (bicubic), and keep their mean norm.
 
     Args:
-        positions: `(1, num_tokens + rows · columns, hidden_size)`; the tokens' positions come first and stay.
-        num_tokens: Tokens before the patches.
-        old: Rows and columns of patches.
-        new: Rows and columns wanted.
+        positions: `(1, num_tokens + rows · columns, hidden_size)`. The embeddings of the tokens come first and are not
+            changed.
+        num_tokens: Number of tokens before the patches.
+        old: Current numbers of patch rows and columns.
+        new: New numbers of patch rows and columns.
 
     Returns:
         `(1, num_tokens + new rows · new columns, hidden_size)`.
@@ -53,15 +55,15 @@ def resize_positions(
 
 
 def with_image_size(model: Student, image_size: tuple[int, int], **fields: float) -> Student:
-    """Gives the model for images of another size, square or not, its positions interpolated.
+    """Return a copy of the model for images of another size, with interpolated position embeddings.
 
     Args:
-        model: One of this package's students.
-        image_size: `(height, width)` in pixels, multiples of the patch.
-        **fields: Other fields of the configuration that change no weight (`drop_path_rate`).
+        model: A student of this package.
+        image_size: `(height, width)` in pixels, square or not, as multiples of the patch size.
+        **fields: Other fields of the configuration that do not change the weights (such as `drop_path_rate`).
 
     Raises:
-        ValueError: The size is not a multiple of the patch, or a field is out of range.
+        ValueError: The image size is not a multiple of the patch size, or a field is out of range.
     """
     height, width = image_size
     config = type(model.config).from_dict(
@@ -82,18 +84,22 @@ def with_image_size(model: Student, image_size: tuple[int, int], **fields: float
 def distilled_from_plain(
     model: ViTForImageClassification, initialization: str = "copy"
 ) -> DeiTForImageClassificationWithTeacher:
-    """Gives a plain student a distillation token with a position and a head.
+    """Return a distilled student with the weights of a plain student.
 
-    Both heads start as the plain one's. The token starts as a copy of the class token and its position: both heads are equal at
-    first, but the other tokens attend to two class tokens. Or it is initialised randomly (normal, std 0.02, no position of its own): that
-    disturbs the class head less, but the distillation head answers at random. README says what was measured of the two.
+    The distilled student has an additional token with a position embedding, and two heads. Both heads start as copies
+    of the head of the plain student. There are two ways to initialise the distillation token:
+
+    - "copy": a copy of the class token and its position embedding. Both heads give equal logits at first, but all
+      tokens now attend to two class tokens.
+    - "new": a random token (truncated normal, std `initializer_range`, 0.02 by default) with a position embedding of
+      zeros. This changes the logits of the class head less, but the distillation head predicts at chance at first.
 
     Args:
         model: The plain student.
         initialization: "copy" or "new".
 
     Raises:
-        ValueError: An unknown initialisation.
+        ValueError: The initialisation is unknown.
     """
     if initialization not in TOKEN_INITIALIZATIONS:
         raise ValueError(f"initialization={initialization!r}: choose one of {', '.join(TOKEN_INITIALIZATIONS)}.")
@@ -122,7 +128,7 @@ def _evaluate_always(module: nn.Module, inputs: tuple) -> None:
 
 
 def _freeze_statistics(model: nn.Module) -> None:
-    """Keeps the running statistics of frozen batch norms, which training mode would move: they are weights too."""
+    """Keep frozen batch norms in evaluation mode, because training mode would change their running statistics."""
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(weight.requires_grad for weight in own):
@@ -130,17 +136,18 @@ def _freeze_statistics(model: nn.Module) -> None:
 
 
 def set_trainable(model: nn.Module, part: str) -> int:
-    """Freezes what is not to learn.
+    """Freeze all parameters of a model outside the given part.
 
     Args:
-        model: The student, of any family.
-        part: "all"; "attention": the attention layers, the tokens and the heads; "head": the heads only.
+        model: A student of any family.
+        part: "all" freezes nothing. "attention" trains the attention layers, the tokens and the heads. "head" trains
+            only the heads.
 
     Returns:
-        The number of parameters that learn.
+        The number of trainable parameters.
 
     Raises:
-        UserError: An unknown part, or the model has none such by name.
+        UserError: The part is unknown, or no parameter of the model has the name of such a part.
     """
     if part not in TRAINABLE:
         raise UserError(f"trainable={part!r}: choose one of {', '.join(TRAINABLE)}.")
@@ -149,8 +156,8 @@ def set_trainable(model: nn.Module, part: str) -> int:
         attention = {name for name, _ in model.named_parameters() if _ATTENTION.search(name)}
         if not heads or (part == "attention" and not attention):
             raise UserError(
-                f"trainable={part!r}: {type(model).__name__} has no parameters named like {'a head' if not heads else 'attention'}. "
-                "Use trainable='all'."
+                f"trainable={part!r}: {type(model).__name__} has no parameters whose names show that they belong to "
+                f"{'a head' if not heads else 'an attention layer'}. Use trainable='all'."
             )
         for name, parameter in model.named_parameters():
             tokens = name.rpartition(".")[2] in _TOKENS

@@ -1,6 +1,6 @@
-"""Loads models and image processors from a folder or the Hub, with errors a user can act on.
+"""Functions that load models and image processors from a folder or the Hub, with helpful errors.
 
-What is built for a recipe is in recipes/build.py; weights of other origins become a model in convert.py.
+Models and teachers for a recipe are built in recipes/build.py. Weights of other origins are converted in convert.py.
 """
 
 import logging
@@ -19,7 +19,7 @@ from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageCla
 
 logger = logging.getLogger(__name__)
 
-# For every call of an Auto class.
+# Keyword arguments for every call of an auto class: code of a model's own is never run.
 NO_CODE = {"trust_remote_code": False}
 ADAPTER_FILE = "adapter_config.json"
 WHOLE_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -27,25 +27,29 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def refuse_adapters(folder: str | Path) -> None:
-    """Refuses a folder of peft adapters, which are a part of a model.
+    """Raise an error if a folder contains peft adapters, which are not a complete model.
 
     Raises:
-        UserError: It is one.
+        UserError: The folder contains adapters.
     """
     if (Path(folder) / ADAPTER_FILE).is_file():
         raise UserError(
-            f"{folder} holds adapters (LoRA) and no whole model: merge them first, with the student they were trained on: "
-            f'peft.PeftModel.from_pretrained(student, "{folder}").merge_and_unload().save_pretrained("merged"), and save the '
-            'image processor beside it: processor.save_pretrained("merged").'
+            f"{folder} holds adapters (LoRA), not a complete model. Merge them first into the student that they were "
+            "trained "
+            f'on: peft.PeftModel.from_pretrained(student, "{folder}").merge_and_unload().save_pretrained("merged"). '
+            'Then save the image processor in the same folder: processor.save_pretrained("merged").'
         )
 
 
 def refuse_pickles_of_the_hub(name: str) -> None:
-    """Refuses a name of the Hub without safetensors. Asked before transformers, which would have them converted elsewhere.
+    """Raise an error if a model on the Hub has no safetensors.
+
+    This check must come before transformers loads the model: transformers would ask a service of the Hub to convert the
+    pickles.
 
     Raises:
-        UserError: There are none.
-        OSError: The Hub was not reached, or does not know the name.
+        UserError: The model on the Hub has no safetensors.
+        OSError: The Hub cannot be reached, or has no model of this name.
     """
     from transformers.utils import cached_file
 
@@ -56,10 +60,10 @@ def refuse_pickles_of_the_hub(name: str) -> None:
 
 
 def no_safetensors(name: str) -> UserError:
-    """The error of a name of the Hub without safetensors."""
+    """Return the error for a model on the Hub that has no safetensors."""
     return UserError(
-        f"{name} on the Hub holds no model.safetensors, and pickles (.bin, .pth) are not taken from the network. If you trust "
-        f"it: hf download {name} --local-dir FOLDER, then give FOLDER."
+        f"{name} on the Hub holds no model.safetensors, and pickles (.bin, .pth) are not taken from the network. If "
+        f"you trust this model, run `hf download {name} --local-dir FOLDER` and give FOLDER."
     )
 
 
@@ -68,10 +72,10 @@ def load_config(name_or_path: str, **fields: Any) -> Any:
 
     Args:
         name_or_path: Folder or full Hub name.
-        **fields: Take the place of what the file says.
+        **fields: Values that replace those in the file.
 
     Raises:
-        UserError: There is none, or it needs code of its own.
+        UserError: There is no such configuration, it is invalid, or it requires code of its own.
     """
     from transformers import AutoConfig
 
@@ -85,35 +89,37 @@ def load_config(name_or_path: str, **fields: Any) -> Any:
 def load_pretrained(
     model_class: Any, name_or_path: str, needs_head: bool = True, with_weights: bool = True, **kwargs: Any
 ) -> Any:
-    """Load a model by one of its classes.
+    """Load a model with a given class.
 
     Args:
-        model_class: With `from_pretrained`.
+        model_class: Class with a method `from_pretrained`.
         name_or_path: Folder or full Hub name.
-        needs_head: Refuse weights that are not all there, as a backbone's without classifier: used as they are, they
-            would answer at random. False: what is missing is initialised randomly.
-        with_weights: Read the weights. False: only the configuration is read, and the model's weights are arbitrary, which
-            serves to check what goes together (recipes/validate.py).
-        **kwargs: Of `from_pretrained`.
+        needs_head: True raises an error if weights are missing, for example those of the classifier in the folder of a
+            backbone; the predictions would be random. False initialises missing weights randomly.
+        with_weights: False reads only the configuration and leaves the weights of the model arbitrary. This is enough
+            to check that the parts of a recipe fit together (recipes/validate.py).
+        **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
-        UserError: There is no such model, it needs code of its own, is a pickle on the Hub, or is not whole.
+        UserError: There is no such model, it requires code of its own, it has only pickles on the Hub, weights are
+            missing, or its class names are invalid.
     """
     if not with_weights:
         return _without_weights(model_class, name_or_path, needs_head, **kwargs)
-    load_config(name_or_path)  # a name that does not exist has a clearer error than missing weights
+    load_config(name_or_path)  # so that a wrong name is reported as such, not as missing weights
     try:
         refuse_pickles_of_the_hub(name_or_path)
         safe = {} if Path(name_or_path).exists() else {"use_safetensors": True}
         model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **NO_CODE, **safe, **kwargs)
-    except Exception as error:  # transformers, torch and the connection have many classes of their own
+    except Exception as error:  # transformers, torch and the network raise many classes of errors
         raise _explained(name_or_path, error) from error
     missing = sorted(info["missing_keys"])
     if needs_head and missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise UserError(
-            f"{name_or_path} is not whole: it holds no {', '.join(missing[:4])}{more} for {type(model).__name__}, which would "
-            "answer at random. Train it first (hf-deit train --model), or give the folder of a trained classifier."
+            f"{name_or_path} is not a complete {type(model).__name__}: it holds no {', '.join(missing[:4])}{more}. Its "
+            "predictions would be random. Train it first (hf-deit train --model), or give the folder of a trained "
+            "classifier."
         )
     if needs_head:
         _check_class_names(name_or_path, model.config)
@@ -124,8 +130,8 @@ def _check_class_names(name_or_path: str, config: Any) -> None:
     names = getattr(config, "id2label", None)
     if names and set(names) != set(range(len(names))):
         raise UserError(
-            f"{name_or_path}: id2label in its config.json must name the classes 0 to {len(names) - 1}, and is "
-            f"{str(names)[:200]}. Correct it."
+            f"{name_or_path}: id2label in its config.json must name the classes 0 to {len(names) - 1}, but it is "
+            f"{str(names)[:200]}. Correct config.json."
         )
 
 
@@ -137,11 +143,11 @@ def _without_weights(
     dtype: torch.dtype = torch.float32,
     **fields: Any,
 ) -> Any:
-    """Build a model from its configuration; its weights are whatever lies in memory."""
+    """Build a model from its configuration, with uninitialised weights."""
     config = load_config(name_or_path, **fields)
     folder = Path(name_or_path)
     if folder.is_dir() and not any(file.is_file() for pattern in _WEIGHTS for file in folder.glob(pattern)):
-        raise UserError(f"No model at {str(name_or_path)!r}: there is a config.json, but no file of weights beside it.")
+        raise UserError(f"No model at {str(name_or_path)!r}: the folder has a config.json, but no file of weights.")
     if needs_head:
         _check_class_names(name_or_path, config)
     build = getattr(model_class, "from_config", None) or model_class._from_config
@@ -157,42 +163,42 @@ def _explained(name_or_path: str, error: Exception) -> UserError:
         return error
     if "trust_remote_code" in str(error):
         return UserError(
-            f"{name_or_path} wants code of its own to be run (auto_map in its config.json), which is never done here: give a "
-            "model whose class is transformers' own."
+            f"{name_or_path} requires code of its own (auto_map in its config.json), which hf_deit never runs. Give a "
+            "model whose class is part of transformers."
         )
     if "ignore_mismatched_sizes" in str(error):
         return UserError(
-            f"{name_or_path}: its weights are of other shapes than its config.json says (number of classes, sizes; the table "
-            "above names them): correct config.json."
+            f"{name_or_path}: the shapes of its weights differ from those in its config.json (number of classes, "
+            "sizes). The table above names the weights. Correct config.json."
         )
     kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
     return UserError(f"No model at {str(name_or_path)!r}: {kind}{error}")
 
 
 _SHORT_NAME = re.compile(r"deit-(tiny|small|base)(-distilled)?(?:-patch16)?(?:-(224|384))?")
-# The paper's teacher; `regnety_160` is the official code's name.
+# The teacher of the paper. The official code calls it `regnety_160`.
 _TEACHERS = {"regnet-y-160": "facebook/regnet-y-160", "regnety-160": "facebook/regnet-y-160"}
 
 
 def published_name(name_or_path: str) -> str:
-    """Gives the Hub name of a published DeiT or of its teacher for a short one; anything else comes back as it was.
+    """Return the full Hub name for the short name of a published DeiT or of its teacher; keep any other name unchanged.
 
     Args:
-        name_or_path: For example `deit-small`, `deit-base-distilled-384`, `regnet-y-160`, or the official code's
-            `deit_tiny_distilled_patch16_224`. A folder or file of that name goes first.
+        name_or_path: For example `deit-small`, `deit-base-distilled-384`, `regnet-y-160`, or a name of the official
+            code, such as `deit_tiny_distilled_patch16_224`. If a file or folder of this name exists, the name is kept.
     """
     return name_or_path if Path(name_or_path).exists() else full_name(name_or_path)
 
 
 def full_name(name: str) -> str:
-    """As `published_name`, whatever lies in the folder one is in."""
+    """Return the full Hub name as `published_name` does, even if a file or folder of this name exists."""
     short = str(name).lower().replace("_", "-")
     match = _SHORT_NAME.fullmatch(short)
     if match is None:
         return _TEACHERS.get(short, name)
     size, distilled, pixels = match.groups()
     if pixels == "384" and size != "base":
-        return name  # only the base model was published at 384
+        return name  # only the base models were published for 384 pixels
     return f"facebook/deit-{size}{distilled or ''}-patch16-{pixels or 224}"
 
 
@@ -203,15 +209,15 @@ _OWN_CLASSES = {
 
 
 def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> PreTrainedModel:
-    """Loads an image classifier: this package's trainable class where it has one, else the stock class.
+    """Load an image classifier, with the trainable class of this package if it has one, or else with the stock class.
 
     Args:
-        name_or_path: Folder or Hub name, also a short one of a published DeiT (`deit-tiny-distilled`).
-        needs_head: Refuse weights that are not all there; False: what is missing is initialised randomly.
-        **kwargs: Of `load_pretrained`.
+        name_or_path: Folder or Hub name, or the short name of a published DeiT (`deit-tiny-distilled`).
+        needs_head: True raises an error if weights are missing. False initialises missing weights randomly.
+        **kwargs: Further arguments of `load_pretrained`.
 
     Raises:
-        UserError: There is no such model, or none that is whole.
+        UserError: `name_or_path` is a file, or `load_pretrained` cannot load the model.
     """
     _refuse_file(name_or_path)
     name_or_path = published_name(name_or_path)
@@ -224,18 +230,22 @@ def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Pre
 def _refuse_file(name_or_path: str) -> None:
     if Path(name_or_path).is_file():
         raise UserError(
-            f"{name_or_path} is a file, but a model is a folder. Make one of it: hf-deit convert {name_or_path} FOLDER."
+            f"{name_or_path} is a file, but a model is a folder. Convert it: hf-deit convert {name_or_path} FOLDER."
         )
 
 
 def normalization(model: str | None) -> dict[str, list[float]]:
-    """Mean and std of the pixels that weights were trained with; nothing (ImageNet's) from scratch."""
+    """Return `image_mean` and `image_std` of the pixels that a model was trained with.
+
+    The dictionary is empty if there is no model or it has no image processor. The caller then uses the values of
+    ImageNet.
+    """
     if model is None:
         return {}
     try:
         processor = load_processor(model)
     except UserError:
-        logger.warning("%s has no image processor: ImageNet's mean and std are taken.", model)
+        logger.warning("%s has no image processor, so the mean and std of ImageNet are used.", model)
         return {}
     return {
         name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)
@@ -243,10 +253,11 @@ def normalization(model: str | None) -> dict[str, list[float]]:
 
 
 def load_processor(name_or_path: str) -> Any:
-    """Loads the image processor of a model.
+    """Load the image processor of a model.
 
     Raises:
-        UserError: It has none, or one that needs torchvision where that is not installed.
+        UserError: The model has no image processor, or its image processor requires torchvision, which is not
+            installed.
     """
     _refuse_file(name_or_path)
     name_or_path = published_name(name_or_path)

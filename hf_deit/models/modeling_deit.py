@@ -1,9 +1,10 @@
-"""The two students: embeddings → layers → backbone → heads → output, read top-down.
+"""The networks of the two students, from top to bottom: embeddings → layers → backbone → heads → output.
 
-One set of blocks serves both. The distilled student (`DeiTForImageClassificationWithTeacher`) has a class and a
-distillation token with a linear head each; the plain student (`ViTForImageClassification`) has a class token and one head.
-The class names, parameter names and `model_type`s are those of stock transformers, so that saved files load there without
-this package. Fields are checked in configuration_deit.py; training losses with a teacher are in losses.py.
+Both students consist of the same blocks. The distilled student (`DeiTForImageClassificationWithTeacher`) has a class
+token and a distillation token, with a linear head for each. The plain student (`ViTForImageClassification`) has a class
+token and one head. The names of the classes and parameters and the `model_type` are those of stock transformers, so
+that saved files load there without this package. Fields are validated in configuration_deit.py. Training losses with a
+teacher are in losses.py.
 
 Paper: Touvron et al., arXiv:2012.12877 (distillation token: section 4, initialisation and drop path: section 6);
 LayerScale: arXiv:2103.17239, as DeiT III (arXiv:2204.07118) uses it.
@@ -36,7 +37,7 @@ StudentConfig = DeiTConfig | ViTConfig
 
 
 class DeiTPatchEmbeddings(nn.Module):
-    """Cuts images `(batch, num_channels, height, width)` into patches and projects each to `hidden_size`."""
+    """Projection of the patches of images `(batch, num_channels, height, width)` to vectors of `hidden_size`."""
 
     def __init__(self, config: StudentConfig):
         super().__init__()
@@ -47,14 +48,15 @@ class DeiTPatchEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(
-                f"pixel_values has {pixel_values.shape[1]} channels (shape {tuple(pixel_values.shape)}), the model takes "
-                f"{self.num_channels}: convert the images, or build the model with num_channels={pixel_values.shape[1]}."
+                f"pixel_values has {pixel_values.shape[1]} channels (shape {tuple(pixel_values.shape)}), but the model "
+                f"takes {self.num_channels}. Convert the images, or build the model with "
+                f"num_channels={pixel_values.shape[1]}."
             )
         return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (batch, patches, hidden_size)
 
 
 class DeiTEmbeddings(nn.Module):
-    """Puts the class token, the distillation token (distilled student) and the positions to the patches."""
+    """Patch embeddings with the class token, the distillation token (distilled student) and position embeddings."""
 
     def __init__(self, config: StudentConfig, distilled: bool):
         super().__init__()
@@ -71,7 +73,7 @@ class DeiTEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
-        """Resamples the patch positions (bicubic) to an image of `height` × `width` pixels."""
+        """Interpolate the position embeddings of the patches (bicubic) to images of `height` × `width` pixels."""
         rows, columns = height // self.patch_size[0], width // self.patch_size[1]
         if (rows, columns) == self.grid:
             return self.position_embeddings
@@ -83,18 +85,19 @@ class DeiTEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         if pixel_values.ndim != 4:
             raise ValueError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}: it must be (batch, channels, height, width); for "
-                "one image use pixel_values[None]."
+                f"pixel_values has the shape {tuple(pixel_values.shape)}, but it must be (batch, channels, height, "
+                "width). For a single image, use pixel_values[None]."
             )
         batch_size, _, height, width = pixel_values.shape
         if not interpolate_pos_encoding and (height, width) != self.image_size:
             raise ValueError(
-                f"The images are {height}×{width} pixels, the model was built for "
-                f"{self.image_size[0]}×{self.image_size[1]}: resize them, or pass interpolate_pos_encoding=True."
+                f"The images have {height}×{width} pixels, but the model was built for "
+                f"{self.image_size[0]}×{self.image_size[1]}. Resize the images, or pass interpolate_pos_encoding=True."
             )
         if height < self.patch_size[0] or width < self.patch_size[1]:
             raise ValueError(
-                f"The images are {height}×{width} pixels, less than a patch ({self.patch_size}): resize them."
+                f"The images have {height}×{width} pixels, but a patch has {self.patch_size[0]}×{self.patch_size[1]}. "
+                "The images must be at least as large as a patch. Resize them."
             )
         patches = self.patch_embeddings(pixel_values)
         tokens = [self.cls_token.expand(batch_size, -1, -1)]
@@ -117,7 +120,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain softmax attention on `(batch, heads, tokens, head_dim)`; the only one that also returns the weights."""
+    """Compute softmax attention on `(batch, heads, tokens, head_dim)`, and return the output and the attention weights.
+
+    Other attention implementations do not return the weights.
+    """
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
@@ -127,7 +133,7 @@ def eager_attention_forward(
 
 
 class DeiTAttention(nn.Module):
-    """Multi-head self-attention through transformers' attention interface (eager, sdpa, flash, flex)."""
+    """Multi-head self-attention with the attention interface of transformers (eager, sdpa, flash, flex)."""
 
     def __init__(self, config: StudentConfig):
         super().__init__()
@@ -178,7 +184,7 @@ class DeiTMLP(nn.Module):
 
 
 class DeiTDropPath(nn.Module):
-    """Drops a residual branch of whole images with `drop_prob`, in training (stochastic depth, arXiv:1603.09382)."""
+    """Drop path (stochastic depth, arXiv:1603.09382): in training, each image loses the branch with `drop_prob`."""
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -196,7 +202,7 @@ class DeiTDropPath(nn.Module):
 
 
 class DeiTLayerScale(nn.Module):
-    """Multiplies a residual branch by a learned gamma per channel."""
+    """Product of a residual branch and a learned gamma per channel."""
 
     def __init__(self, config: StudentConfig):
         super().__init__()
@@ -207,7 +213,7 @@ class DeiTLayerScale(nn.Module):
 
 
 class DeiTLayer(GradientCheckpointingLayer):
-    """One pre-norm block; `drop_prob` is its own share of the drop path."""
+    """Pre-norm transformer block, with the probability `drop_prob` that one of its branches is dropped."""
 
     def __init__(self, config: StudentConfig, drop_prob: float):
         super().__init__()
@@ -229,7 +235,7 @@ class DeiTLayer(GradientCheckpointingLayer):
 
 
 class DeiTPooler(nn.Module):
-    """A dense layer on the class token, for the backbone alone; the students do not use it."""
+    """Dense layer on the class token, for the backbone without heads. The students do not use it."""
 
     def __init__(self, config: StudentConfig):
         super().__init__()
@@ -241,7 +247,7 @@ class DeiTPooler(nn.Module):
 
 
 class StudentPreTrainedModel(PreTrainedModel):
-    """What both students share: initialisation, and files that stock transformers reads and writes."""
+    """Base class of both students: initialisation, and files in the format of stock transformers."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -257,7 +263,11 @@ class StudentPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises as the official code: truncated normal (std 0.02), biases 0, LayerNorm 1 and 0."""
+        """Initialise a module as the official code does.
+
+        Weights have a truncated normal distribution (std `initializer_range`, 0.02 by default) and biases are 0.
+        LayerNorm has the weight 1 and the bias 0.
+        """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
@@ -267,8 +277,8 @@ class StudentPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            # The official code leaves the patch projection at torch's default; written out because a model that is
-            # built on the meta device has no default values to keep.
+            # The official code keeps the default initialisation of PyTorch for the patch projection. It is repeated
+            # here because a model that is built on the meta device has no initial values.
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             init.uniform_(module.bias, -bound, bound)
@@ -280,19 +290,22 @@ class StudentPreTrainedModel(PreTrainedModel):
         elif isinstance(module, DeiTLayerScale):
             init.constant_(module.lambda1, self.config.layer_scale_init_value)
 
-    # `load_state_dict` takes the names of files as well as those in memory, so the Trainer restores every weight.
+    # Tells the trainer that `load_state_dict` also accepts the parameter names in files, so that resuming restores all
+    # weights.
     renames_hub_keys = True
 
     @property
     def has_layer_scale(self) -> bool:
-        # A stock configuration, which a model built through the auto classes may have, lacks the field.
+        # A stock configuration lacks the field. A model that is built by an auto class may have a stock configuration.
         return getattr(self.config, "layer_scale_init_value", None) is not None
 
     def folded(self, state_dict: dict[str, torch.Tensor] | None = None):
-        """Gives a copy without LayerScale that computes the same logits: gamma goes into the projection before it.
+        """Return a copy without LayerScale that computes the same logits.
+
+        Each gamma is multiplied into the projection before it.
 
         Args:
-            state_dict: The weights to fold; default: the model's own.
+            state_dict: Weights to fold. Default: the weights of the model.
         """
         config = type(self.config).from_dict({**self.config.to_dict(), "layer_scale_init_value": None})
         copy = self._like(config).to(self.dtype).train(self.training)
@@ -305,15 +318,18 @@ class StudentPreTrainedModel(PreTrainedModel):
 
     def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.config.num_labels == 0:
-            raise ValueError("The model has no heads (num_labels=0), so labels mean nothing: build it with num_labels.")
+            raise ValueError(
+                "The model has no heads (num_labels=0), so it has no loss on labels. Build it with num_labels above 0."
+            )
         return supervised_loss(logits, labels, self.config.problem_type).mean()
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
-        """Loads as `PreTrainedModel.from_pretrained`, from files of this package or of stock transformers 4 and 5.
+        """Load a model like `PreTrainedModel.from_pretrained`, from files of this package or of transformers 4 and 5.
 
         Raises:
-            ValueError: The configuration asks for LayerScale and the file holds no gamma, or the other way round.
+            ValueError: The configuration has LayerScale but the file lacks its gamma, or the file contains gamma but
+                the configuration has no LayerScale.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         require_layer_scale(key for key in sorted(info["missing_keys"]) if "layer_scale" in key)
@@ -329,17 +345,17 @@ class StudentPreTrainedModel(PreTrainedModel):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Saves as `PreTrainedModel.save_pretrained`, in a form that stock transformers loads.
+        """Save the model like `PreTrainedModel.save_pretrained`, in a format that stock transformers loads.
 
         Args:
-            fold_layer_scale: Multiply LayerScale's gamma into the projection before it, so that stock transformers, which
-                has no LayerScale, computes the same logits. The file then has no gamma, and its configuration
-                `layer_scale_init_value=None`. False keeps gamma, for training to go on.
-            state_dict: The weights to save; default: the model's own.
+            fold_layer_scale: True multiplies the gamma of LayerScale into the projection before it, so that stock
+                transformers, which has no LayerScale, computes the same logits. The file then contains no gamma, and
+                its configuration has `layer_scale_init_value=None`. False keeps gamma, so that training can continue.
+            state_dict: Weights to save. Default: the weights of the model.
             push_to_hub: Also upload the folder.
 
         Raises:
-            ValueError: `push_to_hub` of a LayerScale model that is not folded.
+            ValueError: `push_to_hub` is True for a model with LayerScale, and `fold_layer_scale` is False.
         """
         if self.has_layer_scale and fold_layer_scale:
             model = self.folded(state_dict)
@@ -350,10 +366,10 @@ class StudentPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, state_dict=state_dict, push_to_hub=push_to_hub, **kwargs)
 
     def push_to_hub(self, *args: Any, fold_layer_scale: bool = True, **kwargs: Any) -> str:
-        """Uploads as `PreTrainedModel.push_to_hub`; LayerScale is folded (see `save_pretrained`).
+        """Upload the model like `PreTrainedModel.push_to_hub`, with LayerScale folded (see `save_pretrained`).
 
         Raises:
-            ValueError: `fold_layer_scale=False` on a LayerScale model.
+            ValueError: The model has LayerScale, and `fold_layer_scale` is False.
         """
         if not self.has_layer_scale:
             return super().push_to_hub(*args, **kwargs)
@@ -363,33 +379,34 @@ class StudentPreTrainedModel(PreTrainedModel):
 
 
 _REFUSE_UNFOLDED = (
-    "This model has LayerScale, which stock transformers does not know: it would load the file and compute other logits. "
-    "Publish it folded (fold_layer_scale=True); keep an unfolded copy on disk to train on."
+    "This model has LayerScale, which stock transformers does not support: it would load the file and compute "
+    "different logits. Publish the folded model (fold_layer_scale=True), and keep an unfolded copy on disk to continue "
+    "training."
 )
 
 
 class DeiTPreTrainedModel(StudentPreTrainedModel):
-    """Base of the distilled student; `model_type: deit` in files."""
+    """Base class of the distilled student (`model_type: deit` in files)."""
 
     config: DeiTConfig
     base_model_prefix = "deit"
 
 
 class ViTPreTrainedModel(StudentPreTrainedModel):
-    """Base of the plain student; `model_type: vit` in files."""
+    """Base class of the plain student (`model_type: vit` in files)."""
 
     config: ViTConfig
     base_model_prefix = "vit"
 
 
 class _Backbone(nn.Module):
-    """Embeddings, layers and the final norm; the same for both students but for the distillation token."""
+    """Embeddings, layers and the final norm of both students. Only the distillation token differs."""
 
     distilled: bool
 
     def __init__(self, config: StudentConfig, add_pooling_layer: bool = False):
         super().__init__(config)
-        validate_config(config)  # once more: fields may have been set after the configuration was made
+        validate_config(config)  # again, because fields may have been changed after the configuration was created
         rates = torch.linspace(
             0, getattr(config, "drop_path_rate", 0.0), config.num_hidden_layers, device="cpu"
         ).tolist()
@@ -405,16 +422,17 @@ class _Backbone(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Encodes images.
+        """Compute the hidden states of images.
 
         Args:
-            pixel_values: `(batch, num_channels, height, width)`, normalised as the image processor does.
-            interpolate_pos_encoding: Take images of another size than `config.image_size`, with resampled positions.
+            pixel_values: `(batch, num_channels, height, width)`, normalised as by the image processor.
+            interpolate_pos_encoding: Accept images of another size than `config.image_size`, and interpolate the
+                position embeddings.
 
         Returns:
-            `last_hidden_state` `(batch, tokens, hidden_size)`, normed: class token, distillation token if there is one,
-            patches row by row; `pooler_output` `(batch, pooler_output_size)` if built with a pooler; on request
-            `hidden_states` and (with eager attention) `attentions`.
+            `last_hidden_state` `(batch, tokens, hidden_size)` after the final norm: the class token, the distillation
+            token if the model has one, and the patches row by row. `pooler_output` `(batch, pooler_output_size)` if the
+            model was built with a pooler. On request, `hidden_states` and (with eager attention) `attentions`.
         """
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
@@ -428,8 +446,9 @@ class _Backbone(nn.Module):
         return type(self)(config, add_pooling_layer=self.pooler is not None)
 
 
-# transformers keys its table of renamed parameters on the bare class name, and for classes outside the library uses it
-# only if it was registered: names of our own keep stock DeiT and ViT in the same process as they are.
+# The backbones need class names that differ from those of stock transformers. transformers looks up its table of
+# renamed parameters by the class name alone, and uses the table for classes outside the library only if they are
+# registered. With the stock names, the registration would also change the stock DeiT and ViT in the same process.
 class HfDeiTModel(_Backbone, DeiTPreTrainedModel):
     """The distilled student without its heads."""
 
@@ -451,12 +470,12 @@ class DeiTForImageClassificationWithTeacherOutput(ModelOutput):
     """Output of the distilled student.
 
     Args:
-        loss: Scalar; the mean of both heads' losses on the labels. None without labels.
-        logits: `(batch, num_labels)`, the mean of the two heads: the prediction.
+        loss: Scalar, the mean of the losses of both heads on the labels. None without labels.
+        logits: `(batch, num_labels)`, the mean of the logits of both heads, used for predictions.
         cls_logits: `(batch, num_labels)` of the class head, which learns from the labels.
         distillation_logits: `(batch, num_labels)` of the distillation head, which learns from the teacher.
-        hidden_states: On request, `(batch, tokens, hidden_size)` of the embeddings and of each layer.
-        attentions: On request and with eager attention, `(batch, heads, tokens, tokens)` of each layer.
+        hidden_states: On request, `(batch, tokens, hidden_size)` for the embeddings and for each layer.
+        attentions: On request and with eager attention, `(batch, heads, tokens, tokens)` for each layer.
     """
 
     loss: torch.Tensor | None = None
@@ -472,7 +491,7 @@ def _head(config: StudentConfig) -> nn.Module:
 
 
 class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
-    """The distilled student: trainable, and loaded by stock transformers under the same name."""
+    """Distilled student with two heads. Stock transformers loads its files with its class of the same name."""
 
     def __init__(self, config: DeiTConfig):
         super().__init__(config)
@@ -490,17 +509,18 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> DeiTForImageClassificationWithTeacherOutput:
-        """Classifies images with both heads.
+        """Classify images with both heads.
 
         Args:
-            pixel_values: `(batch, num_channels, height, width)`, normalised as the image processor does.
-            labels: Class indices `(batch,)`; or soft labels `(batch, num_labels)`; or what `config.problem_type` says
-                (multi-label 0/1 `(batch, num_labels)`, regression `(batch, num_labels)` or `(batch,)`). Without a
-                teacher both heads learn from them; with one, train with `DistillationTrainer`.
-            interpolate_pos_encoding: Take images of another size than `config.image_size`.
+            pixel_values: `(batch, num_channels, height, width)`, normalised as by the image processor.
+            labels: Class indices `(batch,)`, or soft labels `(batch, num_labels)`. With another `config.problem_type`:
+                0 and 1 `(batch, num_labels)` for multi-label classification; numbers `(batch, num_labels)` or, with one
+                output, `(batch,)` for regression. Both heads learn from the labels. To train with a teacher, use
+                `DistillationTrainer`.
+            interpolate_pos_encoding: Accept images of another size than `config.image_size`.
 
         Raises:
-            ValueError: Images or labels of a shape the model does not take.
+            ValueError: The shape of the images or labels is invalid.
         """
         outputs = self.deit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         cls_logits = self.cls_classifier(outputs.last_hidden_state[:, 0])
@@ -519,7 +539,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
 
 
 class ViTForImageClassification(ViTPreTrainedModel):
-    """The plain student: one token, one head; in files `model_type: vit`, as the Hub stores the paper's plain DeiT."""
+    """Plain student with one head. Its files have `model_type: vit`, like the plain DeiT of the paper on the Hub."""
 
     def __init__(self, config: ViTConfig):
         super().__init__(config)
@@ -536,7 +556,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> ImageClassifierOutput:
-        """Classifies images; arguments and errors as in `DeiTForImageClassificationWithTeacher.forward`."""
+        """Classify images. For arguments and errors, see `DeiTForImageClassificationWithTeacher.forward`."""
         outputs = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.last_hidden_state[:, 0])
         loss = None if labels is None else self._label_loss(logits, labels)
@@ -546,19 +566,21 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
 
 def register_auto_classes() -> None:
-    """Makes `AutoModelForImageClassification` return this package's trainable classes, in this process.
+    """Make `AutoModelForImageClassification` return the trainable classes of this package, in this process.
 
-    Never done by import: it changes what stock code in the process gets. Files are the same either way, and
-    `AutoModelForImageClassification.from_pretrained` needs no registration to load them for inference.
-    A checkpoint of stock's one-headed `DeiTForImageClassification` still gets that class.
+    Importing the package does not do this, because it changes the classes that other code in the process receives. The
+    saved files are the same with and without registration, and `AutoModelForImageClassification.from_pretrained` also
+    loads them for inference without it. A checkpoint of the stock class `DeiTForImageClassification`, which has one
+    head, is still loaded with that class.
     """
     from transformers import AutoModelForImageClassification
     from transformers import DeiTConfig as StockDeiTConfig
     from transformers import DeiTForImageClassification as StockOneHead
     from transformers import ViTConfig as StockViTConfig
 
-    # AutoModelForImageClassification.register takes one class for a configuration, and before 5.18 silently skips the
-    # library's own; the table behind it takes several, of which `architectures` picks and the first is the default.
+    # AutoModelForImageClassification.register accepts one class per configuration, and before transformers 5.18 it
+    # silently ignores configurations of the library. Its table accepts several classes per configuration:
+    # `architectures` in the configuration selects one of them, and the first one is the default.
     registered = AutoModelForImageClassification._model_mapping._extra_content
     registered[StockDeiTConfig] = (DeiTForImageClassificationWithTeacher, StockOneHead)
     registered[StockViTConfig] = ViTForImageClassification
@@ -566,5 +588,5 @@ def register_auto_classes() -> None:
     registered[ViTConfig] = ViTForImageClassification
 
 
-# The public name: `DeiTModel` of this package. In the process its class must not share the stock name (see above).
+# Public name of the backbone. The name of the class itself must differ from the stock name (see above).
 DeiTModel = HfDeiTModel

@@ -1,8 +1,9 @@
-"""Pure functions of state dicts: the Hub's old parameter names to today's, and LayerScale folded away.
+"""Pure functions of state dicts: renaming old parameter names, and folding LayerScale into other weights.
 
-`save_pretrained` writes the names transformers 4 used (`encoder.layer.0.attention.attention.query`), in memory they are
-`layers.0.attention.q_proj`. `from_pretrained` converts; a raw `load_state_dict`, as `Trainer` does on resume, does not,
-and with `strict=False` it would silently keep every encoder weight as it was. `rename_hub_keys` prevents that.
+`save_pretrained` writes the parameter names of transformers 4 (`encoder.layer.0.attention.attention.query`). In memory
+the names are those of transformers 5 (`layers.0.attention.q_proj`). `from_pretrained` converts the names, but
+`load_state_dict` does not. The `Trainer` calls `load_state_dict` with `strict=False` when it resumes, and would
+silently leave every weight of the encoder unchanged. `rename_hub_keys` prevents this.
 """
 
 import re
@@ -11,7 +12,8 @@ from collections.abc import Iterable, MutableMapping
 import torch
 from torch import nn
 
-# Old name (regular expression) → today's, in this order: the attention's `output.dense` before the MLP's.
+# Old name (regular expression) → current name. The order matters: `output.dense` of the attention precedes that of the
+# MLP.
 _RENAMED = (
     (r"encoder\.layer\.(\d+)\.", r"layers.\1."),
     (r"attention\.attention\.query\.", "attention.q_proj."),
@@ -21,12 +23,12 @@ _RENAMED = (
     (r"intermediate\.dense\.", "mlp.fc1."),
     (r"(layers\.\d+\.)output\.dense\.", r"\1mlp.fc2."),
 )
-# The projection whose output each gamma scales.
+# The projection whose output each gamma of LayerScale multiplies.
 _SCALED_BY = {"layer_scale1.lambda1": "attention.o_proj", "layer_scale2.lambda1": "mlp.fc2"}
 
 
 def rename_hub_key(key: str) -> str:
-    """Gives today's name of a parameter for its old or its present name."""
+    """Return the current name of a parameter. A current name is returned unchanged."""
     for old, new in _RENAMED:
         key = re.sub(old, new, key)
     return key
@@ -35,10 +37,12 @@ def rename_hub_key(key: str) -> str:
 def rename_hub_keys(
     module: nn.Module, state_dict: MutableMapping[str, torch.Tensor], prefix: str, *unused: object
 ) -> None:
-    """A `register_load_state_dict_pre_hook` for the backbone: renames old keys in place, and checks LayerScale.
+    """Rename old keys of a state dict in place, and check that no gamma of LayerScale is missing.
+
+    The backbone registers this function with `register_load_state_dict_pre_hook`.
 
     Raises:
-        ValueError: The module has LayerScale and the state dict has a layer without its gamma.
+        ValueError: The module has LayerScale, and the state dict contains a layer without its gamma.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         renamed = prefix + rename_hub_key(key[len(prefix) :])
@@ -55,35 +59,45 @@ def rename_hub_keys(
 
 
 def require_layer_scale(missing: Iterable[str]) -> None:
-    """Raises a ValueError if `missing`, the LayerScale parameters a file should hold and does not, is not empty."""
+    """Check that no LayerScale parameters are missing from the weights of a model with LayerScale.
+
+    Raises:
+        ValueError: `missing`, the names of the missing parameters, is not empty.
+    """
     missing = list(missing)
     if missing:
         raise ValueError(
-            f"The configuration has LayerScale and the weights hold no gamma for it ({len(missing)} missing, the first "
-            f"{missing[0]!r}): with a fresh gamma the model would compute another function. Load them with "
-            "layer_scale_init_value=None (they are folded, or of a model without LayerScale), or take an unfolded checkpoint."
+            f"The configuration has LayerScale, but the weights lack its gamma ({len(missing)} missing, the first is "
+            f"{missing[0]!r}). With a new gamma, the model would compute different logits. If the weights are folded "
+            "or of a model without LayerScale, load them with layer_scale_init_value=None. Otherwise use an unfolded "
+            "checkpoint."
         )
 
 
 def refuse_layer_scale(unexpected: Iterable[str]) -> None:
-    """Raises a ValueError if `unexpected`, the LayerScale parameters a file holds and the model lacks, is not empty."""
+    """Check that the weights of a model without LayerScale contain no LayerScale parameters.
+
+    Raises:
+        ValueError: `unexpected`, the names of such parameters, is not empty.
+    """
     unexpected = list(unexpected)
     if unexpected:
         raise ValueError(
-            f"The weights hold LayerScale's gamma ({len(unexpected)} tensors, the first {unexpected[0]!r}) and the configuration "
-            "has none: without it the model would compute another function. Load them with the file's own "
-            "layer_scale_init_value, or fold first: load, then save_pretrained(…, fold_layer_scale=True)."
+            f"The weights contain the gamma of LayerScale ({len(unexpected)} tensors, the first is {unexpected[0]!r}), "
+            "but the configuration has layer_scale_init_value=None. Without gamma, the model would compute different "
+            "logits. Load the weights with the layer_scale_init_value of their own config.json. For a model without "
+            "LayerScale, save the loaded model with save_pretrained(…, fold_layer_scale=True) first."
         )
 
 
 def fold_layer_scale(state_dict: MutableMapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Multiplies every gamma into the projection before it.
+    """Multiply every gamma of LayerScale into the projection before it.
 
     Args:
-        state_dict: Weights under today's names; left as they are.
+        state_dict: Weights under their current names. The state dict and its tensors are not modified.
 
     Returns:
-        A new state dict without gammas, of a model that computes the same function.
+        A new state dict without gammas. A model with these weights computes the same logits.
     """
     folded = dict(state_dict)
     for key in state_dict:

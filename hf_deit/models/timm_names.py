@@ -1,9 +1,10 @@
-"""Official and timm names of a DeiT's or ViT's parameters to ours and back; its architecture, read off its shapes.
+"""Conversion of parameter names between timm, the official code and this package, and architectures from weights.
 
-Pure functions of state dicts. Reading files is in weights.py, building models and folders in convert.py.
-`attn.qkv` stacks the query's rows, then the key's, then the value's. LayerScale's gamma is `gamma_1` in the official
-code and `ls1.gamma` in timm. DeiT III's positions have no row for the class token; ours get one of zeros, which adds
-nothing, and lose it on the way back.
+All functions are pure functions of state dicts. Files are read in weights.py; models and folders are made in
+convert.py. `attn.qkv` contains the rows of the query, then those of the key, then those of the value. The gamma of
+LayerScale is called `gamma_1` in the official code and `ls1.gamma` in timm. The position embeddings of DeiT III have no
+row for the class token. Here they get a row of zeros, which does not change the logits, and the export removes it
+again.
 
 Papers: Touvron et al., arXiv:2012.12877; DeiT III: arXiv:2204.07118.
 """
@@ -20,7 +21,7 @@ from ..errors import UserError
 from ..sizes import as_pair
 from .state_dicts import rename_hub_key
 
-# timm's name of a module or parameter → ours; the class and distillation head depend on the kind of student.
+# Name in timm → name in this package. The names of the heads depend on the kind of student, and are in `_own_name`.
 _OUTER = {
     "cls_token": "embeddings.cls_token",
     "dist_token": "embeddings.distillation_token",
@@ -40,21 +41,21 @@ _INNER = {
 _OFFICIAL_GAMMAS = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 _QKV = ("q_proj", "k_proj", "v_proj")
 _POSITIONS = "embeddings.position_embeddings"
-# Heads cannot be read off shapes. Ti, S, B of the paper; M, L, H of DeiT III.
+# Width → number of attention heads, which shapes do not show: Ti, S and B of the paper; M, L and H of DeiT III.
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
 _LISTED = 8
-# A name in a file decides how many layers are built, so a hostile one must not decide it alone.
+# The names in a file determine how many layers are built, so a malicious file must not make this number huge.
 _MOST_LAYERS = 1000
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Splits `blocks.3.norm1.weight` into ("3", "norm1", ".weight"); outside the blocks the number is ""."""
+    """Split `blocks.3.norm1.weight` into ("3", "norm1", ".weight"). Outside the blocks, the number is ""."""
     match = re.fullmatch(r"(?:(?:blocks|layers)\.(\d+)\.)?(.+?)(\.weight|\.bias)?", name)
     return match[1] or "", match[2], match[3] or ""
 
 
 def _own_name(name: str, distilled: bool) -> str:
-    """Our name for a timm name without qkv; unknown names come back as they are, to be listed later."""
+    """Return the name in this package for a name in timm other than qkv. Unknown names are returned unchanged."""
     number, stem, ending = _split(name)
     if number == "":
         heads = (
@@ -69,21 +70,24 @@ def _own_name(name: str, distilled: bool) -> str:
 
 
 def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames the official code's and timm's parameters.
+    """Rename the parameters of the official code or of timm.
 
     Args:
         weights: A state dict with the names of `deit_tiny_patch16_224` or `deit_tiny_distilled_patch16_224`.
 
     Returns:
-        The state dict of `ViTForImageClassification`, or with a `dist_token` of `DeiTForImageClassificationWithTeacher`;
-        names that neither model has are kept.
+        The state dict of `DeiTForImageClassificationWithTeacher` if there is a `dist_token`, or else of
+        `ViTForImageClassification`. Names that the model does not have are kept unchanged.
 
     Raises:
-        UserError: There is no class token, so it is another kind of model; or two names mean one parameter.
+        UserError: The weights have no class token, so they are of another kind of model, or two names mean the same
+            parameter.
     """
     if "cls_token" not in weights:
         first = ", ".join(list(weights)[:3])
-        raise UserError(f"Not the weights of a DeiT or ViT: there is no 'cls_token' (the first names: {first}).")
+        raise UserError(
+            f"The weights are not those of a DeiT or ViT: they have no 'cls_token'. The first names are: {first}."
+        )
     distilled = "dist_token" in weights
     pairs: list[tuple[str, torch.Tensor]] = []
     for name, weight in weights.items():
@@ -97,33 +101,36 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     if len(renamed) != len(pairs):
         own = [name for name, _ in pairs]
         twice = sorted({name for name in own if own.count(name) > 1})
-        raise UserError(f"The weights name a parameter twice, in two manners: {_list(twice)}.")
+        raise UserError(
+            f"The weights contain a parameter twice, under two names: {_list(twice)}. Give a file with one of them."
+        )
     return renamed
 
 
 def to_timm_names(model: nn.Module, official: bool = False) -> dict[str, torch.Tensor]:
-    """Gives a student's weights under timm's names, bit for bit.
+    """Return the weights of a student under the names of timm. The values are unchanged.
 
     Args:
-        model: `DeiTForImageClassificationWithTeacher` or `ViTForImageClassification`, this package's or stock's.
-        official: Name LayerScale as the official code does (`gamma_1`), not as timm does (`ls1.gamma`).
+        model: `DeiTForImageClassificationWithTeacher` or `ViTForImageClassification`, of this package or of
+            stock transformers.
+        official: Use the name `gamma_1` of the official code for LayerScale, instead of the name `ls1.gamma` of timm.
 
     Raises:
-        UserError: The model is another, or has parameters that timm's has not.
+        UserError: The model is of another class, or has parameters that the model of timm does not have.
     """
     weights = model.state_dict()
     distilled = "deit.embeddings.distillation_token" in weights
     prefix = "deit." if distilled else "vit."
     if f"{prefix}embeddings.cls_token" not in weights:
         raise UserError(
-            f"A {type(model).__name__} has no names in timm: DeiTForImageClassificationWithTeacher and "
-            "ViTForImageClassification have."
+            f"{type(model).__name__} cannot be written with the names of timm. Give a "
+            "DeiTForImageClassificationWithTeacher or a ViTForImageClassification."
         )
     renamed = {}
     unknown = []
     for name, weight in weights.items():
         if name.endswith(tuple(f"{part}{ending}" for part in _QKV[1:] for ending in (".weight", ".bias"))):
-            continue  # stacked with the query
+            continue  # added together with the query
         own = timm_name(name, official)
         if own is None:
             unknown.append(name)
@@ -132,14 +139,14 @@ def to_timm_names(model: nn.Module, official: bool = False) -> dict[str, torch.T
         else:
             renamed[own] = weight
     if unknown:
-        raise UserError(f"timm's model has no such parameters: {_list(unknown)}.")
+        raise UserError(f"The model of timm does not have these parameters: {_list(unknown)}.")
     if any("gamma" in name for name in renamed) and not distilled and not renamed["pos_embed"][:, 0].any():
         renamed["pos_embed"] = renamed["pos_embed"][:, 1:].contiguous()
     return renamed
 
 
 def timm_name(name: str, official: bool = False) -> str | None:
-    """Gives timm's name for one of ours, None if it has none; query, key and value are all `attn.qkv`."""
+    """Return the name in timm for a name in this package, or None. The name of query, key and value is `attn.qkv`."""
     number, stem, ending = _split(name.removeprefix("deit.").removeprefix("vit."))
     if number == "":
         heads = {"classifier": "head", "cls_classifier": "head", "distillation_classifier": "head_dist"}
@@ -154,12 +161,12 @@ def timm_name(name: str, official: bool = False) -> str | None:
 
 
 def own_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gives a state dict our names, from timm's or from those of transformers 4 and 5.
+    """Convert a state dict of timm, the official code or transformers 4 or 5 to the names of this package.
 
-    The pooler that stock's ViT and DeiT may save is left out: no classifier uses it.
+    The pooler that the ViT and DeiT of stock transformers may save is left out, because no classifier uses it.
 
     Raises:
-        UserError: They are of another kind of model.
+        UserError: The weights are of another kind of model, or of two models.
     """
     if any(rename_hub_key(name).startswith("layers.") or name == "embeddings.cls_token" for name in weights):
         prefix = "deit." if "embeddings.distillation_token" in weights else "vit."  # a backbone alone
@@ -172,16 +179,18 @@ def own_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not name.startswith(("deit.pooler.", "vit.pooler."))
     }
     if len({name.split(".")[0] for name in renamed} & {"deit", "vit"}) > 1:
-        raise UserError("The weights hold a 'deit.' and a 'vit.' model: give a file with one of them.")
+        raise UserError("The weights contain both a 'deit.' and a 'vit.' model. Give a file with one of them.")
     return renamed
 
 
 def with_class_position(weights: Mapping[str, torch.Tensor], image_size: Any = None) -> dict[str, torch.Tensor]:
-    """Puts a row of zeros before positions that have none for the class token (DeiT III); else gives what it got.
+    """Add a row of zeros for the class token to position embeddings that have no such row (DeiT III).
+
+    Other weights are returned unchanged, in a new dictionary.
 
     Args:
-        weights: Under our names.
-        image_size: Pixels, a number or (height, width); None: a square image.
+        weights: Weights under the names of this package.
+        image_size: Image size in pixels, one number or (height, width). None means that the image is square.
     """
     weights = dict(weights)
     name = f"vit.{_POSITIONS}"
@@ -202,16 +211,17 @@ def with_class_position(weights: Mapping[str, torch.Tensor], image_size: Any = N
 def infer_architecture(
     weights: Mapping[str, torch.Tensor], image_size: Any = None, num_attention_heads: int | None = None
 ) -> dict[str, Any]:
-    """Reads the fields of a configuration off the shapes of weights under our names.
+    """Infer the fields of a configuration from the names and shapes of weights.
 
     Args:
-        weights: As `own_names` and `with_class_position` give them.
-        image_size: Pixels, a number or (height, width); None: a square image, of the size the positions say.
-        num_attention_heads: None: 64 values a head, for the published widths.
+        weights: Weights as `own_names` and `with_class_position` return them.
+        image_size: Image size in pixels, one number or (height, width). None means a square image whose size follows
+            from the number of position embeddings.
+        num_attention_heads: Number of attention heads. None uses the published number for the published widths.
 
     Raises:
-        UserError: A tensor that shows the architecture is missing or of an impossible shape, the positions are of
-            no square image, or the heads of this width are not known.
+        UserError: A tensor that determines the architecture is missing or has an invalid shape, the position embeddings
+            do not match the image size, or the number of heads is unknown for this width.
     """
     prefix = "deit." if "deit.embeddings.distillation_token" in weights else "vit."
     hidden, channels, *patch = _shape(weights, f"{prefix}embeddings.patch_embeddings.projection.weight", 4)
@@ -219,7 +229,10 @@ def infer_architecture(
     first = f"{prefix}layers.0."
     layers = {int(number) for number in re.findall(r"layers\.(\d+)\.", "\n".join(weights))}
     if max(layers, default=0) >= _MOST_LAYERS:
-        raise UserError(f"The weights name a layer {max(layers)}: more than {_MOST_LAYERS} layers are not believed.")
+        raise UserError(
+            f"The weights contain a layer {max(layers)}, but at most {_MOST_LAYERS} layers are allowed. The file is "
+            "damaged or of another kind of model."
+        )
     return {
         "hidden_size": hidden,
         "num_channels": channels,
@@ -229,37 +242,41 @@ def infer_architecture(
         "patch_size": patch[0] if patch[0] == patch[1] else tuple(patch),
         "image_size": _image_size(positions, patch, image_size),
         "qkv_bias": f"{first}attention.q_proj.bias" in weights,
-        # Its value is where training began, which weights do not tell: DeiT III's.
+        # The weights do not contain the initial value of gamma, so it is set to that of DeiT III.
         "layer_scale_init_value": 1e-4 if f"{first}layer_scale1.lambda1" in weights else None,
     }
 
 
 def head_name(distilled: bool) -> str:
-    """Our name of the class head's weight, whose rows are the classes."""
+    """Return the name of the weight of the class head. The rows of this weight are the classes."""
     return "cls_classifier.weight" if distilled else "classifier.weight"
 
 
 def _shape(weights: Mapping[str, torch.Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in weights:
         raise UserError(
-            f"Not the weights of a DeiT or ViT that is known here: there is no {name!r} ({timm_name(name)!r} in timm). The "
-            f"first names: {', '.join(list(weights)[:3])}."
+            f"The weights are not those of a supported DeiT or ViT: they have no {name!r} ({timm_name(name)!r} in "
+            f"timm). The first names are: {', '.join(list(weights)[:3])}."
         )
     shape = tuple(weights[name].shape)
     if len(shape) != dimensions:
-        raise UserError(f"{name} ({timm_name(name)} in timm) has the shape {shape}: it has {dimensions} dimensions.")
+        raise UserError(
+            f"{name} ({timm_name(name)} in timm) has the shape {shape}, but it must have {dimensions} dimensions."
+        )
     return shape
 
 
 def _heads(hidden: int, given: int | None) -> int:
     if given is None and hidden not in _HEADS_OF_WIDTH:
         raise UserError(
-            f"hidden_size={hidden}: how many heads it has cannot be read off the weights, only for the published widths "
-            f"{', '.join(map(str, _HEADS_OF_WIDTH))}. Give num_attention_heads."
+            f"hidden_size={hidden}: the weights do not show the number of attention heads, and it is known only for "
+            f"the published widths {', '.join(map(str, _HEADS_OF_WIDTH))}. Give num_attention_heads."
         )
     heads = _HEADS_OF_WIDTH[hidden] if given is None else given
     if heads < 1 or hidden % heads:
-        raise UserError(f"num_attention_heads={heads} does not divide hidden_size={hidden}: give one that does.")
+        raise UserError(
+            f"num_attention_heads={heads} does not divide hidden_size={hidden}. Give a number of heads that divides it."
+        )
     return heads
 
 
@@ -268,30 +285,32 @@ def _image_size(positions: int, patch: list[int], given: Any) -> Any:
         height, width = as_pair(given)
         if (height // patch[0]) * (width // patch[1]) != positions:
             raise UserError(
-                f"image_size={given}: with patches of {patch[0]}×{patch[1]} pixels that is "
-                f"{height // patch[0]}×{width // patch[1]} patches, and the weights have positions of {positions}. Give the "
-                "size they were trained at; another size comes after the conversion (--image_size of hf-deit train)."
+                f"image_size={given}: with patches of {patch[0]}×{patch[1]} pixels, this gives "
+                f"{height // patch[0]}×{width // patch[1]} patches, but the weights have positions of {positions} "
+                "patches. Give the size that the model was trained with. To change the size, convert first, then use "
+                "--image_size of hf-deit train."
             )
         return height if height == width else (height, width)
     side = math.isqrt(max(positions, 0))
     if side < 1 or side * side != positions:
         raise UserError(
-            f"The weights have positions of {positions} patches, which is no square: give image_size as height and width."
+            f"The weights have positions of {positions} patches, which is not a square number. Give image_size as "
+            "height and width."
         )
     height, width = side * patch[0], side * patch[1]
     return height if height == width else (height, width)
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], model: nn.Module, timm: bool = False) -> dict[str, list[str]]:
-    """Compares weights with the parameters of a model.
+    """Compare weights with the parameters of a model.
 
     Args:
-        weights: Under our names.
-        model: On any device, also "meta".
-        timm: Tell parameters by timm's names, as the file has them.
+        weights: Weights under the names of this package.
+        model: Model on any device, including "meta".
+        timm: Report the parameters under the names of timm, for a file that uses these names.
 
     Returns:
-        "missing", "unknown" and "misshapen" names, sorted; those of a wrong shape with both shapes.
+        Sorted lists of names under "missing", "unknown" and "misshapen". A misshapen name is listed with both shapes.
     """
 
     def shown(name: str) -> str:
@@ -309,7 +328,7 @@ def check_weights(weights: Mapping[str, torch.Tensor], model: nn.Module, timm: b
 
 
 def describe_problems(problems: Mapping[str, list[str]]) -> str:
-    """One sentence a kind of problem, empty if there is none; long lists are cut off and counted."""
+    """Return the number and the names of each kind of problem, or an empty text. Long lists are shortened."""
     return "; ".join(f"{len(names)} {kind}: {_list(names)}" for kind, names in problems.items() if names)
 
 

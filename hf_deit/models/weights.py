@@ -1,4 +1,4 @@
-"""Reads weights from files of any origin into a dictionary of tensors."""
+"""Functions that read weights from files of any origin, without running code that a file may contain."""
 
 import argparse
 import hashlib
@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Loads a `.safetensors` or a pickled `.pth`/`.bin` of tensors (nothing else is unpickled) into a network.
+    """Load a file of weights into a network.
+
+    The file is a `.safetensors`, or a `.pth` or `.bin` pickle. A pickle may contain only tensors and plain data.
 
     Raises:
-        UserError: The file is missing or does not fit the network.
+        UserError: The file is missing, cannot be read, or does not fit the network.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,16 +40,17 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         try:
             state_dict = load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} is no readable safetensors file: {error}") from error
+            raise UserError(f"{path} is not a readable safetensors file: {error}") from error
     else:
         try:
-            # What training scripts (the official one among them) put beside the weights: plain data, never code.
+            # Training scripts, such as the official one, save these beside the weights. They are plain data, never
+            # code.
             with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
                 state_dict = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            raise UserError(f"{path} holds no tensors that can be loaded safely: {error}") from error
+            raise UserError(f"{path} cannot be loaded as tensors safely: {error}") from error
     if not isinstance(state_dict, dict):
-        raise UserError(f"{path} holds a {type(state_dict).__name__} and no dictionary of tensors.")
+        raise UserError(f"{path} holds a {type(state_dict).__name__}, not a dictionary of tensors. Give a state dict.")
     for key in ("model", "state_dict"):
         if isinstance(state_dict.get(key), dict):
             state_dict = state_dict[key]
@@ -57,11 +60,11 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise UserError(f"{path} does not fit {type(network).__name__}: {error}") from error
 
 
-# Where the weights are in a file that holds more: the official code's two names, then timm's.
+# Keys of the weights in a training checkpoint: the key of the official code, then that of timm.
 _CONTAINERS = {"model": ("model", "state_dict"), "model_ema": ("model_ema", "state_dict_ema")}
-# Wrappers that put their name before every parameter: DataParallel and torch.compile.
+# Prefixes that DataParallel and torch.compile add to every parameter name.
 _WRAPPERS = ("module.", "_orig_mod.")
-# Python 3.13 moved the classes to pathlib._local: files name them by the module of the Python that wrote them.
+# Python 3.13 moved these classes to pathlib._local. A file names the module of the Python version that wrote it.
 _SAFE_CLASSES = [
     argparse.Namespace,
     *(
@@ -70,9 +73,9 @@ _SAFE_CLASSES = [
         for module in ("pathlib", "pathlib._local")
     ),
 ]
-# The files of the official release carry the beginning of their SHA-256 behind the model's name.
+# The file names of the official release end with the first eight digits of the SHA-256.
 _OFFICIAL_FILE = re.compile(r"deit_(?:tiny|small|base)_(?:distilled_)?patch16_(?:224|384)-([0-9a-f]{8})\.pth")
-# In a folder, the first that is there.
+# Files of weights in a folder; the first one that exists is read.
 FOLDER_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -82,19 +85,21 @@ FOLDER_FILES = (
 
 
 def read_weights(path: str | Path, which: str | None = None) -> dict[str, torch.Tensor]:
-    """Reads the weights of a file, of an index of shards, or of a folder that holds either.
+    """Read the weights of a file, of an index of shards, or of a folder that contains either.
 
     Args:
-        path: `.safetensors`, `.pth` (any torch pickle), `….index.json`, or a folder. The content counts, not the suffix.
-        which: Of a training checkpoint "model" or "model_ema" (the averaged weights). None: "model" where there are
-            both, else what there is.
+        path: A `.safetensors`, a `.pth` (any torch pickle), an `….index.json`, or a folder. The kind of a file is
+            recognised by its content, not by its suffix.
+        which: Weights to read from a training checkpoint: "model" or "model_ema" (the averaged weights). None reads
+            "model" if the checkpoint contains both, and otherwise the only ones that it contains.
 
     Returns:
-        Names as in the file, without the prefix of DataParallel or torch.compile, to tensors on the CPU.
+        A dictionary from parameter names to tensors on the CPU. The names are those in the file, without the prefixes
+        of DataParallel and torch.compile.
 
     Raises:
-        UserError: There is no such file, it is damaged, is no checkpoint, would run code, holds no weights of
-            the kind asked for, or is an official file whose SHA-256 does not begin as its name says.
+        UserError: The file does not exist, is damaged, is not a checkpoint, would run code, does not contain the
+            requested weights, or is an official file whose SHA-256 does not match its name.
     """
     path = _file_of(Path(path))
     if path.name.endswith(".index.json"):
@@ -106,10 +111,12 @@ def read_weights(path: str | Path, which: str | None = None) -> dict[str, torch.
 
 
 def check_official_hash(path: Path) -> None:
-    """Compares the SHA-256 of a file with its beginning in an official file name; other names are not checked.
+    """Check that the SHA-256 of a file begins with the digits in its official file name.
+
+    Files with other names are not checked.
 
     Raises:
-        UserError: They differ.
+        UserError: The SHA-256 begins with other digits than the file name states.
     """
     match = _OFFICIAL_FILE.fullmatch(path.name)
     if match is None:
@@ -117,8 +124,9 @@ def check_official_hash(path: Path) -> None:
     found = _sha256(path)
     if not found.startswith(match[1]):
         raise UserError(
-            f"{path}: by its name the SHA-256 begins with {match[1]}, and it begins with {found[: len(match[1])]}. The file "
-            "is damaged or another one: download it again; if it is your own, give it a name without those digits."
+            f"{path}: the file name states a SHA-256 that begins with {match[1]}, but the SHA-256 of the file begins "
+            f"with {found[: len(match[1])]}. The file is damaged, or it is another file. Download it again. If it is "
+            "your own file, give it a name without these digits."
         )
 
 
@@ -134,16 +142,22 @@ def _file_of(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"There is no file or folder {path}. Give a .safetensors, a .pth or a folder that holds one.")
+        raise UserError(
+            f"There is no file or folder {path}. Give a .safetensors, a .pth, or a folder that contains one."
+        )
     usual = [path / name for name in FOLDER_FILES if (path / name).is_file()]
     found = usual or sorted(
         entry for entry in path.iterdir() if entry.suffix in (".safetensors", ".pth") and entry.is_file()
     )
     if not found:
-        raise UserError(f"{path} holds no weights: there is none of {', '.join(FOLDER_FILES)}, and no .pth.")
+        raise UserError(
+            f"{path} holds no weights. Give a folder that contains one of {', '.join(FOLDER_FILES)}, or a file that "
+            "ends in .safetensors or .pth."
+        )
     if not usual and len(found) > 1:
         raise UserError(
-            f"{path} holds {len(found)} files of weights ({', '.join(file.name for file in found[:5])}): name the one you mean."
+            f"{path} holds {len(found)} files of weights ({', '.join(file.name for file in found[:5])}). Give the path "
+            "of one of them."
         )
     return found[0]
 
@@ -152,15 +166,15 @@ def _read_one(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
-        raise UserError(f"{path} is empty: the download or copy failed. Fetch it again.")
+        raise UserError(f"{path} is empty: the download or copy failed. Download it again.")
     if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of Git LFS, not the weights. Fetch them with: git lfs pull")
+        raise UserError(f"{path} is a pointer of Git LFS, not the weights. Download the weights with: git lfs pull")
     # A safetensors file begins with the length of its header in 8 bytes, then JSON.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is no readable safetensors file ({error}): fetch it again.") from error
+            raise UserError(f"{path} is not a readable safetensors file ({error}). Download it again.") from error
     return _read_pickle(path, start)
 
 
@@ -168,26 +182,27 @@ def _read_pickle(path: Path, start: bytes) -> Any:
     try:
         with torch.serialization.safe_globals(_SAFE_CLASSES):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that are no pickle, torch's unpickler raises nearly anything
+    except Exception as error:  # for invalid bytes, the unpickler of torch raises almost any error
         wanted = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if wanted is not None:
             raise UserError(
-                f"{path} wants to run {wanted[1]} while it is read, which weights do not need; nothing was run. Only "
-                "tensors, argparse.Namespace and PosixPath are read from a pickle. If you trust its origin, load it there and "
-                "save its state dict as safetensors."
+                f"{path} would run {wanted[1]} while it is read, which weights never require; nothing was run. Only "
+                "tensors, argparse.Namespace and PosixPath are read from a pickle. If you trust the file, load it "
+                "where it was made, and save its state dict as safetensors."
             ) from error
-        # A zip archive has its table at the end: without one it is cut off, with one it may be anybody's.
+        # The table of a zip archive is at its end. Without the table the file is cut off; with it, the archive may be
+        # of any program.
         cut_off = start.startswith(b"PK") and not zipfile.is_zipfile(path)
         reason = (
-            "is damaged or cut off: fetch it again"
+            "is damaged or cut off. Download it again"
             if cut_off
-            else "is damaged, or no checkpoint of torch or safetensors"
+            else "is damaged, or is not a checkpoint of torch or safetensors"
         )
         raise UserError(f"{path} {reason} ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:
-    # torch puts advice to load without weights_only, which nobody should follow, before what is wrong.
+    # Before the cause, torch prints the unsafe advice to load without weights_only.
     lines = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines() or str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
@@ -197,19 +212,27 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(names.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of shards: it needs a weight_map of names to files.") from error
+        raise UserError(
+            f"{index} is not an index of shards: it must contain a weight_map from names to files."
+        ) from error
     outside = [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]
     if outside:
-        raise UserError(f"{index} names files outside its folder ({outside[0]!r}): shards lie beside the index.")
+        raise UserError(
+            f"{index} names files outside its folder ({outside[0]!r}). All shards must be in the folder of the index."
+        )
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
-        raise UserError(f"{index} names {len(absent)} files that are not there: {', '.join(absent[:5])}.")
+        raise UserError(
+            f"{index} names {len(absent)} files that do not exist: {', '.join(absent[:5])}. Download them again."
+        )
     weights: dict[str, torch.Tensor] = {}
     for shard in shards:
         weights |= _read_one(index.parent / shard)
     if set(weights) != set(names):
         odd = sorted(set(weights) ^ set(names))
-        raise UserError(f"{index} and its shards hold different names: {', '.join(odd[:5])}. Fetch all again.")
+        raise UserError(
+            f"{index} and its shards hold different parameter names: {', '.join(odd[:5])}. Download all files again."
+        )
     return weights
 
 
@@ -222,12 +245,12 @@ def _is_weights(content: Any) -> bool:
 
 
 def _chosen(content: Any, which: str | None, path: Path) -> Mapping[str, torch.Tensor]:
-    """The weights asked for, out of a training checkpoint or bare."""
+    """Return the requested weights of a training checkpoint, or the weights of a file that contains nothing else."""
     if which not in (None, *_CONTAINERS):
         raise UserError(f"weights={which!r}: choose one of {', '.join(_CONTAINERS)}.")
     if _is_weights(content):
         if which == "model_ema":
-            raise UserError(f"{path} holds one bare set of weights, no model_ema: leave weights out.")
+            raise UserError(f"{path} holds a single set of weights and no model_ema. Leave out weights={which!r}.")
         return content
     entries = content if isinstance(content, Mapping) else {}
     found = {
@@ -240,14 +263,14 @@ def _chosen(content: Any, which: str | None, path: Path) -> Mapping[str, torch.T
     if kind not in found:
         wanted = which or " or ".join(name for names in _CONTAINERS.values() for name in names)
         held = ", ".join(map(repr, list(entries)[:8])) if entries else f"a {type(content).__name__}"
-        raise UserError(f"{path} holds no weights under {wanted}; it holds {held}.")
+        raise UserError(f"{path} holds no weights under {wanted}. It holds {held}.")
     if which is None and len(found) > 1:
-        logger.info("%s: 'model' is taken; it holds averaged weights too (weights='model_ema').", path)
+        logger.info("%s: reading 'model'. The file also holds averaged weights (weights='model_ema').", path)
     return found[kind]
 
 
 def _unwrapped(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Takes wrappers' prefixes off, and refuses tensors that are no plain floating-point weights."""
+    """Remove the prefixes of wrappers, and raise an error if a tensor is not a dense floating-point tensor."""
     weights = dict(weights)
     while prefix := next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in weights)), None):
         weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
@@ -258,7 +281,7 @@ def _unwrapped(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, tor
     ]
     if odd:
         raise UserError(
-            f"{path} holds {len(odd)} tensors that are no plain floating-point weights ({', '.join(odd[:3])}): quantised files "
-            "are not converted; take the float32, float16 or bfloat16 one."
+            f"{path} holds {len(odd)} tensors that are not dense floating-point weights ({', '.join(odd[:3])}). "
+            "Quantised files cannot be converted. Give the file in float32, float16 or bfloat16."
         )
     return weights

@@ -1,4 +1,4 @@
-"""What several tests share, and the scripts that they launch."""
+"""Functions that several tests share, and scripts that the tests start."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,10 @@ SCRIPTS = Path(__file__).resolve().parent
 
 
 def environment(**variables):
-    """The environment of a process that a test starts: this checkout goes first, and nothing is asked of a network."""
+    """Return the environment of a process that a test starts.
+
+    The process imports the package from this checkout and does not use the network.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

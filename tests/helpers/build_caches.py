@@ -1,9 +1,10 @@
-"""Builds one tiny cache many times in forked children, each killed at another call that touches the disk or the teacher.
+"""Script that builds a tiny cache many times in child processes, which are killed at different moments.
 
-Usage: `python build_caches.py FOLDER RESULTS.json MOMENT…`. A moment is a number: the child is killed with SIGKILL at that
-many calls of write, fsync, replace, unlink, fallocate or teacher. After each kill the cache is built to its end in a further
-child. The results hold for each moment the exit status, the number of images that the teacher saw in all, and the SHA-256 of
-every file that is there in the end; "whole" is the build that nobody killed.
+Usage: `python build_caches.py FOLDER RESULTS.json MOMENT…`. A moment is a number N: the child process is killed with
+SIGKILL at the Nth call that writes to the disk (write, fsync, replace, unlink, fallocate) or runs the teacher. After
+each kill, another child process completes the cache. For each moment, the results contain the exit status, the total
+number of images that the teacher has seen, and the SHA-256 of all files at the end. The entry "whole" is a build that
+is not killed.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ OPTIONS = {"epochs": 2, "part_records": PART_RECORDS}
 
 
 class Moments:
-    """Counts calls, and kills the process at the one that was chosen."""
+    """Counter of calls that kills the process at a chosen call."""
 
     def __init__(self, moment):
         self.moment, self.count = moment, 0
@@ -36,8 +37,8 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Asked(torch.nn.Module):
-    """Writes down how many images it sees, so that the number outlives the process."""
+class RecordingTeacher(torch.nn.Module):
+    """Teacher that appends the number of images of each batch to a file, which remains when the process is killed."""
 
     def __init__(self, moments, record):
         super().__init__()
@@ -51,7 +52,7 @@ class Asked(torch.nn.Module):
 
 
 def watch(moments):
-    """Count every call that touches the disk, before and after."""
+    """Count every call that writes to the disk, once before and once after the call."""
     for name in ("fsync", "replace", "unlink", "posix_fallocate"):
         original = getattr(os, name)
 
@@ -64,18 +65,19 @@ def watch(moments):
         setattr(os, name, passing)
     write = cache_writer._write_entries
 
-    def torn(path, start, places, entries):
+    def interrupted(path, start, places, entries):
         write(path, start, places[: len(places) // 2], entries[: len(places) // 2])
         moments.pass_by()
         write(path, start, places, entries)
 
-    cache_writer._write_entries = torn
+    cache_writer._write_entries = interrupted
 
 
 def child(folder, record, moment):
     moments = Moments(moment)
     watch(moments)
-    build(folder, "dense", teacher=tiny_teacher(network=Asked(moments, record)), views=tiny_views(), **OPTIONS)
+    teacher = tiny_teacher(network=RecordingTeacher(moments, record))
+    build(folder, "dense", teacher=teacher, views=tiny_views(), **OPTIONS)
     record.with_suffix(".count").write_text(str(moments.count))
     os._exit(0)
 
@@ -86,7 +88,7 @@ def run(folder, record, moment):
         try:
             child(folder, record, moment)
         finally:
-            os._exit(3)  # an error in between
+            os._exit(3)  # reached only if the build raised an error
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

@@ -1,7 +1,7 @@
-"""Builds a teacher cache and trains from it in every process of a launcher.
+"""Script that builds a teacher cache and trains with it, in every process of a distributed launch.
 
-Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 cached_processes.py FOLDER`; the first process writes
-`losses.json`, the logged loss terms, beside the cache.
+Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 cached_processes.py FOLDER`. The first process
+writes the logged loss terms to `FOLDER/losses.json`.
 """
 
 import json

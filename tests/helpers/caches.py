@@ -1,4 +1,4 @@
-"""Tiny teacher caches and the trainings that use them, for the tests of caches and the script that is killed."""
+"""Tiny teacher caches and trainers that use them, for the tests of caches and for the script build_caches.py."""
 
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.distillation.cache import RecordFormat, TeacherCache
@@ -28,7 +28,7 @@ def tiny_views(dataset=None, batch_size=8, global_batch_size=8, mixing=None, **f
 
 
 def build(folder, kind="hard", epochs=2, teacher=None, validation="tiny", views=None, **options):
-    """Build a cache of 43 images and return it as it is read."""
+    """Build a cache, by default of 43 images, and return it."""
     validation = evaluation_data() if validation == "tiny" else validation
     record_format = RECORD_FORMATS[kind] if isinstance(kind, str) else kind
     build_teacher_cache(
@@ -55,7 +55,7 @@ def trainer_of(
     evaluation=None,
     **changes,
 ):
-    """Return a trainer of two epochs of 5 steps, with a live teacher or a cache."""
+    """Return a trainer for two epochs of 5 steps each, with a live teacher or a cache."""
     fields = {"max_steps": 10, "learning_rate": 2e-3, "distillation_type": "hard", **changes}
     return DistillationTrainer(
         model or student(two_heads, initializer_range=0.2),

@@ -1,6 +1,7 @@
-"""A Hub in a thread: as much of its protocol as a push and a download need, kept in memory, failing on request.
+"""Local server with the part of the protocol of the Hub that uploads and downloads need.
 
-It speaks over a socket with the real huggingface_hub, so that what is tested is what is sent.
+The server runs in a thread, keeps its files in memory, and can fail on request. The real huggingface_hub connects to
+it, so that the tests check the requests that are actually sent.
 """
 
 import base64
@@ -13,10 +14,13 @@ from urllib.parse import unquote
 
 
 class Hub:
-    """The server and what it was sent.
+    """Server with its repositories and the requests that it received.
 
-    `repos[name]` is `{"private": bool, "branches": {branch: {path: bytes}}, "tags": {tag: commit}}`; `received` every request's
-    (method, path, body); `failures` gives for the beginning of "METHOD /path" a status, or "drop" to cut the connection.
+    Attributes:
+        repos: `{name: {"private": bool, "branches": {branch: {path: bytes}}, "tags": {tag: commit}}}`.
+        received: `(method, path, body)` of every request.
+        failures: Requests that fail: a mapping from the beginning of "METHOD /path" to an HTTP status, or to "drop",
+            which closes the connection.
     """
 
     def __init__(self, token):
@@ -69,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     self.connection.close()
                     return None
-                return self.answer(failure, {"error": "as the test asked"})
+                return self.answer(failure, {"error": "failure requested by the test"})
         if path.startswith("/lfs/"):
             self.hub.objects[path.rsplit("/", 1)[1]] = body
             return self.answer()
@@ -86,11 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self.answer(content={"errors": [], "warnings": []})
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            fields = json.loads(body)
+            name = f"{fields.get('organization') or 'me'}/{fields['name']}"
             exists = name in self.hub.repos
             if not exists:
-                private = asked.get("private") or asked.get("visibility") == "private"
+                private = fields.get("private") or fields.get("visibility") == "private"
                 self.hub.repos[name] = {"private": bool(private), "branches": {"main": {}}, "tags": {}}
             return self.answer(409 if exists else 200, {"url": f"{self.hub.endpoint}/{name}", "id": "0", "name": name})
         found = re.fullmatch(
@@ -155,11 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def get(self, path):
-        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path)
-        if asked and asked[1] in self.hub.repos:
-            return self.refs(self.hub.repos[asked[1]])
+        refs = re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path)
+        if refs and refs[1] in self.hub.repos:
+            return self.refs(self.hub.repos[refs[1]])
         tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+).*", path)
-        if tree and tree[1] in self.hub.repos:  # huggingface_hub 1 asks for it before a snapshot
+        if tree and tree[1] in self.hub.repos:  # huggingface_hub 1 requests this before it downloads a snapshot
             branches = self.hub.repos[tree[1]]["branches"]
             files = branches.get(tree[2]) or next(f for f in branches.values() if commit_of(f) == tree[2])
             rows = [{"type": "file", "path": one, "size": len(held), "oid": "0" * 40} for one, held in files.items()]

@@ -1,4 +1,4 @@
-"""Small pictures, folders of them and saved data sets."""
+"""Small images, folders of images, and saved data sets."""
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ def write_class(folder, name, count, first_seed=0):
 
 
 def folder_of(path, counts):
-    """A folder a class with that many pictures, each its own."""
+    """Write one folder per class with the given numbers of images, which are all different."""
     for number, (name, count) in enumerate(counts.items()):
         write_class(path, name, count, first_seed=1000 * number)
     return path

@@ -1,8 +1,11 @@
-"""Runs a plan of trainings, each in a forked child of its own that may be killed; transformers is imported once.
+"""Script that runs a plan of trainings, each in its own child process, which may be killed.
 
-Usage: `python resume_runs.py PLAN.json RESULTS.json`. The plan is a list of runs (see `train`), done in order. The results
-hold for each run by name its exit status (-9: killed), what lies in its folder, the SHA-256 of the final weights and of
-the last averaged ones, and of those that came to an end the logged losses or the error.
+The child processes are forked, so that transformers is imported only once.
+
+Usage: `python resume_runs.py PLAN.json RESULTS.json`. The plan is a list of runs (see `train`), which are done in
+order. For each run, under its name, the results contain its exit status (-9: killed), the checkpoints and temporary
+files in its folder, and the SHA-256 of the final weights and of the last averaged weights. For runs that were not
+killed, they also contain the logged losses or the error.
 """
 
 import contextlib
@@ -34,7 +37,7 @@ from tests.helpers.tiny import (
 
 STEPS = 14
 
-# A kill is no power cut: without it the many saves here need not wait for the disk.
+# A killed process, unlike a power cut, does not lose written data. So the many saves need not wait for the disk.
 files._sync = lambda folder: None
 
 
@@ -43,7 +46,7 @@ def die():
 
 
 class Kill(TrainerCallback):
-    """Kills the process in the middle of a step (between two batches) or at its end, before it is saved."""
+    """Callback that kills the process in the middle of a step (between two batches), or at its end before the save."""
 
     def __init__(self, step, moment):
         self.step, self.moment = step, moment
@@ -58,47 +61,50 @@ class Kill(TrainerCallback):
 
 
 def kill_in_save(step, moment):
-    """Has the process killed at a moment of the save at a step, or ("final") in the middle of the last save."""
+    """Make the process kill itself at a moment of the save at a step, or ("final") in the middle of the last save."""
     trainer_class, replace = resumable_trainer.ResumableTrainer, os.replace
     save_optimizer = trainer_class._save_optimizer_and_scheduler
     publish, rotate = resumable_trainer.publish_folder, resumable_trainer.rotate_checkpoints
     saved = []
 
-    def torn_optimizer(trainer, output_dir):
+    def interrupted_optimizer(trainer, output_dir):
         saved.append(trainer.state.global_step)
         if moment == "optimizer" and saved[-1] == step:
             (Path(output_dir) / "optimizer.pt").write_bytes(b"torn")
             die()
         save_optimizer(trainer, output_dir)
 
-    def torn_publishing(staging, target):
+    def interrupted_publishing(staging, target):
         if moment == "before-rename" and saved[-1] == step:
             die()
         publish(staging, target)
         if moment == "after-rename" and saved[-1] == step:
             die()
 
-    def torn_rotation(folder, *args, **kwargs):
+    def interrupted_rotation(folder, *args, **kwargs):
         if moment == "rotation" and saved[-1] == step:
             oldest = min(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
             (oldest / "model.safetensors").unlink()
             die()
         rotate(folder, *args, **kwargs)
 
-    def torn_replacing(source, target):
+    def interrupted_replacing(source, target):
         if moment == "final" and saved and Path(source).parent.name.startswith(f"{files.STAGING_PREFIX}save-"):
             die()
         replace(source, target)
 
-    trainer_class._save_optimizer_and_scheduler = torn_optimizer
-    resumable_trainer.publish_folder, resumable_trainer.rotate_checkpoints = torn_publishing, torn_rotation
-    os.replace = torn_replacing
+    trainer_class._save_optimizer_and_scheduler = interrupted_optimizer
+    resumable_trainer.publish_folder, resumable_trainer.rotate_checkpoints = (
+        interrupted_publishing,
+        interrupted_rotation,
+    )
+    os.replace = interrupted_replacing
 
 
 def model_of(kind):
     if kind == "stock":
         shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-        # Stock has no drop path: dropout draws from the generator in its place.
+        # The stock model has no drop path. Its dropout uses the random generator instead.
         config = ViTConfig(
             image_size=SIZE, patch_size=8, hidden_dropout_prob=0.1, id2label=dict(enumerate(NAMES)), **shape
         )
@@ -120,7 +126,8 @@ def distillation_trainer(run):
         "dataloader_num_workers": run.get("workers", 0),
         **run.get("changes", {}),
     }
-    # 43 images: 5 steps of 8 an epoch and a tail; checkpoints in the middle of epochs and, at step 10, at the end of one.
+    # 43 images give 5 steps of 8 images per epoch, and 3 images are left over. Checkpoints are saved in the middle of
+    # epochs and, at step 10, at the end of an epoch.
     args = arguments(Path(run["folder"]), **changes)
     return DistillationTrainer(
         model_of(run.get("model")), conv_teacher(), args, train_dataset=training_data(43, **run.get("augmentation", {}))
@@ -128,7 +135,7 @@ def distillation_trainer(run):
 
 
 def plain_trainer(run):
-    """The Trainer of transformers itself, with this package's model and its own loss."""
+    """Return the Trainer of transformers, with a model of this package and the loss of the model."""
     pixels = pixels_of(43)[:, :SIZE, :SIZE].transpose(0, 3, 1, 2).astype("float32") / 128 - 1
     rows = [{"pixel_values": image, "labels": index % len(NAMES)} for index, image in enumerate(pixels)]
     args = TrainingArguments(
@@ -147,12 +154,14 @@ def plain_trainer(run):
 
 
 def train(run):
-    """Does one run of the plan.
+    """Do one run of the plan, and return its losses.
 
     Args:
-        run: `folder` (the output_dir); optional `trainer` ("plain" for transformers' own), `model`, `workers`, `changes` (of
-            the arguments), `augmentation` (its fields), `resume`, `without_hook` (take the renaming of weights away), `save_first` (the untrained model),
-            `copy` (a folder to start from) and `kill`: a pair of step and "middle", "end" or a moment of its save.
+        run: Description of the run. `folder` is the output_dir. The following entries are optional: `trainer` ("plain"
+            for the Trainer of transformers), `model`, `workers`, `changes` (of the training arguments), `augmentation`
+            (its fields), `resume`, `without_hook` (switches the renaming of weights off), `save_first` (saves the
+            untrained model), `copy` (a folder to start from, see `main`), and `kill` (a pair of a step and "middle",
+            "end" or a moment of the save).
     """
     if run.get("without_hook"):
         modeling_deit.rename_hub_keys = lambda *args: None

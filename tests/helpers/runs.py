@@ -1,4 +1,4 @@
-"""Commands run in this process, small image folders for them, and their results worked out by hand."""
+"""Commands that run in this process, small image folders for them, and independent computations of their results."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from hf_deit.cli import main
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
 
-# Three of the four classes that `tiny.conv_network` was made for.
+# Three of the four classes of `tiny.conv_network`.
 NAMES = ("bee", "cat", "dog")
 
 
@@ -45,7 +45,7 @@ TWO_STEPS = ("--max_steps", 2, "--per_device_train_batch_size", 8)
 
 
 def write_images(folder, names=NAMES, per_class=8, seed=0):
-    """A folder a class with images of 20 to 40 pixels that can be learned."""
+    """Write one folder per class with images of 20 to 40 pixels, whose classes can be learned."""
     for number, pixels in enumerate(tiny.pixels_of(per_class * len(names), seed, len(names))):
         path = folder / names[number % len(names)] / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,12 @@ def hf_deit(*arguments):
 
 
 def _start(words):
-    os.setsid()  # with its workers a group, which can be killed at once
+    os.setsid()  # a process group with its workers, which can be killed together
     sys.exit(hf_deit(*words))
 
 
 def kill_when(condition, *words, seconds=150):
-    """Run a command in another process, with SIGKILL for it and its workers as soon as a condition holds.
+    """Run a command in another process, and kill it and its workers with SIGKILL as soon as a condition holds.
 
     The process is forked, so that it need not import torch and transformers again.
     """
@@ -91,7 +91,7 @@ def train(data, output_dir, *fields):
 
 
 def refused(capsys, *arguments):
-    """What is printed when a command is refused: its name and the message, no traceback."""
+    """Check that a command fails with exit code 2 and without a traceback, and return the printed message."""
     capsys.readouterr()
     assert hf_deit(*arguments) == 2
     message = capsys.readouterr().err
@@ -106,7 +106,7 @@ def results(folder):
 
 @torch.no_grad()
 def by_hand(folder, source, names=NAMES):
-    """Pixels, labels and logits of a saved model: plain transformers, one image at a time."""
+    """Compute the pixels, labels and logits of a saved model with stock transformers, one image at a time."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert type(model).__module__.startswith("transformers.")
     processor = DeiTImageProcessor.from_pretrained(folder)

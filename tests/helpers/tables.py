@@ -1,4 +1,4 @@
-"""Tables of ten pictures, in every format that is read."""
+"""Tables of ten images, in several formats."""
 
 import datasets
 
@@ -19,7 +19,7 @@ def write(path, text):
 
 
 def table(folder, column, name="table.csv", head="kind"):
-    """A CSV of the ten pictures and one column."""
+    """Write a CSV file with the paths of the ten images and one more column."""
     return write(folder / name, lines(("file", head), *zip(paths(), column, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""Weights with the official and timm names, and the official model written naively."""
+"""Random weights with the names of the official code and of timm, and a naive implementation of the official model."""
 
 import math
 
@@ -9,7 +9,7 @@ HEADS = 2
 
 
 def timm_weights(distilled=False, gamma=None, class_position=True, layers=2, seed=0, rows=(4, 4)):
-    """Drawn weights of the official code's model, 32 wide with patches of 8: every name spelled out."""
+    """Return random weights of a model of the official code, with width 32 and patches of 8 × 8 pixels."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -36,7 +36,7 @@ def timm_weights(distilled=False, gamma=None, class_position=True, layers=2, see
 
 
 def naive_logits(weights, pixels):
-    """The official model, from the paper and its parameters' names; the mean of the heads."""
+    """Compute the logits of the official model, by the paper. With two heads, they are the mean of both."""
     w = {name: weight.double() for name, weight in weights.items()}
 
     def linear(x, name):
@@ -51,7 +51,7 @@ def naive_logits(weights, pixels):
     kernel, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
     x = torch.einsum("bcrsij,dcij->brsd", blocks, kernel).reshape(batch, -1, 32) + bias
     tokens = [w[name].expand(batch, 1, 32) for name in ("cls_token", "dist_token") if name in w]
-    if w["pos_embed"].shape[1] == x.shape[1]:  # DeiT III: positions for patches only
+    if w["pos_embed"].shape[1] == x.shape[1]:  # DeiT III has position embeddings for the patches only
         x = torch.cat([*tokens, x + w["pos_embed"]], dim=1)
     else:
         x = torch.cat([*tokens, x], dim=1) + w["pos_embed"]
@@ -70,7 +70,7 @@ def naive_logits(weights, pixels):
 
 
 def official_twin(folder):
-    """The official names for what stock saved, whose files have the names of transformers 4."""
+    """Return the weights of a saved stock model, whose file has the names of transformers 4, under official names."""
     stock = load_file(folder / "model.safetensors")
     root = "deit." if "cls_classifier.weight" in stock else "vit."
     embeddings = f"{root}embeddings."

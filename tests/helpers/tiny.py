@@ -1,6 +1,7 @@
-"""Tiny students, teachers, images and arguments: 2 layers × 32 wide, 16 pixels, made from integers alone.
+"""Tiny students, teachers, images and arguments: 2 layers of width 32, for images of 16 × 16 pixels.
 
-The tests import this, and so do the scripts that they launch, so that both sides build the very same things.
+Everything follows from fixed seeds. The tests and the scripts that they start import this module, so that both use
+identical models and data.
 """
 
 import gc
@@ -21,7 +22,8 @@ from hf_deit.models.configuration_deit import DeiTConfig, ViTConfig
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 
-# Every `train()` collects garbage, half a second over all that transformers has imported; what is there now will stay.
+# Every `train()` runs the garbage collector, which takes half a second for the objects of transformers. These objects
+# are never deleted, so the collector may ignore them.
 gc.freeze()
 
 SIZE = 16
@@ -30,7 +32,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def student(two_heads=True, seed=0, names=NAMES, **changes):
-    """One of this package's two students."""
+    """Return a tiny distilled student, or a plain student without `two_heads`."""
     torch.manual_seed(seed)
     fields = {
         "image_size": SIZE,
@@ -51,7 +53,7 @@ def student(two_heads=True, seed=0, names=NAMES, **changes):
 
 
 class ConvTeacher(nn.Module):
-    """Takes images of any size; batch norm with statistics of its own, so that training mode would change them."""
+    """Convolutional teacher for images of any size, with a batch norm whose statistics training mode would change."""
 
     def __init__(self, num_labels=len(NAMES)):
         super().__init__()
@@ -74,17 +76,17 @@ def conv_teacher(num_labels=len(NAMES), seed=1):
 
 
 def conv_network():
-    """A factory as networks.py wants it: no arguments, a fixed network."""
+    """Return a fixed network. This is a network factory: it has no arguments."""
     return conv_teacher()
 
 
 def no_network():
-    """What a factory must not return."""
+    """Return an object that is not a network, which a network factory must not do."""
     return [1, 2, 3]
 
 
 def pixels_of(count, seed=0, num_labels=len(NAMES), size=20):
-    """Noisy images `(count, size, size, 3)` uint8 that can be learned: image i shows the pattern of class i mod n."""
+    """Return noisy images `(count, size, size, 3)` in uint8. Image i shows the pattern of class i mod `num_labels`."""
     generator = np.random.default_rng(seed)
     patterns = np.random.default_rng(99).integers(40, 216, (num_labels, 4, 4, 3)).repeat(5, 1).repeat(5, 2)
     patterns = patterns[:, :size, :size]
@@ -93,7 +95,7 @@ def pixels_of(count, seed=0, num_labels=len(NAMES), size=20):
 
 
 def source(count, seed=0, names=NAMES, fingerprint=None):
-    """Images as embedded PNG files; nothing on the disk."""
+    """Return a source of images that are embedded PNG files, not files on the disk."""
     items = []
     for pixels in pixels_of(count, seed, len(names)):
         file = io.BytesIO()
@@ -112,7 +114,7 @@ def evaluation_data(count=22, names=NAMES, **changes):
 
 
 def arguments(output_dir: Path, **changes):
-    """Quiet arguments on the CPU that neither save nor evaluate by themselves."""
+    """Return arguments for a training on the CPU that prints nothing and neither saves nor evaluates."""
     fields = {
         "output_dir": str(output_dir),
         "use_cpu": True,
@@ -133,7 +135,7 @@ def arguments(output_dir: Path, **changes):
 
 
 class FirstGradients(TrainerCallback):
-    """Keeps the gradients of the first update."""
+    """Callback that stores the gradients of the first update."""
 
     def __init__(self):
         self.gradients = None
@@ -147,12 +149,12 @@ class FirstGradients(TrainerCallback):
 
 
 def logged(trainer, name):
-    """What the trainer logged under `name`, in order."""
+    """Return the values that the trainer logged under `name`, in order."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 class RefusingSGD(torch.optim.SGD):
-    """An optimizer that fails at its first step, which no check of the recipe can know."""
+    """Optimizer that fails at its first step, which no check of the recipe can foresee."""
 
     def step(self, closure=None):
         raise DataError("RefusingSGD takes no step")

@@ -1,7 +1,7 @@
-"""Trains in every process of a launcher (or in one alone) and writes down what came out.
+"""Script that trains in every process of a distributed launch and saves the results.
 
-Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 two_processes.py FOLDER`. `tests/trainer/test_distributed.py`
-calls `measure` in one process as well and compares.
+Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 two_processes.py FOLDER`. For comparison,
+`tests/trainer/test_distributed.py` also calls `measure` in a single process.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ RUNS = {
     "mixed": ({"distillation_type": "soft", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}, True),
     "accumulated": ({"distillation_type": "soft", "gradient_accumulation_steps": 2}, True),
 }
-# None divides by two processes with batches of 4.
+# None of these numbers is a multiple of the 8 images that two processes with batches of 4 evaluate at once.
 EVALUATION_SIZES = (11, 9, 3, 1)
 
 
 class Counted(torch.nn.Module):
-    """Counts the images that a teacher was asked about in this process."""
+    """Teacher that counts the images that it sees in this process."""
 
     def __init__(self, network):
         super().__init__()
@@ -59,14 +59,14 @@ def trainer_of(folder, changes, two_heads=True, model=None, callbacks=()):
 
 
 def measure(folder, name):
-    """Trains 20 steps and evaluates; gives losses, metrics, predictions and the first update's gradients."""
+    """Train 20 steps and evaluate. Return losses, metrics, predictions and the gradients of the first update."""
     changes, two_heads = RUNS[name]
     callback = FirstGradients()
     trainer = trainer_of(folder / name, changes, two_heads, callbacks=[callback])
-    asked = trainer.teacher.model
-    asked.images = 0
+    counted = trainer.teacher.model
+    counted.images = 0
     trainer.train()
-    teacher = {"images": asked.images, "pid": os.getpid(), "fingerprint": trainer.teacher.fingerprint()}
+    teacher = {"images": counted.images, "pid": os.getpid(), "fingerprint": trainer.teacher.fingerprint()}
     evaluations = {count: trainer.evaluate(evaluation_data(count)) for count in EVALUATION_SIZES}
     terms = {term: logged(trainer, term) for term in ("loss", "cls_loss", "distillation_loss", "teacher_agreement")}
     predictions = trainer.predict(evaluation_data(11)).predictions
@@ -80,7 +80,7 @@ def measure(folder, name):
 
 
 class Stop(TrainerCallback):
-    """Ends a run early, as a kill would between two steps."""
+    """Callback that ends a run early, as a kill between two steps would."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
@@ -92,9 +92,10 @@ def sha_of(path):
 
 
 def resume(folder):
-    """An uninterrupted run and one that was interrupted and resumed: the SHA-256 of both ends, and a refusal.
+    """Return the SHA-256 of the weights of an uninterrupted and of a resumed run, and the message of a refused resume.
 
-    None where transformers (5.17) cannot load an optimizer in several processes on the CPU: it maps it to "cpu:0".
+    The result is None if transformers cannot load the optimizer in several processes on the CPU. This is the case in
+    version 5.17, which maps the optimizer to "cpu:0".
     """
     changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
     shas = []
@@ -125,7 +126,7 @@ def resume(folder):
 
 
 def diverge(folder, rank):
-    """The loss of one process alone is not finite: what every process says."""
+    """Make the loss of only one process not finite, and return the error message of this process, or None."""
     trainer = trainer_of(folder, {"max_steps": 6, "save_strategy": "steps", "save_steps": 2})
     calls = []
 

@@ -1,4 +1,4 @@
-"""Tasks for worker processes. They import no torch, so that a worker starts in a moment."""
+"""Tasks for worker processes. They do not import PyTorch, so that a worker starts quickly."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Configurations: the official defaults, every field's validation and remedy, presets, and files equal to themselves."""
+"""Tests of the configurations: official defaults, validation of all fields, presets, and saving and loading."""
 
 import copy
 import json
@@ -19,30 +19,30 @@ HEADS = {DeiTConfig: DeiTForImageClassificationWithTeacher, ViTConfig: ViTForIma
 STOCK = {DeiTConfig: transformers.DeiTConfig, ViTConfig: transformers.ViTConfig}
 NAMES = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
 
-# A field's wrong value, and what the message must hold: what was given, and what to do.
+# Invalid values of fields, and parts of the message: the field and value, what is allowed, and valid values.
 WRONG = [
     ({"hidden_size": 0}, ["hidden_size=0", "at least 1"]),
     ({"num_hidden_layers": 0}, ["num_hidden_layers=0", "at least 1"]),
     ({"num_attention_heads": 0}, ["num_attention_heads=0", "at least 1"]),
     ({"intermediate_size": -1}, ["intermediate_size=-1", "at least 1"]),
     ({"num_channels": 0}, ["num_channels=0", "at least 1"]),
-    ({"num_attention_heads": 3}, ["num_attention_heads=3", "hidden_size=32", "Use 2 or 4 heads"]),
-    ({"image_size": 0}, ["image_size=0", "positive", "image_size=224"]),
-    ({"image_size": -8}, ["image_size=-8", "positive"]),
+    ({"num_attention_heads": 3}, ["num_attention_heads=3", "hidden_size=32", "2 or 4"]),
+    ({"image_size": 0}, ["image_size=0", "image_size=224"]),
+    ({"image_size": -8}, ["image_size=-8", "image_size=224"]),
     ({"image_size": (32, 0)}, ["image_size=(32, 0)", "(height, width)"]),
-    ({"patch_size": 0}, ["patch_size=0", "positive"]),
-    ({"patch_size": 5}, ["patch_size=5", "image_size=32", "height of 30 or 35", "another patch_size"]),
-    ({"image_size": (32, 36)}, ["patch_size=8", "image_size=(32, 36)", "width of 32 or 40"]),
-    ({"patch_size": 64}, ["patch_size=64", "image_size=32", "height of 64 or 128"]),
-    ({"patch_size": (8, 5)}, ["patch_size=(8, 5)", "width of 30 or 35"]),
-    ({"drop_path_rate": 1.0}, ["drop_path_rate=1.0", "[0, 1)", "0.0 to switch it off"]),
+    ({"patch_size": 0}, ["patch_size=0", "patch_size=16"]),
+    ({"patch_size": 5}, ["patch_size=5", "image_size=32", "height", "30 or 35"]),
+    ({"image_size": (32, 36)}, ["patch_size=8", "image_size=(32, 36)", "width", "32 or 40"]),
+    ({"patch_size": 64}, ["patch_size=64", "image_size=32", "height", "64 or 128"]),
+    ({"patch_size": (8, 5)}, ["patch_size=(8, 5)", "width", "30 or 35"]),
+    ({"drop_path_rate": 1.0}, ["drop_path_rate=1.0", "[0, 1)"]),
     ({"drop_path_rate": -0.1}, ["drop_path_rate=-0.1", "[0, 1)"]),
     ({"drop_path_rate": math.nan}, ["drop_path_rate=nan", "[0, 1)"]),
     ({"hidden_dropout_prob": 1.5}, ["hidden_dropout_prob=1.5", "[0, 1)"]),
     ({"attention_probs_dropout_prob": -1.0}, ["attention_probs_dropout_prob=-1.0", "[0, 1)"]),
     ({"layer_norm_eps": 0.0}, ["layer_norm_eps=0.0", "above 0", "1e-6"]),
     ({"initializer_range": 0.0}, ["initializer_range=0.0", "above 0", "0.02"]),
-    ({"layer_scale_init_value": 0.0}, ["layer_scale_init_value=0.0", "above 0", "None for no LayerScale"]),
+    ({"layer_scale_init_value": 0.0}, ["layer_scale_init_value=0.0", "above 0", "None"]),
     ({"layer_scale_init_value": -1e-4}, ["layer_scale_init_value=-0.0001", "above 0"]),
 ]
 
@@ -72,7 +72,7 @@ def ids(cases):
 @CONFIGS
 def test_defaults_are_the_official_ones(config_class):
     config = config_class()
-    assert config.layer_norm_eps == 1e-6  # stock's is 1e-12
+    assert config.layer_norm_eps == 1e-6  # stock transformers has 1e-12
     assert config.qkv_bias is True
     assert config.hidden_act == "gelu"
     assert config.initializer_range == 0.02
@@ -82,7 +82,7 @@ def test_defaults_are_the_official_ones(config_class):
 
 
 @CONFIGS
-def test_every_other_default_is_that_of_stock(config_class):
+def test_all_other_defaults_are_those_of_stock_transformers(config_class):
     ours, stock = config_class().to_dict(), STOCK[config_class]().to_dict()
     assert {key for key in ours if ours[key] != stock.get(key, "absent")} == {
         "layer_norm_eps",
@@ -92,29 +92,29 @@ def test_every_other_default_is_that_of_stock(config_class):
     assert stock.keys() <= ours.keys()
 
 
-def test_model_types_are_those_that_stock_reads():
+def test_model_types_are_those_of_stock_transformers():
     assert DeiTConfig.model_type == DeiTConfig().to_dict()["model_type"] == "deit"
     assert ViTConfig.model_type == ViTConfig().to_dict()["model_type"] == "vit"
 
 
 @CONFIGS
-@pytest.mark.parametrize(("fields", "said"), WRONG, ids=ids(WRONG))
-def test_a_wrong_field_raises_and_the_message_mends_it(tiny_config, config_class, fields, said):
+@pytest.mark.parametrize(("fields", "parts"), WRONG, ids=ids(WRONG))
+def test_an_invalid_field_raises_an_error_that_names_valid_values(tiny_config, config_class, fields, parts):
     with pytest.raises(ValueError) as error:
         tiny_config(config_class, **fields)
-    for words in said:
+    for words in parts:
         assert words in str(error.value)
 
 
 @CONFIGS
 @pytest.mark.parametrize("fields", WRONG_TYPES, ids=ids(WRONG_TYPES))
-def test_a_field_of_the_wrong_type_raises_and_is_named(tiny_config, config_class, fields):
+def test_a_field_of_the_wrong_type_raises_an_error_that_names_it(tiny_config, config_class, fields):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(fields))):
         tiny_config(config_class, **fields)
 
 
 @CONFIGS
-def test_an_integer_is_taken_where_a_rate_is_wanted(tiny_config, config_class):
+def test_a_rate_may_be_an_integer(tiny_config, config_class):
     config = tiny_config(config_class, drop_path_rate=0, layer_scale_init_value=1)
     assert (config.drop_path_rate, config.layer_scale_init_value) == (0, 1)
 
@@ -129,7 +129,7 @@ def test_an_integer_is_taken_where_a_rate_is_wanted(tiny_config, config_class):
         (ViTConfig, "HfViTModel"),
     ],
 )
-def test_a_field_that_was_set_later_is_checked_where_the_model_is_built(tiny_config, config_class, model_name, fields):
+def test_a_field_that_is_set_later_is_checked_when_the_model_is_built(tiny_config, config_class, model_name, fields):
     config = tiny_config(config_class)
     for name, value in fields.items():
         setattr(config, name, value)
@@ -145,14 +145,15 @@ def test_a_field_set_later_to_a_wrong_type_raises_at_once(tiny_config, config_cl
 
 
 @pytest.mark.parametrize("stock_class", [transformers.DeiTConfig, transformers.ViTConfig])
-def test_a_stock_configuration_is_checked_too_and_lacks_only_what_it_may(tiny_config, stock_class):
+def test_a_stock_configuration_is_validated_without_the_fields_of_this_package(tiny_config, stock_class):
     validate_config(tiny_config(stock_class))
-    unheard = tiny_config(stock_class, num_attention_heads=3)  # stock does not mind
+    unchecked = tiny_config(stock_class, num_attention_heads=3)  # stock transformers accepts this
     with pytest.raises(ValueError, match="num_attention_heads=3"):
-        validate_config(unheard)
+        validate_config(unchecked)
 
 
-# Parameter counts of the paper's Table 1 (in millions: 5, 22, 86), to the last one as the official code builds them.
+# Exact parameter counts of the models that the official code builds. Table 1 of the paper rounds them (5, 22, 86
+# million).
 @pytest.mark.parametrize(
     ("config_class", "preset", "parameters"),
     [
@@ -169,7 +170,7 @@ def test_a_preset_has_the_papers_number_of_parameters(config_class, preset, para
     with torch.device("meta"):
         model = HEADS[config_class](config)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    # Table 1 counts these.
+    # The values in Table 1 of the paper.
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == {
         "tiny": (192, 3, 12),
         "small": (384, 6, 12),
@@ -186,7 +187,7 @@ def test_a_preset_takes_overrides_and_keeps_the_rest(config_class):
 
 
 @CONFIGS
-def test_an_unknown_preset_raises_and_names_those_there_are(config_class):
+def test_an_unknown_preset_raises_an_error_that_lists_the_presets(config_class):
     with pytest.raises(ValueError, match=r"'huge'.*tiny, small, base"):
         config_class.from_preset("huge")
 
@@ -204,21 +205,21 @@ FIELDS = [
 
 @CONFIGS
 @pytest.mark.parametrize("fields", FIELDS, ids=ids(FIELDS))
-def test_a_configuration_equals_itself_after_a_trip_through_json(tiny_config, config_class, tmp_path, fields):
+def test_a_configuration_equals_itself_after_saving_and_loading_it_as_json(tiny_config, config_class, tmp_path, fields):
     config = tiny_config(config_class, **fields)
     config.save_pretrained(tmp_path)
     config.to_json_file(tmp_path / "all.json", use_diff=False)
-    trips = {
+    loaded = {
         "save_pretrained": config_class.from_pretrained(tmp_path),
         "every field": config_class.from_json_file(tmp_path / "all.json"),
         "string": config_class.from_dict(json.loads(config.to_json_string())),
         "copy": copy.deepcopy(config),
     }
-    for way, back in trips.items():
-        assert back == config, way
-        assert back.to_dict() == config.to_dict(), way
-        assert type(back.image_size) is type(config.image_size), way
-        assert back.id2label == config.id2label and back.num_labels == config.num_labels, way
+    for method, copied in loaded.items():
+        assert copied == config, method
+        assert copied.to_dict() == config.to_dict(), method
+        assert type(copied.image_size) is type(config.image_size), method
+        assert copied.id2label == config.id2label and copied.num_labels == config.num_labels, method
 
 
 @CONFIGS
@@ -243,7 +244,7 @@ def test_configurations_of_the_two_students_are_not_equal(tiny_config):
 
 
 @CONFIGS
-def test_stock_reads_the_file_and_keeps_the_fields_it_does_not_know(tiny_config, config_class, tmp_path):
+def test_stock_transformers_reads_the_file_and_keeps_the_fields_of_this_package(tiny_config, config_class, tmp_path):
     config = tiny_config(config_class, drop_path_rate=0.1, layer_scale_init_value=1e-4, image_size=(32, 48), **NAMES)
     config.save_pretrained(tmp_path)
     stock = transformers.AutoConfig.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints of any origin as models and folders, against stock transformers and real ImageNet weights; and back."""
+"""Tests of conversion and export: results are compared with stock transformers and with real ImageNet weights."""
 
 import argparse
 import json
@@ -63,7 +63,7 @@ def stock_processor(folder):
         from transformers import AutoImageProcessor
 
         return AutoImageProcessor.from_pretrained(folder)
-    except ImportError:  # before 5.18 the auto class needs torchvision
+    except ImportError:  # before transformers 5.18, the auto class requires torchvision
         return transformers.DeiTImageProcessorPil.from_pretrained(folder)
 
 
@@ -75,7 +75,7 @@ def refused(capsys, *command):
 # ---- acceptance ----
 
 
-def test_real_imagenet_weights_become_a_folder_with_golden_logits_and_come_back_bit_for_bit(shared_data, tmp_path):
+def test_converted_imagenet_weights_give_the_recorded_logits_and_are_exported_bit_for_bit(shared_data, tmp_path):
     source = shared_data / "vit_tiny_imagenet" / "vit_tiny_patch16_224.pth"
     if not source.is_file():
         pytest.skip(f"there is no {source}")
@@ -100,7 +100,7 @@ def test_a_stock_model_and_its_official_twin_convert_both_ways(tmp_path, stock_m
     stock = stock_model(kind)
     stock.save_pretrained(tmp_path / "stock")
     twin = official_twin(tmp_path / "stock")
-    # official → ours → stock
+    # official → this package → stock transformers
     source = tmp_path / f"twin.{suffix}"
     torch.save({"model": twin}, source) if suffix == "pth" else save_file(twin, source)
     hf_deit.convert(source, tmp_path / "out", num_attention_heads=2)
@@ -108,7 +108,7 @@ def test_a_stock_model_and_its_official_twin_convert_both_ways(tmp_path, stock_m
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same(loaded.state_dict(), stock.state_dict())
     assert_near(logits_of(loaded, pixels()), logits_of(stock, pixels()))
-    # stock → official
+    # stock transformers → official
     assert export_timm(tmp_path / "stock", tmp_path / f"back.{suffix}") == 0
     path = tmp_path / f"back.{suffix}"
     assert_same(torch.load(path)["model"] if suffix == "pth" else load_file(path), twin)
@@ -141,7 +141,7 @@ def test_folders_of_transformers_4_and_5_load_with_their_configuration(tmp_path,
     assert_near(logits_of(model, pixels()), logits_of(stock, pixels()))
 
 
-def test_a_pooler_is_left_out_and_a_backbone_alone_lacks_its_head(tmp_path, stock_model):
+def test_a_pooler_is_left_out_and_a_backbone_is_refused_because_its_head_is_missing(tmp_path, stock_model):
     stock = stock_model("plain")
     stock.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -157,10 +157,10 @@ def test_a_folder_of_another_family_is_refused(tmp_path, stock_model):
     stock_model("plain").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "beit"}))
-    with pytest.raises(UserError, match="by its config.json it is a 'beit', by its weights a 'vit'"):
+    with pytest.raises(UserError, match="config.json.*'beit'.*'vit'"):
         hf_deit.load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"patch_size": 5}))
-    with pytest.raises(UserError, match="patch_size=5 does not divide"):
+    with pytest.raises(UserError, match="patch_size=5"):
         hf_deit.load_checkpoint(tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_a_folder_of_transformers_keeps_its_own_processor(tmp_path, stock_model)
 
 
 @pytest.mark.parametrize("names", ["official", "timm"])
-def test_deit_3_is_folded_for_stock_and_kept_on_request(tmp_path, names):
+def test_layer_scale_of_deit_3_is_folded_by_default_and_kept_on_request(tmp_path, names):
     weights = timm_weights(gamma=names, class_position=False)
     save_file(weights, tmp_path / "w.safetensors")
     hf_deit.convert(tmp_path / "w.safetensors", tmp_path / "folded", num_attention_heads=2)
@@ -197,7 +197,7 @@ def test_deit_3_is_folded_for_stock_and_kept_on_request(tmp_path, names):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_files_become_float32_or_stay(tmp_path, dtype):
+def test_half_precision_files_are_converted_to_float32_or_keep_their_type(tmp_path, dtype):
     weights = {name: weight.to(dtype) for name, weight in timm_weights().items()}
     save_file(weights, tmp_path / "w.safetensors")
     model = hf_deit.load_checkpoint(tmp_path / "w.safetensors", num_attention_heads=2)
@@ -208,7 +208,7 @@ def test_half_precision_files_become_float32_or_stay(tmp_path, dtype):
     assert_same(load_file(tmp_path / "back.safetensors"), weights)
 
 
-def test_timms_own_folder_brings_mean_std_and_crop(tmp_path):
+def test_mean_std_and_crop_ratio_are_read_from_a_folder_of_timm(tmp_path):
     (tmp_path / "timm").mkdir()
     save_file(timm_weights(), tmp_path / "timm" / "model.safetensors")
     cfg = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "crop_pct": 1.0}
@@ -226,7 +226,7 @@ def test_class_names_come_from_a_file(tmp_path):
     assert (model.config.id2label, model.config.label2id["cat"]) == ({0: "ant", 1: "bee", 2: "cat"}, 2)
 
 
-def test_an_oblong_model_is_converted_when_its_size_is_said(tmp_path):
+def test_an_oblong_model_is_converted_if_its_image_size_is_given(tmp_path):
     torch.save(timm_weights(rows=(2, 5)), tmp_path / "w.pth")
     hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2, image_size=(16, 40))
     processor = stock_processor(tmp_path / "out")
@@ -235,7 +235,7 @@ def test_an_oblong_model_is_converted_when_its_size_is_said(tmp_path):
     assert logits_of(stock, seen).shape == (1, 3)
 
 
-# ---- refused, or taken in part ----
+# ---- weights and options that are refused ----
 
 
 def damaged(change):
@@ -250,30 +250,30 @@ def damaged(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problem"),
     [
         ("missing", "1 missing: blocks.1.mlp.fc1.bias"),
         ("unknown", "1 unknown: blocks.1.attn.relative"),
         ("misshapen", "1 misshapen: blocks.1.mlp.fc1.bias (63,) instead of (64,)"),
     ],
 )
-def test_what_does_not_fit_is_listed_and_refused_or_taken_in_part(tmp_path, caplog, change, told):
+def test_weights_that_do_not_fit_are_listed_and_refused_unless_partial_is_given(tmp_path, caplog, change, problem):
     weights = damaged(change)
     torch.save(weights, tmp_path / "w.pth")
     with pytest.raises(UserError) as caught:
         hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2)
-    assert told in str(caught.value) and "--partial" in str(caught.value)
+    assert problem in str(caught.value) and "--partial" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
     model = hf_deit.load_checkpoint(tmp_path / "w.pth", num_attention_heads=2, partial=True)
-    assert told in caplog.text
+    assert problem in caplog.text
     assert torch.equal(model.deit.layers[1].mlp.fc2.weight, weights["blocks.1.mlp.fc2.weight"])
 
 
-def test_weights_without_a_head_get_one_for_named_classes(tmp_path):
+def test_weights_without_a_head_get_a_new_head_for_given_class_names(tmp_path):
     weights = {name: weight for name, weight in timm_weights().items() if not name.startswith("head.")}
     torch.save(weights, tmp_path / "w.pth")
     (tmp_path / "names.txt").write_text("ant\nbee\n")
-    with pytest.raises(UserError, match="no class head"):
+    with pytest.raises(UserError, match="class head.*labels.*partial"):
         hf_deit.load_checkpoint(tmp_path / "w.pth", num_attention_heads=2)
     fields = {"num_attention_heads": 2, "labels": tmp_path / "names.txt", "partial": True}
     model = hf_deit.load_checkpoint(tmp_path / "w.pth", **fields)
@@ -298,16 +298,17 @@ def test_the_command_refuses_bad_files_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "a" / "out"
     assert "nothing was run" in refused(capsys, "convert", tmp_path / "evil.pth", out)
     assert "cut off" in refused(capsys, "convert", tmp_path / "cut.pth", out)
-    assert "no checkpoint" in refused(capsys, "convert", tmp_path / "page.pth", out)
-    assert "no file or folder" in refused(capsys, "convert", tmp_path / "none.pth", out)
-    assert "cannot be had from the Hub" in refused(capsys, "convert", "deit-small-distilled", out)
+    assert "not a checkpoint" in refused(capsys, "convert", tmp_path / "page.pth", out)
+    assert str(tmp_path / "none.pth") in refused(capsys, "convert", tmp_path / "none.pth", out)
+    message = refused(capsys, "convert", "deit-small-distilled", out)
+    assert "'facebook/deit-small-distilled-patch16-224'" in message and "Hub" in message
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "part"),
     [
-        (["--image_mean", 0.5], "image_mean=[0.5]: give 3 finite numbers"),
+        (["--image_mean", 0.5], "image_mean=[0.5]: give 3"),
         (["--image_std", 0.5, 0.5, 0], "above 0"),
         (["--image_std", 0.5, "nan", 0.5], "finite"),
         (["--image_mean", "inf", 0.5, 0.5], "finite"),
@@ -317,28 +318,28 @@ def test_the_command_refuses_bad_files_and_writes_nothing(tmp_path, capsys):
         (["--labels", "nowhere.txt"], "nowhere.txt"),
     ],
 )
-def test_impossible_options_are_refused_and_nothing_is_written(tmp_path, capsys, options, told):
+def test_invalid_options_are_refused_and_nothing_is_written(tmp_path, capsys, options, part):
     torch.save(timm_weights(), tmp_path / "w.pth")
     heads = ("--num_attention_heads", 2)
-    assert told in refused(capsys, "convert", tmp_path / "w.pth", tmp_path / "out", *heads, *options)
+    assert part in refused(capsys, "convert", tmp_path / "w.pth", tmp_path / "out", *heads, *options)
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
-def test_what_is_there_already_is_not_overwritten(tmp_path, tiny_student):
+def test_existing_files_and_folders_are_not_overwritten(tmp_path, tiny_student):
     torch.save(timm_weights(), tmp_path / "w.pth")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match=r"out .*not empty"):
         hf_deit.convert(tmp_path / "w.pth", tmp_path / "out", num_attention_heads=2)
     tiny_student("plain").save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match=r"w\.pth .*exists"):
         export_timm(tmp_path / "model", tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"write a .safetensors or a .pth"):
+    with pytest.raises(UserError, match=r"w\.bin.*\.safetensors or \.pth"):
         export_timm(tmp_path / "model", tmp_path / "w.bin")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
+def test_a_link_to_an_empty_folder_is_kept_and_the_files_are_written_into_that_folder(tmp_path):
     torch.save(timm_weights(), tmp_path / "w.pth")
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
@@ -348,7 +349,7 @@ def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"id2label": [1]}, "half", [1]])
-def test_a_broken_configuration_is_told(tmp_path, tiny_student, capsys, change):
+def test_an_invalid_configuration_raises_an_error_that_names_the_model(tmp_path, tiny_student, capsys, change):
     tiny_student("plain").save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     text = "{" if change == "half" else change
@@ -358,7 +359,7 @@ def test_a_broken_configuration_is_told(tmp_path, tiny_student, capsys, change):
         else json.dumps(json.loads(file.read_text()) | text if isinstance(text, dict) else text)
     )
     for command in (["convert", tmp_path / "model", tmp_path / "out"], ["card", tmp_path / "model"]):
-        if command[0] == "convert" or change != {"hidden_size": "wide"}:  # a card shows what is there
+        if command[0] == "convert" or change != {"hidden_size": "wide"}:  # hf-deit card does not check hidden_size
             assert str(tmp_path / "model") in refused(capsys, *command)
     for kind, name in (("timm", "o.pth"), ("onnx", "o.onnx")):
         assert str(tmp_path / "model") in refused(
@@ -367,30 +368,30 @@ def test_a_broken_configuration_is_told(tmp_path, tiny_student, capsys, change):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_name_that_says_a_hash_is_refused_and_one_that_does_not_is_not(tmp_path, tiny_student):
+def test_an_export_is_refused_only_if_its_file_name_ends_with_a_hash(tmp_path, tiny_student):
     tiny_student("plain").save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="eight digits"):
+    with pytest.raises(UserError, match=r"-a1b2c3d4\.pth.*SHA-256"):
         export_timm(tmp_path / "model", tmp_path / "deit_tiny_patch16_224-a1b2c3d4.pth", official=True)
     assert export_timm(tmp_path / "model", tmp_path / "mine-224.pth", official=True) == 0
 
 
-def test_an_export_says_that_folded_layer_scale_is_not_taken_out_again(tmp_path, caplog, tiny_student):
+def test_an_export_logs_that_it_does_not_restore_folded_layer_scale(tmp_path, caplog, tiny_student):
     tiny_student("plain", layer_scale_init_value=0.1).save_pretrained(tmp_path / "kept")
     tiny_student("plain").save_pretrained(tmp_path / "without")
     with caplog.at_level("INFO"):
         export_timm(tmp_path / "kept", tmp_path / "kept.pth")
-        assert "not taken out again" not in caplog.text
+        assert "--keep_layer_scale" not in caplog.text
         export_timm(tmp_path / "without", tmp_path / "without.pth")
-    assert "not taken out again (convert with --keep_layer_scale" in caplog.text
+    assert str(tmp_path / "without") in caplog.text and "--keep_layer_scale" in caplog.text
 
 
-def test_a_distillation_token_with_one_head_is_named_and_no_partial_loading_is_offered(tmp_path, tiny_config, capsys):
+def test_a_distilled_model_with_one_head_is_refused_without_offering_partial_loading(tmp_path, tiny_config, capsys):
     model = transformers.DeiTForImageClassification(tiny_config(transformers.DeiTConfig))
     model.save_pretrained(tmp_path / "model")
     for command in (["convert", "OUT"], ["export", "OUT.pth", "--format", "timm"]):
         given = [str(part).replace("OUT", str(tmp_path / "out")) for part in command[1:]]
-        told = refused(capsys, command[0], tmp_path / "model", *given)
-        assert "DeiTForImageClassification" in told and "one head" in told and "partial" not in told
+        message = refused(capsys, command[0], tmp_path / "model", *given)
+        assert "DeiTForImageClassification" in message and "one head" in message and "partial" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

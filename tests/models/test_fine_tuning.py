@@ -1,4 +1,4 @@
-"""Weights made into another student: positions against Pillow-free bicubic by torch, outputs against the plain model's."""
+"""Tests of fine-tuning: image sizes, the distillation token and frozen parts, compared with naive computations."""
 
 import json
 
@@ -28,14 +28,14 @@ def logits_of(model, height, width, **kwargs):
 
 
 @KINDS
-def test_at_its_own_size_a_model_stays_what_it_is(tiny_student, kind):
+def test_with_its_own_image_size_a_model_is_unchanged(tiny_student, kind):
     model = tiny_student(kind)
     assert torch.equal(logits_of(with_image_size(model, (32, 32)), 32, 32), logits_of(model, 32, 32))
 
 
 @KINDS
 @pytest.mark.parametrize("size", [(64, 64), (16, 40), (24, 32)])
-def test_positions_are_the_bicubic_ones_with_their_mean_norm_kept(tiny_student, kind, size):
+def test_positions_are_interpolated_bicubically_and_keep_their_mean_norm(tiny_student, kind, size):
     model = tiny_student(kind)
     tokens = 2 if kind == "distilled" else 1
     old = model.base_model.embeddings.position_embeddings.detach()
@@ -45,7 +45,7 @@ def test_positions_are_the_bicubic_ones_with_their_mean_norm_kept(tiny_student, 
     grid = old[0, tokens:].T.reshape(1, 32, 4, 4)
     naive = torch.nn.functional.interpolate(grid, size=(size[0] // 8, size[1] // 8), mode="bicubic")[0].flatten(1).T
     patches = new[0, tokens:]
-    # The same directions, and a mean length as before.
+    # The directions are those of the bicubic interpolation, and the mean length is that of the old positions.
     torch.testing.assert_close(
         torch.nn.functional.normalize(patches, dim=-1), torch.nn.functional.normalize(naive, dim=-1), atol=1e-5, rtol=0
     )
@@ -77,8 +77,8 @@ def test_layer_scale_and_drop_path_survive_a_change_of_size(tiny_student):
     assert all(torch.equal(resized.state_dict()[name], gamma) for name, gamma in gammas.items())
 
 
-def test_a_size_that_is_no_multiple_of_the_patch_is_refused(tiny_student):
-    with pytest.raises(ValueError, match="30"):
+def test_an_image_size_that_is_not_a_multiple_of_the_patch_size_is_refused(tiny_student):
+    with pytest.raises(ValueError, match=r"patch_size=8.*image_size=\(30, 32\)"):
         with_image_size(tiny_student("plain"), (30, 32))
 
 
@@ -92,8 +92,8 @@ def test_a_copied_token_makes_both_heads_equal(tiny_student):
     torch.testing.assert_close(output.cls_logits, output.distillation_logits)
 
 
-def test_a_copied_token_is_a_class_token_twice_in_the_plain_model(tiny_student):
-    """Against the plain model's own layers, run on a sequence with the class token doubled by hand."""
+def test_a_copied_token_equals_a_second_class_token_in_the_plain_model(tiny_student):
+    """Compare with the layers of the plain model, run on a sequence with two class tokens."""
     plain = tiny_student("plain")
     distilled = distilled_from_plain(plain, "copy")
     pixels = torch.randn(2, 3, 32, 32)
@@ -106,7 +106,7 @@ def test_a_copied_token_is_a_class_token_twice_in_the_plain_model(tiny_student):
         torch.testing.assert_close(distilled(pixels).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_a_new_token_leaves_every_old_weight_and_brings_no_position(tiny_student):
+def test_a_new_token_keeps_all_old_weights_and_has_a_position_of_zeros(tiny_student):
     plain = tiny_student("plain")
     distilled = distilled_from_plain(plain, "new")
     own, old = distilled.state_dict(), plain.state_dict()
@@ -127,18 +127,18 @@ def test_a_new_token_leaves_every_old_weight_and_brings_no_position(tiny_student
 
 
 def test_an_unknown_initialization_is_refused(tiny_student):
-    with pytest.raises(ValueError, match="choose one of copy, new"):
+    with pytest.raises(ValueError, match="initialization='zero'.*copy, new"):
         distilled_from_plain(tiny_student("plain"), "zero")
 
 
-# ---- what learns ----
+# ---- trainable parts ----
 
 
 def learning(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_head_only_leaves_the_heads_to_learn(tiny_student):
+def test_head_trains_only_the_heads(tiny_student):
     model = tiny_student("distilled")
     count = set_trainable(model, "head")
     assert learning(model) == {
@@ -147,7 +147,7 @@ def test_head_only_leaves_the_heads_to_learn(tiny_student):
     assert count == 2 * (32 * 3 + 3)
 
 
-def test_attention_only_leaves_the_mlps_norms_and_patches_frozen(tiny_student):
+def test_attention_freezes_the_mlps_norms_and_patch_embeddings(tiny_student):
     model = tiny_student("distilled")
     set_trainable(model, "attention")
     projections = {
@@ -158,17 +158,17 @@ def test_attention_only_leaves_the_mlps_norms_and_patches_frozen(tiny_student):
     assert learning(model) == projections | heads | tokens
 
 
-def test_students_of_other_families_are_frozen_by_the_same_words():
+def test_students_of_other_families_are_frozen_by_the_names_of_their_parameters():
     config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
     model = SwinForImageClassification(config)
     set_trainable(model, "attention")
     assert all("attention" in name or name.startswith("classifier") for name in learning(model))
     assert any("attention" in name for name in learning(model))
-    with pytest.raises(UserError, match="Use trainable='all'"):
+    with pytest.raises(UserError, match="trainable='head'.*Sequential.*trainable='all'"):
         set_trainable(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "head")
 
 
-def test_frozen_weights_do_not_move_in_a_run_and_heads_do(tmp_path):
+def test_training_changes_the_heads_and_not_the_frozen_weights(tmp_path):
     from hf_deit.trainer.trainer import DistillationTrainer
 
     model = tiny(drop_path_rate=0.0)
@@ -181,7 +181,7 @@ def test_frozen_weights_do_not_move_in_a_run_and_heads_do(tmp_path):
     assert moved == {f"{head}_classifier.{part}" for head in ("cls", "distillation") for part in ("weight", "bias")}
 
 
-# ---- by recipe ----
+# ---- recipes ----
 
 
 @pytest.fixture
@@ -201,12 +201,12 @@ def plain_folder(tiny_student, tmp_path):
         ({"student": "plain"}, True, "ViTForImageClassification"),
     ],
 )
-def test_plain_weights_get_a_token_where_there_is_a_teacher_or_it_is_asked_for(plain_folder, fields, distils, expected):
+def test_plain_weights_get_a_distillation_token_with_a_teacher_or_on_request(plain_folder, fields, distils, expected):
     student = build_student(ModelArguments(model=plain_folder, **fields), NAMES, distils)
     assert type(student).__name__ == expected
 
 
-def test_another_size_oblong_with_other_classes_is_all_in_the_recipe(plain_folder):
+def test_a_recipe_changes_image_size_drop_path_and_classes_together(plain_folder):
     names = ("one", "two", "three", "four", "five")
     student = build_student(ModelArguments(model=plain_folder, image_size=[48, 80], drop_path_rate=0.1), names, True)
     assert student.config.image_size == (48, 80)
@@ -215,9 +215,9 @@ def test_another_size_oblong_with_other_classes_is_all_in_the_recipe(plain_folde
     assert student.config.id2label == dict(enumerate(names))
 
 
-def test_two_heads_are_not_made_one(tiny_student, tmp_path):
+def test_a_student_with_two_heads_cannot_become_a_plain_student(tiny_student, tmp_path):
     tiny_student("distilled").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="two heads"):
+    with pytest.raises(UserError, match="student=.?plain"):
         build_student(ModelArguments(model=str(tmp_path), student="plain"), NAMES)
 
 
@@ -252,14 +252,14 @@ def test_frozen_batch_norms_keep_their_running_statistics_in_training(tmp_path):
     torch.testing.assert_close(in_training, model.eval()(pixels).logits)
 
 
-def test_the_same_classes_in_another_order_keep_their_heads(plain_folder, tiny_student):
+def test_the_same_classes_in_another_order_keep_their_logits(plain_folder, tiny_student):
     own = build_student(ModelArguments(model=plain_folder), NAMES).eval()
-    turned = build_student(ModelArguments(model=plain_folder), NAMES[::-1]).eval()
-    assert turned.config.id2label == dict(enumerate(NAMES[::-1]))
-    torch.testing.assert_close(logits_of(turned, 32, 32), logits_of(own, 32, 32).flip(-1))
+    reordered = build_student(ModelArguments(model=plain_folder), NAMES[::-1]).eval()
+    assert reordered.config.id2label == dict(enumerate(NAMES[::-1]))
+    torch.testing.assert_close(logits_of(reordered, 32, 32), logits_of(own, 32, 32).flip(-1))
 
 
-def test_a_run_does_not_resume_with_other_parts_frozen(tmp_path):
+def test_a_run_cannot_resume_with_other_frozen_parts(tmp_path):
     from hf_deit.trainer.trainer import DistillationTrainer
 
     def trainer(part):

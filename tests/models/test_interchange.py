@@ -1,4 +1,7 @@
-"""Files between this package and stock transformers, which is asked in a process that never imports this package."""
+"""Tests that this package and stock transformers load the files of each other.
+
+Stock transformers runs in a process that never imports this package.
+"""
 
 import copy
 import json
@@ -26,7 +29,7 @@ STOCK = {
 }
 BACKBONES = {"distilled": (HfDeiTModel, "DeiTModel"), "plain": (HfViTModel, "ViTModel")}
 
-# What this package saves for stock: the student's fields, and how it is saved.
+# Models that this package saves for stock transformers: fields of the student, and arguments of save_pretrained.
 SAVED = {
     "without LayerScale": ({}, {}),
     "with LayerScale, folded": ({"layer_scale_init_value": 0.5}, {"fold_layer_scale": True}),
@@ -38,8 +41,9 @@ SAVED = {
     "wide": ({"image_size": (32, 48), "num_channels": 1, "drop_path_rate": 0.1, "qkv_bias": False}, {}),
 }
 
-# Runs with stock alone. Reads every folder of sys.argv[1] ("heads/…", "backbones/…"), writes stock's own models to
-# "by_stock/…" in both formats, and prints a JSON line of what it found; logits go to files beside the weights.
+# Program that uses only stock transformers. It loads all models below sys.argv[1] ("heads/…", "backbones/…"), saves
+# stock models to "by_stock/…" in both formats, and prints a report as a line of JSON. It saves the logits beside the
+# weights.
 STOCK_PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -54,8 +58,8 @@ for kind in ("heads", "backbones"):
         model, info = auto.from_pretrained(folder, output_loading_info=True)
         with torch.no_grad():
             outputs = model.eval()(load_file(folder / "pixel_values.safetensors")["pixel_values"])
-        kept = ["logits", "cls_logits", "distillation_logits", "last_hidden_state"]
-        save_file({key: outputs[key] for key in outputs if key in kept}, folder / "outputs_of_stock.safetensors")
+        names = ["logits", "cls_logits", "distillation_logits", "last_hidden_state"]
+        save_file({key: outputs[key] for key in outputs if key in names}, folder / "outputs_of_stock.safetensors")
         report[f"{kind}/{folder.name}"] = {
             "class": type(model).__name__,
             "module": type(model).__module__,
@@ -63,7 +67,7 @@ for kind in ("heads", "backbones"):
         }
 for name in ("DeiTForImageClassificationWithTeacher", "ViTForImageClassification"):
     config = transformers.AutoConfig.from_pretrained(room / "heads" / f"{name}, without LayerScale")
-    config.layer_norm_eps = 1e-12  # as the files on the Hub say
+    config.layer_norm_eps = 1e-12  # the value in the files on the Hub
     torch.manual_seed(0)
     model = getattr(transformers, name)(config).eval()
     with torch.no_grad():
@@ -81,7 +85,7 @@ print(json.dumps(report))
 
 
 def run_python(program, *arguments):
-    """Runs a program in a process of its own, and gives what it printed last, from JSON."""
+    """Run a program in a new process, and return the JSON in the last line that it printed."""
     package = Path(hf_deit.__file__).parents[1]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
@@ -124,7 +128,7 @@ def save_with_pixels(model, folder, **how):
 
 @pytest.fixture(scope="module")
 def stock(tiny_student, tmp_path_factory):
-    """What a process with stock transformers alone read of our files, and what it wrote: room, report, models."""
+    """Return the folder, the saved models, and the report of the process that uses only stock transformers."""
     room = tmp_path_factory.mktemp("interchange")
     models = {}
     for kind, model_class in OURS.items():
@@ -138,12 +142,13 @@ def stock(tiny_student, tmp_path_factory):
     return SimpleNamespace(room=room, models=models, report=run_python(STOCK_PROGRAM, room))
 
 
-# --------------------------------------------------------------------------------------------------- ours, read by stock
+# --------------------------------------------------------------------------------------------------- this package →
+# stock
 
 
 @KINDS
 @pytest.mark.parametrize("case", list(SAVED))
-def test_stock_alone_loads_every_weight_and_computes_the_same_logits(stock, kind, case):
+def test_stock_transformers_loads_all_weights_and_computes_the_same_logits(stock, kind, case):
     name = f"heads/{OURS[kind].__name__}, {case}"
     found = stock.report[name]
     assert found["class"] == OURS[kind].__name__
@@ -154,11 +159,11 @@ def test_stock_alone_loads_every_weight_and_computes_the_same_logits(stock, kind
     assert theirs.keys() == expected.keys()
     for key in expected:
         assert_near(theirs[key], expected[key])
-    assert expected.logits.std() > 0.1  # else nothing was compared
+    assert expected.logits.std() > 0.1  # constant logits would prove nothing
 
 
 @KINDS
-def test_folding_mattered_for_that(tiny_student, kind):
+def test_without_folding_stock_transformers_would_compute_different_logits(tiny_student, kind):
     model = tiny_student(kind, layer_scale_init_value=0.5)
     ignoring = tiny_student(kind)
     ignoring.load_state_dict({name: value for name, value in model.state_dict().items() if "layer_scale" not in name})
@@ -166,7 +171,7 @@ def test_folding_mattered_for_that(tiny_student, kind):
 
 
 @KINDS
-def test_the_sharded_files_were_several_and_load_here_too(stock, kind):
+def test_a_sharded_model_has_several_files_and_is_loaded_by_this_package(stock, kind):
     name = f"heads/{OURS[kind].__name__}, in many shards"
     assert len(list((stock.room / name).glob("model-*-of-*.safetensors"))) > 2
     loaded, info = OURS[kind].from_pretrained(stock.room / name, output_loading_info=True)
@@ -175,17 +180,17 @@ def test_the_sharded_files_were_several_and_load_here_too(stock, kind):
 
 
 @KINDS
-def test_files_hold_the_names_of_the_hub(stock, kind):
+def test_files_contain_the_parameter_names_of_the_hub(stock, kind):
     prefix = OURS[kind].base_model_prefix
     names = weights_in(stock.room / f"heads/{OURS[kind].__name__}, with LayerScale, folded").keys()
     assert f"{prefix}.encoder.layer.1.attention.attention.query.weight" in names
     assert not any("layer_scale" in name or ".q_proj" in name for name in names)
-    # The same names as stock's own file.
+    # Stock transformers writes the same names.
     assert names == weights_in(stock.room / f"by_stock/{OURS[kind].__name__}, old names").keys()
 
 
 @KINDS
-def test_a_backbone_is_saved_under_the_stock_name_and_lacks_only_the_pooler_there(stock, kind):
+def test_stock_transformers_loads_a_backbone_and_misses_only_its_pooler(stock, kind):
     ours, name = BACKBONES[kind]
     folder = stock.room / "backbones" / name
     assert config_in(folder)["architectures"] == [name]
@@ -201,7 +206,7 @@ def test_a_backbone_is_saved_under_the_stock_name_and_lacks_only_the_pooler_ther
 
 
 @KINDS
-def test_a_backbones_file_starts_a_student_that_lacks_only_its_heads(stock, kind):
+def test_a_student_loads_the_file_of_a_backbone_and_misses_only_its_heads(stock, kind):
     folder = stock.room / "backbones" / BACKBONES[kind][1]
     student, info = OURS[kind].from_pretrained(folder, num_labels=5, output_loading_info=True)
     assert {key.split(".")[0] for key in info["missing_keys"]} == (
@@ -212,18 +217,19 @@ def test_a_backbones_file_starts_a_student_that_lacks_only_its_heads(stock, kind
     assert torch.equal(outputs_of(student.base_model).last_hidden_state, expected)
 
 
-# --------------------------------------------------------------------------------------------------- stock's, read by us
+# --------------------------------------------------------------------------------------------------- stock → this
+# package
 
 
 @KINDS
 @pytest.mark.parametrize("names", ["old", "new"])
-def test_ours_loads_every_weight_of_a_stock_file_and_computes_the_same_logits(stock, kind, names):
+def test_this_package_loads_all_weights_of_a_stock_file_and_computes_the_same_logits(stock, kind, names):
     folder = stock.room / f"by_stock/{OURS[kind].__name__}, {names} names"
     assert any("encoder.layer" in name for name in weights_in(folder)) == (names == "old")
     model, info = OURS[kind].from_pretrained(folder, output_loading_info=True)
     assert type(model) is OURS[kind] and type(model.config) is CONFIG[kind]
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert model.config.layer_norm_eps == 1e-12  # the file's, not our default
+    assert model.config.layer_norm_eps == 1e-12  # the value in the file, not the default of this package
     theirs = load_file(folder / "outputs_of_stock.safetensors")
     with torch.no_grad():
         ours = model.eval()(theirs.pop("pixel_values"))
@@ -234,7 +240,7 @@ def test_ours_loads_every_weight_of_a_stock_file_and_computes_the_same_logits(st
 
 @KINDS
 @pytest.mark.parametrize("names", ["old", "new"])
-def test_stock_classes_in_this_process_are_as_they_were(stock, tmp_path, kind, names):
+def test_importing_this_package_does_not_change_the_stock_classes(stock, tmp_path, kind, names):
     written = stock.room / f"by_stock/{OURS[kind].__name__}, {names} names"
     alone = weights_in(written)
     model, info = STOCK[kind].from_pretrained(written, output_loading_info=True)
@@ -252,7 +258,8 @@ def test_stock_classes_in_this_process_are_as_they_were(stock, tmp_path, kind, n
             assert_near(each.eval()(expected["pixel_values"]).logits, expected["logits"])
 
 
-# -------------------------------------------------------------------------------------- load_state_dict of names of files
+# -------------------------------------------------------------------------------------- load_state_dict with names in
+# files
 
 
 def models_with_files(tiny_student, kind, folder):
@@ -267,7 +274,7 @@ def models_with_files(tiny_student, kind, folder):
 
 @KINDS
 @pytest.mark.parametrize("strict", [True, False])
-def test_load_state_dict_takes_the_names_of_files(tiny_student, tmp_path, kind, strict):
+def test_load_state_dict_accepts_the_parameter_names_in_files(tiny_student, tmp_path, kind, strict):
     for model, weights in models_with_files(tiny_student, kind, tmp_path):
         assert any("encoder.layer" in name for name in weights)
         given = list(weights)
@@ -276,11 +283,11 @@ def test_load_state_dict_takes_the_names_of_files(tiny_student, tmp_path, kind, 
         missing, unexpected = fresh.load_state_dict(weights, strict=strict)
         assert not missing and not unexpected
         assert torch.equal(outputs_of(fresh)[0], outputs_of(model)[0])
-        assert list(weights) == given  # the caller's own is left as it is
+        assert list(weights) == given  # the state dict of the caller is not modified
 
 
 @KINDS
-def test_load_state_dict_takes_the_names_in_memory(tiny_student, kind):
+def test_load_state_dict_accepts_the_parameter_names_in_memory(tiny_student, kind):
     model = tiny_student(kind, layer_scale_init_value=0.5)
     fresh = type(model)(model.config)
     fresh.load_state_dict(model.state_dict(), strict=True)
@@ -288,7 +295,7 @@ def test_load_state_dict_takes_the_names_in_memory(tiny_student, kind):
 
 
 @KINDS
-def test_a_copy_of_a_model_takes_the_names_of_files_for_itself(tiny_student, tmp_path, kind):
+def test_a_copy_of_a_model_loads_names_in_files_without_changing_the_original(tiny_student, tmp_path, kind):
     model = tiny_student(kind)
     model.save_pretrained(tmp_path)
     original = type(model)(model.config)
@@ -300,7 +307,7 @@ def test_a_copy_of_a_model_takes_the_names_of_files_for_itself(tiny_student, tmp
 
 
 @KINDS
-def test_load_state_dict_still_reports_what_is_missing_or_strange(tiny_student, tmp_path, kind):
+def test_load_state_dict_reports_missing_and_unexpected_weights(tiny_student, tmp_path, kind):
     model = tiny_student(kind)
     model.save_pretrained(tmp_path)
     weights = weights_in(tmp_path)
@@ -314,11 +321,12 @@ def test_load_state_dict_still_reports_what_is_missing_or_strange(tiny_student, 
         model.load_state_dict(weights, strict=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ LayerScale
+# ------------------------------------------------------------------------------------------------------------
+# LayerScale
 
 
 @KINDS
-def test_an_unfolded_file_keeps_gamma_and_loads_exactly(tiny_student, tmp_path, kind):
+def test_an_unfolded_file_contains_gamma_and_is_loaded_exactly(tiny_student, tmp_path, kind):
     model = tiny_student(kind, layer_scale_init_value=0.5)
     model.save_pretrained(tmp_path)
     assert sum("lambda1" in name for name in weights_in(tmp_path)) == 4
@@ -330,7 +338,7 @@ def test_an_unfolded_file_keeps_gamma_and_loads_exactly(tiny_student, tmp_path, 
 
 
 @KINDS
-def test_folding_keeps_the_function_and_leaves_the_model_as_it_is(tiny_student, tmp_path, kind):
+def test_folding_keeps_the_logits_and_does_not_change_the_model(tiny_student, tmp_path, kind):
     model = tiny_student(kind, layer_scale_init_value=0.5).train()
     config, weights = model.config.to_dict(), copy.deepcopy(model.state_dict())
     folded = model.folded()
@@ -341,7 +349,7 @@ def test_folding_keeps_the_function_and_leaves_the_model_as_it_is(tiny_student, 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         for parameter in folded.parameters():
-            parameter.add_(0)  # its own tensors, not views of the model's
+            parameter.add_(0)  # the tensors are not views of those of the model
     assert not {tensor.data_ptr() for tensor in folded.parameters()} & {
         tensor.data_ptr() for tensor in model.parameters()
     }
@@ -350,7 +358,7 @@ def test_folding_keeps_the_function_and_leaves_the_model_as_it_is(tiny_student, 
 
 
 @KINDS
-def test_a_folded_file_says_so_and_loads_as_a_model_without_layer_scale(tiny_student, tmp_path, kind):
+def test_a_folded_file_is_loaded_as_a_model_without_layer_scale(tiny_student, tmp_path, kind):
     names = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
     model = tiny_student(kind, layer_scale_init_value=0.5, drop_path_rate=0.1, **names)
     model.save_pretrained(tmp_path, fold_layer_scale=True)
@@ -361,34 +369,34 @@ def test_a_folded_file_says_so_and_loads_as_a_model_without_layer_scale(tiny_stu
 
 
 @KINDS
-def test_folding_uses_the_weights_that_were_given(tiny_student, tmp_path, kind):
+def test_folding_uses_the_given_state_dict(tiny_student, tmp_path, kind):
     model, averaged = (tiny_student(kind, seed=seed, layer_scale_init_value=0.5) for seed in (0, 1))
     model.save_pretrained(tmp_path, fold_layer_scale=True, state_dict=averaged.state_dict())
     assert_near(outputs_of(OURS[kind].from_pretrained(tmp_path)).logits, outputs_of(averaged).logits)
 
 
 @KINDS
-def test_folding_nothing_saves_the_model_as_it_is(tiny_student, tmp_path, kind):
+def test_folding_a_model_without_layer_scale_saves_it_unchanged(tiny_student, tmp_path, kind):
     model = tiny_student(kind)
     model.save_pretrained(tmp_path, fold_layer_scale=True)
     assert torch.equal(outputs_of(OURS[kind].from_pretrained(tmp_path)).logits, outputs_of(model).logits)
 
 
 @KINDS
-def test_a_file_without_gamma_is_refused_by_a_model_with_layer_scale(tiny_student, tmp_path, kind):
+def test_a_model_with_layer_scale_refuses_weights_without_gamma(tiny_student, tmp_path, kind):
     plain, scaled = tiny_student(kind), tiny_student(kind, layer_scale_init_value=0.5)
     plain.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no gamma.*4 missing.*layer_scale_init_value=None"):
+    with pytest.raises(ValueError, match=r"gamma.*4 missing.*layer_scale_init_value=None"):
         OURS[kind].from_pretrained(tmp_path, layer_scale_init_value=0.5)
     for weights in (plain.state_dict(), weights_in(tmp_path)):
         for strict in (True, False):
-            with pytest.raises(ValueError, match=r"no gamma.*4 missing.*layer_scale_init_value=None"):
+            with pytest.raises(ValueError, match=r"gamma.*4 missing.*layer_scale_init_value=None"):
                 scaled.load_state_dict(weights, strict=strict)
     assert OURS[kind].from_pretrained(tmp_path, layer_scale_init_value=None).has_layer_scale is False
 
 
 @KINDS
-def test_a_state_dict_of_heads_alone_needs_no_gamma(tiny_student, kind):
+def test_a_state_dict_of_only_the_heads_needs_no_gamma(tiny_student, kind):
     model, other = (tiny_student(kind, seed=seed, layer_scale_init_value=0.5) for seed in (0, 1))
     heads = {name: tensor for name, tensor in other.state_dict().items() if "classifier" in name}
     model.load_state_dict(heads, strict=False)
@@ -414,7 +422,7 @@ def test_an_unfolded_model_is_never_published(tiny_student, tmp_path, monkeypatc
 
 
 @KINDS
-def test_save_and_publish_in_one_call_publishes_the_folded_model(tiny_student, tmp_path, monkeypatch, kind):
+def test_saving_with_push_to_hub_and_folding_publishes_the_folded_model(tiny_student, tmp_path, monkeypatch, kind):
     saved = []
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda model, *where, **how: saved.append((model, how)))
     tiny_student(kind, layer_scale_init_value=0.5).save_pretrained(
@@ -433,9 +441,11 @@ def test_half_precision_is_kept_in_files_and_when_folding(tiny_student, tmp_path
     assert OURS[kind].from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
-# ---------------------------------------------------------------------------------------------------------- auto classes
+# ---------------------------------------------------------------------------------------------------------- auto
+# classes
 
-# Saves are in sys.argv[1]. Before and after registering: which class the auto class gives, and does it train.
+# Program that reports which classes the auto class returns before and after registration, and whether they can be
+# trained. The saved models are in sys.argv[1].
 AUTO_PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -483,7 +493,7 @@ print(json.dumps({"before": before, "after": after, "again": again, "trained": t
 
 @pytest.fixture(scope="module")
 def auto(tiny_student, tmp_path_factory):
-    """What the auto class gives in a process of its own, before and after registering."""
+    """Return the report of a new process on the auto class, before and after registration."""
     room = tmp_path_factory.mktemp("auto")
     for kind in OURS:
         tiny_student(kind).save_pretrained(room / kind)
@@ -495,11 +505,11 @@ def auto(tiny_student, tmp_path_factory):
     return SimpleNamespace(room=room, scaled=scaled, **run_python(AUTO_PROGRAM, room))
 
 
-def test_import_alone_leaves_the_auto_classes_to_stock(auto):
+def test_importing_the_package_does_not_change_the_auto_classes(auto):
     assert all(module.startswith("transformers.") for module, *_ in auto.before.values())
 
 
-def test_registering_makes_the_auto_class_give_ours_but_for_the_one_headed_model(auto):
+def test_after_registration_the_auto_class_returns_our_classes_except_for_one_headed_deit(auto):
     ours = "hf_deit.models.modeling_deit"
     assert auto.after["distilled"] == [ours, "DeiTForImageClassificationWithTeacher", [], []]
     assert auto.after["stock_distilled"] == [ours, "DeiTForImageClassificationWithTeacher", [], []]
@@ -511,10 +521,10 @@ def test_registering_makes_the_auto_class_give_ours_but_for_the_one_headed_model
         [],
     ]
     assert auto.again == auto.after
-    assert auto.backbone.startswith("transformers.")  # AutoModel is left alone
+    assert auto.backbone.startswith("transformers.")  # AutoModel is not changed
 
 
-def test_a_registered_model_from_a_stock_configuration_trains(auto):
+def test_after_registration_a_stock_configuration_gives_a_trainable_model(auto):
     assert auto.trained == {
         "deit": ["hf_deit.models.modeling_deit", True],
         "vit": ["hf_deit.models.modeling_deit", True],

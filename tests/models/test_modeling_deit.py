@@ -1,4 +1,4 @@
-"""The students against their formulas in float64, stock transformers with the same weights, and a golden forward pass."""
+"""Tests of the networks: compared with their formulas in float64, stock transformers, and recorded logits."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def images(*size, batch=2, channels=3, seed=1):
 
 
 def stock_of(kind, model):
-    """Stock's class with the model's weights, in evaluation mode."""
+    """Return the stock model with the weights of a model, in evaluation mode."""
     config_class = {"distilled": transformers.DeiTConfig, "plain": transformers.ViTConfig}[kind]
     stock = STOCK[kind](config_class.from_dict(model.config.to_dict()))
     stock.load_state_dict(model.state_dict())
@@ -60,7 +60,7 @@ def assert_near(left, right, atol=1e-5):
 
 
 def naive_hidden(model, pixel_values):
-    """The last hidden state, from arXiv:2010.11929 eq. 1-4, the paper's section 4 and arXiv:2103.17239 eq. 3."""
+    """Compute the last hidden state by arXiv:2010.11929 eq. 1-4, arXiv:2012.12877 section 4, arXiv:2103.17239 eq. 3."""
     weights = {name: tensor.double() for name, tensor in model.base_model.state_dict().items()}
     config = model.config
     heads, width = config.num_attention_heads, config.hidden_size
@@ -119,7 +119,7 @@ def naive_hidden(model, pixel_values):
     ],
     ids=str,
 )
-def test_the_forward_pass_is_that_of_the_formulas(tiny_student, kind, fields):
+def test_the_forward_pass_equals_the_formulas(tiny_student, kind, fields):
     model = tiny_student(kind, **fields).double()
     height, width = fields.get("image_size", (32, 32))
     pixel_values = images(height, width, channels=fields.get("num_channels", 3))
@@ -132,10 +132,10 @@ def test_the_forward_pass_is_that_of_the_formulas(tiny_student, kind, fields):
     if kind == "distilled":
         assert_near(outputs.cls_logits, by_head[0], atol=1e-10)
         assert_near(outputs.distillation_logits, by_head[1], atol=1e-10)
-    assert outputs.logits.std() > 0.1  # else nothing was compared
+    assert outputs.logits.std() > 0.1  # constant logits would prove nothing
 
 
-def test_real_imagenet_weights_give_the_golden_logits(shared_data):
+def test_real_imagenet_weights_give_the_recorded_logits(shared_data):
     folder = shared_data / "vit_tiny_imagenet"
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}")
@@ -155,7 +155,7 @@ def test_real_imagenet_weights_give_the_golden_logits(shared_data):
 # --------------------------------------------------------------------------------------------- shapes and named outputs
 
 
-def test_the_distilled_student_gives_named_logits_and_their_mean(tiny_student):
+def test_the_distilled_student_returns_the_logits_of_both_heads_and_their_mean(tiny_student):
     outputs = tiny_student("distilled")(images(batch=5))
     assert isinstance(outputs, DeiTForImageClassificationWithTeacherOutput)
     assert list(outputs) == ["logits", "cls_logits", "distillation_logits"]
@@ -164,14 +164,14 @@ def test_the_distilled_student_gives_named_logits_and_their_mean(tiny_student):
     assert (outputs.cls_logits - outputs.distillation_logits).abs().max() > 0.1
 
 
-def test_the_plain_student_gives_logits_alone(tiny_student):
+def test_the_plain_student_returns_only_logits(tiny_student):
     outputs = tiny_student("plain")(images(batch=5))
     assert list(outputs) == ["logits"]
     assert outputs.logits.shape == (5, 3)
 
 
 @KINDS
-def test_the_loss_comes_first_where_there_are_labels(tiny_student, kind):
+def test_with_labels_the_loss_is_the_first_output(tiny_student, kind):
     model = tiny_student(kind)
     assert next(iter(model(images(), labels=INDICES))) == "loss"
     named = model(images(), labels=INDICES)
@@ -183,7 +183,7 @@ def test_the_loss_comes_first_where_there_are_labels(tiny_student, kind):
 
 
 @KINDS
-def test_the_backbone_gives_a_token_each_and_pools_on_request(tiny_config, tiny_student, kind):
+def test_the_backbone_returns_all_tokens_and_pools_on_request(tiny_config, tiny_student, kind):
     backbone = tiny_student(kind).base_model
     outputs = backbone(images())
     assert outputs.last_hidden_state.shape == (2, TOKENS[kind] + 16, 32)
@@ -200,7 +200,7 @@ def test_the_public_backbone_is_that_of_the_distilled_student(tiny_student):
 
 
 @KINDS
-def test_without_labels_to_learn_the_model_gives_its_tokens(tiny_student, kind):
+def test_with_num_labels_0_the_model_returns_the_hidden_states_of_its_tokens(tiny_student, kind):
     model = tiny_student(kind, num_labels=0)
     assert all(isinstance(head, nn.Identity) for head in heads_of(kind, model))
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_without_labels_to_learn_the_model_gives_its_tokens(tiny_student, kind):
 
 
 def naive_loss(logits, labels, problem):
-    """The mean over the batch, from the formulas, a number at a time."""
+    """Compute the mean loss over the batch by the formulas, one number at a time."""
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         log_sum = math.log(sum(math.exp(value) for value in row))
@@ -234,9 +234,9 @@ def naive_loss(logits, labels, problem):
 
 LABELS = {
     "indices": (INDICES, None),
-    "indices, said": (INDICES, "single_label_classification"),
+    "indices, explicit": (INDICES, "single_label_classification"),
     "soft": (SOFT, None),
-    "soft, said": (SOFT, "single_label_classification"),
+    "soft, explicit": (SOFT, "single_label_classification"),
     "multi-label": (MULTI_HOT, "multi_label_classification"),
     "multi-label, integers": (MULTI_HOT.long(), "multi_label_classification"),
     "regression": (NUMBERS, "regression"),
@@ -289,7 +289,7 @@ def test_labels_never_change_the_configuration(tiny_student, tmp_path, kind, lab
 
 
 @KINDS
-def test_the_problem_type_decides_what_the_same_numbers_mean(tiny_student, kind):
+def test_the_same_labels_give_another_loss_for_each_problem_type(tiny_student, kind):
     losses = {
         problem_type: tiny_student(kind, problem_type=problem_type)(images(), labels=MULTI_HOT).loss.item()
         for problem_type in (None, "multi_label_classification", "regression")
@@ -299,9 +299,9 @@ def test_the_problem_type_decides_what_the_same_numbers_mean(tiny_student, kind)
 
 WRONG_LABELS = {
     "another batch": (torch.tensor([0, 1, 2]), None, ["(3,)", "(2, 3)"]),
-    "floats for indices": (torch.tensor([0.0, 1.0]), None, ["(2,)", "torch.float32", "as integers"]),
-    "a column of indices": (torch.tensor([[0], [1]]), None, ["(2, 1)", "class indices (batch,)"]),
-    "integers for soft labels": (MULTI_HOT.long(), None, ["torch.int64", "as floats", "multi_label_classification"]),
+    "floats for indices": (torch.tensor([0.0, 1.0]), None, ["(2,)", "torch.float32", "integers"]),
+    "a column of indices": (torch.tensor([[0], [1]]), None, ["(2, 1)", "(batch,)"]),
+    "integers for soft labels": (MULTI_HOT.long(), None, ["torch.int64", "floats", "multi_label_classification"]),
     "soft labels of other classes": (torch.rand(2, 4), None, ["(2, 4)", "(batch, num_labels)"]),
     "indices for multi-label": (
         INDICES,
@@ -309,25 +309,26 @@ WRONG_LABELS = {
         ["multi_label_classification", "(2, 3)", "(2,)"],
     ),
     "one number for three": (torch.rand(2), "regression", ["regression", "(2, 3)", "(2,)"]),
-    "turned round": (torch.rand(3, 2), "regression", ["regression", "(2, 3)", "(3, 2)"]),
+    "transposed": (torch.rand(3, 2), "regression", ["regression", "(2, 3)", "(3, 2)"]),
 }
 
 
 @KINDS
-@pytest.mark.parametrize(("labels", "problem_type", "said"), list(WRONG_LABELS.values()), ids=list(WRONG_LABELS))
-def test_labels_of_a_wrong_shape_raise_and_the_message_mends_it(tiny_student, kind, labels, problem_type, said):
+@pytest.mark.parametrize(("labels", "problem_type", "parts"), list(WRONG_LABELS.values()), ids=list(WRONG_LABELS))
+def test_labels_of_an_invalid_shape_raise_an_error_with_both_shapes(tiny_student, kind, labels, problem_type, parts):
     model = tiny_student(kind, problem_type=problem_type)
     with pytest.raises(ValueError) as error:
         model(images(), labels=labels)
-    for words in said:
+    for words in parts:
         assert words in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------- attention and hidden states
+# ------------------------------------------------------------------------------------------- attention and hidden
+# states
 
 
 @KINDS
-def test_hidden_states_and_attentions_are_those_of_stock(tiny_student, kind):
+def test_hidden_states_and_attentions_equal_those_of_stock_transformers(tiny_student, kind):
     model = tiny_student(kind)
     stock = stock_of(kind, model)
     for each in (model, stock):
@@ -347,7 +348,7 @@ def test_hidden_states_and_attentions_are_those_of_stock(tiny_student, kind):
 
 
 @KINDS
-def test_hidden_states_begin_at_the_embeddings_and_end_before_the_norm(tiny_student, kind):
+def test_hidden_states_start_with_the_embeddings_and_end_before_the_norm(tiny_student, kind):
     model = tiny_student(kind)
     with torch.no_grad():
         states = model(images(), output_hidden_states=True).hidden_states
@@ -356,7 +357,7 @@ def test_hidden_states_begin_at_the_embeddings_and_end_before_the_norm(tiny_stud
 
 
 @KINDS
-def test_nothing_is_captured_unasked_and_the_configuration_can_ask(tiny_student, kind):
+def test_hidden_states_are_returned_only_on_request_of_the_caller_or_the_configuration(tiny_student, kind):
     model = tiny_student(kind)
     assert model(images()).hidden_states is None
     model.config.output_hidden_states = True
@@ -388,7 +389,7 @@ def test_flex_attention_agrees_without_gradients(tiny_student):
 @KINDS
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_acts_in_training_alone(tiny_student, kind, implementation, field):
+def test_dropout_acts_only_in_training(tiny_student, kind, implementation, field):
     model, plain = tiny_student(kind, **{field: 0.5}), tiny_student(kind)
     model.set_attn_implementation(implementation)
     with torch.no_grad():
@@ -397,12 +398,13 @@ def test_dropout_acts_in_training_alone(tiny_student, kind, implementation, fiel
         assert (model.train()(images()).logits - expected).abs().max() > 0.01
 
 
-# ----------------------------------------------------------------------------------------------------------- image sizes
+# ----------------------------------------------------------------------------------------------------------- image
+# sizes
 
 
 @KINDS
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 48), (24, 24), (40, 64), (44, 52)])
-def test_interpolated_positions_are_those_of_stock(tiny_student, kind, size):
+def test_interpolated_positions_equal_those_of_stock_transformers(tiny_student, kind, size):
     model = tiny_student(kind)
     stock = stock_of(kind, model)
     with torch.no_grad():
@@ -421,11 +423,12 @@ def test_positions_of_a_wide_model_are_interpolated_along_rows_and_columns(tiny_
         doubled = embeddings.interpolate_pos_encoding(64, 96)
         assert doubled.shape == (1, tokens + 8 * 12, 32)
         assert torch.equal(doubled[:, :tokens], embeddings.position_embeddings[:, :tokens])
-        # Pixel centres: the new row r lies at the old row (r + 0.5) / 2 - 0.5; bicubic is near linear, off the edges.
+        # By the pixel centres, the new row r is the old row (r + 0.5) / 2 - 0.5. Away from the edges, bicubic
+        # interpolation of a linear function is nearly linear.
         inner = doubled[0, tokens:, :2].reshape(8, 12, 2)[2:-2, 2:-2]
         assert_near(inner[..., 0], ((torch.arange(2.0, 6) + 0.5) / 2 - 0.5)[:, None].expand(4, 8), atol=0.1)
         assert_near(inner[..., 1], ((torch.arange(2.0, 10) + 0.5) / 2 - 0.5)[None].expand(4, 8), atol=0.1)
-        # The forward pass takes them: a model whose own positions are these gives the same.
+        # The forward pass uses the interpolated positions: a model with these positions gives the same logits.
         large = tiny_student(kind, image_size=(64, 96))
         state_dict = {**model.state_dict(), f"{model.base_model_prefix}.embeddings.position_embeddings": doubled}
         large.load_state_dict(state_dict)
@@ -437,7 +440,7 @@ def test_positions_of_a_wide_model_are_interpolated_along_rows_and_columns(tiny_
 @pytest.mark.parametrize(
     "fields", [{"image_size": (32, 48)}, {"image_size": (48, 32), "patch_size": (16, 8)}, {"num_channels": 1}], ids=str
 )
-def test_other_image_shapes_give_what_stock_gives(tiny_student, kind, fields):
+def test_other_image_shapes_give_the_logits_of_stock_transformers(tiny_student, kind, fields):
     model = tiny_student(kind, **fields)
     pixel_values = images(*fields.get("image_size", (32, 32)), channels=fields.get("num_channels", 3))
     with torch.no_grad():
@@ -448,22 +451,22 @@ def test_other_image_shapes_give_what_stock_gives(tiny_student, kind, fields):
 
 @KINDS
 @pytest.mark.parametrize("size", [(40, 32), (32, 40), (64, 64), (16, 16)])
-def test_an_image_of_another_size_raises_and_the_message_mends_it(tiny_student, kind, size):
+def test_an_image_of_another_size_raises_an_error_with_both_sizes(tiny_student, kind, size):
     with pytest.raises(ValueError) as error:
         tiny_student(kind)(images(*size))
-    for words in (f"{size[0]}×{size[1]}", "32×32", "resize", "interpolate_pos_encoding=True"):
+    for words in (f"{size[0]}×{size[1]}", "32×32", "interpolate_pos_encoding=True"):
         assert words in str(error.value)
 
 
 @KINDS
-def test_an_image_turned_on_its_side_raises(tiny_student, kind):
+def test_an_image_with_height_and_width_exchanged_raises_an_error(tiny_student, kind):
     with pytest.raises(ValueError, match="48×32 pixels.*32×48"):
         tiny_student(kind, image_size=(32, 48))(images(48, 32))
 
 
 @KINDS
 @pytest.mark.parametrize("interpolate", [False, True])
-def test_another_number_of_channels_raises_and_the_message_mends_it(tiny_student, kind, interpolate):
+def test_another_number_of_channels_raises_an_error_with_both_numbers(tiny_student, kind, interpolate):
     with pytest.raises(ValueError) as error:
         tiny_student(kind)(images(channels=1), interpolate_pos_encoding=interpolate)
     for words in ("1 channels", "(2, 1, 32, 32)", "takes 3", "num_channels=1"):
@@ -482,13 +485,13 @@ def test_the_drop_path_grows_linearly_over_the_depth(tiny_student, kind, layers,
 
 
 @pytest.mark.parametrize("drop_prob", [0.1, 0.5, 0.8])
-def test_drop_path_drops_whole_images_and_scales_the_others(drop_prob):
+def test_drop_path_drops_the_branch_of_entire_images_and_scales_that_of_the_others(drop_prob):
     torch.manual_seed(0)
     batch = 4000
     branch = torch.rand(batch, 3, 5) + 1.0
     ratio = DeiTDropPath(drop_prob).train()(branch) / branch
     first = ratio[:, :1, :1]
-    assert_near(ratio, first.expand_as(ratio))  # all tokens and channels of an image share one fate
+    assert_near(ratio, first.expand_as(ratio))  # the same value for all tokens and channels of an image
     kept = first.flatten() != 0
     assert_near(first.flatten()[kept], torch.full((int(kept.sum()),), 1 / (1 - drop_prob)))
     four_sigma = 4 * math.sqrt(drop_prob * (1 - drop_prob) / batch)
@@ -504,7 +507,7 @@ def test_drop_path_is_off_in_evaluation_and_at_rate_zero():
 
 
 @KINDS
-def test_a_layer_whose_path_is_dropped_is_skipped(tiny_student, kind):
+def test_a_layer_whose_branches_are_dropped_is_skipped(tiny_student, kind):
     model = tiny_student(kind, drop_path_rate=0.5).train()
     model.base_model.layers[1].drop_path.drop_prob = 1 - 1e-12
     states = model(images(), output_hidden_states=True).hidden_states
@@ -514,15 +517,15 @@ def test_a_layer_whose_path_is_dropped_is_skipped(tiny_student, kind):
     assert not torch.equal(states[2], states[1])
 
 
-def test_each_branch_of_each_layer_is_dropped_on_its_own(tiny_student):
+def test_each_branch_of_each_layer_is_dropped_independently(tiny_student):
     torch.manual_seed(0)
     model = tiny_student("distilled", num_hidden_layers=3, drop_path_rate=0.6).train()
-    fates = []
+    kept = []
     for layer in model.deit.layers[1:]:
-        layer.drop_path.register_forward_hook(lambda *call: fates.append(call[2].flatten(1).any(dim=1)))
+        layer.drop_path.register_forward_hook(lambda *call: kept.append(call[2].flatten(1).any(dim=1)))
     model(images(batch=64))
-    assert len(fates) == 4  # two layers of two branches
-    assert len({tuple(fate.tolist()) for fate in fates}) == 4
+    assert len(kept) == 4  # two layers with two branches each
+    assert len({tuple(images_kept.tolist()) for images_kept in kept}) == 4
 
 
 @KINDS
@@ -535,7 +538,7 @@ def test_drop_path_changes_nothing_in_evaluation(tiny_student, kind):
 
 
 @KINDS
-def test_layer_scale_of_gamma_one_is_the_model_without_it(tiny_student, kind):
+def test_layer_scale_with_gamma_1_gives_the_logits_of_the_model_without_it(tiny_student, kind):
     plain, scaled = tiny_student(kind), tiny_student(kind, seed=None, layer_scale_init_value=1)
     missing, unexpected = nn.Module.load_state_dict(
         scaled,
@@ -547,7 +550,7 @@ def test_layer_scale_of_gamma_one_is_the_model_without_it(tiny_student, kind):
 
 
 @KINDS
-def test_layer_scale_has_one_gamma_a_channel_and_branch(tiny_student, kind):
+def test_layer_scale_has_one_gamma_per_channel_and_branch(tiny_student, kind):
     model = tiny_student(kind, seed=None, layer_scale_init_value=1e-4)
     gammas = {name: gamma for name, gamma in model.named_parameters() if "layer_scale" in name}
     assert len(gammas) == 2 * 2
@@ -560,9 +563,12 @@ def test_layer_scale_has_one_gamma_a_channel_and_branch(tiny_student, kind):
 
 
 def assert_official(name, parameter):
-    """What the official code's `trunc_normal_(std=.02)` and torch's defaults give, within five standard errors."""
+    """Check a parameter against the official initialisation: `trunc_normal_(std=.02)` and the defaults of PyTorch.
+
+    Mean and standard deviation must agree within five standard errors.
+    """
     if name.endswith(("projection.weight", "projection.bias")):
-        bound = 1 / math.sqrt(3 * 8 * 8)  # nn.Conv2d's own: uniform within 1 / √fan_in
+        bound = 1 / math.sqrt(3 * 8 * 8)  # the default of nn.Conv2d: uniform within 1 / √fan_in
         assert parameter.abs().max() <= bound
         assert parameter.abs().max() > 0.8 * bound
         spread = bound / math.sqrt(3)
@@ -582,14 +588,14 @@ def assert_official(name, parameter):
 
 
 @KINDS
-def test_a_fresh_model_is_initialised_as_the_official_code(tiny_student, kind):
+def test_a_new_model_is_initialised_as_in_the_official_code(tiny_student, kind):
     torch.manual_seed(0)
     for name, parameter in tiny_student(kind, seed=None).named_parameters():
         assert_official(name, parameter.detach())
 
 
 @KINDS
-def test_the_initializer_range_is_heeded(tiny_student, kind):
+def test_the_initializer_range_is_used(tiny_student, kind):
     torch.manual_seed(0)
     model = tiny_student(kind, seed=None, initializer_range=0.1)
     for parameter in (model.base_model.layers[0].mlp.fc1.weight, model.base_model.embeddings.position_embeddings):
@@ -597,7 +603,7 @@ def test_the_initializer_range_is_heeded(tiny_student, kind):
 
 
 @KINDS
-def test_what_a_file_lacks_is_initialised_as_the_official_code(tiny_student, tmp_path, kind):
+def test_weights_that_a_file_lacks_are_initialised_as_in_the_official_code(tiny_student, tmp_path, kind):
     model = tiny_student(kind)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -615,7 +621,7 @@ def test_what_a_file_lacks_is_initialised_as_the_official_code(tiny_student, tmp
 
 
 @KINDS
-def test_heads_of_another_size_are_initialised_as_the_official_code(tiny_student, tmp_path, kind):
+def test_heads_of_another_size_are_initialised_as_in_the_official_code(tiny_student, tmp_path, kind):
     model = tiny_student(kind)
     model.save_pretrained(tmp_path)
     torch.manual_seed(0)
@@ -632,7 +638,7 @@ def test_every_parameter_gets_a_gradient(tiny_student, kind):
     model = tiny_student(kind, layer_scale_init_value=0.1).train()
     model(images(), labels=INDICES).loss.backward()
     for name, parameter in model.named_parameters():
-        # The key's bias moves every score of a query alike, which softmax does not see.
+        # The bias of the key shifts all scores of a query equally, and softmax does not depend on such a shift.
         if not name.endswith("k_proj.bias"):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -646,7 +652,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_gives_the_same_gradien
     for checkpointing in (False, True):
         model = tiny_student(kind, drop_path_rate=0.5, hidden_dropout_prob=0.1).train()
         if checkpointing:
-            # The name from 5.23 on, and the one before it.
+            # The name of the method from transformers 5.23 on, and the name before.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         calls.append([])
         model.base_model.layers[1].mlp.register_forward_hook(lambda *_, calls=calls[-1]: calls.append(1))
@@ -674,7 +680,8 @@ def test_a_model_in_bfloat16_runs_and_its_loss_is_in_float32(tiny_student, kind)
 
 @KINDS
 def test_the_model_compiles_to_one_graph_that_computes_the_same(tiny_student, kind):
-    # The one graph is what is ours; the compiler behind it (inductor, 20 s) is torch's.
+    # This package is responsible for the single graph. The compiler (inductor, 20 s) is part of PyTorch and is not
+    # tested here.
     torch._dynamo.reset()
     model = tiny_student(kind, layer_scale_init_value=0.5)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -702,7 +709,7 @@ def test_a_training_step_compiles_to_one_graph_with_the_same_gradients(tiny_stud
 
 
 @KINDS
-def test_an_exported_model_takes_any_batch(tiny_student, kind):
+def test_an_exported_model_accepts_any_batch_size(tiny_student, kind):
     model = tiny_student(kind)
     program = torch.export.export(
         model, (), kwargs={"pixel_values": images()}, dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}}
@@ -717,7 +724,7 @@ def test_an_exported_model_takes_any_batch(tiny_student, kind):
 
 
 @pytest.mark.parametrize("config_class", [transformers.DeiTConfig, transformers.ViTConfig])
-def test_a_model_from_a_stock_configuration_trains(tiny_config, config_class):
+def test_a_model_with_a_stock_configuration_can_be_trained(tiny_config, config_class):
     config = tiny_config(config_class)
     model_class = {"deit": DeiTForImageClassificationWithTeacher, "vit": ViTForImageClassification}[config.model_type]
     torch.manual_seed(0)

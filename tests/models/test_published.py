@@ -1,4 +1,4 @@
-"""Short names of published checkpoints, and that loading takes them."""
+"""Tests of the short names of published checkpoints."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ from hf_deit.recipes.arguments import ModelArguments, TeacherArguments
         ("deit-small", "facebook/deit-small-patch16-224"),
         ("deit-base", "facebook/deit-base-patch16-224"),
         ("deit-base-384", "facebook/deit-base-patch16-384"),
-        # as the official code writes them
+        # names of the official code
         ("deit_tiny_distilled_patch16_224", "facebook/deit-tiny-distilled-patch16-224"),
         ("deit_base_patch16_384", "facebook/deit-base-patch16-384"),
-        # the paper's teacher, also as the official code writes it
+        # the teacher of the paper, also under its name in the official code
         ("regnet-y-160", "facebook/regnet-y-160"),
         ("regnety_160", "facebook/regnet-y-160"),
-        # what is no short name stays
+        # names that are not short names are unchanged
         ("regnet-y-16", "regnet-y-16"),
         ("facebook/deit-tiny-patch16-224", "facebook/deit-tiny-patch16-224"),
         ("deit-tiny-384", "deit-tiny-384"),
@@ -37,11 +37,11 @@ from hf_deit.recipes.arguments import ModelArguments, TeacherArguments
         ("google/vit-base-patch16-224", "google/vit-base-patch16-224"),
     ],
 )
-def test_a_short_name_is_the_name_on_the_hub(short, full):
+def test_a_short_name_becomes_the_full_name_on_the_hub(short, full):
     assert published_name(short) == full
 
 
-def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
+def test_an_existing_folder_takes_precedence_over_a_short_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deit-tiny").mkdir()
     assert published_name("deit-tiny") == "deit-tiny"
@@ -49,7 +49,7 @@ def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cached_hub(tmp_path, monkeypatch, tiny_student):
-    """A cache of the Hub that holds one tiny model under a published name."""
+    """Make a cache of the Hub with one tiny model under a published name, and return the model."""
     name = "facebook/deit-tiny-distilled-patch16-224"
     repo = tmp_path / f"models--{name.replace('/', '--')}"
     model = tiny_student("distilled")
@@ -81,12 +81,12 @@ def test_a_teacher_is_loaded_by_a_short_name(cached_hub):
     assert torch.allclose(teacher(pixels), expected, atol=1e-5)
 
 
-def test_a_teachers_short_name_is_asked_of_the_hub_in_full(cached_hub):
+def test_a_short_name_of_a_teacher_is_requested_from_the_hub_under_its_full_name(cached_hub):
     with pytest.raises(TeacherError, match="facebook/regnet-y-160"):
         build.build_teacher(TeacherArguments(teacher="regnet-y-160"))
 
 
-def test_a_file_where_a_folder_is_wanted_names_the_command(tmp_path):
+def test_a_file_in_place_of_a_folder_raises_an_error_that_names_the_command(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"0")
-    with pytest.raises(UserError, match=r"w.pth is a file.*hf-deit convert"):
+    with pytest.raises(UserError, match=r"w\.pth .*hf-deit convert"):
         load_model(str(tmp_path / "w.pth"))

@@ -1,4 +1,4 @@
-"""Files of weights: what is read, what is refused, and that nothing in them is run."""
+"""Tests of reading weights: supported files are read, others are refused, and no code in a file is run."""
 
 import argparse
 import hashlib
@@ -21,7 +21,7 @@ AVERAGED = {name: weight + 10 for name, weight in WEIGHTS.items()}
 
 
 class Hostile:
-    """Makes a folder when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -31,7 +31,7 @@ class Hostile:
 
 
 def training_checkpoint(**more):
-    """What the official code saves beside the weights."""
+    """Return a training checkpoint with all entries that the official code saves."""
     options = argparse.Namespace(lr=5e-4, output_dir=pathlib.PosixPath("/tmp/run"), data=pathlib.PurePosixPath("a/b"))
     optimizer = {"state": {0: {"step": 3, "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     return {"model": WEIGHTS, "model_ema": AVERAGED, "optimizer": optimizer, "epoch": 7, "args": options, **more}
@@ -54,20 +54,20 @@ def test_a_training_checkpoint_with_namespace_and_paths_is_read(tmp_path):
     assert_same(read_weights(path), WEIGHTS)
 
 
-def test_the_averaged_weights_are_read_when_asked_for(tmp_path):
+def test_the_averaged_weights_are_read_on_request(tmp_path):
     assert_same(read_weights(saved(training_checkpoint(), tmp_path / "c.pth"), "model_ema"), AVERAGED)
     assert_same(read_weights(saved({"state_dict_ema": AVERAGED, "state_dict": WEIGHTS}, tmp_path / "t.pth")), WEIGHTS)
     assert_same(read_weights(saved({"model_ema": AVERAGED}, tmp_path / "only.pth")), AVERAGED)
     both = saved({"state_dict": AVERAGED, "model": WEIGHTS}, tmp_path / "both.pth")
-    assert_same(read_weights(both), WEIGHTS)  # the official name goes first
+    assert_same(read_weights(both), WEIGHTS)  # the official name takes precedence
 
 
 @pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
-def test_paths_are_read_by_the_module_names_of_every_python(tmp_path, module):
-    # Written by hand, because one Python writes only one of the two names.
+def test_paths_are_read_with_the_module_names_of_all_python_versions(tmp_path, module):
+    # The pickle is edited by hand, because one version of Python writes only one of the two module names.
     path = tmp_path / "c.pth"
     torch.save({"model": WEIGHTS, "args": "PLACE"}, path)
-    place = pickle.dumps("PLACE", protocol=2)[2:-1]  # without the protocol and the final stop
+    place = pickle.dumps("PLACE", protocol=2)[2:-1]  # without the protocol and the stop opcode
     posix = f"c{module}\nPosixPath\nX\x03\x00\x00\x00a/b\x85R".encode("latin-1")
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
@@ -91,14 +91,14 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, where, legacy)
         content[where] = Hostile(target)
     path = tmp_path / "evil.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UserError, match=r"evil.pth wants to run \w+.mkdir .* nothing was run"):
+    with pytest.raises(UserError, match=r"evil\.pth .*\w+\.mkdir .*nothing was run"):
         read_weights(path)
     assert not target.exists()
     torch.load(path, weights_only=False)
-    assert target.exists()  # so the pickle was one that runs
+    assert target.exists()  # without the protection, the pickle does run
 
 
-def test_what_was_allowed_for_one_file_is_not_allowed_afterwards(tmp_path):
+def test_classes_that_are_allowed_for_one_file_are_not_allowed_afterwards(tmp_path):
     path = saved(training_checkpoint(), tmp_path / "c.pth")
     read_weights(path)
     with pytest.raises(pickle.UnpicklingError):
@@ -113,70 +113,70 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     torch.save(big, path) if suffix == "pth" else save_file(big, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"(damaged|empty|no readable safetensors).*(etch it again)"):
+    with pytest.raises(UserError, match=rf"w\.{suffix} .*ownload it again"):
         read_weights(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<!DOCTYPE html><html>not found</html>", "no checkpoint"),
+        (b"<!DOCTYPE html><html>not found</html>", "not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-        (bytes(range(256)) * 8, "no checkpoint"),
-        (pickle.dumps([1, 2, 3]), "holds no weights|no checkpoint"),
+        (bytes(range(256)) * 8, "not a checkpoint"),
+        (pickle.dumps([1, 2, 3]), "holds no weights|not a checkpoint"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, content, message):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_weights(path)
 
 
-def test_archives_that_are_no_plain_weights_are_refused(tmp_path):
+def test_archives_other_than_state_dicts_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", logits=np.zeros(3))
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
-    for name, message in (("a.npz", "no checkpoint"), ("script.pth", "no checkpoint"), ("module.pth", "wants to run")):
-        with pytest.raises(UserError, match=message):
+    for name, part in (("a.npz", "not a checkpoint"), ("script.pth", "not a checkpoint"), ("module.pth", "Linear")):
+        with pytest.raises(UserError, match=rf"{name} .*{part}"):
             read_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("content", "which", "message"),
     [
-        ({"epoch": 3, "args": 1}, None, "no weights under model or state_dict.*'epoch', 'args'"),
+        ({"epoch": 3, "args": 1}, None, "model or state_dict.*'epoch', 'args'"),
         ({"model": WEIGHTS, "epoch": 1}, "model_ema", "no weights under model_ema"),
         (WEIGHTS, "model_ema", "no model_ema"),
         (WEIGHTS, "best", "weights='best'.*model, model_ema"),
         ({}, None, "holds no weights"),
         (torch.zeros(2), None, "holds a Tensor"),
-        ({"cls_token": torch.zeros(3, dtype=torch.int8)}, None, "quantised"),
+        ({"cls_token": torch.zeros(3, dtype=torch.int8)}, None, "cls_token"),
     ],
 )
-def test_a_file_without_the_weights_asked_for_is_refused(tmp_path, content, which, message):
+def test_a_file_without_the_requested_weights_is_refused(tmp_path, content, which, message):
     with pytest.raises(UserError, match=message):
         read_weights(saved(content, tmp_path / "w.pth"), which)
 
 
-def test_a_path_where_nothing_is_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no file or folder"):
+def test_a_path_without_one_file_of_weights_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"w\.pth"):
         read_weights(tmp_path / "w.pth")
     with pytest.raises(UserError, match="holds no weights"):
         read_weights(tmp_path)
     saved(WEIGHTS, tmp_path / "a.pth"), saved(WEIGHTS, tmp_path / "b.pth")
-    with pytest.raises(UserError, match=r"2 files of weights \(a.pth, b.pth\): name"):
+    with pytest.raises(UserError, match=r"2 files .*\(a\.pth, b\.pth\)"):
         read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_the_prefixes_of_wrappers_are_taken_off(tmp_path, prefix):
+def test_the_prefixes_of_wrappers_are_removed(tmp_path, prefix):
     wrapped = {prefix + name: weight for name, weight in WEIGHTS.items()}
     assert_same(read_weights(saved({"model": wrapped}, tmp_path / "w.pth")), WEIGHTS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_read_as_they_are(tmp_path, dtype):
+def test_other_precisions_are_kept(tmp_path, dtype):
     weights = {name: weight.to(dtype) for name, weight in WEIGHTS.items()}
     save_file(weights, tmp_path / "w.safetensors")
     found = read_weights(tmp_path / "w.safetensors")
@@ -184,7 +184,7 @@ def test_other_precisions_are_read_as_they_are(tmp_path, dtype):
     assert_same(found, weights)
 
 
-def test_the_content_counts_and_not_the_suffix(tmp_path):
+def test_the_kind_of_file_is_recognised_by_its_content(tmp_path):
     save_file(WEIGHTS, tmp_path / "w.pth")
     assert_same(read_weights(tmp_path / "w.pth"), WEIGHTS)
 
@@ -199,25 +199,25 @@ def write_shards(folder):
     return index, weight_map
 
 
-def test_shards_are_put_together(tmp_path):
+def test_shards_are_combined(tmp_path):
     index, _ = write_shards(tmp_path)
     assert_same(read_weights(tmp_path), WEIGHTS)
     assert_same(read_weights(index), WEIGHTS)
 
 
-def test_odd_shards_are_refused(tmp_path):
+def test_invalid_shards_are_refused(tmp_path):
     index, weight_map = write_shards(tmp_path)
     index.write_text(json.dumps({"weight_map": weight_map | {"cls_token": "../elsewhere.safetensors"}}))
-    with pytest.raises(UserError, match="outside its folder"):
+    with pytest.raises(UserError, match=r"'\.\./elsewhere\.safetensors'"):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": weight_map | {"pos_embed": "model-0.safetensors"}}))
-    with pytest.raises(UserError, match="different names: pos_embed"):
+    with pytest.raises(UserError, match="names: pos_embed"):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": weight_map | {"pos_embed": "model-9.safetensors"}}))
-    with pytest.raises(UserError, match="not there: model-9"):
+    with pytest.raises(UserError, match="model-9"):
         read_weights(index)
     index.write_text("[1]")
-    with pytest.raises(UserError, match="no index of shards"):
+    with pytest.raises(UserError, match=r"index\.json .*weight_map"):
         read_weights(index)
 
 
@@ -229,7 +229,7 @@ def test_the_hash_in_an_official_file_name_is_verified(tmp_path):
     assert_same(read_weights(good), WEIGHTS)
     wrong = tmp_path / "deit_tiny_distilled_patch16_224-b40b3cf7.pth"
     good.rename(wrong)
-    with pytest.raises(UserError, match=f"begins with b40b3cf7, and it begins with {digest[:8]}"):
+    with pytest.raises(UserError, match=f"SHA-256.*b40b3cf7.*{digest[:8]}"):
         read_weights(wrong)
-    wrong.rename(tmp_path / "my_deit-20240101.pth")  # eight digits in a name of one's own are no hash
+    wrong.rename(tmp_path / "my_deit-20240101.pth")  # eight digits in another file name are not a hash
     assert_same(read_weights(tmp_path / "my_deit-20240101.pth"), WEIGHTS)
