@@ -1,6 +1,6 @@
-"""Former module of the network factories, now in distillation/factories.py.
+"""Network factories under their public names, for `--teacher` and `--network`: `hf_deit.networks:efficientnet_lite0`.
 
-Saved teachers (teacher.json) and existing command lines still name the factories of this module.
+Saved teachers (teacher.json) hold these names. The code is in distillation/factories.py.
 """
 
 from .distillation.factories import efficientnet_lite0

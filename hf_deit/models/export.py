@@ -192,7 +192,7 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f'ONNX export needs onnx, onnxscript and onnxruntime ({error}): pip install "hf-deit[onnx]".'
+            f"ONNX export needs three packages ({error}). Install them: pip install onnx onnxscript onnxruntime."
         ) from error
 
 

@@ -125,7 +125,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         raise RecipeError(
             f"optimizer_class={name!r} cannot be imported ({type(error).__name__}: {error}). Give package.module:Class "
             "of an installed package, such as torch.optim:SGD, or pytorch_optimizer:Lamb after pip install "
-            "'hf-deit[optim]'."
+            "pytorch_optimizer."
         ) from error
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise RecipeError(

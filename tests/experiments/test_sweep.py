@@ -346,7 +346,7 @@ def test_missing_data_are_refused_before_the_first_trial(files, capfd):
 
 def test_without_optuna_the_message_names_the_extra_to_install(files, data, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install 'hf-deit[sweep]'" in refused(capfd, *command(files, data))
+    assert "pip install optuna" in refused(capfd, *command(files, data))
 
 
 def finished_study(count):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -285,7 +286,7 @@ class Hostile:
         self.folder = str(folder)
 
     def __reduce__(self):
-        return pathlib.os.mkdir, (self.folder,)
+        return os.mkdir, (self.folder,)
 
 
 def test_the_command_refuses_bad_files_and_writes_nothing(tmp_path, capsys):
