@@ -171,7 +171,7 @@ def _explained(name_or_path: str, error: Exception) -> UserError:
             f"{name_or_path}: the shapes of its weights differ from those in its config.json (number of classes, "
             "sizes). The table above names the weights. Correct config.json."
         )
-    kind = "" if isinstance(error, OSError | UserError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     return UserError(f"No model at {str(name_or_path)!r}: {kind}{error}")
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -25,7 +24,8 @@ logger = logging.getLogger(__name__)
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load a file of weights into a network.
 
-    The file is a `.safetensors`, or a `.pth` or `.bin` pickle. A pickle may contain only tensors and plain data.
+    The file is a `.safetensors`, or a `.pth` or `.bin` pickle that contains only tensors and plain data: a state dict,
+    or a training checkpoint with one. Prefixes of DataParallel and torch.compile are removed from the names.
 
     Raises:
         UserError: The file is missing, cannot be read, or does not fit the network.
@@ -33,27 +33,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No weights at {path}.")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state_dict = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a readable safetensors file: {error}") from error
-    else:
-        try:
-            # Training scripts, such as the official one, save these beside the weights. They are plain data, never
-            # code.
-            with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-                state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            raise UserError(f"{path} cannot be loaded as tensors safely: {error}") from error
-    if not isinstance(state_dict, dict):
-        raise UserError(f"{path} holds a {type(state_dict).__name__}, not a dictionary of tensors. Give a state dict.")
-    for key in ("model", "state_dict"):
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
+    state_dict = _without_wrappers(_chosen(_read_one(path), None, path))
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:
@@ -107,7 +87,9 @@ def read_weights(path: str | Path, which: str | None = None) -> dict[str, torch.
     else:
         check_official_hash(path)
         content = _read_one(path)
-    return _unwrapped(_chosen(content, which, path), path)
+    weights = _without_wrappers(_chosen(content, which, path))
+    _check_dense(weights, path)
+    return weights
 
 
 def check_official_hash(path: Path) -> None:
@@ -223,7 +205,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
         raise UserError(
-            f"{index} names {len(absent)} files that do not exist: {', '.join(absent[:5])}. Download them again."
+            f"{index} names {len(absent)} file(s) that do not exist: {', '.join(absent[:5])}. Download them again."
         )
     weights: dict[str, torch.Tensor] = {}
     for shard in shards:
@@ -269,11 +251,15 @@ def _chosen(content: Any, which: str | None, path: Path) -> Mapping[str, torch.T
     return found[kind]
 
 
-def _unwrapped(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
-    """Remove the prefixes of wrappers, and raise an error if a tensor is not a dense floating-point tensor."""
+def _without_wrappers(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Remove the prefixes that wrappers add to all parameter names."""
     weights = dict(weights)
     while prefix := next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in weights)), None):
         weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    return weights
+
+
+def _check_dense(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     odd = [
         name
         for name, weight in weights.items()
@@ -284,4 +270,3 @@ def _unwrapped(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, tor
             f"{path} holds {len(odd)} tensors that are not dense floating-point weights ({', '.join(odd[:3])}). "
             "Quantised files cannot be converted. Give the file in float32, float16 or bfloat16."
         )
-    return weights

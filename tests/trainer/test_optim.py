@@ -210,7 +210,7 @@ def test_lamb_of_the_optim_extra_trains(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_package:Lamb", r"optimizer_class='no_such_package:Lamb'.*hf-deit\[optim\]"),
+        ("no_such_package:Lamb", r"optimizer_class='no_such_package:Lamb'.*pip install pytorch_optimizer"),
         ("torch.optim:Lamp", "Lamp.*package.module:Class"),
         ("SGD", "'SGD'.*package.module:Class"),
         ("torch.nn:Linear", "optimizer_class='torch.nn:Linear'.*torch.optim.Optimizer"),
