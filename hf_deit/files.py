@@ -1,4 +1,4 @@
-"""Functions that write files and folders in one step, check output paths before long work, and read YAML.
+"""Functions that write files and folders safely, check output paths before long work, and read YAML.
 
 Files are written under a temporary name and then renamed, so that a reader never sees a file that is only partly
 written.

@@ -1,4 +1,8 @@
-"""Digests of values and files, and the comparison of two descriptions field by field."""
+"""Digests (SHA-256) of values and files, and descriptions of objects as dictionaries of fields.
+
+Descriptions are saved in checkpoints and caches. When such a file is used again, two descriptions are compared field by
+field, and a message names the fields that differ.
+"""
 
 import dataclasses
 import hashlib

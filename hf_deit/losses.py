@@ -206,8 +206,9 @@ def base_loss(
         raise ValueError(f"base_loss={kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
     if label_smoothing:
         raise ValueError(
-            f"label_smoothing={label_smoothing} with binary_cross_entropy: every smoothed label is above 0, so every "
-            "class would count as present. Set label_smoothing to 0, or use cross_entropy."
+            f"label_smoothing={label_smoothing} with base_loss='binary_cross_entropy': this loss counts each class whose "
+            "label is above 0 as present, and smoothing makes all labels greater than 0. Set label_smoothing to 0, or "
+            "use base_loss='cross_entropy'."
         )
     present = labels > 0 if labels.ndim == 2 else F.one_hot(labels.long(), logits.shape[-1])
     present = present.to(logits.dtype)

@@ -46,7 +46,7 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
     for names in alike.values():
         if len(names) > 1:
             logger.warning(
-                "%s has %d classes whose names differ only in upper and lower case or in outer spaces: %s. Each name "
+                "%s has %d classes whose names differ only in upper and lower case or in spaces at their ends: %s. Each name "
                 "is learned as a separate class. If they are the same class, give them the same name.",
                 name,
                 len(names),

@@ -66,12 +66,12 @@ class ExtraArray:
             )
         if self.dtype not in DTYPES:
             raise TeacherCacheError(
-                f"The extra array {self.name!r} has dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}."
+                f"ExtraArray({self.name!r}, dtype={self.dtype!r}): choose one of {', '.join(DTYPES)}."
             )
         object.__setattr__(self, "shape", tuple(self.shape))  # a manifest, which is JSON, has a list
         if not self.shape or not all(isinstance(size, int) and size >= 1 for size in self.shape):
             raise TeacherCacheError(
-                f"The extra array {self.name!r} has shape={self.shape}: give one or more positive integers."
+                f"ExtraArray({self.name!r}, shape={self.shape}): the shape must have one or more positive integers."
             )
 
 
@@ -102,12 +102,12 @@ class RecordFormat:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise TeacherCacheError(f"The record format has kind={self.kind!r}: choose one of {', '.join(KINDS)}.")
+            raise TeacherCacheError(f"RecordFormat(kind={self.kind!r}): choose one of {', '.join(KINDS)}.")
         if self.dtype not in DTYPES:
-            raise TeacherCacheError(f"The record format has dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+            raise TeacherCacheError(f"RecordFormat(dtype={self.dtype!r}): choose one of {', '.join(DTYPES)}.")
         if not isinstance(self.num_labels, int) or not 1 <= self.num_labels < 2**32:
             raise TeacherCacheError(
-                f"The record format has num_labels={self.num_labels}: give an integer from 1 to 2**32 - 1."
+                f"RecordFormat(num_labels={self.num_labels}): give the number of classes, from 1 to 2**32 - 1."
             )
         if self.kind != "top_k":
             if self.top_k is not None or self.tau is not None:
@@ -190,8 +190,8 @@ class RecordFormat:
         if set(extra) != {array.name for array in self.extra_arrays}:
             expected = ", ".join(array.name for array in self.extra_arrays) or "none"
             raise TeacherCacheError(
-                f"The extra arrays given are: {', '.join(extra) or 'none'}. Give those of the record format: "
-                f"{expected}."
+                f"The extra arrays {', '.join(extra) or 'none'} were given, but the record format has the extra arrays "
+                f"{expected}. Give exactly these."
             )
         for array in self.extra_arrays:
             values = extra[array.name]

@@ -181,7 +181,8 @@ class _Unfinished:
             return 0
         if content["plan"] != self.plan:
             logger.warning(
-                "%s: an earlier build of %s used other batches, so its %d complete batch(es) are computed again.",
+                "%s: an earlier build of %s had another batch size or another order of the images, so its %d complete "
+                "batch(es) are computed again.",
                 self.folder,
                 self.name,
                 content["batches"],

@@ -1,8 +1,8 @@
-"""Networks that are not transformers models: building them with a factory, and replacing their classifier.
+"""Networks that are not transformers models: build them by a function, and replace their last layer.
 
-A factory is named by `package.module:factory`. It takes no arguments and returns an `nn.Module` that maps normalised
+Such a function is called a factory and is named by `package.module:factory`. It takes no arguments and returns an `nn.Module` that maps normalised
 pixels `(batch, 3, height, width)` to logits `(batch, classes)`. Teachers and `hf-deit train-teacher` use factories.
-`efficientnet_lite0` is a factory whose packages are on PyPI.
+`efficientnet_lite0` is one; the packages that it needs are on PyPI.
 """
 
 import importlib

@@ -245,8 +245,8 @@ def _origin(file: Path) -> str:
 
 def _several_origins(folder: str | Path, one: Path, other: Path) -> RecipeError:
     return RecipeError(
-        f"{folder} would contain results on two data sets or of two teachers ({one.name} and {other.name}), which "
-        "cannot be compared in one table. Give another folder (--results) for each data set and teacher."
+        f"The results in {folder} must all be of the same data and the same teacher, so that one table can compare them, "
+        f"but {one.name} and {other.name} are not. Give a separate folder (--results) for each data set and teacher."
     )
 
 
@@ -307,7 +307,8 @@ def _values(row: Row, runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]
         if f"eval_{row.metric}" not in metrics:
             known = ", ".join(sorted(name.removeprefix("eval_") for name in metrics if name.endswith("accuracy")))
             raise RecipeError(
-                f"Row {row.title!r}: the runs of {row.variant!r} have no metric {row.metric!r}. They have {known}."
+                f"Row {row.title!r} shows the metric {row.metric!r} of the variant {row.variant!r}, but the runs of this "
+                f"variant have only {known}. Set the metric of the row to one of these."
             )
     return {seed: 100 * metrics[f"eval_{row.metric}"] for seed, metrics in finished.items()}
 

@@ -257,9 +257,10 @@ def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
     for parameter in space:
         if not types_where_it_counts(parameter, space, own_type):
             raise RecipeError(
-                f"{parameter.name} is searched, but it has an effect only if distillation_type is "
+                f"The search space contains {parameter.name}, which has an effect only if distillation_type is "
                 f"{' or '.join(_NEEDS[parameter.name])}. Here, distillation_type is {' or '.join(map(str, types))}. "
-                f"{'Change distillation_type' if has_teacher else 'Give --teacher'}, or leave {parameter.name} out."
+                f"{'Change distillation_type' if has_teacher else 'Give --teacher and that distillation_type'}, or leave "
+                f"{parameter.name} out of the search space."
             )
 
 

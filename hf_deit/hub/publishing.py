@@ -42,8 +42,8 @@ def check_names(repo: str, branch: str | None = None, tag: str | None = None) ->
     for kind, name in (("branch", branch), ("tag", tag)):
         if name is not None and (not _REVISION.fullmatch(name) or ".." in name or name.endswith(".lock")):
             raise PublishError(
-                f"{name!r} is not a valid name of a {kind}. Use letters, digits, - and _, with . and / only between "
-                "them, as in v1.0."
+                f"{name!r} is not a valid name of a {kind}. It consists of letters, digits and the characters "
+                "- _ . /, and begins and ends with a letter, a digit or _, as in v1.0."
             )
 
 

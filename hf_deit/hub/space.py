@@ -1,7 +1,8 @@
-"""A folder to push as a Gradio Space: an app that shows the classes of every head and the attention of the tokens.
+"""Write the folder of a Gradio Space: an app that shows the predictions of a model and the attention of its tokens.
 
-The app is a copy of hub/space_template/app.py with the name of the model and the title filled in. It does not need
-hf_deit. Of a local model, the files that the app loads are copied beside it, as hub/publishing.py would publish them.
+The app is hub/space_template/app.py, in which the name of the model and the title are filled in; it does not need
+hf_deit. For a model in a local folder, the model's files are copied beside the app. The user uploads the folder to the
+Hub; this module does not.
 """
 
 import json

@@ -135,7 +135,10 @@ def _onnx_program(heads: "_Heads", pixels: Callable[[int], Tensor], source: Any)
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many classes of errors
-        raise UserError(f"torch.onnx cannot export {source} for any batch: {_first_line(error)}") from error
+        raise UserError(
+            f"torch.onnx cannot export {source} with a variable batch size: {_first_line(error)}. Export it with "
+            "torch.export instead (an output file that ends in .pt2)."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -165,7 +168,7 @@ def export_program(source: str | Path, out: str | Path) -> Exported:
             heads, (pixels(_EXPORTED_BATCH),), dynamic_shapes={"pixel_values": {0: batch}}, strict=False
         )
     except Exception as error:  # torch.export raises many classes of errors
-        raise UserError(f"torch.export cannot trace {source} for any batch: {error}") from error
+        raise UserError(f"torch.export cannot trace {source} with a variable batch size: {error}") from error
     with staged_files(out.absolute().parent) as folder:
         path = folder / out.name
         with _quietly():

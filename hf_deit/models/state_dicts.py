@@ -67,10 +67,11 @@ def require_layer_scale(missing: Iterable[str]) -> None:
     missing = list(missing)
     if missing:
         raise ValueError(
-            f"The configuration has LayerScale, but the weights lack its gamma ({len(missing)} missing, the first is "
-            f"{missing[0]!r}). With a new gamma, the model would compute different logits. If the weights are folded "
-            "or of a model without LayerScale, load them with layer_scale_init_value=None. Otherwise use an unfolded "
-            "checkpoint."
+            f"The configuration has LayerScale (layer_scale_init_value), but {len(missing)} of its parameters are not in "
+            f"the weights; the first is {missing[0]!r}. With new parameters, the model would compute different logits. "
+            "If the weights belong to a model without LayerScale, or if its parameters were multiplied into the other "
+            "weights (as in folders published by hf_deit), load them with layer_scale_init_value=None. Otherwise use a "
+            "checkpoint that contains these parameters."
         )
 
 

@@ -37,7 +37,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit {type(network).__name__}: {error}") from error
+        raise UserError(
+            f"{path} does not fit {type(network).__name__}. Give the weights of this network. {error}"
+        ) from error
 
 
 # Keys of the weights in a training checkpoint: the key of the official code, then that of timm.
@@ -195,7 +197,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         shards = sorted(set(names.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{index} is not an index of shards: it must contain a weight_map from names to files."
+            f"{index} is not an index of shards: it must contain a weight_map, which maps each parameter name to a file name."
         ) from error
     outside = [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]
     if outside:

@@ -1,7 +1,7 @@
 """Builders of student, teacher, image processor and trainer from the fields of a recipe.
 
-models/fine_tuning.py turns loaded weights into another student. train.py uses the trainer, and validate.py checks a recipe
-without reading weights.
+recipes/train.py runs the trainer that is built here, and recipes/validate.py checks a recipe without reading weights. How
+loaded weights are changed (image size, distillation token) is in models/fine_tuning.py.
 """
 
 import copy
@@ -151,8 +151,8 @@ def _student_from_weights(
         return _other_family(model, arguments)
     if isinstance(model, DeiTForImageClassificationWithTeacher) and arguments.student == "plain":
         raise RecipeError(
-            f"student=plain with model={arguments.model!r}, which has two heads: leave out student, or start from plain "
-            "weights."
+            f"student='plain' with model={arguments.model!r}, a distilled student with two heads: leave out the field "
+            "student, or give the weights of a plain student, which has one head."
         )
     if isinstance(model, ViTForImageClassification) and (
         arguments.student == "distilled" or (distils and arguments.student is None)

@@ -95,7 +95,9 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 def _check_path(path: Path) -> None:
     if not path.absolute().parent.is_dir():
-        raise UserError(f"The folder of {path} does not exist: create it, or give another file.")
+        raise UserError(
+            f"{path} cannot be written, because its folder {path.parent} does not exist. Create the folder, or give another path."
+        )
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file, for example {path / 'sheet.png'}.")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:

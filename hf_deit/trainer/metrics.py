@@ -202,8 +202,8 @@ class RunningTerms:
                 raise NonFiniteLossError(
                     f"The loss is not finite at step {int(step)}: {values}; learning rate {rate:g}. No checkpoint was "
                     "written at or after that step. Start a new run from the last checkpoint (--model CHECKPOINT, new "
-                    "output_dir) with a lower learning_rate, longer warmup_steps or max_grad_norm=1.0. If you use "
-                    "fp16, use bf16 instead."
+                    "output_dir) with one or more of: a lower learning_rate, more warmup_steps, max_grad_norm=1.0. If "
+                    "you use fp16, use bf16 instead."
                 )
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:

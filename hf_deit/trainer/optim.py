@@ -96,11 +96,15 @@ def split_by_depth(optimizer: torch.optim.Optimizer, model: nn.Module, layer_dec
     last = max(by_name.values())
     rows = []
     for group in optimizer.param_groups:
-        if group.get("lr") is None or any(id(parameter) not in depth_of for parameter in group["params"]):
+        problem = None
+        if group.get("lr") is None:
+            problem = "a group of its parameters has no learning rate"
+        elif any(id(parameter) not in depth_of for parameter in group["params"]):
+            problem = "it holds tensors that are not parameters of the model"
+        if problem is not None:
             raise RecipeError(
-                f"layer_decay={layer_decay} with {type(optimizer).__name__}: this optimizer sets its learning rates "
-                "itself, or holds tensors that are not parameters of the model. Leave layer_decay at 1.0, or use "
-                "optim='adamw_torch_fused'."
+                f"layer_decay={layer_decay} cannot be used with the optimizer {type(optimizer).__name__}, because {problem}. "
+                "Leave layer_decay at 1.0, or use optim='adamw_torch_fused'."
             )
         members: dict[int, list[nn.Parameter]] = {}
         for parameter in group["params"]:

@@ -242,9 +242,9 @@ class ResumableTrainer(Trainer):
         if broken:
             raise NonFiniteLossError(
                 f"After step {self.state.global_step} (learning rate {self._get_learning_rate():g}) {len(broken)} "
-                f"weight tensors are not finite, the first of them {broken[0]!r}. The model was not saved. Start a new "
-                "run from the last checkpoint (--model CHECKPOINT, new output_dir) with a lower learning_rate, longer "
-                "warmup_steps or max_grad_norm=1.0. If you use fp16, use bf16 instead."
+                f"weight tensor(s) contain NaN or infinity, the first of them {broken[0]!r}. The model was not saved. "
+                "Start a new run from the last checkpoint (--model CHECKPOINT, new output_dir) with one or more of: a "
+                "lower learning_rate, more warmup_steps, max_grad_norm=1.0. If you use fp16, use bf16 instead."
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
