@@ -8,13 +8,16 @@ Therefore a mixed image does not depend on the batch size, the workers or the pr
 mixup: Zhang et al., arXiv:1710.09412; cutmix: Yun et al., arXiv:1905.04899; both in DeiT: arXiv:2012.12877, section 6.
 """
 
+import functools
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -199,3 +202,83 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def resize_as_pillow(pixels: Tensor, size: tuple[int, int], resample: str) -> Tensor:
+    """Resize as Pillow resizes 8-bit images, and image processors with it: one axis, then the other, each rounded to 8 bits.
+
+    It computes with Pillow's own weights in Pillow's fixed-point numbers, so the result is the same on every device.
+
+    Args:
+        pixels: `(batch, channels, height, width)` in [0, 1]; rounded to 8 bits first.
+        size: `(height, width)` in pixels.
+        resample: Name of a filter of Pillow, such as "bilinear".
+    """
+    before, size = tuple(pixels.shape[-2:]), tuple(size)
+    if before == size:
+        return pixels
+    levels = pixels.float().mul(255).add_(0.5).floor_().clamp_(0, 255).to(torch.int32)
+    return _resize_levels(levels, size, resample, _pillow_order(before, size, resample)).float().div_(255)
+
+
+def _resize_levels(levels: Tensor, size: tuple[int, int], resample: str, axes: tuple[int, int]) -> Tensor:
+    """Resize whole numbers from 0 to 255, axis -2 (height) and axis -1 (width) in the given order."""
+    for axis in axes:
+        if levels.shape[axis] != size[axis]:
+            levels = _resize_axis(levels, axis, size[axis], resample)
+    return levels
+
+
+@functools.lru_cache(maxsize=16)
+def _pillow_order(before: tuple[int, int], after: tuple[int, int], resample: str) -> tuple[int, int]:
+    """Return the order of Pillow's two passes, which depends on its version and on the sizes: it is found by trying."""
+    noise = np.random.default_rng(0).integers(0, 256, before, dtype=np.uint8)
+    found = np.array(Image.fromarray(noise).resize(after[::-1], Image.Resampling[resample.upper()]), dtype=np.int32)
+
+    def difference(axes: tuple[int, int]) -> float:
+        levels = _resize_levels(torch.from_numpy(noise.astype(np.int32)), after, resample, axes)
+        return np.abs(levels.numpy() - found).mean()
+
+    return min((-1, -2), (-2, -1), key=difference)
+
+
+# Bits behind the point in Pillow's weights of 8-bit images, and in weights that are read from Pillow here.
+_WEIGHT_BITS, _READ_BITS = 22, 30
+_HALF = 1 << (_WEIGHT_BITS - 1)
+
+
+def _resize_axis(levels: Tensor, axis: int, length: int, resample: str) -> Tensor:
+    if axis == -1:  # rows are copied several times faster than columns
+        turned = levels.transpose(-1, -2).contiguous()
+        return _resize_axis(turned, -2, length, resample).transpose(-1, -2).contiguous()
+    tables = _pillow_taps(levels.shape[-2], length, resample)
+    taps, weights = (torch.from_numpy(table).to(levels.device) for table in tables)
+    total = levels.new_full((*levels.shape[:-2], length, levels.shape[-1]), _HALF)  # so that the shift rounds
+    for tap, weight in zip(taps, weights[..., None], strict=True):
+        total.addcmul_(levels.index_select(-2, tap), weight)
+    return (total >> _WEIGHT_BITS).clamp_(0, 255)
+
+
+@functools.lru_cache(maxsize=16)
+def _pillow_taps(before: int, after: int, resample: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of `before` pixels of a row count for each of `after`, and how much: two tables `(taps, after)`.
+
+    The row of one bright pixel, resized, shows how much that pixel counts. PyTorch has the two common filters with Pillow's weights
+    and in double precision; the others are read from Pillow itself.
+    """
+    if resample in ("bilinear", "bicubic"):
+        bright = torch.eye(before, dtype=torch.float64)[None, None]
+        counted = F.interpolate(bright, (before, after), mode=resample, antialias=True, align_corners=False)[
+            0, 0
+        ].numpy()
+    else:
+        image = Image.fromarray(np.eye(before, dtype=np.int32) << _READ_BITS)
+        counted = np.array(image.resize((after, before), Image.Resampling[resample.upper()])) / 2.0**_READ_BITS
+    counted = counted * 2.0**_WEIGHT_BITS
+    counted = np.trunc(counted + np.copysign(0.5, counted)).astype(np.int32)  # (before, after)
+    first = (counted != 0).argmax(axis=0)
+    last = before - 1 - (counted != 0)[::-1].argmax(axis=0)
+    taps = first + np.arange((last - first).max() + 1)[:, None]
+    inside, taps = taps <= last, np.minimum(taps, before - 1)
+    weights = np.where(inside, np.take_along_axis(counted, taps, axis=0), 0)
+    return np.ascontiguousarray(taps), np.ascontiguousarray(weights.astype(np.int32))
