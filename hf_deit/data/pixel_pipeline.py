@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.pixel_rules import DEFAULT_FILTER, TIMM_FIELD, OwnProcessor, PixelRules, pixel_rules, processor_fields
-from .batch_ops import normalize, resize, resize_as_pillow
+from .batch_ops import normalize, resize, resize_as_pillow, to_unit_range
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ class PixelPipeline:
                 own.reason,
             )
             return cls(rules)
-        difference = _shown(rules.beyond, own.fields) if rules.beyond else compare_pixels(rules, own.processor)
+        difference = _shown(rules.beyond, own.fields)
+        if not difference and callable(own.processor):
+            difference = compare_pixels(rules, own.processor)
         pipeline = cls(rules, own.processor, by_processor=bool(difference))
         if difference:
             pipeline._check_processor(whose)
@@ -132,18 +135,19 @@ class PixelPipeline:
         return pixels.flip(1) if rules.channel_order == "bgr" else pixels
 
     def undo(self, pixels: Tensor) -> Tensor:
-        """Return the values in [0, 1] of pixels `(batch, 3, height, width)` that the processor made.
+        """Return the values in [0, 1] of pixels `(batch, channels, height, width)`: of uint8, or of what the processor made.
 
         Raises:
             UserError: The processor does more than a scaling of each channel.
         """
-        if self.by_processor:
+        if self.by_processor and pixels.dtype != torch.uint8:
             raise UserError(
                 f"The pixels that a {type(self.processor).__name__} made cannot be turned back into an image: "
                 "give the teacher views of its own (teacher_view_size), or 8-bit views."
             )
-        pixels = pixels.flip(1) if self.rules.channel_order == "bgr" else pixels
-        return normalize(pixels, *_inverse(self.rules))
+        if pixels.dtype != torch.uint8 and self.rules.channel_order == "bgr":
+            pixels = pixels.flip(1)
+        return to_unit_range(pixels, self.rules.image_mean, self.rules.image_std)
 
     def describe(self, size: tuple[int, int] | None, view_size: tuple[int, int] | None) -> dict[str, Any]:
         """Return what distinguishes the pixels from those of a mean, a standard deviation and a size alone.
@@ -191,18 +195,47 @@ class PixelPipeline:
         return made.to(pixels.device)
 
 
+# For pixels that no image processor changes; one number serves any number of channels.
+UNCHANGED = PixelPipeline(PixelRules(image_mean=(0.0,), image_std=(1.0,)))
+
+
 def _shown(names: tuple[str, ...], fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={fields.get(name)!r}"[:80] for name in names)
 
 
-def _inverse(rules: PixelRules) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std of the opposite normalisation."""
-    pairs = list(zip(rules.image_mean, rules.image_std, strict=True))
-    return tuple(-mean / std for mean, std in pairs), tuple(1 / std for _, std in pairs)
-
-
 def _pixel_values(processor: Any, images: list[Image.Image], **kwargs: Any) -> Tensor:
     return torch.as_tensor(processor(images, return_tensors="pt", **kwargs)["pixel_values"])
+
+
+def evaluation_processor(pipeline: PixelPipeline, image_size: int | tuple[int, int], crop_ratio: float) -> Any:
+    """Return an image processor of the evaluation protocol (shorter edge, centre crop) that keeps the pixel rules of weights.
+
+    It is a `DeiTImageProcessor` with an equivalent mean and standard deviation. For weights that take blue first, it is a
+    processor of their own class.
+
+    Args:
+        pipeline: Of the weights' own image processor.
+        image_size: Size of the input in pixels: one number or `(height, width)`.
+        crop_ratio: Share of the resized image that the centre crop keeps.
+
+    Raises:
+        UserError: The processor does more than a scaling of each channel.
+        ValueError: The size or the ratio is out of range.
+    """
+    rules, own = pipeline.rules, pipeline.processor
+    mean, std = list(rules.image_mean), list(rules.image_std)
+    plain = DeiTImageProcessor.for_image_size(image_size, crop_ratio, image_mean=mean, image_std=std)
+    if pipeline.by_processor or (rules.channel_order == "bgr" and own is None):
+        fields = ", ".join(rules.beyond) or ("do_flip_channel_order" if own is None else "fields without a name here")
+        raise UserError(
+            f"The image processor of the weights does something that a student cannot be trained with here: {fields}. Use weights "
+            "with another image processor, or change preprocessor_config.json if the field has no effect."
+        )
+    if rules.channel_order == "rgb":
+        return plain
+    fields = {name: value for name, value in own.to_dict().items() if not name.endswith("_type")}
+    changed = {name: getattr(plain, name) for name in ("size", "crop_size", "resample", "do_convert_rgb")}
+    return type(own)(**{**fields, **changed, "do_resize": True, "do_center_crop": True})
 
 
 def whole_views(processor: Any, images: list[Image.Image], size: tuple[int, int]) -> Tensor | None:

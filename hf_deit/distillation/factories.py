@@ -6,11 +6,12 @@ pixels `(batch, 3, height, width)` to logits `(batch, classes)`. Teachers and `h
 """
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import TeacherError, UserError
 from ..models.weights import load_weights
 
 
@@ -47,12 +48,22 @@ def logits_of(output: Any) -> Tensor:
 
     Args:
         output: The logits, a dictionary or an object with `logits`, or a tuple whose first element is the logits.
+
+    Raises:
+        TeacherError: If there are no logits in it.
     """
-    if isinstance(output, dict):
-        return output["logits"]
-    if isinstance(output, Tensor):
-        return output
-    return output.logits if hasattr(output, "logits") else output[0]
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+        found = f"a dictionary with {', '.join(map(str, output)) or 'nothing'}"
+    else:
+        logits = output[0] if isinstance(output, tuple | list) and output else getattr(output, "logits", output)
+        found = f"a {type(output).__name__}"
+    if not isinstance(logits, Tensor):
+        raise TeacherError(
+            f"The network returned {found}, and no logits: it must return a tensor (batch, classes), a dictionary or output "
+            "with 'logits', or a tuple that begins with them."
+        )
+    return logits
 
 
 def classifier_name(network: nn.Module) -> str:

@@ -9,13 +9,14 @@ Paper: Touvron et al., arXiv:2012.12877, section 4.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..data.batch_ops import mix_labels, mix_pixels, normalize, resize, to_unit_range
+from ..data.batch_ops import mix_labels, mix_pixels, resize
+from ..data.pixel_pipeline import UNCHANGED, PixelPipeline
 from ..losses import (
     TEACHER_OUTPUTS,
     ProblemType,
@@ -65,8 +66,7 @@ class DistillationObjective:
         class_weights: Weight of each class in the label loss, `(num_labels,)`. If None, all classes have the same
             weight.
         image_size: `(height, width)` of the student's images, in pixels. If None, the student takes any size.
-        image_mean: Mean of each channel for the student's normalisation of pixels in [0, 1].
-        image_std: Standard deviation of each channel for the student's normalisation of pixels in [0, 1].
+        pixels: What the student's image processor does to pixels. Default: nothing.
     """
 
     def __init__(
@@ -84,8 +84,7 @@ class DistillationObjective:
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
         image_size: tuple[int, int] | None = None,
-        image_mean: float | Sequence[float] = 0.0,
-        image_std: float | Sequence[float] = 1.0,
+        pixels: PixelPipeline = UNCHANGED,
     ):
         self.num_labels = num_labels
         self.problem_type = problem_type
@@ -99,8 +98,7 @@ class DistillationObjective:
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.image_size = image_size
-        self.image_mean = image_mean
-        self.image_std = image_std
+        self.pixels = pixels
 
     # ---- the batch ----
 
@@ -110,8 +108,8 @@ class DistillationObjective:
         Args:
             batch: A dictionary with the entries below. It is not changed.
 
-                - `pixel_values` `(batch, channels, height, width)`: views in uint8, or floats that were normalised with
-                  the student's mean and std.
+                - `pixel_values` `(batch, channels, height, width)`: views in uint8, or floats that the student's image
+                  processor made.
                 - `teacher_pixel_values`: the teacher's pixels, if the teacher sees another size.
                 - `mixes`: the parameters of the mixing, if partners are mixed.
                 - `labels`, if there are any.
@@ -140,13 +138,13 @@ class DistillationObjective:
 
     def _view(self, pixel_values: Tensor, mixes: Tensor | None) -> Tensor:
         """Return the views with values in [0, 1]. If there are `mixes`, mix each view with that of its partner."""
-        view = to_unit_range(pixel_values, self.image_mean, self.image_std)
+        view = self.pixels.undo(pixel_values)
         return view if mixes is None else mix_pixels(view, mixes)
 
     def _normalized(self, view: Tensor) -> Tensor:
         if self.image_size is not None and tuple(view.shape[-2:]) != self.image_size:
             view = resize(view, self.image_size)
-        return normalize(view, self.image_mean, self.image_std)
+        return self.pixels(view)
 
     def _labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         labels, mixes = batch.get("labels"), batch.get("mixes")

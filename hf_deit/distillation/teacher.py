@@ -1,7 +1,7 @@
 """The frozen teacher: loading it, preparing its pixels, and aligning its classes with those of the student.
 
-The teacher sees exactly the view that the student sees. It normalises the view with its own mean and standard deviation
-and, if it has a fixed size, resizes it, both on its device. It returns logits in the student's class order. The teacher
+The teacher sees exactly the view that the student sees, with the pixels that its own image processor would make of it
+(`data/pixel_pipeline.py`): filter, size, channel order, rescaling and normalisation. It returns logits in the student's class order. The teacher
 is not a submodule of the student, so it is never part of the student's checkpoint, state dict or optimizer. It is moved
 to the device once and has its own autocast.
 """
@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import PreTrainedModel
 
-from ..data.batch_ops import normalize, resize
+from ..data.pixel_pipeline import PixelPipeline
 from ..errors import TeacherError, UserError
 from ..models.label_names import class_names
 from ..models.loading import load_pretrained, published_name, refuse_adapters
+from ..models.pixel_rules import OwnProcessor, PixelRules, read_processor
 from ..models.weights import load_weights
 from ..sizes import as_pair
 from .factories import FACTORY_NORMALIZATION, build_network, logits_of, replace_classifier
@@ -39,16 +40,22 @@ class Teacher:
     Args:
         model: A transformers model, another `nn.Module`, or a callable. It takes normalised pixels
             `(batch, 3, height, width)` and returns logits (see `factories.logits_of`).
-        image_mean: Mean of each channel for pixels in [0, 1]. Default: that of ImageNet.
-        image_std: Standard deviation of each channel for pixels in [0, 1]. Default: that of ImageNet.
+        image_mean: Mean of each channel for pixels in [0, 1]. Default: that of the image processor, else ImageNet's.
+        image_std: Standard deviation of each channel for pixels in [0, 1]. Default: that of the image processor, else
+            ImageNet's.
         image_size: Size to which the view is resized for the teacher, in pixels: one number or (height, width).
-            Default: the model's `config.image_size`, if it has one. Otherwise the view is not resized.
-        id2label: Name of each class. Default: the model's `config.id2label`.
+            Default: that of the image processor, else the model's `config.image_size`, if it has one. Otherwise the view
+            is not resized.
+        id2label: Name of each class: a mapping from index to name, or the names in index order. Default: the model's
+            `config.id2label`.
         dtype: Type of the autocast in which the teacher runs, for example `torch.bfloat16`. None or float32: no
             autocast.
+        image_processor: Image processor of transformers or timm, or its fields. The teacher sees the pixels that it would
+            make of a view. Default: the processor that was saved with a transformers model.
 
     Raises:
-        TeacherError: If `model` is not callable.
+        TeacherError: If `model` is not callable, or `id2label` does not name the classes 0, 1, 2, ….
+        UserError: If a field of the image processor, the mean or the standard deviation is impossible.
     """
 
     def __init__(
@@ -57,8 +64,9 @@ class Teacher:
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         image_size: int | tuple[int, int] | None = None,
-        id2label: Mapping[int, str] | None = None,
+        id2label: Mapping[int, str] | Sequence[str] | None = None,
         dtype: torch.dtype | None = None,
+        image_processor: Any = None,
     ):
         if not callable(model):
             raise TeacherError(
@@ -66,12 +74,23 @@ class Teacher:
                 "logits."
             )
         config = getattr(model, "config", None)
-        image_size = image_size if image_size is not None else getattr(config, "image_size", None)
+        normalization = {"image_mean": image_mean, "image_std": image_std}
+        normalization = {name: values for name, values in normalization.items() if values is not None}
+        if image_processor is None and not normalization:
+            image_processor = _saved_processor(model)
         self.model = model
-        self.image_mean = tuple(IMAGENET_DEFAULT_MEAN if image_mean is None else image_mean)
-        self.image_std = tuple(IMAGENET_DEFAULT_STD if image_std is None else image_std)
+        self.pixels = _pipeline(image_processor).with_normalization(**normalization)
+        if len(self.image_mean) not in (1, 3):
+            raise TeacherError(
+                f"The teacher's image_mean={list(self.image_mean)} has {len(self.image_mean)} numbers, and views have 3 channels: give "
+                "a teacher of colour images."
+            )
+        self._sized_by_processor = image_size is None and self.pixels.input_size() is not None
+        if image_size is None:
+            image_size = self.pixels.input_size() or getattr(config, "image_size", None)
         self.image_size = None if image_size is None else as_pair(image_size)
-        self.class_names = class_names(id2label if id2label is not None else getattr(config, "id2label", None))
+        self._view_size: tuple[int, int] | None = None
+        self.class_names = class_names(getattr(config, "id2label", None) if id2label is None else _by_index(id2label))
         self.dtype = dtype
         self.device = torch.device("cpu")
         self._order: Tensor | None = None
@@ -81,11 +100,21 @@ class Teacher:
             # same.
             model.to(memory_format=torch.channels_last)
 
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Mean of each channel, for pixels in [0, 1]."""
+        return self.pixels.rules.image_mean
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, for pixels in [0, 1]."""
+        return self.pixels.rules.image_std
+
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path, needs_head: bool = True, with_weights: bool = True, **kwargs: Any
     ) -> "Teacher":
-        """Load a teacher with its own mean, standard deviation, size and class names.
+        """Load a teacher with its own pixels, size and class names.
 
         Args:
             name_or_path: A folder that `hf-deit train-teacher` saved, or a folder or Hub name that
@@ -101,7 +130,8 @@ class Teacher:
             TeacherError: If the folder or name has no image classifier that can be loaded, or a file is missing or
                 broken.
             UserError: If the folder holds an adapter instead of a model, the factory in `teacher.json` cannot be used,
-                or the weights for its network are missing or do not fit.
+                the weights for its network are missing or do not fit, or its image processor does something that is not
+                supported.
         """
         name_or_path = published_name(name_or_path)
         path = Path(name_or_path)
@@ -114,7 +144,6 @@ class Teacher:
                 "folder of a model, a Hub name, or package.module:factory."
             )
         from transformers import AutoModelForImageClassification
-        from transformers.image_processing_base import ImageProcessingMixin
 
         try:
             model = load_pretrained(
@@ -125,15 +154,12 @@ class Teacher:
                 f"No teacher at {str(name_or_path)!r}: {error}\nGive the folder of a model, a Hub name, or "
                 "package.module:factory."
             ) from error
-        try:
-            # Only the dictionary is read, because the class of the processor may require torchvision.
-            processor, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-        except OSError:
-            logger.warning("Teacher %s has no image processor: ImageNet's mean and std are assumed.", name_or_path)
-            processor = {}
-        settings = {name: processor[name] for name in ("image_mean", "image_std") if processor.get(name)}
-        settings["image_size"] = _processor_size(processor)
-        return cls(model, **{**settings, **kwargs})
+        own = kwargs.pop("image_processor", None)
+        if own is None:
+            own = read_processor(name_or_path)
+            if not own.fields:
+                logger.warning("Teacher %s has no image processor: ImageNet's mean and std are assumed.", name_or_path)
+        return cls(model, image_processor=own, **kwargs)
 
     @classmethod
     def from_factory(cls, factory: str, weights: str | Path | None = None, **kwargs: Any) -> "Teacher":
@@ -243,12 +269,17 @@ class Teacher:
             view_size: `(height, width)` of the view.
 
         Raises:
-            TeacherError: If the teacher fails, its logits do not have the shape `(batch, classes)`, or their number
-                differs from that of its class names.
+            TeacherError: If the teacher fails, its logits are not finite or not of the shape `(batch, classes)`, or their
+                number differs from that of its class names.
         """
         self._order = None  # the teacher's own class order
+        self._view_size = tuple(view_size)
+        if self._sized_by_processor and self.image_size is not None:
+            self.image_size = self.pixels.input_size(self._view_size)
         try:
             logits = self(torch.zeros(1, 3, *view_size, device=self.device))
+        except UserError:  # it names its cause
+            raise
         except Exception as error:  # the teacher may be any model, which may raise any exception
             size = f"resized to {self.image_size}" if self.image_size else "not resized"
             raise TeacherError(
@@ -278,25 +309,55 @@ class Teacher:
         Returns:
             Logits `(batch, num_labels)` in float32. After `align` they are in the student's class order.
         """
-        if self.image_size is not None:
-            pixels = resize(pixels, self.image_size)
-        pixels = normalize(pixels, self.image_mean, self.image_std).contiguous(memory_format=torch.channels_last)
+        pixels = self.pixels(pixels, self.image_size).contiguous(memory_format=torch.channels_last)
         autocast = self.dtype not in (None, torch.float32)
         # This call is inside the trainer's autocast: switch that off, or set it to the teacher's type.
         with torch.autocast(pixels.device.type, dtype=self.dtype if autocast else torch.bfloat16, enabled=autocast):
             logits = logits_of(self.model(pixels.to(self._weight_dtype()))).float()
-        return logits if self._order is None else logits[:, self._order]
+        logits = logits if self._order is None else logits[:, self._order]
+        self._check_finite(logits)
+        return logits
+
+    def _check_finite(self, logits: Tensor) -> None:
+        """Raise an error for logits that nothing can be learned from: their largest would be the first class."""
+        finite = torch.isfinite(logits)
+        if bool(finite.all()):
+            return
+        dtype = self._weight_dtype() if self.dtype in (None, torch.float32) else self.dtype
+        name = str(dtype).removeprefix("torch.")
+        weights = self.model.named_parameters() if isinstance(self.model, nn.Module) else ()
+        broken = next((name for name, weight in weights if not torch.isfinite(weight).all()), None)
+        if broken is not None:
+            remedy = f"its weight {broken!r} is not finite. Use weights that are not damaged."
+        elif dtype == torch.float16:
+            remedy = "its values exceed the range of float16. Use bfloat16 or float32 (teacher_dtype)."
+        elif dtype == torch.bfloat16:
+            remedy = "use float32 (teacher_dtype)."
+        else:
+            remedy = "its weights are finite. Check the model, and the mean and std of its image processor."
+        images = int((~finite.reshape(len(logits), -1).all(dim=-1)).sum())
+        raise TeacherError(
+            f"The teacher ({type(self.model).__name__}) computes logits that are not finite (NaN or infinite) in {name}, for "
+            f"{images} of {len(logits)} images: {remedy}"
+        )
 
     def _weight_dtype(self) -> torch.dtype:
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
         return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, view_size: tuple[int, int] | None = None) -> str:
         """Return a digest of the weights, the settings of the pixels, the class names and the dtype.
 
         For a function, the digest depends on its name instead of weights.
+
+        Args:
+            view_size: `(height, width)` of the views. Default: those that the teacher was aligned with, if it was. The
+                filter of the image processor counts only if views of this size are resized.
         """
         settings = [self.image_mean, self.image_std, self.image_size, self.class_names, str(self.dtype)]
+        pixels = self.pixels.describe(self.image_size, self._view_size if view_size is None else tuple(view_size))
+        if pixels:  # fingerprints of earlier versions have no such entry
+            settings.append(pixels)
         digest = hashlib.sha256(json.dumps(settings).encode())
         if isinstance(self.model, nn.Module):
             for name, tensor in sorted(self.model.state_dict().items()):
@@ -307,18 +368,42 @@ class Teacher:
         return digest.hexdigest()
 
 
-def _processor_size(processor: Mapping[str, Any]) -> tuple[int, int] | None:
-    for name in ("crop_size", "size"):
-        if name == "crop_size" and not processor.get("do_center_crop", True):
-            continue
-        size = processor.get(name)
-        if isinstance(size, int):
-            return size, size
-        if isinstance(size, Mapping) and "height" in size:
-            return size["height"], size["width"]
-        if isinstance(size, Mapping) and "shortest_edge" in size:
-            return size["shortest_edge"], size["shortest_edge"]
+def _saved_processor(model: Any) -> OwnProcessor | None:
+    """Return the image processor from where a transformers model was loaded; None if there is none."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    own = read_processor(model.name_or_path) if model.name_or_path else OwnProcessor({})
+    if own.fields:
+        return own
+    logger.warning(
+        "The teacher is a %s without an image processor: ImageNet's mean and std are assumed. If it has others, give "
+        "Teacher(model, image_processor=...), or its folder.",
+        type(model).__name__,
+    )
     return None
+
+
+def _pipeline(image_processor: Any) -> PixelPipeline:
+    if image_processor is None or (isinstance(image_processor, OwnProcessor) and not image_processor.fields):
+        return PixelPipeline(PixelRules())
+    return PixelPipeline.from_processor(image_processor, "The teacher's")
+
+
+def _by_index(id2label: Any) -> dict[int, str]:
+    """Return class names by their index, from a mapping or from a sequence in this order."""
+    names = id2label
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        names = dict(enumerate(names))
+    try:
+        names = {int(index): name for index, name in names.items()}
+    except (AttributeError, TypeError, ValueError):
+        names = {}
+    if set(names) != set(range(len(names))) or not all(isinstance(name, str) for name in names.values()) or not names:
+        raise TeacherError(
+            f"id2label={str(id2label)[:200]}: give a mapping of the indices 0, 1, 2, … to class names, or a list of the names in "
+            "this order."
+        )
+    return names
 
 
 def _listed(names: list[str] | None) -> str:

@@ -27,6 +27,7 @@ from ..losses import ProblemType
 from ..sizes import as_pair
 from .convert import folder_of, json_beside, load_checkpoint
 from .loading import load_model, load_processor
+from .pixel_rules import pixel_rules, processor_fields
 
 logger = logging.getLogger(__name__)
 
@@ -238,8 +239,7 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
         "image_size": list(as_pair(size)),
     }
     if processor is not None:
-        names = ("image_mean", "image_std")
-        metadata |= {name: getattr(processor, name) for name in names if getattr(processor, name, None)}
+        metadata |= _pixel_facts(processor, source)
         metadata["preprocessor"] = json.loads(processor.to_json_string())
     mean, std = (torch.tensor(metadata.get(name, 0.5)).reshape(-1, 1, 1) for name in ("image_mean", "image_std"))
     if any(len(values) not in (1, channels) for values in (mean, std)):
@@ -263,6 +263,21 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
     if "logits" not in logits:
         raise UserError(f"{source} ({type(model).__name__}) returns no logits. Give an image classifier.")
     return heads, pixels, text
+
+
+def _pixel_facts(processor: Any, source: Any) -> dict[str, Any]:
+    """Return mean, std and, if it is not RGB, channel order of the input, for pixels in [0, 1]."""
+    rules = pixel_rules(processor_fields(processor))
+    if rules.beyond:
+        logger.warning(
+            "The image processor of %s has the field(s) %s, which a mean and a std do not express: the file has none of them, and "
+            "the processor itself as preprocessor.",
+            source,
+            ", ".join(rules.beyond),
+        )
+        return {}
+    facts: dict[str, Any] = {"image_mean": rules.image_mean, "image_std": rules.image_std}
+    return facts if rules.channel_order == "rgb" else {**facts, "channel_order": rules.channel_order}
 
 
 def _processed_size(processor: Any) -> Any:

@@ -234,24 +234,6 @@ def _refuse_file(name_or_path: str) -> None:
         )
 
 
-def normalization(model: str | None) -> dict[str, list[float]]:
-    """Return `image_mean` and `image_std` of the pixels that a model was trained with.
-
-    The dictionary is empty if there is no model or it has no image processor. The caller then uses the values of
-    ImageNet.
-    """
-    if model is None:
-        return {}
-    try:
-        processor = load_processor(model)
-    except UserError:
-        logger.warning("%s has no image processor, so the mean and std of ImageNet are used.", model)
-        return {}
-    return {
-        name: list(getattr(processor, name)) for name in ("image_mean", "image_std") if getattr(processor, name, None)
-    }
-
-
 def load_processor(name_or_path: str) -> Any:
     """Load the image processor of a model.
 

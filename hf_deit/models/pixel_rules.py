@@ -96,10 +96,13 @@ class PixelRules:
             raise UserError(f"channel_order={self.channel_order!r}: choose rgb or bgr.")
         if self.resample not in FILTERS.values():
             raise UserError(f"resample={self.resample!r}: choose one of {', '.join(FILTERS.values())}.")
-        mean = _three("image_mean", self.image_mean)
-        std = _three("image_std", self.image_std)
+        mean, std = (_numbers(name, getattr(self, name)) for name in ("image_mean", "image_std"))
         if min(std) <= 0:
-            raise UserError(f"image_std={list(self.image_std)}: each number must be above 0.")
+            raise UserError(f"image_std={list(std)}: each number must be above 0.")
+        if len(mean) != len(std):
+            raise UserError(
+                f"image_mean={list(mean)} and image_std={list(std)}: give as many numbers for one as for the other."
+            )
         object.__setattr__(self, "image_mean", mean)
         object.__setattr__(self, "image_std", std)
 
@@ -112,17 +115,16 @@ class PixelRules:
         return sides if view_size[0] <= view_size[1] else sides[::-1]
 
 
-def _three(name: str, values: Any) -> tuple[float, ...]:
-    """Return three finite numbers for one or three.
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Return a finite number for each channel; a single one counts for each of three.
 
     Raises:
-        UserError: They are not numbers, not finite, or of another count.
+        UserError: They are not numbers, or not finite.
     """
-    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-    right = all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
-    if not right or len(numbers) not in (1, 3):
-        raise UserError(f"{name}={values!r}: give one finite number, or one for each of the 3 channels.")
-    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values] * 3
+    if not numbers or not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+        raise UserError(f"{name}={values!r}: give a finite number for each channel.")
+    return tuple(numbers)
 
 
 def processor_fields(processor: Any) -> dict[str, Any]:
@@ -193,11 +195,11 @@ def _affine(fields: Mapping[str, Any], kind: str) -> tuple[tuple[float, ...], tu
         factor = fields.get("rescale_factor")
         scale = 255 * (1 / 255 if factor is None else _number("rescale_factor", factor))
         offset = 1.0 if fields.get("rescale_offset") else 0.0
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    own_std = _three("image_std", _given(fields, "image_std", IMAGENET_DEFAULT_STD))
+    own_std = _numbers("image_std", _given(fields, "image_std", IMAGENET_DEFAULT_STD))
+    mean, std = (0.0,) * len(own_std), (1.0,) * len(own_std)
     # MobileViT's class never normalises, whatever its fields state.
     if fields.get("do_normalize", True) and not kind.startswith("MobileViT"):
-        mean, std = _three("image_mean", _given(fields, "image_mean", IMAGENET_DEFAULT_MEAN)), own_std
+        mean, std = _numbers("image_mean", _given(fields, "image_mean", IMAGENET_DEFAULT_MEAN)), own_std
     if fields.get("include_top"):
         std = tuple(first * second for first, second in zip(std, own_std, strict=True))
     if math.isclose(scale, 1, rel_tol=1e-9) and not offset:

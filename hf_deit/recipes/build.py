@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from ..data.pixel_pipeline import PixelPipeline, evaluation_processor
 from ..data.views import EvaluationDataset
 from ..distillation.teacher import Teacher
 from ..errors import Problems, RecipeError, UserError
 from ..losses import ProblemType
 from ..models.configuration_deit import DeiTConfig, ViTConfig
 from ..models.fine_tuning import distilled_from_plain, set_trainable, with_image_size
-from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.label_names import class_names
-from ..models.loading import load_config, load_model, normalization
+from ..models.loading import load_config, load_model, published_name
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from ..models.pixel_rules import PixelRules, read_processor
 from ..sizes import as_pair
 from ..trainer.trainer import DistillationTrainer
 from .arguments import ModelArguments, Recipe, TeacherArguments
@@ -262,19 +263,29 @@ def build_teacher(arguments: TeacherArguments, with_weights: bool = True) -> Tea
     return Teacher.from_pretrained(arguments.teacher, with_weights=with_weights, **settings)
 
 
-def build_processor(model: str | None, image_size: tuple[int, int], crop_ratio: float) -> DeiTImageProcessor:
-    """Build the evaluation processor of a student. Mean and std are those that the weights were trained with.
+def build_processor(model: str | None, image_size: tuple[int, int], crop_ratio: float) -> Any:
+    """Build the evaluation processor of a student. If the student starts from weights, it keeps their pixel rules.
 
     Args:
-        model: Folder or Hub name of the weights; None for a student from scratch, which gets the default mean and std.
+        model: Folder or Hub name of the weights. None if the student is trained from scratch.
         image_size: `(height, width)` of the student's input, in pixels.
         crop_ratio: Share of the resized image that the centre crop keeps.
 
     Raises:
         RecipeError: The size or the ratio is out of range.
+        UserError: The image processor of the weights does something that a student cannot be trained with here.
     """
+    pixels = PixelPipeline(PixelRules())
+    if model is not None:
+        own = read_processor(published_name(model))
+        if own.fields:
+            pixels = PixelPipeline.from_processor(own, "The student's")
+        else:
+            logger.warning("%s has no image processor, so the mean and std of ImageNet are used.", model)
     try:
-        return DeiTImageProcessor.for_image_size(image_size, crop_ratio, **normalization(model))
+        return evaluation_processor(pixels, image_size, crop_ratio)
+    except UserError:
+        raise
     except ValueError as error:
         raise RecipeError(str(error)) from error
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.loading import load_splits
+from ..data.pixel_pipeline import evaluation_processor
 from ..data.sampling import ViewSampler
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
@@ -28,7 +29,7 @@ from ..distillation.teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
 from ..errors import UserError
 from ..files import staged_files
 from ..losses import ProblemType
-from ..models.image_processing_deit import DeiTImageProcessor
+from ..models.image_processing_deit import DEFAULT_CROP_RATIO
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
 from .teacher_arguments import TeacherTrainingArguments
@@ -204,10 +205,8 @@ def _finetuner(
     )
 
 
-def _processor(arguments: TeacherTrainingArguments, base: Teacher) -> DeiTImageProcessor:
-    return DeiTImageProcessor.for_image_size(
-        arguments.image_size, image_mean=list(base.image_mean), image_std=list(base.image_std)
-    )
+def _processor(arguments: TeacherTrainingArguments, base: Teacher) -> Any:
+    return evaluation_processor(base.pixels, arguments.image_size, DEFAULT_CROP_RATIO)
 
 
 def _save(arguments: TeacherTrainingArguments, base: Teacher, class_names: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, get_scheduler
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
 
 from ..data.dataset_info import inspect_dataset
+from ..data.pixel_pipeline import PixelPipeline
 from ..data.sampling import ViewSampler
 from ..data.views import MixingCollator, ViewDataset, collate
 from ..distillation.cache import TeacherCache
@@ -36,6 +36,7 @@ from ..errors import Problems, RecipeError
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
 from ..losses import ProblemType, balanced_weights, teacher_decisions
 from ..models.image_processing_deit import DeiTImageProcessor
+from ..models.pixel_rules import PixelRules, pixel_rules, processor_fields
 from ..sizes import as_pair
 from .checks import metric_problems, set_best_metric, trainer_problems, training_problems
 from .hub_mixin import HubMixin
@@ -64,11 +65,24 @@ def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
     return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
 
 
-def _normalization(processing_class: Any) -> tuple[Sequence[float], Sequence[float]]:
-    if getattr(processing_class, "do_normalize", True) is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (getattr(processing_class, name, None) for name in ("image_mean", "image_std"))
-    return mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD
+def _pixels_of(processing_class: Any, trains: bool) -> PixelPipeline:
+    """Return what the student's image processor does to pixels.
+
+    Raises:
+        RecipeError: The student is trained, and the processor does more than a scaling of each channel.
+    """
+    if processing_class is None:
+        return PixelPipeline(PixelRules())
+    if isinstance(processing_class, DeiTImageProcessor):  # its fields state everything
+        return PixelPipeline(pixel_rules(processor_fields(processing_class)), processing_class)
+    pixels = PixelPipeline.from_processor(processing_class, "The student's")
+    if trains and pixels.by_processor:
+        raise RecipeError(
+            f"processing_class is a {type(processing_class).__name__}, which does more to the pixels than a student can be trained "
+            f"with here: {', '.join(pixels.rules.beyond) or 'its pixels differ from those of its fields'}. Use another image "
+            "processor, such as DeiTImageProcessor."
+        )
+    return pixels
 
 
 def _check_types(model: Any, args: Any) -> None:
@@ -140,7 +154,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         with problems.gathered():
             self.distillation_target = distillation_target(args, self.student, has_teacher)
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
-        self.image_mean, self.image_std = _normalization(processing_class)
+        self.pixels = _pixels_of(processing_class, trains=train_dataset is not None)
         set_best_metric(args, self.student.problem_type)
         super().__init__(
             model=model,
@@ -236,8 +250,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             label_smoothing=args.label_smoothing_factor,
             class_weights=self._class_weights,
             image_size=self.student.image_size,
-            image_mean=self.image_mean,
-            image_std=self.image_std,
+            pixels=self.pixels,
         )
 
     @functools.cached_property
@@ -585,6 +598,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         """Return the model, recipe, data and teacher of this run, to write into checkpoints and compare on resume."""
         names = ("size", "crop_size", "image_mean", "image_std")
         processor = {name: str(getattr(self.processing_class, name, None)) for name in names}
+        processor |= self._special_pixels()
         cached = self.cached is not None and self.distillation_target is not None
         teacher = self.cached.fingerprint if cached else {"fingerprint": self._teacher_fingerprint}
         description = {**super().run_description(), "processor": processor, "teacher": teacher}
@@ -592,6 +606,18 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             # This can differ from `args.num_views`: cached views repeat if the cache has fewer epochs than the run.
             description["recipe"]["num_views"] = self.cached.num_views
         return description
+
+    def _special_pixels(self) -> dict[str, str]:
+        """Return what `image_mean` and `image_std` of the processor do not state; descriptions of plain ones stay as they were."""
+        rules, processor = self.pixels.rules, self.processing_class
+        found = {} if rules.channel_order == "rgb" else {"channel_order": rules.channel_order}
+        if getattr(processor, "do_normalize", True) is False:
+            stated = ((0.0,) * 3, (1.0,) * 3)
+        else:
+            stated = tuple(tuple(getattr(processor, name, None) or ()) for name in ("image_mean", "image_std"))
+        if all(stated) and stated != (rules.image_mean, rules.image_std):
+            found["normalization"] = str((rules.image_mean, rules.image_std))
+        return found
 
     @functools.cached_property
     def _teacher_fingerprint(self) -> str | None:

@@ -5,10 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from hf_deit.data.batch_ops import Mixing, draw_mixes
+from hf_deit.data.pixel_pipeline import PixelPipeline
 from hf_deit.data.sampling import pair_generator
 from hf_deit.distillation.cache import RecordFormat
 from hf_deit.distillation.objective import DistillationObjective, live_teacher_logits
 from hf_deit.distillation.teacher import Teacher
+from hf_deit.models.pixel_rules import PixelRules
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 NUM_LABELS = 4
@@ -25,7 +27,12 @@ def logits(seed, count=4):
 
 
 def objective_of(**fields):
-    fields = {"image_size": (16, 16), "image_mean": MEAN, "image_std": STD, "num_labels": NUM_LABELS, **fields}
+    fields = {
+        "image_size": (16, 16),
+        "pixels": PixelPipeline(PixelRules(MEAN, STD)),
+        "num_labels": NUM_LABELS,
+        **fields,
+    }
     return DistillationObjective(**fields)
 
 

@@ -99,6 +99,13 @@ def pillow_resized(unit, height, width):
     ).clip(0, 1)
 
 
+def pillow_resized_in_8_bits(unit, height, width):
+    """Bicubic as an image processor resizes."""
+    images = (unit * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(image) for image in resized]).transpose(0, 3, 1, 2) / 255
+
+
 def trainer_of(tmp_path, teacher, model=None, **changes):
     fields = {
         name: changes.pop(name) for name in ("processing_class", "train_dataset", "eval_dataset") if name in changes
@@ -317,7 +324,7 @@ def test_an_invalid_teacher_is_refused(tmp_path, given):
         ({"size": {"shortest_edge": 32}, "crop_size": {"height": 24, "width": 24}, "do_center_crop": True}, (24, 24)),
         ({"size": {"shortest_edge": 24}, "crop_size": {"height": 9, "width": 9}, "do_center_crop": False}, (24, 24)),
         ({"size": 24}, (24, 24)),
-        ({}, None),
+        ({"do_resize": False}, None),
     ],
     ids=["squash", "crop", "crop-off", "number", "none"],
 )
@@ -325,14 +332,20 @@ def test_an_invalid_teacher_is_refused(tmp_path, given):
 def test_mean_std_size_and_classes_are_read_from_a_folder_of_transformers(tmp_path, make, processor, size):
     network, mean, std = make(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     network.save_pretrained(tmp_path)
-    content = {"image_mean": mean, "image_std": std, "image_processor_type": "ConvNextImageProcessor", **processor}
+    content = {
+        "image_mean": mean,
+        "image_std": std,
+        "image_processor_type": "ViTImageProcessor",
+        "resample": 3,
+        **processor,
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
 
     teacher = Teacher.from_pretrained(tmp_path)
     assert (teacher.image_mean, teacher.image_std, teacher.image_size) == (mean, std, size)
     assert teacher.class_names == list(NAMES)
     unit = random_batch()[0] / 255
-    expected = logits_by_hand(network, pillow_resized(unit, *size) if size else unit, mean, std)
+    expected = logits_by_hand(network, pillow_resized_in_8_bits(unit, *size) if size else unit, mean, std)
     np.testing.assert_allclose(teacher(torch.from_numpy(unit).float()).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 

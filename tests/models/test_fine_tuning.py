@@ -230,14 +230,16 @@ def test_the_shape_of_weights_cannot_be_changed(plain_folder):
 
 def test_weights_keep_the_mean_and_std_they_were_trained_with(tiny_student, tmp_path):
     from hf_deit.models.image_processing_deit import DeiTImageProcessor
-    from hf_deit.models.loading import normalization
+    from hf_deit.recipes.build import build_processor
 
-    assert normalization(None) == {}
+    imagenet = build_processor(None, (32, 32), 0.875)
     tiny_student("plain").save_pretrained(tmp_path)
-    assert normalization(str(tmp_path)) == {}
+    assert build_processor(str(tmp_path), (32, 32), 0.875).to_dict() == imagenet.to_dict()
     DeiTImageProcessor.for_image_size(32, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["image_std"] == [0.25] * 3
-    assert normalization(str(tmp_path)) == {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    built = build_processor(str(tmp_path), (48, 32), 0.75)
+    assert (built.image_mean, built.image_std) == ((0.5,) * 3, (0.25,) * 3)
+    assert (dict(built.size), dict(built.crop_size)) == ({"shortest_edge": 64}, {"height": 48, "width": 32})
 
 
 def test_frozen_batch_norms_keep_their_running_statistics_in_training(tmp_path):
