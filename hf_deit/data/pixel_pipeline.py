@@ -178,7 +178,7 @@ class PixelPipeline:
                 f"{whose} image processor ({kind}) cannot be used on views: {error} Its fields that are not supported: "
                 f"{', '.join(self.rules.beyond) or 'none by name'}. Give a model with another image processor."
             ) from error
-        if tuple(pixels.shape) != (2, 3, *size) or not pixels.is_floating_point():
+        if tuple(pixels.shape) != (2, 3, *size):
             raise UserError(
                 f"{whose} image processor ({kind}) makes pixel_values of shape {tuple(pixels.shape)} of 2 views, and a teacher "
                 f"takes (batch, 3, height, width) here, {(2, 3, *size)}. Fields: {', '.join(self.rules.beyond) or 'the usual ones'}."
@@ -192,7 +192,7 @@ class PixelPipeline:
                 f"a view of {tuple(pixels.shape[-2:])} pixels cannot be resized to {size} by it without a crop (size, "
                 "do_center_crop)."
             )
-        return made.to(pixels.device)
+        return made.to(pixels.device, torch.float32)
 
 
 # For pixels that no image processor changes; one number serves any number of channels.

@@ -15,6 +15,7 @@ This module does not read images; views.py computes the pixels of a view, and ba
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -105,15 +106,15 @@ class ViewSampler(Sampler[ViewKey]):
     Args:
         size: Number of images.
         global_batch_size: Number of images per optimizer step, over all processes and accumulation steps. It must be
-            even.
+            even with `repeats`. (Mixing also needs even batches; the trainer checks that.)
         seed: Seed of the run.
         num_views: Number N of epochs with distinct views: epoch e shows the views of epoch e mod N. None if every epoch
             has new views.
         repeats: Number of views per image in an epoch (repeated augmentation; paper: 3).
 
     Raises:
-        ValueError: There are fewer than two images, the global batch is odd or below 2, or `repeats` or `num_views` is
-            below 1.
+        ValueError: There are fewer than two images, the global batch is below 1, or odd with `repeats` above 1, or
+            `repeats` or `num_views` is below 1.
     """
 
     def __init__(
@@ -121,10 +122,11 @@ class ViewSampler(Sampler[ViewKey]):
     ) -> None:
         if size < 2:
             raise ValueError(f"The training set has {size} image(s). It needs at least 2: add images.")
-        if global_batch_size < 2 or global_batch_size % 2:
+        if global_batch_size < 1 or (global_batch_size % 2 and repeats > 1):
             raise ValueError(
                 f"The global batch (per-device batch × processes × accumulation steps) is {global_batch_size}. It must "
-                "be even, because images are mixed in pairs: use an even per_device_train_batch_size."
+                "be at least 1, and even with repeated views (repeated_augmentation), which come in pairs: use an even "
+                "per_device_train_batch_size."
             )
         if repeats < 1 or (num_views is not None and num_views < 1):
             raise ValueError(
@@ -135,7 +137,7 @@ class ViewSampler(Sampler[ViewKey]):
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.num_views = num_views
-        self.num_batches = max(size // global_batch_size, 1)
+        self.num_batches = max(2 * (size // 2) // global_batch_size, 1)
         self.repeats = repeats
         self.epoch = 0
 
@@ -152,6 +154,10 @@ class ViewSampler(Sampler[ViewKey]):
         return self.num_batches * self.global_batch_size
 
     def __iter__(self) -> Iterator[ViewKey]:
+        # The pairs of an odd batch go on in the next one, and the last pair may have one image too many.
+        return itertools.islice(self._keys(), len(self))
+
+    def _keys(self) -> Iterator[ViewKey]:
         epoch = self.epoch  # set_epoch may be called for the next epoch before this one has ended
         view_epoch = epoch if self.num_views is None else epoch % self.num_views
         num_pairs = self.size // 2
@@ -163,8 +169,8 @@ class ViewSampler(Sampler[ViewKey]):
             yield ViewKey(view_epoch, images[2 * pair + 1], view, position + 1)
 
     def _pairs_of_views(self, pairs: list[int]) -> Iterator[tuple[int, int]]:
-        """Yield (pair of images, view). All views of a pair are in the same global batch."""
-        slots = self.global_batch_size // 2
+        """Yield (pair of images, view). All views of a pair are in the same global batch if that is even."""
+        slots = -(-self.global_batch_size // 2)
         if self.repeats * len(pairs) < slots:  # a small data set: further views fill the only batch
             views, extra = divmod(slots, len(pairs))
             for rank, pair in enumerate(pairs):

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..errors import TeacherCacheError
 from ..fingerprints import changed_fields, differences, digest_of, file_digest
+from ..losses import TEACHER_OUTPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -535,12 +536,23 @@ class TeacherCache:
     def outputs(self, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
         """Return the teacher outputs for the views at these positions of an epoch, as `RecordFormat.decode` does."""
         self.check_epoch_file(epoch)
-        return self.record_format.decode(self._records(epoch_name(epoch), positions))
+        return self._finite(self.record_format.decode(self._records(epoch_name(epoch), positions)))
 
     def validation_outputs(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the teacher outputs for the validation images with these indices, as `RecordFormat.decode` does."""
         self.check_validation_file()
-        return self.record_format.decode(self._records(VALIDATION, indices))
+        return self._finite(self.record_format.decode(self._records(VALIDATION, indices)))
+
+    def _finite(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return outputs unchanged, or raise an error: hard distillation would learn NaN as the first class."""
+        for name in TEACHER_OUTPUTS:
+            if name in outputs and not torch.isfinite(outputs[name]).all():
+                teacher = self.manifest.get(TEACHER_FACTS, {}).get("name") or self.manifest["teacher"].get("class")
+                raise TeacherCacheError(
+                    f"{self.folder} holds {name} of the teacher {teacher} that are not finite (NaN or infinite), stored as "
+                    f"{self.record_format.dtype}: build the cache again in another folder, with teacher_dtype bfloat16 or float32."
+                )
+        return outputs
 
     def check(self, part: str, present: Mapping[str, Any]) -> None:
         """Check that the cache was built for these views or validation images.

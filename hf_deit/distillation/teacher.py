@@ -94,6 +94,7 @@ class Teacher:
         self.dtype = dtype
         self.device = torch.device("cpu")
         self._order: Tensor | None = None
+        self._has_weights = True
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
             # On CPUs and tensor cores, convolutions are several times faster in this memory layout. The values are the
@@ -159,7 +160,9 @@ class Teacher:
             own = read_processor(name_or_path)
             if not own.fields:
                 logger.warning("Teacher %s has no image processor: ImageNet's mean and std are assumed.", name_or_path)
-        return cls(model, image_processor=own, **kwargs)
+        teacher = cls(model, image_processor=own, **kwargs)
+        teacher._has_weights = with_weights
+        return teacher
 
     @classmethod
     def from_factory(cls, factory: str, weights: str | Path | None = None, **kwargs: Any) -> "Teacher":
@@ -204,7 +207,9 @@ class Teacher:
                 f"{path} holds {TEACHER_FILE}, but {WEIGHTS_FILE} is missing: copy the complete folder of the teacher."
             )
         settings["id2label"] = dict(enumerate(saved["class_names"]))
-        return cls(network, **{**settings, **kwargs})
+        teacher = cls(network, **{**settings, **kwargs})
+        teacher._has_weights = with_weights
+        return teacher
 
     def to(self, device: torch.device | str) -> "Teacher":
         """Move the teacher to a device and return it. The trainer calls this once."""
@@ -274,8 +279,7 @@ class Teacher:
         """
         self._order = None  # the teacher's own class order
         self._view_size = tuple(view_size)
-        if self._sized_by_processor and self.image_size is not None:
-            self.image_size = self.pixels.input_size(self._view_size)
+        self.image_size = self._size_for(self._view_size)
         try:
             logits = self(torch.zeros(1, 3, *view_size, device=self.device))
         except UserError:  # it names its cause
@@ -299,6 +303,12 @@ class Teacher:
             )
         return count
 
+    def _size_for(self, view_size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Return the size to which views of this size are resized, which may depend on it (`shortest_edge`)."""
+        if not self._sized_by_processor or self.image_size is None or view_size is None:
+            return self.image_size
+        return self.pixels.input_size(view_size)
+
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Compute the teacher's logits for a batch of views.
@@ -320,6 +330,8 @@ class Teacher:
 
     def _check_finite(self, logits: Tensor) -> None:
         """Raise an error for logits that nothing can be learned from: their largest would be the first class."""
+        if not self._has_weights:  # they are arbitrary (recipes/validate.py)
+            return
         finite = torch.isfinite(logits)
         if bool(finite.all()):
             return
@@ -354,8 +366,10 @@ class Teacher:
             view_size: `(height, width)` of the views. Default: those that the teacher was aligned with, if it was. The
                 filter of the image processor counts only if views of this size are resized.
         """
-        settings = [self.image_mean, self.image_std, self.image_size, self.class_names, str(self.dtype)]
-        pixels = self.pixels.describe(self.image_size, self._view_size if view_size is None else tuple(view_size))
+        view_size = self._view_size if view_size is None else tuple(view_size)
+        size = self._size_for(view_size)
+        settings = [self.image_mean, self.image_std, size, self.class_names, str(self.dtype)]
+        pixels = self.pixels.describe(size, view_size)
         if pixels:  # fingerprints of earlier versions have no such entry
             settings.append(pixels)
         digest = hashlib.sha256(json.dumps(settings).encode())

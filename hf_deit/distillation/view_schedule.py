@@ -21,7 +21,7 @@ class ViewSchedule:
     Args:
         dataset: The training images.
         mixing: How partners are mixed.
-        batch_size: Number of images in a batch of one process; even.
+        batch_size: Number of images in a batch of one process; even if partners are mixed.
         global_batch_size: Number of images in an optimizer step.
         repeats: Number of views of each image per epoch.
         workers: Number of data worker processes that render views.
@@ -48,7 +48,7 @@ class ViewSchedule:
         """Return the sampler of the run, set to an epoch of views.
 
         Raises:
-            ValueError: If the global batch size is odd, or the data set has fewer than two images.
+            ValueError: If the global batch size is odd with repeats, or the data set has fewer than two images.
         """
         sampler = ViewSampler(
             len(self.dataset), self.global_batch_size, self.dataset.seed, num_views=None, repeats=self.repeats

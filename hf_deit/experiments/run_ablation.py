@@ -18,7 +18,7 @@ from ..hub.facts import read_facts
 from ..losses import ProblemType
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder, length_of
-from ..recipes.data import RunData, load_run_data
+from ..recipes.data import RunData, load_run_data, view_size_of
 from ..recipes.reading import load_recipe
 from ..recipes.train import train
 from ..trainer.checkpoints import checkpoints
@@ -183,7 +183,7 @@ def plan_ablation(ablation: Ablation, place: Place, seeds: Sequence[int] | None 
     _check_same_data(runs, recipes)
     checks = RecipeChecks(_load_data(ablation, place))
     teacher = checks.teacher(recipes[distilling[0].key]) if distilling else None
-    fingerprint = None if teacher is None else teacher.fingerprint()
+    fingerprint = None if teacher is None else teacher.fingerprint(view_size_of(recipes[distilling[0].key]))
     _check_variants(ablation, recipes, checks, seeds[0])
     todo = []
     for key, run in runs.items():

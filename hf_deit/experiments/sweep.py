@@ -26,7 +26,7 @@ from ..errors import NonFiniteLossError, RecipeError, UserError
 from ..files import check_folder, staged_files, write_json
 from ..recipes.arguments import Recipe
 from ..recipes.cache_teacher import build_shared_cache, cache_folder
-from ..recipes.data import load_run_data
+from ..recipes.data import load_run_data, view_size_of
 from ..recipes.reading import given_names, load_recipe
 from ..recipes.train import train
 from .recipe_checks import RecipeChecks
@@ -267,7 +267,7 @@ def plan_sweep(
         trials=trials,
         jobs=jobs,
         seed=seed,
-        teacher=None if teacher is None else teacher.fingerprint(),
+        teacher=None if teacher is None else teacher.fingerprint(view_size_of(recipe)),
         images=len(checks.data.validation),
         data=checks.data.name,
     )

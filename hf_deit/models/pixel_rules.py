@@ -238,12 +238,16 @@ def _not_expressed(fields: Mapping[str, Any]) -> list[str]:
     unknown = [
         name
         for name, value in fields.items()
-        if name not in _EXPRESSED | _WITHOUT_EFFECT and name != "do_pad" and not name.startswith("_") and value
+        if name not in _EXPRESSED | _WITHOUT_EFFECT and name != "do_pad" and not name.startswith("_") and _is_set(value)
     ]
     # Padding to the largest image of a batch does nothing, because all views have one size.
     if fields.get("do_pad") and fields.get("pad_size"):
         unknown.append("do_pad")
     return unknown
+
+
+def _is_set(value: Any) -> bool:
+    return bool(value) if isinstance(value, int | float | str | Mapping | Sequence) else value is not None
 
 
 def _size_of(fields: Mapping[str, Any], kind: str) -> tuple[tuple[int, int] | None, bool]:

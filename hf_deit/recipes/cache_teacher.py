@@ -17,6 +17,7 @@ from ..distillation.view_schedule import describe_views
 from ..errors import RecipeError, TeacherCacheError
 from ..fingerprints import short_digest_of
 from ..hub.facts import without_machine
+from ..trainer.checks import odd_batch_problems
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe
 from .build import build_teacher
@@ -95,10 +96,8 @@ def _epochs(shown: int, epochs: int | None, first: int) -> range:
 
 
 def _check_numbers(args: DistillationTrainingArguments, epochs: int | None, first: int) -> None:
-    if args.train_batch_size % 2:
-        raise RecipeError(
-            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd: images are paired, so use an even number."
-        )
+    for message in odd_batch_problems(args):
+        raise RecipeError(message)
     if (epochs is not None and epochs < 1) or first < 0:
         raise RecipeError(f"views={epochs}, first_view={first}: views must be at least 1, and first_view at least 0.")
 

@@ -84,8 +84,6 @@ def _check(arguments: TeacherTrainingArguments) -> None:
     for name in ("image_size", "views", "epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"{name}={getattr(arguments, name)}: it must be at least 1.")
-    if arguments.mode == "finetune" and arguments.batch_size % 2:
-        raise UserError(f"batch_size={arguments.batch_size} is odd: images are paired, so use an even number.")
     if not arguments.learning_rate > 0:
         raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
     if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):
@@ -188,7 +186,7 @@ def _finetuner(
         distillation_type="none",
         num_train_epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
-        per_device_train_batch_size=arguments.batch_size + arguments.batch_size % 2,  # linear mode takes no step
+        per_device_train_batch_size=arguments.batch_size,
         per_device_eval_batch_size=arguments.batch_size,
         bf16=arguments.bf16,
         save_strategy="no",

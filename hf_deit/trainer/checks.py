@@ -101,6 +101,21 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
         )
 
 
+def odd_batch_problems(args: DistillationTrainingArguments) -> Iterator[str]:
+    """Yield a message if batches are odd and images are paired, by mixing or by repeated views."""
+    given = f"per_device_train_batch_size={args.per_device_train_batch_size}"
+    if args.train_batch_size % 2 and args.mixing.is_on:
+        yield (
+            f"{given} is odd, but images are mixed in pairs (mixup_alpha={args.mixup_alpha}, cutmix_alpha={args.cutmix_alpha}). "
+            "Use an even number, or set both to 0."
+        )
+    elif args.global_batch_size % 2 and args.repeated_augmentation > 1:
+        yield (
+            f"{given} makes {args.global_batch_size} images per step, an odd number, but the views of "
+            f"repeated_augmentation={args.repeated_augmentation} come in pairs. Use an even number, or repeated_augmentation=1."
+        )
+
+
 def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
     info = inspect_dataset(dataset)
     keyed = info.takes_view_keys
@@ -109,11 +124,7 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
             f"The training data have {info.images} image(s), but images are paired, so at least 2 are needed. Give "
             "more images, or use a smaller validation_share."
         )
-    if args.train_batch_size % 2 and (keyed or args.mixing.is_on):
-        yield (
-            f"per_device_train_batch_size={args.per_device_train_batch_size} is odd, but images are paired. Use an "
-            "even number."
-        )
+    yield from odd_batch_problems(args)
     if not keyed:
         if args.repeated_augmentation > 1:
             yield (

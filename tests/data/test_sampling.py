@@ -405,10 +405,19 @@ def test_fewer_than_two_images_are_refused(size):
         ViewSampler(size, 2, seed=0)
 
 
-@pytest.mark.parametrize("batch", [-2, 0, 1, 3, 255])
-def test_a_batch_that_cannot_be_paired_is_refused_with_a_remedy(batch):
+@pytest.mark.parametrize(("batch", "repeats"), [(-2, 1), (0, 1), (1, 2), (3, 3), (255, 2)])
+def test_a_batch_that_cannot_be_paired_is_refused_with_a_remedy(batch, repeats):
     with pytest.raises(ValueError, match=f"is {batch}\\..*per_device_train_batch_size"):
-        ViewSampler(100, batch, seed=0)
+        ViewSampler(100, batch, seed=0, repeats=repeats)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(100, 1), (100, 3), (101, 7), (10, 9), (5, 5), (4, 7), (2, 5), (3, 1)])
+def test_an_odd_batch_cuts_the_same_list_of_views(size, batch):
+    keys = keys_of(size, batch)
+    assert len(keys) == len(ViewSampler(size, batch, seed=0)) == max(size // 2 * 2 // batch, 1) * batch
+    assert len(set(keys)) == len(keys)
+    if size > batch:  # the views and their order are those of an even batch
+        assert [key[1:] for key in keys] == [key[1:] for key in keys_of(size, 2)][: len(keys)]
 
 
 @pytest.mark.parametrize("counts", [{"repeats": 0}, {"repeats": -1}, {"num_views": 0}, {"num_views": -3}])

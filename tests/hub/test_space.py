@@ -108,6 +108,18 @@ def test_every_token_has_a_map_that_sums_to_1_and_the_image_is_the_one_the_model
     assert np.abs(np.asarray(seen) / 255 - (pixels * std + mean).transpose(1, 2, 0)).max() < 1 / 255
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}],
+)
+def test_the_image_that_the_model_sees_is_shown_whatever_the_processor_does(space, fields):
+    _, _, app = space
+    processor = DeiTImageProcessor.for_image_size(24, 1.0, **fields)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    seen = app.seen_pixels(processor(image, return_tensors="pt")["pixel_values"], processor)
+    assert np.abs(np.asarray(seen).astype(int) - np.asarray(image)).max() <= 1
+
+
 def test_the_app_does_not_import_this_package_and_imports_gradio_only_to_build_the_page():
     tree = ast.parse((TEMPLATE / "app.py").read_text())
     packages = {

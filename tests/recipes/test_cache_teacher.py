@@ -198,7 +198,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_teacher_and_images(tmp_
 
 
 def test_an_odd_batch_size_is_refused_before_the_teacher_is_loaded(data, tmp_path, capsys):
-    odd = ("--teacher", "no.where:at_all", "--per_device_train_batch_size", 5)
+    odd = ("--teacher", "no.where:at_all", "--per_device_train_batch_size", 5, "--mixup_alpha", 0.8)
     message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *RUN, *odd)
     assert "per_device_train_batch_size=5" in message
 

@@ -236,7 +236,6 @@ def test_the_metrics_are_measured_at_the_image_size_of_the_teacher(tmp_path, dat
         ({"image_size": 0}, ["image_size=0"]),
         ({"views": 0}, ["views=0"]),
         ({"batch_size": 0}, ["batch_size=0"]),
-        ({"mode": "finetune", "batch_size": 7}, ["batch_size=7", "even"]),
         ({"mode": "finetune", "epochs": 0}, ["epochs=0"]),
         ({"mode": "finetune", "learning_rate": -1.0}, ["learning_rate=-1.0"]),
         ({"crop_scale": [0.9, 0.1]}, ["crop_scale=(0.9, 0.1)"]),

@@ -74,7 +74,7 @@ BAD = {
     "a cache and a teacher of other classes": (
         {**HARD, "teacher_cache": "nowhere", "teacher_labels": ["ant", "bee", "cat", "eel"]}, ["'dog'"],
     ),
-    "an odd batch": ({"per_device_train_batch_size": 7}, ["per_device_train_batch_size=7"]),
+    "an odd batch": ({"per_device_train_batch_size": 7, "mixup_alpha": 0.8}, ["per_device_train_batch_size=7"]),
     "adapters instead of weights": ({**PLAIN, "model": "ADAPTER"}, ["LoRA"]),
     "a warm-up without an end": ({"warmup_steps": 2}, ["warmup_steps=2"]),
     "an optimizer that does not exist": ({"optimizer_class": "nowhere:Lamb"}, ["nowhere:Lamb"]),
@@ -90,13 +90,13 @@ BAD = {
     "a column without a table": ({"label_column": ["kind"]}, ["label_column"]),
     "a tracker that is not installed": ({"report_to": "clearml"}, ["clearml"]),
     "four things at once": (
-        {**HARD, "distillation_target": "class", "per_device_train_batch_size": 7, "warmup_steps": 2, "layer_decay": 0.5,
+        {**HARD, "distillation_target": "class", "per_device_train_batch_size": 7, "mixup_alpha": 0.8, "warmup_steps": 2, "layer_decay": 0.5,
          "optimizer_class": "nowhere:Lamb"},
         ["'class'", "per_device_train_batch_size=7", "warmup_steps=2", "nowhere:Lamb"],
     ),
-    "student and batch": ({"num_attention_heads": 5, "per_device_train_batch_size": 7}, ["num_attention_heads=5", "size=7"]),
+    "student and batch": ({"num_attention_heads": 5, "per_device_train_batch_size": 7, "mixup_alpha": 0.8}, ["num_attention_heads=5", "size=7"]),
     "teacher and batch": (
-        {"distillation_type": "hard", "teacher": "nowhere/teacher", "per_device_train_batch_size": 7},
+        {"distillation_type": "hard", "teacher": "nowhere/teacher", "per_device_train_batch_size": 7, "cutmix_alpha": 1},
         ["nowhere/teacher", "size=7"],
     ),
     "data, student, teacher and schedule": (

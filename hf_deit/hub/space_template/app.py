@@ -86,10 +86,14 @@ def patch_attention(
 
 
 def seen_pixels(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
-    """Return the image that the model sees, with the normalisation undone."""
-    mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
-    pixels = (pixel_values[0] * std + mean).clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    """Return the image that the model sees, with rescaling and normalisation undone, whatever they are."""
+    height, width = pixel_values.shape[-2:]
+    black, white = (
+        processor(Image.new("RGB", (width, height), shade), return_tensors="pt")["pixel_values"][0].mean((1, 2))
+        for shade in ("black", "white")
+    )
+    pixels = (pixel_values[0] - black.view(-1, 1, 1)) / (white - black).view(-1, 1, 1)
+    return Image.fromarray(pixels.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
 
 
 def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
