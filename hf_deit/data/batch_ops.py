@@ -205,7 +205,8 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_as_pillow(pixels: Tensor, size: tuple[int, int], resample: str) -> Tensor:
-    """Resize as Pillow resizes 8-bit images, and image processors with it: one axis, then the other, each rounded to 8 bits.
+    """Resize as Pillow resizes 8-bit images, and image processors with it: one axis, then the other, each rounded to 8
+    bits.
 
     It computes with Pillow's own weights in Pillow's fixed-point numbers, so the result is the same on every device.
 
@@ -263,8 +264,8 @@ def _resize_axis(levels: Tensor, axis: int, length: int, resample: str) -> Tenso
 def _pillow_taps(before: int, after: int, resample: str) -> tuple[np.ndarray, np.ndarray]:
     """Return which of `before` pixels of a row count for each of `after`, and how much: two tables `(taps, after)`.
 
-    The row of one bright pixel, resized, shows how much that pixel counts. PyTorch has the two common filters with Pillow's weights
-    and in double precision; the others are read from Pillow itself.
+    The row of one bright pixel, resized, shows how much that pixel counts. PyTorch has the two common filters with
+    Pillow's weights and in double precision; the others are read from Pillow itself.
     """
     if resample in ("bilinear", "bicubic"):
         bright = torch.eye(before, dtype=torch.float64)[None, None]

@@ -1,8 +1,8 @@
 """Applies the pixel rules of an image processor to views in [0, 1], on their device.
 
-A teacher sees the entire view, resized to its input size; the crop of its processor is for files and not for views. The rules
-are read in `models/pixel_rules.py`. Before the first view they are compared with the processor itself. Where they differ, or
-where a field has an effect that they do not express, the processor computes the pixels, which is slower.
+A teacher sees the entire view, resized to its input size; the crop of its processor is for files and not for views. The
+rules are read in `models/pixel_rules.py`. Before the first view they are compared with the processor itself. Where they
+differ, or where a field has an effect that they do not express, the processor computes the pixels, which is slower.
 """
 
 import logging
@@ -22,8 +22,8 @@ from .batch_ops import normalize, resize, resize_as_pillow, to_unit_range
 
 logger = logging.getLogger(__name__)
 
-# Largest difference from the processor's own pixels: without resizing, as a share of a standard deviation; after resizing the mean
-# and the maximum over a view, in levels of 8 bits (of 255).
+# Largest difference from the processor's own pixels: without resizing, as a share of a standard deviation; after
+# resizing the mean and the maximum over a view, in levels of 8 bits (of 255).
 PIXEL_TOLERANCE = 1e-3
 RESIZED_MEAN, RESIZED_MAXIMUM = 1.0, 8.0
 # Colours with channels that differ, and with both ends of the range.
@@ -66,12 +66,13 @@ class PixelPipeline:
             kind = own.fields.get("image_processor_type") or own.fields.get("feature_extractor_type") or TIMM_FIELD
             if rules.beyond:
                 raise UserError(
-                    f"{whose} image processor ({kind}) has {_shown(rules.beyond, own.fields)}, which is not supported, and the "
-                    f"processor itself cannot be used ({own.reason}). Remove the field from preprocessor_config.json if it has no "
-                    "effect, or install what the processor needs."
+                    f"{whose} image processor ({kind}) has {_shown(rules.beyond, own.fields)}, which is not "
+                    f"supported, and the processor itself cannot be used ({own.reason}). Remove the field from "
+                    "preprocessor_config.json if it has no effect, or install what the processor needs."
                 )
             logger.warning(
-                "%s image processor (%s) cannot be loaded (%s): its fields are used, and the pixels are not compared with its own.",
+                "%s image processor (%s) cannot be loaded (%s): its fields are used, and the pixels are not "
+                "compared with its own.",
                 whose,
                 kind,
                 own.reason,
@@ -84,8 +85,8 @@ class PixelPipeline:
         if difference:
             pipeline._check_processor(whose)
             logger.warning(
-                "%s image processor (%s) does more to the pixels than its usual fields state (%s): the processor itself computes "
-                "the pixels of every view, on the CPU, which is slower.",
+                "%s image processor (%s) does more to the pixels than its usual fields state (%s): the processor "
+                "itself computes the pixels of every view, on the CPU, which is slower.",
                 whose,
                 kind,
                 difference,
@@ -114,8 +115,8 @@ class PixelPipeline:
         """
         if self.by_processor and changes:
             raise UserError(
-                f"{', '.join(changes)} together with a {type(self.processor).__name__}, which computes the pixels itself: leave "
-                "it out, or change the processor."
+                f"{', '.join(changes)} together with a {type(self.processor).__name__}, which computes the pixels "
+                "itself: leave it out, or change the processor."
             )
         return replace(self, rules=replace(self.rules, **changes))
 
@@ -135,15 +136,16 @@ class PixelPipeline:
         return pixels.flip(1) if rules.channel_order == "bgr" else pixels
 
     def undo(self, pixels: Tensor) -> Tensor:
-        """Return the values in [0, 1] of pixels `(batch, channels, height, width)`: of uint8, or of what the processor made.
+        """Return the values in [0, 1] of pixels `(batch, channels, height, width)`: of uint8, or of what the processor
+        made.
 
         Raises:
             UserError: The processor does more than a scaling of each channel.
         """
         if self.by_processor and pixels.dtype != torch.uint8:
             raise UserError(
-                f"The pixels that a {type(self.processor).__name__} made cannot be turned back into an image: "
-                "give the teacher views of its own (teacher_view_size), or 8-bit views."
+                f"The pixels that a {type(self.processor).__name__} made cannot be turned back into an image: give "
+                "the teacher views of its own (teacher_view_size), or 8-bit views."
             )
         if pixels.dtype != torch.uint8 and self.rules.channel_order == "bgr":
             pixels = pixels.flip(1)
@@ -152,8 +154,8 @@ class PixelPipeline:
     def describe(self, size: tuple[int, int] | None, view_size: tuple[int, int] | None) -> dict[str, Any]:
         """Return what distinguishes the pixels from those of a mean, a standard deviation and a size alone.
 
-        It is empty for the usual case, so that fingerprints of earlier versions stay valid. The filter is in it only if views of
-        `view_size` are resized to `size`, or may be, because `view_size` is None.
+        It is empty for the usual case, so that fingerprints of earlier versions stay valid. The filter is in it only if
+        views of `view_size` are resized to `size`, or may be, because `view_size` is None.
         """
         rules = self.rules
         if self.by_processor:
@@ -175,13 +177,15 @@ class PixelPipeline:
             pixels = self._from_processor(torch.zeros(2, 3, _COLOUR_SIDE, _COLOUR_SIDE), size)
         except Exception as error:  # every class fails in its own way
             raise UserError(
-                f"{whose} image processor ({kind}) cannot be used on views: {error} Its fields that are not supported: "
-                f"{', '.join(self.rules.beyond) or 'none by name'}. Give a model with another image processor."
+                f"{whose} image processor ({kind}) cannot be used on views: {error} Its fields that are not "
+                f"supported: {', '.join(self.rules.beyond) or 'none by name'}. Give a model with another image "
+                "processor."
             ) from error
         if tuple(pixels.shape) != (2, 3, *size):
             raise UserError(
-                f"{whose} image processor ({kind}) makes pixel_values of shape {tuple(pixels.shape)} of 2 views, and a teacher "
-                f"takes (batch, 3, height, width) here, {(2, 3, *size)}. Fields: {', '.join(self.rules.beyond) or 'the usual ones'}."
+                f"{whose} image processor ({kind}) makes pixel_values of shape {tuple(pixels.shape)} of 2 views, "
+                f"and a teacher takes (batch, 3, height, width) here, {(2, 3, *size)}. Fields: "
+                f"{', '.join(self.rules.beyond) or 'the usual ones'}."
             )
 
     def _from_processor(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -189,8 +193,8 @@ class PixelPipeline:
         made = whole_views(self.processor, [Image.fromarray(image) for image in images], size)
         if made is None:
             raise UserError(
-                f"a view of {tuple(pixels.shape[-2:])} pixels cannot be resized to {size} by it without a crop (size, "
-                "do_center_crop)."
+                f"a view of {tuple(pixels.shape[-2:])} pixels cannot be resized to {size} by it without a crop "
+                "(size, do_center_crop)."
             )
         return made.to(pixels.device, torch.float32)
 
@@ -208,10 +212,11 @@ def _pixel_values(processor: Any, images: list[Image.Image], **kwargs: Any) -> T
 
 
 def evaluation_processor(pipeline: PixelPipeline, image_size: int | tuple[int, int], crop_ratio: float) -> Any:
-    """Return an image processor of the evaluation protocol (shorter edge, centre crop) that keeps the pixel rules of weights.
+    """Return an image processor of the evaluation protocol (shorter edge, centre crop) that keeps the pixel rules of
+    weights.
 
-    It is a `DeiTImageProcessor` with an equivalent mean and standard deviation. For weights that take blue first, it is a
-    processor of their own class.
+    It is a `DeiTImageProcessor` with an equivalent mean and standard deviation. For weights that take blue first, it is
+    a processor of their own class.
 
     Args:
         pipeline: Of the weights' own image processor.
@@ -228,8 +233,9 @@ def evaluation_processor(pipeline: PixelPipeline, image_size: int | tuple[int, i
     if pipeline.by_processor or (rules.channel_order == "bgr" and own is None):
         fields = ", ".join(rules.beyond) or ("do_flip_channel_order" if own is None else "fields without a name here")
         raise UserError(
-            f"The image processor of the weights does something that a student cannot be trained with here: {fields}. Use weights "
-            "with another image processor, or change preprocessor_config.json if the field has no effect."
+            "The image processor of the weights does something that a student cannot be trained with here: "
+            f"{fields}. Use weights with another image processor, or change preprocessor_config.json if the field "
+            "has no effect."
         )
     if rules.channel_order == "rgb":
         return plain
@@ -313,7 +319,10 @@ def _compare_resizing(pipeline: PixelPipeline, processor: Any) -> str:
     mean, most = levels.mean().item(), levels.max().item()
     if mean <= RESIZED_MEAN and most <= RESIZED_MAXIMUM:
         return ""
-    return f"a resized view differs by {mean:.3g} of 255 levels in the mean and by {most:.3g} at most, resample={pipeline.rules.resample!r}"
+    return (
+        f"a resized view differs by {mean:.3g} of 255 levels in the mean and by {most:.3g} at most, "
+        f"resample={pipeline.rules.resample!r}"
+    )
 
 
 def _picture(size: tuple[int, int]) -> np.ndarray:

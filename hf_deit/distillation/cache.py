@@ -549,8 +549,9 @@ class TeacherCache:
             if name in outputs and not torch.isfinite(outputs[name]).all():
                 teacher = self.manifest.get(TEACHER_FACTS, {}).get("name") or self.manifest["teacher"].get("class")
                 raise TeacherCacheError(
-                    f"{self.folder} holds {name} of the teacher {teacher} that are not finite (NaN or infinite), stored as "
-                    f"{self.record_format.dtype}: build the cache again in another folder, with teacher_dtype bfloat16 or float32."
+                    f"{self.folder} holds {name} of the teacher {teacher} that are not finite (NaN or infinite), "
+                    f"stored as {self.record_format.dtype}: build the cache again in another folder, with "
+                    "teacher_dtype bfloat16 or float32."
                 )
         return outputs
 

@@ -1,9 +1,9 @@
 """The frozen teacher: loading it, preparing its pixels, and aligning its classes with those of the student.
 
 The teacher sees exactly the view that the student sees, with the pixels that its own image processor would make of it
-(`data/pixel_pipeline.py`): filter, size, channel order, rescaling and normalisation. It returns logits in the student's class order. The teacher
-is not a submodule of the student, so it is never part of the student's checkpoint, state dict or optimizer. It is moved
-to the device once and has its own autocast.
+(`data/pixel_pipeline.py`): filter, size, channel order, rescaling and normalisation. It returns logits in the
+student's class order. The teacher is not a submodule of the student, so it is never part of the student's checkpoint,
+state dict or optimizer. It is moved to the device once and has its own autocast.
 """
 
 import hashlib
@@ -44,14 +44,14 @@ class Teacher:
         image_std: Standard deviation of each channel for pixels in [0, 1]. Default: that of the image processor, else
             ImageNet's.
         image_size: Size to which the view is resized for the teacher, in pixels: one number or (height, width).
-            Default: that of the image processor, else the model's `config.image_size`, if it has one. Otherwise the view
-            is not resized.
+            Default: that of the image processor, else the model's `config.image_size`, if it has one. Otherwise the
+            view is not resized.
         id2label: Name of each class: a mapping from index to name, or the names in index order. Default: the model's
             `config.id2label`.
         dtype: Type of the autocast in which the teacher runs, for example `torch.bfloat16`. None or float32: no
             autocast.
-        image_processor: Image processor of transformers or timm, or its fields. The teacher sees the pixels that it would
-            make of a view. Default: the processor that was saved with a transformers model.
+        image_processor: Image processor of transformers or timm, or its fields. The teacher sees the pixels that it
+            would make of a view. Default: the processor that was saved with a transformers model.
 
     Raises:
         TeacherError: If `model` is not callable, or `id2label` does not name the classes 0, 1, 2, ….
@@ -82,8 +82,8 @@ class Teacher:
         self.pixels = _pipeline(image_processor).with_normalization(**normalization)
         if len(self.image_mean) not in (1, 3):
             raise TeacherError(
-                f"The teacher's image_mean={list(self.image_mean)} has {len(self.image_mean)} numbers, and views have 3 channels: give "
-                "a teacher of colour images."
+                f"The teacher's image_mean={list(self.image_mean)} has {len(self.image_mean)} numbers, and views "
+                "have 3 channels: give a teacher of colour images."
             )
         self._sized_by_processor = image_size is None and self.pixels.input_size() is not None
         if image_size is None:
@@ -274,8 +274,8 @@ class Teacher:
             view_size: `(height, width)` of the view.
 
         Raises:
-            TeacherError: If the teacher fails, its logits are not finite or not of the shape `(batch, classes)`, or their
-                number differs from that of its class names.
+            TeacherError: If the teacher fails, its logits are not finite or not of the shape `(batch, classes)`, or
+                their number differs from that of its class names.
         """
         self._order = None  # the teacher's own class order
         self._view_size = tuple(view_size)
@@ -349,8 +349,8 @@ class Teacher:
             remedy = "its weights are finite. Check the model, and the mean and std of its image processor."
         images = int((~finite.reshape(len(logits), -1).all(dim=-1)).sum())
         raise TeacherError(
-            f"The teacher ({type(self.model).__name__}) computes logits that are not finite (NaN or infinite) in {name}, for "
-            f"{images} of {len(logits)} images: {remedy}"
+            f"The teacher ({type(self.model).__name__}) computes logits that are not finite (NaN or infinite) in "
+            f"{name}, for {images} of {len(logits)} images: {remedy}"
         )
 
     def _weight_dtype(self) -> torch.dtype:
@@ -390,8 +390,8 @@ def _saved_processor(model: Any) -> OwnProcessor | None:
     if own.fields:
         return own
     logger.warning(
-        "The teacher is a %s without an image processor: ImageNet's mean and std are assumed. If it has others, give "
-        "Teacher(model, image_processor=...), or its folder.",
+        "The teacher is a %s without an image processor: ImageNet's mean and std are assumed. If it has others, "
+        "give Teacher(model, image_processor=...), or its folder.",
         type(model).__name__,
     )
     return None
@@ -414,8 +414,8 @@ def _by_index(id2label: Any) -> dict[int, str]:
         names = {}
     if set(names) != set(range(len(names))) or not all(isinstance(name, str) for name in names.values()) or not names:
         raise TeacherError(
-            f"id2label={str(id2label)[:200]}: give a mapping of the indices 0, 1, 2, … to class names, or a list of the names in "
-            "this order."
+            f"id2label={str(id2label)[:200]}: give a mapping of the indices 0, 1, 2, … to class names, or a list of "
+            "the names in this order."
         )
     return names
 

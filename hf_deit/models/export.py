@@ -270,8 +270,8 @@ def _pixel_facts(processor: Any, source: Any) -> dict[str, Any]:
     rules = pixel_rules(processor_fields(processor))
     if rules.beyond:
         logger.warning(
-            "The image processor of %s has the field(s) %s, which a mean and a std do not express: the file has none of them, and "
-            "the processor itself as preprocessor.",
+            "The image processor of %s has the field(s) %s, which a mean and a std do not express: the file has "
+            "none of them, and the processor itself as preprocessor.",
             source,
             ", ".join(rules.beyond),
         )

@@ -1,8 +1,9 @@
 """What an image processor of transformers or timm does to the pixels of a view, read from its fields.
 
-`PixelRules` holds the result: an equivalent mean and standard deviation for pixels in [0, 1], the channel order, the filter and
-the size. The rescale factor, its offset and a second normalisation (EfficientNet) are scalings too, so they are part of this mean
-and standard deviation. `data/pixel_pipeline.py` applies the rules to a batch, and compares them with the processor itself.
+`PixelRules` holds the result: an equivalent mean and standard deviation for pixels in [0, 1], the channel order, the
+filter and the size. The rescale factor, its offset and a second normalisation (EfficientNet) are scalings too, so they
+are part of this mean and standard deviation. `data/pixel_pipeline.py` applies the rules to a batch, and compares them
+with the processor itself.
 """
 
 import math
@@ -71,14 +72,14 @@ class PixelRules:
     Args:
         image_mean: Mean of each channel, for pixels in [0, 1].
         image_std: Standard deviation of each channel, likewise.
-        channel_order: "rgb" or "bgr", the order in which the model takes the channels. Mean and standard deviation are those
-            of the red, green and blue channel, in this order, in both cases.
+        channel_order: "rgb" or "bgr", the order in which the model takes the channels. Mean and standard deviation are
+            those of the red, green and blue channel, in this order, in both cases.
         resample: Name of the filter that resizes a view, one of `FILTERS`.
         size: `(height, width)` of the input in pixels; None: any.
-        as_pillow: Whether a view is resized as Pillow resizes an 8-bit image: width first, and each of the two passes rounded to
-            8 bits. Processors do this; a teacher without a processor is resized in one pass of floats.
-        keeps_aspect: Whether the shorter side of a view becomes `min(size)` and the longer side follows, because nothing is
-            cropped.
+        as_pillow: Whether a view is resized as Pillow resizes an 8-bit image: one axis after the other, and each pass
+            rounded to 8 bits. Processors do this; a teacher without a processor is resized in one pass of floats.
+        keeps_aspect: Whether the shorter side of a view becomes `min(size)` and the longer side follows, because
+            nothing is cropped.
         beyond: Names of fields whose effect these rules do not express.
     """
 
@@ -151,8 +152,8 @@ def pixel_rules(fields: Mapping[str, Any]) -> PixelRules:
     """Return the rules that the fields of an image processor state.
 
     Args:
-        fields: From `processor_fields`, or a preprocessor_config.json (or a timm checkpoint's config.json) alone, whose missing
-            fields have the usual defaults: pixels in [0, 1], ImageNet's mean and standard deviation, bicubic.
+        fields: From `processor_fields`, or a preprocessor_config.json (or a timm checkpoint's config.json) alone, whose
+            missing fields have the usual defaults: pixels in [0, 1], ImageNet's mean and standard deviation, bicubic.
 
     Raises:
         UserError: A field has an impossible value.
@@ -189,7 +190,7 @@ def _timm_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _affine(fields: Mapping[str, Any], kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and std that have, on pixels in [0, 1], the effect of rescaling and of one or two normalisations."""
+    """Return the mean and std that, on pixels in [0, 1], have the effect of rescaling and normalisations."""
     scale, offset = 255.0, 0.0
     if fields.get("do_rescale", True):
         factor = fields.get("rescale_factor")
@@ -262,7 +263,7 @@ def _size_of(fields: Mapping[str, Any], kind: str) -> tuple[tuple[int, int] | No
 
 
 def _sides(name: str, size: Any) -> tuple[tuple[int, int] | None, bool]:
-    """Return `(height, width)` in pixels of a `size` as files and processors hold it, and whether it is a shorter side."""
+    """Return the `(height, width)` of a `size` as processors hold it, and whether it is a shorter side."""
     if isinstance(size, int):
         return (size, size), False
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
@@ -313,15 +314,15 @@ def read_processor(name_or_path: str | Path) -> OwnProcessor:
     except Exception as error:  # a missing package or a field of the wrong kind: every class fails in its own way
         if "AutoImageProcessor" in (fields.get("auto_map") or {}):
             raise UserError(
-                f"{name_or_path}: auto_map in preprocessor_config.json names code of its own for the image processor, which is "
-                "never run here. Give a model whose image processor is a class of transformers."
+                f"{name_or_path}: auto_map in preprocessor_config.json names code of its own for the image "
+                "processor, which is never run here. Give a model whose image processor is a class of transformers."
             ) from error
         return OwnProcessor(fields, None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
     return OwnProcessor(processor_fields(processor), processor)
 
 
 def _stored_fields(name_or_path: str) -> dict[str, Any]:
-    """Return what preprocessor_config.json holds, else the settings in a timm checkpoint's config.json, else nothing."""
+    """Return preprocessor_config.json, else the settings in a timm checkpoint's config.json, else nothing."""
     try:
         return ImageProcessingMixin.get_image_processor_dict(name_or_path)[0]
     except OSError:

@@ -106,13 +106,14 @@ def odd_batch_problems(args: DistillationTrainingArguments) -> Iterator[str]:
     if args.train_batch_size % 2 and args.mixing.is_on:
         yield (
             f"per_device_train_batch_size={args.per_device_train_batch_size} is odd, but images are mixed in pairs "
-            f"(mixup_alpha={args.mixup_alpha}, cutmix_alpha={args.cutmix_alpha}). Use an even number, or set both to 0."
+            f"(mixup_alpha={args.mixup_alpha}, cutmix_alpha={args.cutmix_alpha}). Use an even number, or set both "
+            "to 0."
         )
     elif args.global_batch_size % 2 and args.repeated_augmentation > 1:
         yield (
-            f"per_device_train_batch_size={args.per_device_train_batch_size} makes {args.global_batch_size} images per step, an "
-            f"odd number, but the views of repeated_augmentation={args.repeated_augmentation} come in pairs. Use an even number, "
-            "or repeated_augmentation=1."
+            f"per_device_train_batch_size={args.per_device_train_batch_size} makes {args.global_batch_size} images "
+            f"per step, an odd number, but the views of repeated_augmentation={args.repeated_augmentation} come in "
+            "pairs. Use an even number, or repeated_augmentation=1."
         )
 
 

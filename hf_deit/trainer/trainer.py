@@ -78,8 +78,10 @@ def _pixels_of(processing_class: Any, trains: bool) -> PixelPipeline:
     pixels = PixelPipeline.from_processor(processing_class, "The student's")
     if trains and pixels.by_processor:
         raise RecipeError(
-            f"processing_class is a {type(processing_class).__name__}, which does more to the pixels than a student can be trained "
-            f"with here: {', '.join(pixels.rules.beyond) or 'its pixels differ from those of its fields'}. Use another image "
+            f"processing_class is a {type(processing_class).__name__}, which does more to the pixels than a student "
+            "can be trained "
+            f"with here: {', '.join(pixels.rules.beyond) or 'its pixels differ from those of its fields'}. Use "
+            "another image "
             "processor, such as DeiTImageProcessor."
         )
     return pixels
@@ -608,13 +610,14 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         return description
 
     def _special_pixels(self) -> dict[str, str]:
-        """Return what `image_mean` and `image_std` of the processor do not state; descriptions of plain ones stay as they were."""
+        """Return the pixel rules that `image_mean` and `image_std` of the processor do not state, for descriptions."""
         rules, processor = self.pixels.rules, self.processing_class
         found = {} if rules.channel_order == "rgb" else {"channel_order": rules.channel_order}
         if getattr(processor, "do_normalize", True) is False:
             stated = ((0.0,) * 3, (1.0,) * 3)
         else:
-            stated = tuple(tuple(getattr(processor, name, None) or ()) for name in ("image_mean", "image_std"))
+            given = [getattr(processor, name, None) or () for name in ("image_mean", "image_std")]
+            stated = tuple((values,) * 3 if isinstance(values, float) else tuple(values) for values in given)
         if all(stated) and stated != (rules.image_mean, rules.image_std):
             found["normalization"] = str((rules.image_mean, rules.image_std))
         return found
