@@ -53,7 +53,7 @@ BAD = {
     "weights that are a file": ({**PLAIN, "model": "FILE"}, ["hf-deit convert"]),
     "a folder without weights": ({**PLAIN, "model": "CONFIG"}, ["config.json"]),
     "a shape beside weights": ({**PLAIN, "hidden_size": 32}, ["hidden_size"]),
-    "a plain student from two heads": ({**PLAIN, "model": "DISTILLED", "student": "plain"}, ["student=plain"]),
+    "a plain student from two heads": ({**PLAIN, "model": "DISTILLED", "student": "plain"}, ["student='plain'"]),
     "another image size for a Swin": ({**PLAIN, "model": "SWIN", "image_size": 48}, ["image_size"]),
     "a token for a ResNet": ({**PLAIN, "model": "RESNET", "student": "distilled", "image_size": None}, ["student='distilled'"]),
     "no teacher to learn from": ({"distillation_type": "hard"}, ["distillation_type='hard'", "teacher"]),
