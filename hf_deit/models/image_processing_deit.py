@@ -11,7 +11,7 @@ Paper: Touvron et al., arXiv:2012.12877, section 6. The sizes are those of the o
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 DEFAULT_CROP_RATIO = 0.875
+# Written into preprocessor_config.json. Stock classes keep an unknown field and ignore it.
+OWN_CLASS_FIELD = "hf_deit_image_processor"
+# The stock class that others load. It reads the same fields as DeiTImageProcessor in every version of transformers, and
+# DeiTImageProcessor of transformers 4 requires a height and a width where this file states the shorter edge.
+STOCK_CLASS = "BitImageProcessor"
 # Operation that undoes each EXIF orientation. Orientation 1 and unknown orientations are upright.
 _UPRIGHTING = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,6 +91,10 @@ class DeiTImageProcessor(DeiTImageProcessorPil):
         height, width, shortest_edge = _resize_and_crop(image_size, crop_ratio)
         return cls(size={"shortest_edge": shortest_edge}, crop_size={"height": height, "width": width}, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of preprocessor_config.json: a stock class for others, and this class for this package."""
+        return super().to_dict() | {"image_processor_type": STOCK_CLASS, OWN_CLASS_FIELD: type(self).__name__}
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open files and URLs, given alone or in lists. Images are returned unchanged."""
         # The stock loader converts images to RGB, which makes 16-bit files white before process_image receives them.
@@ -100,6 +109,18 @@ class DeiTImageProcessor(DeiTImageProcessorPil):
         if isinstance(image, Image.Image):
             image = upright_rgb(image) if do_convert_rgb else _upright(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+
+def is_own_processor(fields: Mapping[str, Any]) -> bool:
+    """Whether `DeiTImageProcessor` reads a preprocessor_config.json with the protocol that the file states.
+
+    It does if this package saved the file, and if the file names DeiT's stock class, as files of earlier versions do.
+
+    Args:
+        fields: Content of the file.
+    """
+    stored = fields.get("image_processor_type") or fields.get("feature_extractor_type") or ""
+    return stored.startswith("DeiT") or (OWN_CLASS_FIELD in fields and stored.startswith(STOCK_CLASS))
 
 
 def evaluation_view(

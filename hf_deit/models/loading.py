@@ -14,7 +14,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
 from ..errors import UserError
-from .image_processing_deit import DeiTImageProcessor
+from .image_processing_deit import DeiTImageProcessor, is_own_processor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def load_processor(name_or_path: str) -> Any:
     name_or_path = published_name(name_or_path)
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-        if settings.get("image_processor_type", settings.get("feature_extractor_type", "")).startswith("DeiT"):
+        if is_own_processor(settings):
             return DeiTImageProcessor.from_pretrained(name_or_path)
         from transformers import AutoImageProcessor
 

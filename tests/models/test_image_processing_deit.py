@@ -14,9 +14,11 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
-from hf_deit.models.image_processing_deit import DeiTImageProcessor, evaluation_view, upright_rgb
+from hf_deit.models.image_processing_deit import DeiTImageProcessor, evaluation_view, is_own_processor, upright_rgb
+from hf_deit.models.loading import load_processor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -177,8 +179,8 @@ if is_torchvision_available():
     from transformers import AutoImageProcessor
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 elif version < (5, 18):  # before 5.18, the auto class cannot be imported without torchvision
-    from transformers import DeiTImageProcessorPil
-    processor = DeiTImageProcessorPil.from_pretrained(folder)
+    from transformers import BitImageProcessorPil
+    processor = BitImageProcessorPil.from_pretrained(folder)
 else:
     from transformers import AutoImageProcessor
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -215,7 +217,8 @@ def test_a_saved_file_names_the_stock_class_and_contains_all_settings(tmp_path):
     DeiTImageProcessor.for_image_size(384).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     expected = {
-        "image_processor_type": "DeiTImageProcessor",
+        "image_processor_type": "BitImageProcessor",
+        "hf_deit_image_processor": "DeiTImageProcessor",
         "size": {"shortest_edge": 438},
         "crop_size": {"height": 384, "width": 384},
         "resample": 3,
@@ -239,13 +242,45 @@ def test_a_saved_file_is_loaded_with_its_values(tmp_path):
     assert reloaded.to_dict() == processor.to_dict()
 
 
+def test_the_package_finds_its_own_class_again_in_new_and_old_files_and_leaves_other_classes(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)  # 16 bits, which a stock class shows as white
+    deep, processor = Image.fromarray(values), DeiTImageProcessor.for_image_size(32, 0.9, image_std=[0.2, 0.3, 0.4])
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    fields = json.loads(file.read_text())
+    # As saved; as stock saves it again; as version 0.1.0 wrote it.
+    stock = {**fields, "image_processor_type": "BitImageProcessorFast"}
+    old = {name: value for name, value in fields.items() if name != "hf_deit_image_processor"}
+    for written in (fields, stock, {**old, "image_processor_type": "DeiTImageProcessor"}):
+        file.write_text(json.dumps(written))
+        loaded = load_processor(str(tmp_path))
+        assert type(loaded) is DeiTImageProcessor and loaded.to_dict() == processor.to_dict()
+        np.testing.assert_array_equal(loaded(deep)["pixel_values"][0], processor(deep)["pixel_values"][0])
+    others = (
+        {**old, "image_processor_type": "BitImageProcessor"},
+        {**fields, "image_processor_type": "ViTImageProcessor"},
+    )
+    assert not any(map(is_own_processor, (*others, {})))
+
+
+def test_a_squash_to_a_size_is_saved_as_a_squash(tmp_path):
+    # The default of a bare number is another one in each stock class, so the file states height and width.
+    DeiTImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (saved["size"], saved["crop_size"]) == ({"height": 40, "width": 40}, {"height": 32, "width": 32})
+    image = random_rgb(61, 83)
+    ours = DeiTImageProcessor(size=40, crop_size=32)(image)["pixel_values"][0]
+    np.testing.assert_array_equal(BitImageProcessorPil.from_pretrained(tmp_path)(image)["pixel_values"][0], ours)
+
+
 def test_a_file_of_stock_transformers_is_loaded_with_its_values(tmp_path):
     stock = DeiTImageProcessorPil(
         size={"height": 48, "width": 40}, resample=2, do_center_crop=False, image_mean=[0.1, 0.2, 0.3], do_rescale=False
     )
     stock.save_pretrained(tmp_path)
     ours = DeiTImageProcessor.from_pretrained(tmp_path)
-    assert ours.to_dict() == {**stock.to_dict(), "do_convert_rgb": True}
+    own = {"image_processor_type": "BitImageProcessor", "hf_deit_image_processor": "DeiTImageProcessor"}
+    assert ours.to_dict() == {**stock.to_dict(), "do_convert_rgb": True, **own}
     image = random_rgb(61, 83)
     np.testing.assert_array_equal(ours(image)["pixel_values"][0], stock(image)["pixel_values"][0])
 
