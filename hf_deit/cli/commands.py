@@ -15,6 +15,7 @@ from ..errors import NonFiniteLossError, UserError
 from .common import _add_recipe_options
 from .conversion import _add_conversions, _convert, _export
 from .experiments import _ablation, _add_ablation, _add_sweep, _sweep
+from .prediction import _add_predict, _predict
 from .publishing import _add_publishing, _card, _push, _space
 from .training import (
     _add_cache_commands,
@@ -25,7 +26,6 @@ from .training import (
     _demo,
     _evaluate,
     _merge_teacher_caches,
-    _predict,
     _recipes,
     _show_augmentations,
     _train,
@@ -92,15 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ablation(commands)
 
     _add_show(commands)
-    predict = commands.add_parser(
-        "predict", help="print the most probable classes of images (multi-label: above 50 %%, the image has the class)"
-    )
-    predict.add_argument("model", help="folder or Hub name of the model")
-    predict.add_argument("images", nargs="+", help="image files")
-    predict.add_argument(
-        "--top_k", type=int, default=5, help="number of classes shown per image (default: %(default)s)"
-    )
-    predict.add_argument("--json", action="store_true", help="print JSON")
+    _add_predict(commands)
     _add_conversions(commands)
     _add_publishing(commands)
     return parser

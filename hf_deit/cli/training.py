@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from .common import (
     field_help,
     metric_rows,
     print_table,
-    quick_imports,
 )
 
 # Shown by `hf-deit train --help`; every other field of TrainingArguments works too (`--help-all`).
@@ -254,22 +252,6 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
 
         write_json(Path(options.json), result)
         print(f"\nWritten to {options.json}")
-
-
-def _predict(options: argparse.Namespace, fields: list[str]) -> None:
-    with quick_imports():
-        from ..recipes.predict import predict
-
-    predictions = predict(options.model, options.images, options.top_k)
-    if options.json:
-        print(
-            json.dumps(
-                [{"image": image, "predictions": best} for image, best in zip(options.images, predictions, strict=True)]
-            )
-        )
-        return
-    for image, best in zip(options.images, predictions, strict=True):
-        print(f"{image}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
 
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:

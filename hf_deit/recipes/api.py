@@ -6,12 +6,13 @@ a recipe are keyword arguments: `--learning_rate 1e-3` becomes `learning_rate=1e
 
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,15 +102,24 @@ class ImagePrediction:
         image: Path of the image file.
         labels: Class names, the most probable first.
         scores: Probabilities of these classes.
+        label: Label of the image as text, with `;` between several; None if it is not known. Folders named like classes of the
+            model, tables and data sets have labels.
     """
 
     image: str
     labels: tuple[str, ...]
     scores: tuple[float, ...]
+    label: str | None = None
 
 
 class Predictions(_Table, list):
-    """List of `ImagePrediction`, in the order of the images."""
+    """List of `ImagePrediction`, in the order of the images.
+
+    `failures` is the reason for each image or input without a prediction, by its name. It is empty unless
+    `broken_images="skip"` was given.
+    """
+
+    failures: Mapping[str, str] = MappingProxyType({})
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -228,24 +238,60 @@ def evaluate(
     )
 
 
-def predict(model: StrPath, images: StrPath | Sequence[StrPath], *, top_k: int = 5) -> Predictions:
+def predict(
+    model: StrPath,
+    images: StrPath | Iterable[StrPath],
+    *,
+    top_k: int = 5,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    batch_size: int = 32,
+    broken_images: str = "raise",
+) -> Predictions:
     """Return the most probable classes of images, as `hf-deit predict` does.
 
     Args:
         model: Folder or Hub name of the model.
-        images: Paths of image files, or the path of one image file.
+        images: One or several inputs: image files, folders, patterns such as `photos/**/*.jpg`, tables, and data sets.
         top_k: Number of classes per image.
+        split: Split of the folders and data sets; required for a data set on the Hub. Default: all images of a folder, and the only
+            split of a data set.
+        image_column: Column of the images of a table or data set; default: found by type or usual name.
+        label_column: Column of the labels, or several columns of 0 and 1, one for each class; default: found likewise, if there is
+            one.
+        batch_size: Number of images at a time. It changes the probabilities by less than 1e-6.
+        broken_images: What to do with an image or input that cannot be read. "raise": raise an error, so that there is a prediction
+            for each image. "skip": return the others, and the reasons in `failures`.
 
     Raises:
-        UserError: The model or an image cannot be read.
+        UserError: The model cannot be read, or a value is invalid.
+        DataError: An image or input cannot be read and `broken_images` is "raise", or none can be read.
     """
-    from . import predict as prediction
+    from ..data.images import check_policy
+    from ..data.tables import Columns
+    from .inputs import Failure, find_inputs
+    from .predict import Predictor, check_top_k, failed
 
-    files = [images] if isinstance(images, str | os.PathLike) else list(images)
-    files = [os.fspath(file) for file in files]
-    found = prediction.predict(os.fspath(model), files, top_k)
-    rows = (tuple(zip(*pairs, strict=True)) for pairs in found)
-    return Predictions(ImagePrediction(file, *row) for file, row in zip(files, rows, strict=True))
+    check_policy(broken_images)
+    check_top_k(top_k)
+    given = [images] if isinstance(images, str | os.PathLike) else list(images)
+    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
+    predictor = Predictor(os.fspath(model))
+    found = find_inputs(map(os.fspath, given), predictor.class_names, split, Columns(image_column, labels))
+    predictions, failures = Predictions(), []
+    for answer in predictor.answers(found, batch_size):
+        if isinstance(answer, Failure):
+            failures.append(answer)
+            if broken_images == "raise":
+                raise DataError(f'{answer}. Give broken_images="skip" for the predictions of the other images.')
+            continue
+        names, scores = zip(*answer.best(predictor.class_names, top_k), strict=True)
+        predictions.append(ImagePrediction(answer.file, names, scores, answer.label))
+    if failures and not predictions:
+        raise failed(failures, 0)
+    predictions.failures = {failure.file: failure.reason for failure in failures}
+    return predictions
 
 
 def cache_teacher(

@@ -1,44 +1,295 @@
 """Prediction of the most probable classes of images by a saved model, as `hf-deit predict` does it.
 
-It starts faster than a pipeline of transformers, because it imports no data sets, metrics or trainer.
-tests/test_import_graph.py checks these imports, and benchmarks/bench_startup.py measures the time.
+Which images are meant by folders, patterns, tables and data sets is the subject of inputs.py. The command starts faster than a
+pipeline of transformers, because it imports no data set, no metric and no trainer (tests/test_import_graph.py holds this;
+benchmarks/bench_startup.py measures it).
 """
 
-from collections.abc import Sequence
+import contextlib
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.images import read_image
-from ..errors import UserError
+from ..errors import DataError, RecipeError, UserError
+from ..files import check_place, staged_files
 from ..losses import ProblemType
 from ..models.loading import load_model, load_processor
+from .inputs import Failure, InputImage, find_inputs
+
+BATCH_SIZE = 32
+# A class of a multi-label model is predicted above this probability.
+THRESHOLD = 0.5
+_MAX_THREADS = 8
+_ROWS_PER_GROUP = 1000
 
 
-@torch.no_grad()
-def predict(name_or_path: str, images: Sequence[str], top_k: int = 5) -> list[list[tuple[str, float]]]:
+@dataclass(frozen=True)
+class Answer:
+    """The prediction of one image.
+
+    Args:
+        file: Name of the image.
+        label: Its label as text, with `;` between several; None if it is not known.
+        probabilities: Probability of each class, in index order.
+    """
+
+    file: str
+    label: str | None
+    probabilities: tuple[float, ...]
+
+    def best(self, class_names: Sequence[str], top_k: int) -> list[tuple[str, float]]:
+        """Return names and probabilities of the `top_k` most probable classes, the most probable first."""
+        probabilities = torch.tensor(self.probabilities)
+        found = probabilities.topk(min(top_k, len(probabilities)))
+        return [(class_names[index], self.probabilities[index]) for index in found.indices.tolist()]
+
+
+class Predictor:
+    """A saved model with its image processor.
+
+    `class_names` are its classes in index order. `multi_label` is whether an image can have several classes: the probabilities are
+    then sigmoids, one for each class.
+
+    Args:
+        name_or_path: Folder or Hub name of the model, as for `load_model`.
+
+    Raises:
+        UserError: The model or its image processor cannot be read.
+    """
+
+    def __init__(self, name_or_path: str):
+        self.model, self.processor = load_model(name_or_path).eval(), load_processor(name_or_path)
+        config = self.model.config
+        self.class_names = [config.id2label[index] for index in range(config.num_labels)]
+        self.multi_label = config.problem_type == ProblemType.MULTI_LABEL
+
+    def answers(
+        self, inputs: Iterable[InputImage | Failure], batch_size: int = BATCH_SIZE
+    ) -> Iterator[Answer | Failure]:
+        """Yield an `Answer` for each image that can be read, in order, and a `Failure` for each other input.
+
+        Images are read in threads. An image that is predicted alone has the same bits as one that the model is called with by hand;
+        another batch size changes its probabilities in the last bits only (below 1e-6).
+
+        Args:
+            inputs: The images, as `find_inputs` yields them.
+            batch_size: Number of images at a time, at least 1.
+
+        Raises:
+            RecipeError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
+        return self._answers(iter(inputs), batch_size)
+
+    def _answers(self, inputs: Iterator[InputImage | Failure], batch_size: int) -> Iterator[Answer | Failure]:
+        with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
+            while batch := list(islice(inputs, batch_size)):
+                read = list(threads.map(self._pixels, batch))
+                tensors = [pixels for pixels in read if not isinstance(pixels, Failure)]
+                rows = iter(self._probabilities(tensors))
+                for image, pixels in zip(batch, read, strict=True):
+                    if isinstance(image, Failure) or isinstance(pixels, Failure):
+                        yield pixels
+                    else:
+                        yield _answer(image.file, image.label, next(rows))
+
+    def _pixels(self, image: InputImage | Failure) -> Tensor | Failure:
+        """Return the pixel values of an image, `(1, channels, height, width)`."""
+        if isinstance(image, Failure):
+            return image
+        try:
+            upright = read_image(image.item, image.file)
+        except DataError as error:
+            cause = error.__cause__
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+            return Failure(image.file, f"cannot be read: {reason}")
+        try:
+            return self.processor(upright, return_tensors="pt")["pixel_values"]
+        except Exception as error:  # the image processor of any model
+            return Failure(image.file, f"cannot be prepared by the model's image processor: {error}")
+
+    @torch.no_grad()
+    def _probabilities(self, tensors: Sequence[Tensor]) -> list[list[float]]:
+        if not tensors:
+            return []
+        # A processor that neither crops nor resizes to one size gives images of several sizes.
+        same_size = len({pixels.shape for pixels in tensors}) == 1
+        batches = [torch.cat(list(tensors))] if same_size else list(tensors)
+        logits = torch.cat([self.model(pixel_values=pixels).logits.float() for pixels in batches])
+        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).tolist()
+
+    # ---- rows of a table ----
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the rows: file, label, prediction, score, and a probability for each class."""
+        counts = Counter(self.class_names)
+        names: list[str] = []
+        for index, name in enumerate(self.class_names):
+            column = f"p_{name}" if counts[name] == 1 else f"p_{name}_{index}"
+            while column in names:
+                column += "_"
+            names.append(column)
+        return ["file", "label", "prediction", "score", *names]
+
+    def row(self, answer: Answer) -> dict[str, Any]:
+        """Return the row of an answer.
+
+        `prediction` is the most probable class and `score` its probability. For a multi-label model `prediction` holds all classes
+        above 0.5, the most probable first, with `;` between them; `score` is the largest probability, whether or not above 0.5.
+        """
+        best = answer.best(self.class_names, len(self.class_names))
+        above = [name for name, probability in best if probability > THRESHOLD]
+        prediction = ";".join(above) if self.multi_label else best[0][0]
+        return dict(
+            zip(self.columns, [answer.file, answer.label, prediction, best[0][1], *answer.probabilities], strict=True)
+        )
+
+
+def _answer(file: str, label: str | None, probabilities: list[float]) -> Answer | Failure:
+    if not all(0 <= probability <= 1 for probability in probabilities):  # NaN fails as well
+        return Failure(file, "has no prediction: the outputs of the model are not finite")
+    return Answer(file, label, tuple(probabilities))
+
+
+def failed(failures: Sequence[Failure], answered: int) -> DataError:
+    """Return the error that lists the inputs without a prediction.
+
+    Args:
+        failures: They, in order.
+        answered: Number of images with a prediction.
+    """
+    rows = "".join(f"\n  {shown(str(failure))}" for failure in failures)
+    others = f"The {answered} other(s) are answered above." if answered else "Nothing is answered."
+    return DataError(
+        f"{len(failures)} of {len(failures) + answered} images or inputs have no prediction. {others}{rows}"
+    )
+
+
+def predict(
+    name_or_path: str, images: Iterable[str | os.PathLike | Mapping[str, Any]], top_k: int = 5
+) -> list[list[tuple[str, float]]]:
     """Return the `top_k` most probable class names of each image, with their probabilities.
 
     For a multi-label model, the probability of each class is its own sigmoid; above 0.5 the image has the class.
 
     Args:
         name_or_path: Folder or Hub name of the model, as for `load_model`.
-        images: Paths of image files.
-        top_k: Number of classes per image, at least 1. If the model has fewer classes, all of them are returned.
+        images: Image files, and whatever else `find_inputs` takes.
+        top_k: Number of classes for each image, at least 1; the number of classes of the model if that is smaller.
 
     Raises:
         UserError: `top_k` is below 1, or the model cannot be read.
         DataError: An image cannot be read; the message names it.
     """
+    check_top_k(top_k)
+    predictor = Predictor(name_or_path)
+    predictions = []
+    for answer in predictor.answers(find_inputs(images, predictor.class_names)):
+        if isinstance(answer, Failure):
+            raise DataError(f"{answer}.")
+        predictions.append(answer.best(predictor.class_names, top_k))
+    return predictions
+
+
+def check_top_k(top_k: int) -> None:
+    """Check the number of classes to show.
+
+    Raises:
+        UserError: It is below 1.
+    """
     if top_k < 1:
         raise UserError(f"top_k={top_k}: it must be at least 1.")
-    model, processor = load_model(name_or_path).eval(), load_processor(name_or_path)
-    multi_label = model.config.problem_type == ProblemType.MULTI_LABEL
-    predictions = []
-    for number, file in enumerate(images):
-        image = read_image(file, f"Image {number} of the images given")
-        logits = model(pixel_values=processor(image, return_tensors="pt")["pixel_values"]).logits[0].float()
-        probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
-        best = probabilities.topk(min(top_k, len(probabilities)))
-        names = [model.config.id2label[label] for label in best.indices.tolist()]
-        predictions.append(list(zip(names, best.values.tolist(), strict=True)))
-    return predictions
+
+
+# ---- files ----
+
+
+def check_files(csv_file: str | None, parquet_file: str | None, inputs: Sequence[str]) -> None:
+    """Check that the files of predictions can be written and replace no input. Nothing is written.
+
+    Raises:
+        UserError: A file cannot be written, is not a regular file, is one of the inputs, or is named twice.
+    """
+    given = {name: Path(file) for name, file in (("csv", csv_file), ("parquet", parquet_file)) if file is not None}
+    for name, file in given.items():
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError(f"{name}={str(file)!r} exists and is not a regular file: give the name of a new file.")
+        check_place(file)
+        if any(os.path.exists(text) and os.path.samefile(text, file) for text in inputs if file.exists()):
+            raise UserError(f"{name}={str(file)!r} is one of the inputs and would be replaced: give another name.")
+    if len({file.absolute() for file in given.values()}) < len(given):
+        raise UserError(f"csv and parquet are both {csv_file!r}: give two names.")
+
+
+@contextlib.contextmanager
+def prediction_files(
+    csv_file: str | None, parquet_file: str | None, columns: Sequence[str]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that adds a row to the files. They are written under temporary names and renamed at the end.
+
+    Args:
+        csv_file: CSV with a header, in UTF-8; an unknown label is empty. None to write none.
+        parquet_file: The same columns as parquet: texts, and probabilities as float64. None to write none.
+        columns: Names of the columns, those of `Predictor.columns`.
+    """
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for file, writer in ((csv_file, _csv_rows), (parquet_file, _parquet_rows)):
+            if file is not None:
+                staging = stack.enter_context(staged_files(Path(file).absolute().parent))
+                writers.append(stack.enter_context(writer(staging / Path(file).name, columns)))
+
+        def add(row: Mapping[str, Any]) -> None:
+            for write in writers:
+                write(row)
+
+        yield add
+
+
+@contextlib.contextmanager
+def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    # A file name that is not valid UTF-8 keeps its bytes.
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        yield lambda row: writer.writerow([row[column] for column in columns])
+
+
+@contextlib.contextmanager
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    texts = ("file", "label", "prediction")
+    schema = pyarrow.schema([(name, pyarrow.string() if name in texts else pyarrow.float64()) for name in columns])
+    rows: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+        rows.clear()
+
+    def add(row: Mapping[str, Any]) -> None:
+        rows.append({**row, "file": shown(row["file"])})
+        if len(rows) == _ROWS_PER_GROUP:
+            flush()
+
+    with ParquetWriter(path, schema) as writer:
+        yield add
+        flush()
+
+
+def shown(name: str) -> str:
+    """Return a file name as text that can be printed: bytes that are not UTF-8 become U+FFFD."""
+    return name.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")

@@ -1,0 +1,95 @@
+"""The command `hf-deit predict`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .common import quick_imports
+
+_DESCRIPTION = """\
+Predict the classes of images. INPUT is one or more of:
+
+  FILE          an image
+  FOLDER        all images in it and in the folders in it, or with --split those of one split
+  'PATTERN'     such as 'photos/**/*.jpg'
+  TABLE         .csv, .tsv, .jsonl or .parquet with a column of images
+  DATASET       a folder saved by datasets, or with --split a name on the Hub
+  -             names on standard input, one per line (or from find -print0)
+
+Every readable image is answered. Inputs that cannot be read are listed last, and the exit code is then 2."""
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="the most probable classes of images (several per image: above 50 %% it has the class)",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    predict.add_argument("model", help="folder or Hub name")
+    predict.add_argument(
+        "images", nargs="+", metavar="INPUT", help="images, folders, patterns, tables, data sets, or -"
+    )
+    predict.add_argument("--top_k", type=int, default=5, help="classes printed per image (default: %(default)s)")
+    predict.add_argument("--split", help="split of the folders and data sets (default: all images of a folder)")
+    predict.add_argument("--image_column", help="of a table (default: by type or usual name)")
+    predict.add_argument(
+        "--label_column", nargs="+", help="of a table, one or several (default: likewise, if there is one)"
+    )
+    predict.add_argument("--batch_size", type=int, default=32, help="images at a time (default: %(default)s)")
+    predict.add_argument("--csv", metavar="FILE", help="write the predictions to a CSV file instead of printing them")
+    predict.add_argument("--parquet", metavar="FILE", help="the same as parquet")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _predict(options: argparse.Namespace, fields: list[str]) -> None:
+    with quick_imports():
+        from ..data.tables import Columns
+        from ..recipes.inputs import Failure, find_inputs, names_on
+        from ..recipes.predict import Predictor, check_files, check_top_k, failed, prediction_files
+
+    check_top_k(options.top_k)
+    inputs = [name for given in options.images for name in (names_on(sys.stdin.buffer) if given == "-" else [given])]
+    check_files(options.csv, options.parquet, inputs)
+    predictor = Predictor(options.model)
+    columns = Columns(options.image_column, tuple(options.label_column or ()))
+    found = predictor.answers(find_inputs(inputs, predictor.class_names, options.split, columns), options.batch_size)
+
+    failures, objects, answered = [], [], 0
+    to_files = options.csv is not None or options.parquet is not None
+    with prediction_files(options.csv, options.parquet, predictor.columns) as add:
+        for answer in _with_progress(found) if to_files else found:
+            if isinstance(answer, Failure):
+                failures.append(answer)
+                continue
+            answered += 1
+            row, best = predictor.row(answer), answer.best(predictor.class_names, options.top_k)
+            add(row)
+            if options.json:
+                objects.append({"image": answer.file, **row, "predictions": best})
+            elif not to_files:
+                _print_answer(answer.file, best)
+        if failures and not answered:
+            raise failed(failures, answered)  # files of the same name keep earlier predictions
+    if options.json:
+        print(json.dumps(objects))
+    for file in (options.csv, options.parquet):
+        if file is not None:
+            print(f"Written to {file}: {answered} predictions", file=sys.stderr if options.json else sys.stdout)
+    if failures:
+        sys.stdout.flush()  # the answers come before the failures also where both go to one file
+        raise failed(failures, answered)
+
+
+def _print_answer(file: str, best: list[tuple[str, float]]) -> None:
+    from ..recipes.predict import shown
+
+    print(f"{shown(file)}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
+
+
+def _with_progress(answers: Iterable[Any]) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    return iter(tqdm(answers, unit=" images", disable=None, leave=False))  # None: on a terminal only
