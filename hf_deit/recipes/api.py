@@ -260,7 +260,7 @@ def predict(
         image_column: Column of the images of a table or data set; default: found by type or usual name.
         label_column: Column of the labels, or several columns of 0 and 1, one for each class; default: found likewise, if there is
             one.
-        batch_size: Number of images at a time. It changes the probabilities by less than 1e-6.
+        batch_size: Number of images at a time. It changes the probabilities by less than 1e-5.
         broken_images: What to do with an image or input that cannot be read. "raise": raise an error, so that there is a prediction
             for each image. "skip": return the others, and the reasons in `failures`.
 

@@ -7,6 +7,7 @@ here: predict.py reads the images. `datasets` is imported only for tables and da
 """
 
 import glob
+import json
 import logging
 import os
 import unicodedata
@@ -31,6 +32,7 @@ _LABEL_NAMES = ("label", "labels", "class")
 # Names of one split; a split of any other name has only that name.
 _ONE_SPLIT = (("train", "training"), VALIDATION_NAMES, ("test", "testing"))
 _SHOWN_KINDS = 10
+_SPLITS_FILE = "dataset_dict.json"
 
 
 @dataclass(frozen=True)
@@ -223,35 +225,39 @@ class _Finder:
         root = table_root(data)
         for number, row in enumerate(dataset.select_columns([image_column, *labels])):
             item = as_item(row[image_column], root, number)
-            path = item if isinstance(item, str) else item["path"]
             label = self._table_label([row[column] for column in labels], labels, features)
-            if path is None and item["bytes"] is None:
-                yield Failure(f"{name}, row {number}", "cannot be read: the row names no image")
+            place = f"{name}, row {number}"
+            if isinstance(item, str):
+                yield InputImage(item, item, label)
+            elif item["bytes"] is not None:  # many images of a data set can have one name, such as 1.png
+                yield InputImage(item, f"{place}: {item['path']}" if item["path"] else place, label)
+            elif item["path"] is not None:
+                yield InputImage(item, item["path"], label)
             else:
-                yield InputImage(item, path or f"{name}, row {number}", label)
+                yield Failure(place, "cannot be read: the row has no image")
 
     def _open(self, data: str) -> tuple[Any, str]:
         """Return the data set of the split, and its name."""
         names = _split_names(data)
-        if self.split is None:
-            if len(names or ()) > 1:
-                raise DataError(f"it has the splits {', '.join(names)}: choose one (--split)")
-            chosen = names[0] if names else None
+        if names is None:  # a single data set that `datasets` saved, or a name on the Hub
+            is_here = _path(data).exists()
+            if is_here and self.split is not None:
+                raise DataError(f"has no splits, and split={self.split!r} was given: leave it out")
+            chosen = None if is_here else self.split
+        elif self.split is None:
+            if len(names) > 1:
+                raise DataError(f"has the splits {', '.join(names)}: choose one (--split)")
+            chosen = names[0]
         else:
-            same = [name for name in names or (self.split,) if name == self.split] or [
-                name for name in names or () if _same_split(name, self.split)
-            ]
+            same = [name for name in names if name == self.split] or [n for n in names if _same_split(n, self.split)]
             if not same:
-                raise DataError(
-                    f"it has no split {self.split!r}, only {', '.join(names or ())}. Choose one of them (--split)"
-                )
+                raise DataError(f"has no split {self.split!r}. What it has: {', '.join(names) or 'nothing'}")
             chosen = same[0]
-        if chosen is None:  # a single data set that `datasets` saved
-            return next(iter(open_splits(data).values())), data
-        splits = open_splits(data, only=(chosen,))
-        if chosen not in splits:
-            raise DataError(f"it has no split {chosen!r}")
-        return splits[chosen], data if _is_table(Path(data)) else f"{data} ({chosen})"
+        splits = open_splits(data, only=None if chosen is None else (chosen,))
+        if chosen is not None and chosen not in splits:
+            raise DataError(f"has no split {chosen!r}")
+        is_single = chosen is None or _is_table(_path(data))
+        return next(iter(splits.values())), data if is_single else f"{data} ({chosen})"
 
     def _table_label(self, cells: Sequence[Any], columns: Sequence[str], features: Mapping[str, Any]) -> str | None:
         if len(cells) > 1:  # a column of zeros and ones for each class
@@ -276,22 +282,21 @@ class _Finder:
         is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
         if is_index and (feature_names is not None or str(value) not in self._known):
             value = names[value]
-        return self._known.get(unicodedata.normalize("NFC", str(value)), str(value))
+        text = self._known.get(unicodedata.normalize("NFC", str(value)))
+        return None if text is None and value == "-1" else text or str(value)
 
 
 def _split_names(data: str) -> list[str] | None:
     """Return the names of the splits that are here; None for a single data set, and for a name on the Hub."""
     path = _path(data)
-    files = table_files(path) if path.exists() else {}
-    if files or not is_saved_dataset(path):
-        if path.is_dir() and not files:
-            return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        return list(files) or None
-    if not (path / "dataset_dict.json").exists():
+    if not path.exists():
         return None
-    import datasets
-
-    return list(datasets.load_from_disk(str(path)))
+    files = table_files(path)
+    if files:
+        return list(files)
+    if is_saved_dataset(path):
+        return json.loads((path / _SPLITS_FILE).read_text())["splits"] if (path / _SPLITS_FILE).exists() else None
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _image_column(features: Mapping[str, Any], given: str | None, name: str) -> str:

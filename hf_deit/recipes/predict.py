@@ -79,7 +79,7 @@ class Predictor:
         """Yield an `Answer` for each image that can be read, in order, and a `Failure` for each other input.
 
         Images are read in threads. An image that is predicted alone has the same bits as one that the model is called with by hand;
-        another batch size changes its probabilities in the last bits only (below 1e-6).
+        another batch size changes its probabilities in the last bits only (below 1e-5).
 
         Args:
             inputs: The images, as `find_inputs` yields them.
@@ -171,9 +171,9 @@ def failed(failures: Sequence[Failure], answered: int) -> DataError:
         answered: Number of images with a prediction.
     """
     rows = "".join(f"\n  {shown(str(failure))}" for failure in failures)
-    others = f"The {answered} other(s) are answered above." if answered else "Nothing is answered."
+    others = "The others are answered." if answered else "None is answered."
     return DataError(
-        f"{len(failures)} of {len(failures) + answered} images or inputs have no prediction. {others}{rows}"
+        f"{len(failures)} of {len(failures) + answered} image(s) and input(s) have no prediction. {others}{rows}"
     )
 
 
