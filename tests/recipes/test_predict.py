@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_deit.data.loading import load_splits
 from hf_deit.errors import DataError, UserError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
-from hf_deit.recipes.predict import predict
+from hf_deit.recipes.inputs import find_inputs
+from hf_deit.recipes.predict import Predictor, predict
 from tests.helpers import tiny
 from tests.helpers.runs import NAMES, by_hand, write_splits
 
@@ -101,3 +103,35 @@ def test_fewer_than_one_class_is_refused(model, validation):
 def test_an_image_that_cannot_be_read_is_named(tmp_path, model):
     with pytest.raises(DataError, match=r"nowhere\.png"):
         predict(str(model), [str(tmp_path / "nowhere.png")])
+
+
+def test_an_image_alone_has_the_bits_of_plain_transformers_and_in_a_batch_nearly(validation, model):
+    _, _, heads = by_hand(model, validation)
+    expected = heads["logits"].softmax(-1)
+    predictor = Predictor(str(model))
+    printed = []
+    for batch_size, tolerance in ((1, 0), (4, 1e-5), (100, 1e-5)):
+        answers = list(predictor.answers(find_inputs(validation.items, NAMES), batch_size))
+        assert [answer.file for answer in answers] == list(validation.items)
+        for answer, row in zip(answers, expected, strict=True):
+            assert answer.probabilities == pytest.approx(row.tolist(), abs=tolerance, rel=0)
+        printed.append([[(name, f"{100 * score:.1f} %") for name, score in one.best(NAMES, 3)] for one in answers])
+    assert printed[0] == printed[1] == printed[2]
+
+
+def test_outputs_that_are_not_finite_are_no_prediction(tmp_path, validation):
+    student = tiny.student(names=NAMES)
+    student.cls_classifier.bias.data[1] = float("nan")
+    student.save_pretrained(tmp_path)
+    DeiTImageProcessor.for_image_size(tiny.SIZE).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="not finite"):
+        predict(str(tmp_path), [validation.items[0]])
+
+
+def test_a_processor_that_keeps_the_size_of_images_is_asked_image_by_image(tmp_path, validation):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    DeiTImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(tmp_path)
+    assert len({colour(item).size for item in validation.items}) > 1
+    together = predict(str(tmp_path), validation.items)
+    assert together == [predict(str(tmp_path), [item])[0] for item in validation.items]
