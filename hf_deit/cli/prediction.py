@@ -9,7 +9,7 @@ from typing import Any
 from .common import quick_imports
 
 _DESCRIPTION = """\
-Predict the classes of images. INPUT is one or more of:
+Predict the classes of images. Give one or more of:
 
   FILE          an image
   FOLDER        all images in it and in the folders in it, or with --split those of one split
@@ -29,9 +29,7 @@ def _add_predict(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     predict.add_argument("model", help="folder or Hub name")
-    predict.add_argument(
-        "images", nargs="+", metavar="INPUT", help="images, folders, patterns, tables, data sets, or -"
-    )
+    predict.add_argument("images", nargs="+", help="images, folders, patterns, tables, data sets, or -")
     predict.add_argument("--top_k", type=int, default=5, help="classes printed per image (default: %(default)s)")
     predict.add_argument("--split", help="split of the folders and data sets (default: all images of a folder)")
     predict.add_argument("--image_column", help="of a table (default: by type or usual name)")

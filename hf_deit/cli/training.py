@@ -1,4 +1,4 @@
-"""Commands that train, evaluate and predict, show augmentations, and build and merge teacher caches."""
+"""Commands that train and evaluate, show augmentations, and build and merge teacher caches."""
 
 import argparse
 import dataclasses

@@ -20,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from ..errors import PublishError, UserError
+from ..models.image_processing_deit import published_fields
 from ..models.loading import WHOLE_FILES, load_model, refuse_adapters
 from .facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
 from .model_card import CARD_FILE, is_rendered, read_metadata, render_card
@@ -74,7 +75,7 @@ def published_files(folder: str | Path, repo: str) -> list[CommitOperationAdd]:
         contents[CARD_FILE] = card.read_bytes()
     else:
         contents[CARD_FILE] = str(render_card(facts, repo.split("/")[-1], repo, read_metadata(card))).encode()
-    contents[PROCESSOR_FILE] = folder / PROCESSOR_FILE
+    contents[PROCESSOR_FILE] = _processor(folder / PROCESSOR_FILE)
     if facts.recipe:
         recipe = yaml.safe_dump(public_recipe(facts.recipe), sort_keys=True, allow_unicode=True)
         contents[RECIPE_FILE] = recipe.encode()
@@ -104,6 +105,18 @@ def _check_folder(folder: Path) -> None:
             f"{folder} has no {PROCESSOR_FILE}, which is required to prepare images for the model. Save the image "
             f'processor beside the weights: processor.save_pretrained("{folder}").'
         )
+
+
+def _processor(file: Path) -> bytes | Path:
+    """Return the file of the image processor, rewritten if only transformers 5 reads it, as one of version 0.1.0."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        published = published_fields(fields)
+    except (ValueError, AttributeError) as error:
+        raise PublishError(
+            f"{file} is invalid ({error}). Save the image processor again beside the weights."
+        ) from error
+    return file if published == fields else _json(published)
 
 
 def _json(content: Any) -> bytes:

@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import check_place, new_folder, staged_files, staged_folder, write_json
 from ..sizes import as_pair
 from .configuration_deit import DeiTConfig, ViTConfig, check_size
-from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor
+from .image_processing_deit import DEFAULT_CROP_RATIO, DeiTImageProcessor, published_fields
 from .label_names import class_names, label_fields, read_label_names
 from .loading import WHOLE_FILES, no_safetensors, published_name, refuse_adapters
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
@@ -300,8 +300,12 @@ def _processor_writer(
             )
     stored = json_beside(path, _PROCESSOR_FILE)
     if stored and crop_ratio is None:
-        # The file is copied as it is: the processor may be of another class, which may not be loadable here.
-        return lambda folder: write_json(folder / _PROCESSOR_FILE, stored | given)
+        # The processor may be of another class, which may not be loadable here: its fields are copied as they are.
+        try:
+            fields = published_fields(stored | given)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+        return lambda folder: write_json(folder / _PROCESSOR_FILE, fields)
     timm = json_beside(path, "config.json").get("pretrained_cfg") or {}
     known = {
         "image_mean": stored.get("image_mean", timm.get("mean")),

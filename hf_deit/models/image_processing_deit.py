@@ -9,6 +9,7 @@ Paper: Touvron et al., arXiv:2012.12877, section 6. The sizes are those of the o
 `int(256 / 224 * size)` equals `int(size / 0.875)`.
 """
 
+import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,26 @@ def is_own_processor(fields: Mapping[str, Any]) -> bool:
     """
     stored = fields.get("image_processor_type") or fields.get("feature_extractor_type") or ""
     return stored.startswith("DeiT") or (OWN_CLASS_FIELD in fields and stored.startswith(STOCK_CLASS))
+
+
+def published_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a preprocessor_config.json in the form that every version of transformers reads.
+
+    A file that names DeiT's stock class, as files of version 0.1.0 do, becomes what `DeiTImageProcessor` saves today, with the same
+    protocol. Other files are returned unchanged.
+
+    Args:
+        fields: Content of the file.
+
+    Raises:
+        ValueError: The file names DeiT's stock class and a value is invalid.
+    """
+    if not is_own_processor(fields) or OWN_CLASS_FIELD in fields:
+        return dict(fields)
+    try:
+        return json.loads(DeiTImageProcessor.from_dict(dict(fields)).to_json_string())
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"preprocessor_config.json has an invalid value: {error}") from error
 
 
 def evaluation_view(

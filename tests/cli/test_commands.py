@@ -235,7 +235,6 @@ def test_an_unknown_field_of_the_recipe_is_refused_by_name(tmp_path, capsys, dat
         (["predict", "no/where", "IMAGE"], ["No model", "no/where"]),
         (["predict", "DATA", "IMAGE"], ["No model", "DATA"]),
         (["predict", "MODEL", "no/where.png"], ["no/where.png", "cannot be read"]),
-        (["predict", "MODEL", "IMAGE", "DATA"], ["DATA", "cannot be read"]),
         (["predict", "MODEL", "IMAGE", "--top_k", 0], ["top_k=0"]),
     ],
 )

@@ -312,6 +312,21 @@ def test_a_student_without_image_processor_is_refused_before_a_repository_is_cre
     assert hub.received == []
 
 
+def test_an_image_processor_of_an_earlier_version_is_published_for_every_version(saved, tmp_path):
+    copy = copied(saved, tmp_path)
+    file = copy / "preprocessor_config.json"
+    today = json.loads(file.read_text())
+    old = {name: value for name, value in today.items() if name != "hf_deit_image_processor"}
+    file.write_text(json.dumps(old | {"image_processor_type": "DeiTImageProcessor"}))
+    before = file.read_bytes()
+    (published,) = (part for part in published_files(copy, "me/x") if part.path_in_repo == file.name)
+    assert json.loads(published.path_or_fileobj) == today and today["image_processor_type"] == "BitImageProcessor"
+    assert file.read_bytes() == before
+    file.write_text("[1]")
+    with pytest.raises(PublishError, match=r"preprocessor_config\.json"):
+        published_files(copy, "me/x")
+
+
 def test_a_token_in_a_card_written_by_hand_is_refused(saved, tmp_path):
     copy = copied(saved, tmp_path)
     (copy / "README.md").write_text(f"# mine\nlogin with {TOKEN}\n")

@@ -17,7 +17,13 @@ from PIL import Image, ImageOps
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
-from hf_deit.models.image_processing_deit import DeiTImageProcessor, evaluation_view, is_own_processor, upright_rgb
+from hf_deit.models.image_processing_deit import (
+    DeiTImageProcessor,
+    evaluation_view,
+    is_own_processor,
+    published_fields,
+    upright_rgb,
+)
 from hf_deit.models.loading import load_processor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -261,6 +267,17 @@ def test_the_package_finds_its_own_class_again_in_new_and_old_files_and_leaves_o
         {**fields, "image_processor_type": "ViTImageProcessor"},
     )
     assert not any(map(is_own_processor, (*others, {})))
+
+
+def test_a_file_of_an_earlier_version_is_published_as_one_of_today_and_others_as_they_are(tmp_path):
+    processor = DeiTImageProcessor.for_image_size((32, 48), 0.9, image_mean=[0.5, 0.4, 0.3])
+    today = json.loads(processor.to_json_string())
+    old = {name: value for name, value in today.items() if name != "hf_deit_image_processor"}
+    assert published_fields(old | {"image_processor_type": "DeiTImageProcessor"}) == today
+    for other in (today, today | {"note": 1}, old, {"image_processor_type": "ViTImageProcessor", "size": 3}, {}):
+        assert published_fields(other) == other
+    with pytest.raises(ValueError):
+        published_fields({"image_processor_type": "DeiTImageProcessor", "size": "large"})
 
 
 def test_a_squash_to_a_size_is_saved_as_a_squash(tmp_path):

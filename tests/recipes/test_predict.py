@@ -1,7 +1,13 @@
 """Predicted classes of images, compared with plain transformers on the same pixels."""
 
+import re
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
+from packaging.version import Version
 from PIL import Image
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -13,6 +19,8 @@ from hf_deit.recipes.inputs import find_inputs
 from hf_deit.recipes.predict import Predictor, predict
 from tests.helpers import tiny
 from tests.helpers.runs import NAMES, by_hand, write_splits
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,33 @@ def test_an_image_of_another_mode_is_predicted_as_its_upright_rgb(tmp_path, vali
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.png")
         (rotated,) = predict(str(model), [str(tmp_path / "rotated.png")])
         assert dict(rotated) != pytest.approx(dict(plain_prediction), abs=1e-3)
+
+
+@pytest.mark.skipif(
+    Version(version("transformers")) < Version("5.18") and find_spec("torchvision") is None,
+    reason="AutoImageProcessor of transformers 5.17 needs torchvision",
+)
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_the_documented_snippet_sees_a_phone_photograph_as_a_prediction_does(
+    tmp_path, monkeypatch, capsys, validation, model, page
+):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    (snippet,) = (block for block in blocks if "AutoImageProcessor.from_pretrained" in block)
+    # Upper half of one class, lower half of another: turned, it is another image.
+    image = colour(validation.items[0]).resize((30, 40))
+    image.paste(colour(validation.items[-1]).resize((30, 20)), (0, 20))
+    stored, _ = turned(image)
+    monkeypatch.chdir(tmp_path)
+    stored.save("photo.jpg", exif=stored.getexif(), quality=95)
+    Image.open("photo.jpg").save("stored.png", exif=Image.Exif())
+    (tmp_path / "out").symlink_to(model)
+    names: dict = {}
+    exec(snippet, names)
+    documented = dict(zip(NAMES, names["logits"].softmax(-1)[0].tolist(), strict=True))
+    seen, lying = predict("out", ["photo.jpg", "stored.png"])
+    assert documented == pytest.approx(dict(seen), abs=1e-3)
+    assert documented != pytest.approx(dict(lying), abs=1e-2)
+    assert capsys.readouterr().out.strip() == seen[0][0]
 
 
 def test_fewer_than_one_class_is_refused(model, validation):
