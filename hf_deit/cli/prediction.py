@@ -28,18 +28,29 @@ def _add_predict(commands: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    predict.add_argument("model", help="folder or Hub name")
+    predict.add_argument("model", help="folder or Hub name of the model")
     predict.add_argument("images", nargs="+", help="images, folders, patterns, tables, data sets, or -")
-    predict.add_argument("--top_k", type=int, default=5, help="classes printed per image (default: %(default)s)")
-    predict.add_argument("--split", help="split of the folders and data sets (default: all images of a folder)")
-    predict.add_argument("--image_column", help="of a table (default: by type or usual name)")
     predict.add_argument(
-        "--label_column", nargs="+", help="of a table, one or several (default: likewise, if there is one)"
+        "--top_k", type=int, default=5, help="number of classes printed per image (default: %(default)s)"
     )
-    predict.add_argument("--batch_size", type=int, default=32, help="images at a time (default: %(default)s)")
+    predict.add_argument(
+        "--split",
+        help="split of the folders and data sets to predict (default: all images of a folder, the only split)",
+    )
+    predict.add_argument(
+        "--image_column", help="column of images in tables and data sets (default: found by type or usual name)"
+    )
+    predict.add_argument(
+        "--label_column",
+        nargs="+",
+        help="column of labels, or one column of 0 and 1 for each class (default: found by type or usual name, if there is one)",
+    )
+    predict.add_argument("--batch_size", type=int, default=32, help="number of images at a time (default: %(default)s)")
     predict.add_argument("--csv", metavar="FILE", help="write the predictions to a CSV file instead of printing them")
-    predict.add_argument("--parquet", metavar="FILE", help="the same as parquet")
-    predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.add_argument(
+        "--parquet", metavar="FILE", help="write the predictions to a parquet file instead of printing them"
+    )
+    predict.add_argument("--json", action="store_true", help="print JSON, also if a file is written")
 
 
 def _predict(options: argparse.Namespace, fields: list[str]) -> None:

@@ -29,6 +29,8 @@ from .inputs import Failure, InputImage, find_inputs
 BATCH_SIZE = 32
 # A class of a multi-label model is predicted above this probability.
 THRESHOLD = 0.5
+_FIRST_COLUMNS = ("file", "label", "prediction", "score")
+_PARQUET_MAGIC = b"PAR1"
 _MAX_THREADS = 8
 _ROWS_PER_GROUP = 1000
 
@@ -141,7 +143,7 @@ class Predictor:
             while column in names:
                 column += "_"
             names.append(column)
-        return ["file", "label", "prediction", "score", *names]
+        return [*_FIRST_COLUMNS, *names]
 
     def row(self, answer: Answer) -> dict[str, Any]:
         """Return the row of an answer.
@@ -217,20 +219,39 @@ def check_top_k(top_k: int) -> None:
 
 
 def check_files(csv_file: str | None, parquet_file: str | None, inputs: Sequence[str]) -> None:
-    """Check that the files of predictions can be written and replace no input. Nothing is written.
+    """Check that the files of predictions can be written, and replace nothing but earlier predictions. Nothing is written.
 
     Raises:
-        UserError: A file cannot be written, is not a regular file, is one of the inputs, or is named twice.
+        UserError: A file cannot be written, exists and holds anything but predictions, is one of the inputs, or is named twice.
     """
     given = {name: Path(file) for name, file in (("csv", csv_file), ("parquet", parquet_file)) if file is not None}
     for name, file in given.items():
-        if os.path.lexists(file) and not file.is_file():
-            raise UserError(f"{name}={str(file)!r} exists and is not a regular file: give the name of a new file.")
         check_place(file)
-        if any(os.path.exists(text) and os.path.samefile(text, file) for text in inputs if file.exists()):
+        if not os.path.lexists(file):
+            continue
+        if not _holds_predictions(file):
+            raise UserError(
+                f"{name}={str(file)!r} exists, and is not a file of predictions that could be replaced: give the name of a new file."
+            )
+        if any(os.path.exists(text) and os.path.samefile(text, file) for text in inputs):
             raise UserError(f"{name}={str(file)!r} is one of the inputs and would be replaced: give another name.")
     if len({file.absolute() for file in given.values()}) < len(given):
         raise UserError(f"csv and parquet are both {csv_file!r}: give two names.")
+
+
+def _holds_predictions(file: Path) -> bool:
+    """Whether a file is empty, or holds predictions as CSV or parquet."""
+    if not file.is_file():
+        return False
+    with open(file, "rb") as content:
+        start = content.read(1024)
+    if start.startswith(_PARQUET_MAGIC):
+        from pyarrow.lib import ArrowException
+        from pyarrow.parquet import read_schema
+
+        with contextlib.suppress(ArrowException):
+            return tuple(read_schema(file).names[: len(_FIRST_COLUMNS)]) == _FIRST_COLUMNS
+    return not start or start.startswith(",".join(_FIRST_COLUMNS).encode())
 
 
 @contextlib.contextmanager
@@ -272,7 +293,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapp
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    texts = ("file", "label", "prediction")
+    texts = _FIRST_COLUMNS[:3]
     schema = pyarrow.schema([(name, pyarrow.string() if name in texts else pyarrow.float64()) for name in columns])
     rows: list[dict[str, Any]] = []
 

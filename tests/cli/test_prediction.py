@@ -87,17 +87,23 @@ def test_names_come_from_standard_input(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("option", ["--csv", "--parquet"])
-def test_a_file_is_replaced_only_by_predictions(tmp_path, capsys, option):
-    target = tmp_path / "labels.csv"
-    target.write_text("path,label\nx.png,bee\n")
-    before = target.read_bytes()
-    assert str(target) in refused(capsys, "predict", "model", target, option, target)  # it is an input
-    assert "x.png" in refused(capsys, "predict", "model", tmp_path / "x.png", option, target)  # none is answered
-    assert "model2" in refused(capsys, "predict", "model2", "photos", option, target)
-    assert str(tmp_path) in refused(capsys, "predict", "model", "photos", option, tmp_path)
-    assert "regular" in refused(capsys, "predict", "model", "photos", option, os.devnull)
-    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
+def test_a_file_of_predictions_replaces_nothing_but_earlier_predictions(tmp_path, capsys, option):
+    target, image = tmp_path / "labels.csv", tmp_path / "photo.png"
+    target.write_text("file,label\nx.png,bee\n")
+    image.write_bytes(Path("photos/train/bee/00.png").read_bytes())
+    kept = {path: path.read_bytes() for path in (target, image)}
+    for file in (target, image, tmp_path, os.devnull):
+        assert str(file) in refused(capsys, "predict", "model", "photos", option, file)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+    target = tmp_path / "predictions"
     assert hf_deit("predict", "model", "photos/validation/cat", option, target) == 0
+    before = target.read_bytes()
+    refused(capsys, "predict", "model", target, option, target)  # it is an input
+    refused(capsys, "predict", "model", tmp_path / "x.png", option, target)  # none is answered
+    refused(capsys, "predict", "model2", "photos", option, target)  # there is no such model
+    assert target.read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+    assert hf_deit("predict", "model", "photos/validation/dog", option, target) == 0
     assert target.read_bytes() != before
 
 
