@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..errors import UserError
 from .common import quick_imports
 
 _DESCRIPTION = """\
@@ -61,6 +62,8 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
 
     check_top_k(options.top_k)
     inputs = [name for given in options.images for name in (names_on(sys.stdin.buffer) if given == "-" else [given])]
+    if not inputs:
+        raise UserError("There are no names on standard input: give at least one image.")
     check_files(options.csv, options.parquet, inputs)
     predictor = Predictor(options.model)
     columns = Columns(options.image_column, tuple(options.label_column or ()))

@@ -120,8 +120,15 @@ def is_own_processor(fields: Mapping[str, Any]) -> bool:
     Args:
         fields: Content of the file.
     """
-    stored = fields.get("image_processor_type") or fields.get("feature_extractor_type") or ""
-    return stored.startswith("DeiT") or (OWN_CLASS_FIELD in fields and stored.startswith(STOCK_CLASS))
+    return _names_deit(fields) or (OWN_CLASS_FIELD in fields and _stored_class(fields).startswith(STOCK_CLASS))
+
+
+def _stored_class(fields: Mapping[str, Any]) -> str:
+    return fields.get("image_processor_type") or fields.get("feature_extractor_type") or ""
+
+
+def _names_deit(fields: Mapping[str, Any]) -> bool:
+    return _stored_class(fields).startswith("DeiT")
 
 
 def published_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def published_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: The file names DeiT's stock class and a value is invalid.
     """
-    if not is_own_processor(fields) or OWN_CLASS_FIELD in fields:
+    if not _names_deit(fields):
         return dict(fields)
     try:
         return json.loads(DeiTImageProcessor.from_dict(dict(fields)).to_json_string())

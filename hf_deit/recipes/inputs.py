@@ -13,7 +13,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,7 +103,7 @@ def find_inputs(
             raise UserError(
                 f"split={split!r}: it is for folders, tables and data sets, and only image files are given."
             )
-    return _Finder(tuple(class_names), split, columns or Columns()).images(inputs)
+    return _Finder(class_names, split, columns or Columns()).images(inputs)
 
 
 def _path(text: str) -> Path:
@@ -119,39 +119,45 @@ def _same_split(one: str, other: str) -> bool:
     return one == other or any(one in names and other in names for names in _ONE_SPLIT)
 
 
-@dataclass(frozen=True)
 class _Finder:
     """Finds the images of inputs; the arguments are those of `find_inputs`."""
 
-    class_names: tuple[str, ...]
-    split: str | None
-    columns: Columns
-    _known: dict[str, str] = field(init=False)  # class names by their Unicode normal form
-
-    def __post_init__(self) -> None:
-        names = {unicodedata.normalize("NFC", name): name for name in reversed(self.class_names)}
-        object.__setattr__(self, "_known", names)
+    def __init__(self, class_names: Sequence[str], split: str | None, columns: Columns):
+        self.class_names, self.split, self.columns = tuple(class_names), split, columns
+        # Class names by their Unicode normal form; of several classes with one name, the first.
+        self._known = {unicodedata.normalize("NFC", name): name for name in reversed(self.class_names)}
+        self._named: set[str] = set()  # files that were given by name
+        self._found: set[str] = set()  # files that were found in folders and by patterns
 
     def images(self, inputs: Iterable[Any]) -> Iterator[InputImage | Failure]:
         for given in inputs:
             if isinstance(given, Mapping):
                 yield InputImage(given, given.get("path") or "embedded")
-                continue
-            try:
+            else:
                 yield from self._of_one(given)
-            except DataError as error:
-                yield Failure(given, str(error))
 
-    def _of_one(self, given: str) -> Iterator[InputImage | Failure]:
+    def _of_one(self, given: str, by_name: bool = True) -> Iterator[InputImage | Failure]:
+        try:
+            yield from self._of_kind(given, by_name)
+        except DataError as error:
+            yield Failure(given, str(error))
+
+    def _of_kind(self, given: str, by_name: bool) -> Iterator[InputImage | Failure]:
         path = _path(given)
-        if path.is_dir():
+        if not given:
+            yield Failure(repr(given), "cannot be read: the name is empty")
+        elif path.is_dir():
             yield from self._of_folder(path)
         elif _is_table(path):
             yield from self._of_data_set(str(path))
         elif path.exists():
-            yield InputImage(str(path), given, self._folder_label((path.absolute().parent.name,)))
+            yield from self._of_file(path, given, (path.absolute().parent.name,), by_name)
         elif glob.has_magic(given):
-            yield from self._of_pattern(given)
+            found = sorted(glob.glob(str(path), recursive=True))
+            if not found:
+                raise DataError("no file or folder matches this pattern")
+            for name in found:
+                yield from self._of_one(name, by_name=False)
         elif self.split is not None and path.suffix.lower() not in _extensions():
             yield from self._of_data_set(given)
         else:
@@ -159,16 +165,13 @@ class _Finder:
             hint = "" if path.suffix else ". A data set on the Hub needs a split (--split)"
             yield Failure(given, f"cannot be read: there is no such file or folder{broken_link}{hint}")
 
-    def _of_pattern(self, pattern: str) -> Iterator[InputImage | Failure]:
-        found = sorted(glob.glob(str(_path(pattern)), recursive=True))
-        if not found:
-            raise DataError("no file or folder matches this pattern")
-        seen: set[str] = set()  # "**" matches a folder and the files in it
-        for name in found:
-            for image in self._of_one(name):
-                if image.file not in seen:
-                    seen.add(image.file)
-                    yield image
+    def _of_file(self, path: Path, name: str, folders: Sequence[str], by_name: bool) -> Iterator[InputImage]:
+        """Yield the image, unless it was found already. A file that is given twice by its name is answered twice."""
+        place = os.path.abspath(path)
+        if place in self._found or (place in self._named and not by_name):
+            return
+        (self._named if by_name else self._found).add(place)
+        yield InputImage(str(path), name, self._folder_label(folders))
 
     # ---- folders ----
 
@@ -194,7 +197,7 @@ class _Finder:
                     yield path
                     continue
                 inside = path.relative_to(part).parts[:-1]
-                yield InputImage(str(path), str(path), self._folder_label((*inside, part.absolute().name)))
+                yield from self._of_file(path, str(path), (*inside, part.absolute().name), by_name=False)
         if not found and table_files(folder):
             yield from self._of_data_set(str(folder))
             return

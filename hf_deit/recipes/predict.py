@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from ..data.images import read_image
@@ -115,6 +116,8 @@ class Predictor:
         except DataError as error:
             cause = error.__cause__
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+            if isinstance(cause, UnidentifiedImageError):
+                reason = "it is not an image in a format that Pillow reads"
             return Failure(image.file, f"cannot be read: {reason}")
         try:
             return self.processor(upright, return_tensors="pt")["pixel_values"]

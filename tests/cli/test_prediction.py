@@ -86,6 +86,11 @@ def test_names_come_from_standard_input(capsys, monkeypatch):
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[: len(names)]] == names
 
 
+def test_no_name_on_standard_input_is_an_error(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\n\n")))
+    assert "standard input" in refused(capsys, "predict", "model", "-")
+
+
 @pytest.mark.parametrize("option", ["--csv", "--parquet"])
 def test_a_file_of_predictions_replaces_nothing_but_earlier_predictions(tmp_path, capsys, option):
     target, image = tmp_path / "labels.csv", tmp_path / "photo.png"
