@@ -319,7 +319,7 @@ def _image_column(features: Mapping[str, Any], given: str | None, name: str) -> 
     found = found or [column for column in features if column.casefold() in _IMAGE_NAMES]
     if len(found) != 1:
         raise DataError(
-            f"{name} has {len(found) or 'no'} columns that can be that of the images ({', '.join(found) or 'none'}): name it "
+            f"{name} needs one column of images, and {len(found)} columns can be it ({', '.join(found) or 'none'}): name the column "
             f"(image_column). Its columns are {', '.join(features)}"
         )
     return found[0]
