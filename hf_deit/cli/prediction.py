@@ -83,7 +83,7 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
                 objects.append({"image": answer.file, **row, "predictions": best})
             elif not to_files:
                 _print_answer(answer.file, best)
-        if failures and not answered:
+        if to_files and failures and not answered:
             raise failed(failures, answered)  # files of the same name keep earlier predictions
     if options.json:
         print(json.dumps(objects))

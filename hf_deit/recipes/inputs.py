@@ -23,6 +23,7 @@ from ..data.images import as_item
 from ..data.loading import BUILDERS, VALIDATION_NAMES, is_saved_dataset, open_splits, table_files, table_root
 from ..data.tables import Columns
 from ..errors import DataError, UserError
+from ..files import STAGING_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -359,7 +360,7 @@ def _image_files(folder: Path, left_out: Counter[str]) -> Iterator[Path | Failur
             continue
         seen.add(real)
         left_out["hidden"] += sum(name.startswith(".") for name in files)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", STAGING_PREFIX)))
         for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(place, name)
             if path.suffix.lower() in extensions or _looks_like_an_image(path):

@@ -75,7 +75,10 @@ def test_every_readable_image_is_answered_and_failures_come_last(tmp_path, capfd
     # The same in a file: those that are answered, in order.
     assert hf_deit("predict", "model", tmp_path, "--csv", tmp_path / "out.csv") == 2
     assert [row["file"] for row in read_csv(tmp_path / "out.csv")] == [str(files[index]) for index in (0, 2, 4)]
-    assert "5 image(s)" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "2 of 5" in err and "left out" not in err  # the file that is being written is no file of the folder
+    assert hf_deit("predict", "model", tmp_path / "b.png", "--json") == 2
+    assert json.loads(capfd.readouterr().out) == []
 
 
 def test_names_come_from_standard_input(capsys, monkeypatch):
