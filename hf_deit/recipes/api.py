@@ -6,7 +6,7 @@ a recipe are keyword arguments: `--learning_rate 1e-3` becomes `learning_rate=1e
 
 import html
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -111,6 +111,10 @@ class ImagePrediction:
     scores: tuple[float, ...]
     label: str | None = None
 
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        """Iterate over pairs of class name and probability."""
+        return iter(zip(self.labels, self.scores, strict=True))
+
 
 class Predictions(_Table, list):
     """List of `ImagePrediction`, in the order of the images.
@@ -125,10 +129,7 @@ class Predictions(_Table, list):
         return [
             (
                 prediction.image,
-                ", ".join(
-                    f"{name} {100 * score:.1f} %"
-                    for name, score in zip(prediction.labels, prediction.scores, strict=True)
-                ),
+                ", ".join(f"{name} {100 * score:.1f} %" for name, score in prediction),
             )
             for prediction in self
         ]

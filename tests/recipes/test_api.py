@@ -103,6 +103,7 @@ def test_evaluation_and_prediction_equal_those_of_the_commands(room, result, cap
     expected = predict_of_the_command(str(room / "python"), [str(image) for image in images], 2)
     assert [list(zip(one.labels, one.scores, strict=True)) for one in predictions] == expected
     assert [one.image for one in predictions] == [str(image) for image in images]
+    assert [list(one) for one in predictions] == expected
     assert hf_deit.predict(room / "python", images[0], top_k=2)[0] == predictions[0]
 
 
