@@ -171,6 +171,12 @@ def split_of(name: str) -> str | None:
     return None if rest else split
 
 
+def is_neutral(name: str) -> bool:
+    """Return whether a name says only that there are images or files, as "images" and "photos_resized" do."""
+    words = _words(name)
+    return bool(words) and all(word in _NEUTRAL_WORDS for word in words)
+
+
 def split_names(names: Iterable[str], where: str = "The data") -> dict[str, str]:
     """Return the names that stand for splits, with the split of each.
 
