@@ -11,8 +11,8 @@ from pathlib import PurePath
 
 from .errors import UserError
 
-# Endings of files. Other endings, as in "timm/vit_tiny.augreg_in21k", are part of a name.
-_FILE_ENDINGS = frozenset(
+# Extensions of files. Other suffixes, as in "timm/vit_tiny.augreg_in21k", are parts of a name.
+_FILE_EXTENSIONS = frozenset(
     [
         ".csv",
         ".tsv",
@@ -68,7 +68,7 @@ def looks_like_path(name: str) -> bool:
 
     if name.startswith((".", "~", "/")) or name.endswith("/") or os.path.isabs(name):
         return True
-    if PurePath(name).suffix.lower() in _FILE_ENDINGS:
+    if PurePath(name).suffix.lower() in _FILE_EXTENSIONS:
         return True
     try:
         validate_repo_id(name)

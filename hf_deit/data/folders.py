@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .images import is_image_file, is_unsupported_image, kind_of_file
+from .images import has_image_extension, is_image_file, is_unsupported_image, kind_of_file
 from .layouts import (
     NO_SPLIT,
     SPLITS,
@@ -313,6 +313,7 @@ def _scan(name: str, root: Path, folders: Mapping[str, Path], class_names: Seque
         raise DataError(f"{root} holds no folders: it must have a folder for each class, for example {root}/cat/1.jpg.")
     items, labels, unsupported = [], [], []
     skipped: dict[str, list[str]] = {}
+    recognised: Counter[str] = Counter()
     for label, class_name in enumerate(class_names):
         folder = folders.get(class_name)
         listing = list_files(folder) if folder is not None and folder.is_dir() else Listing()
@@ -322,8 +323,10 @@ def _scan(name: str, root: Path, folders: Mapping[str, Path], class_names: Seque
             if is_image_file(file):
                 items.append(str(file))
                 labels.append(label)
+                if not has_image_extension(file):
+                    recognised[kind_of_file(file)] += 1
                 continue
-            skipped.setdefault(f"{kind_of_file(file)} files", []).append(str(file))
+            skipped.setdefault(kind_of_file(file), []).append(str(file))
             if is_unsupported_image(file):
                 unsupported.append(f"{file}: Pillow does not read files of this format")
     outside = [
@@ -339,4 +342,4 @@ def _scan(name: str, root: Path, folders: Mapping[str, Path], class_names: Seque
             f"{root} has no images: put image files, such as .jpg and .png, into its folders {', '.join(class_names)}.{found}"
         )
     source = Source(items, labels, tuple(class_names), "", name, left_out=tuple(unsupported))
-    return Read(source, skipped)
+    return Read(source, skipped, recognised)

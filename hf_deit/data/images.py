@@ -28,11 +28,11 @@ HEAD_BYTES = 16_384
 _TINY_SIDE, _LARGE_PIXELS = 8, 25_000_000
 _MAX_LISTED = 100
 # Files of cameras. Pillow opens some of them as TIFF, but reads only a small preview.
-_RAW_ENDINGS = frozenset(
+_RAW_EXTENSIONS = frozenset(
     [".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"]
 )
-# Endings of images that Pillow alone does not read.
-_UNREADABLE_ENDINGS = _RAW_ENDINGS | {".heic", ".heif", ".avif", ".jxl", ".svg"}
+# Extensions of images that Pillow alone does not read.
+_UNREADABLE_EXTENSIONS = _RAW_EXTENSIONS | {".heic", ".heif", ".avif", ".jxl", ".svg"}
 
 
 def check_policy(policy: str) -> None:
@@ -110,18 +110,23 @@ def _known_types() -> mimetypes.MimeTypes:
     return mimetypes.MimeTypes()
 
 
+def has_image_extension(path: Path) -> bool:
+    """Return whether a file has the extension of an image format that Pillow knows."""
+    return path.suffix.lower() in Image.registered_extensions()
+
+
 def is_image_file(path: Path) -> bool:
     """Return whether a file is an image that Pillow can open.
 
-    A file with the ending of an image format of Pillow is one, whatever its content: if it cannot be read, it is reported
-    as an unreadable image. A file with the ending of another known format is none. All other files, and files without an
-    ending, are opened to recognise their content.
+    A file with the extension of an image format of Pillow is one, whatever its content: if it cannot be read, it is reported
+    as an unreadable image. A file with the extension of another known format is not an image. All other files, and files without an
+    extension, are opened to recognise their content.
     """
-    suffix = path.suffix.lower()
-    if suffix in Image.registered_extensions():
+    if has_image_extension(path):
         return True
+    suffix = path.suffix.lower()
     kind = _known_types().guess_type("file" + suffix)[0] or ""
-    if suffix in _RAW_ENDINGS or (kind and not kind.startswith("image/") and kind != "application/octet-stream"):
+    if suffix in _RAW_EXTENSIONS or (kind and not kind.startswith("image/") and kind != "application/octet-stream"):
         return False
     try:
         with Image.open(path):
@@ -131,13 +136,13 @@ def is_image_file(path: Path) -> bool:
 
 
 def kind_of_file(path: Path) -> str:
-    """Return the kind of a file that is not an image, for messages: its ending, or "without an ending"."""
-    return path.suffix.lower() or "without an ending"
+    """Return the kind of a file, for messages: its extension, or "files without an extension"."""
+    return f"{path.suffix.lower()} files" if path.suffix else "files without an extension"
 
 
 def is_unsupported_image(path: Path) -> bool:
-    """Return whether a file has the ending of an image format that Pillow alone does not read, such as .heic."""
-    return path.suffix.lower() in _UNREADABLE_ENDINGS
+    """Return whether a file has the extension of an image format that Pillow alone does not read, such as .heic."""
+    return path.suffix.lower() in _UNREADABLE_EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ _COMPACT = re.compile(rf"(?:{_NEUTRAL})?({'|'.join(sorted(_SPLIT_WORDS, key=len,
 _SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -412,8 +412,8 @@ def inverted_splits(path: Path, class_names: Sequence[str]) -> dict[str, dict[st
 
 
 def is_table(path: Path) -> bool:
-    """Return whether the ending of a file is that of a table."""
-    return path.suffix.lower() in TABLE_ENDINGS and path.is_file() and not path.name.startswith(".")
+    """Return whether the extension of a file is that of a table."""
+    return path.suffix.lower() in TABLE_EXTENSIONS and path.is_file() and not path.name.startswith(".")
 
 
 def split_tables(path: Path) -> dict[str, list[str]]:

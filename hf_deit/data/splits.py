@@ -31,7 +31,10 @@ from .tables import Columns, TableReader
 logger = logging.getLogger(__name__)
 
 _HIDDEN = "hidden files and folders of the system"
-_HARMLESS = {_HIDDEN, *(f"{ending} files" for ending in (".txt", ".md", ".csv", ".json", ".xml", ".db", ".ini", ".py"))}
+_HARMLESS = {
+    _HIDDEN,
+    *(f"{extension} files" for extension in (".txt", ".md", ".csv", ".json", ".xml", ".db", ".ini", ".py")),
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Read:
     Args:
         source: The images, without a fingerprint.
         skipped: Paths that were left out, by kind.
+        recognised: Number of images that were recognised by their content, by kind of file.
     """
 
     source: Source
     skipped: Mapping[str, list[str]] = field(default_factory=dict)
+    recognised: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,9 @@ def finished(split: Split, read: Read, split_name: str, broken_images: str) -> S
     """Read the headers of the images, report what is left out, and return the source with its fingerprint."""
     source = read.source
     _report(source.name, read.skipped)
+    if read.recognised:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(read.recognised.items()))
+        logger.info("%s: images that are recognised by their content: %s.", source.name, counts)
     if source.left_out and broken_images == "raise":
         raise DataError(
             f"{len(source.left_out)} image(s) of {source.name} have a format that Pillow does not read: convert them to JPEG or "
