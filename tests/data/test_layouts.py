@@ -235,7 +235,7 @@ def test_a_table_that_agrees_with_the_class_folders_changes_nothing(tmp_path):
     before = load_splits(str(tmp_path))
     rows = [
         (os.path.relpath(item, tmp_path), before[0].class_names[i])
-        for item, i in zip(before[0].items, before[0].labels)
+        for item, i in zip(before[0].items, before[0].labels, strict=True)
     ]
     write_rows(tmp_path / "train.csv", ("image", "label"), *rows[::-1])
     assert load_splits(str(tmp_path)) == before
