@@ -21,6 +21,7 @@ from .layouts import (
     WHOLE_FOLDER,
     Listing,
     Selection,
+    check_not_parts,
     chosen_splits,
     content_root,
     inverted_splits,
@@ -69,7 +70,7 @@ def _table_or_folders(
     """Return the layout of the tables in a folder, or that of its class folders if the tables do not list their images."""
     names = ", ".join(file for files in tables.values() for file in files)
     try:
-        folders = _class_layout(data, path, Columns(), selection)
+        folders = _class_layout(data, path, Columns(), selection, with_tables=False)
         by_folder = folders.splits[folders.train()].read(None).source if TRAIN in folders.chosen else None
     except DataError as error:
         folders, by_folder, reason = None, None, error
@@ -155,8 +156,16 @@ def _labels_by_file(source: Source) -> dict[str, str] | None:
     return {os.path.realpath(path): name for path, name in found.items() if os.path.exists(path)}
 
 
-def _class_layout(data: str, path: Path, columns: Columns, selection: Selection) -> Layout:
-    """Return the layout of a folder of class folders or of split folders."""
+def _class_layout(data: str, path: Path, columns: Columns, selection: Selection, with_tables: bool = True) -> Layout:
+    """Return the layout of a folder of class folders or of split folders.
+
+    Args:
+        data: Name of the data in messages.
+        path: The folder.
+        columns: Columns of tables.
+        selection: Names of splits that the user gave.
+        with_tables: Whether a table in a folder without splits is read.
+    """
     names = subfolders(path)
     given = {selection.train_split, selection.validation_split} - {None, NO_SPLIT, WHOLE_FOLDER}
     if selection.train_split == WHOLE_FOLDER:
@@ -173,9 +182,8 @@ def _class_layout(data: str, path: Path, columns: Columns, selection: Selection)
         logger.info("%s: the class folders hold the folders of the splits %s.", data, shortened(inverted))
         splits = {split: _inverted_split(path, split, folders) for split, folders in inverted.items()}
         return Layout(data, splits, {split: split for split in inverted})
-    if given:
-        raise DataError(f"train_split and validation_split: {path} has no folder {shortened(given)}.")
-    return Layout(data, {TRAIN: _folder_split(path, columns)}, {TRAIN: TRAIN})
+    check_not_parts(path, names)
+    return Layout(data, {TRAIN: _folder_split(path, columns, None if with_tables else names)}, {TRAIN: TRAIN})
 
 
 def _split_layout(data: str, path: Path, columns: Columns, selection: Selection, known: set[str]) -> Layout:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
+from .images import is_image_file
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 # If the data has several validation splits with these exact names, the first of them is used.
@@ -106,6 +107,7 @@ _NEUTRAL_WORDS = frozenset(
 )
 _NEUTRAL = "|".join(sorted(_NEUTRAL_WORDS, key=len, reverse=True))
 _COMPACT = re.compile(rf"(?:{_NEUTRAL})?({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?:{_NEUTRAL})?")
+_PART = re.compile(r"(?:fold|part|shard|batch|split|set|chunk|group|k)?[\W_]*\d+", re.IGNORECASE)
 # Folders that systems and programs make.
 _SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -204,8 +206,8 @@ def split_names(names: Iterable[str], where: str = "The data") -> dict[str, str]
     members = [name for family in families.values() for name in family]
     if len(families) > 1 or len(members) < len(names):
         raise DataError(
-            f"{where} has the names {shortened(members)}, which look like splits, "
-            + (f"beside {shortened([n for n in names if n not in members])}. " if len(members) < len(names) else "")
+            f"{where} has the names {shortened(members)}, which look like splits"
+            + (f", beside {shortened([n for n in names if n not in members])}. " if len(members) < len(names) else ". ")
             + "It is unclear whether they are splits or classes. Arrange the images as train/CLASS/… and validation/CLASS/…, or, "
             f"if all of them are classes, set train_split: {WHOLE_FOLDER!r}."
         )
@@ -358,7 +360,8 @@ def content_root(path: Path) -> Path:
     Archives are often unpacked into one more folder, as in `photos/photos/train`.
     """
     names = subfolders(path)
-    if len(names) != 1 or _holds_files(path) or split_of(names[0]) is not None:
+    files = [entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    if len(names) != 1 or split_of(names[0]) is not None or any(is_table(f) or is_image_file(f) for f in files):
         return path
     inner = path / names[0]
     if split_names(subfolders(inner), str(inner)):
@@ -380,6 +383,24 @@ def split_root(folder: Path) -> Path:
     return inner if same and (subfolders(inner) or other_tables(inner)) else folder
 
 
+def check_not_parts(path: Path, class_names: Sequence[str]) -> None:
+    """Check that class folders are not numbered parts of a data set, each of which holds the same class folders.
+
+    Raises:
+        DataError: The folders have names such as `fold1` and `part_2`, and the same folders in them.
+    """
+    numbered = all(_PART.fullmatch(name) for name in class_names)
+    if len(class_names) < 2 or not numbered:
+        return
+    inside = {tuple(subfolders(path / name)) for name in class_names}
+    if len(inside) == 1 and len(next(iter(inside))) > 1:
+        raise DataError(
+            f"{path} holds the folders {shortened(class_names)}, which look like parts of the data: each of them has the folders "
+            f"{shortened(next(iter(inside)))}. Combine the class folders of all parts in one folder. If the parts are the "
+            f"classes, set train_split: {WHOLE_FOLDER!r}."
+        )
+
+
 def inverted_splits(path: Path, class_names: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Return the splits of a folder `CLASS/train/…`, `CLASS/test/…`: for each split, the folder of each class.
 
@@ -393,6 +414,11 @@ def inverted_splits(path: Path, class_names: Sequence[str]) -> dict[str, dict[st
     several = [name for name in class_names if len(set(splits[name].values())) > 1]
     if not several:
         return {}
+    if all(map(is_neutral, class_names)):
+        raise DataError(
+            f"{path} holds the folders {shortened(class_names)}, which are not classes, and folders of splits in them, as data sets for "
+            "detection and segmentation do. Arrange the images as train/CLASS/… and validation/CLASS/…."
+        )
     plain = [name for name in class_names if len(splits[name]) < len(inside[name]) or not splits[name]]
     plain += [name for name in class_names if name not in plain and _holds_files(path / name)]
     repeated = [name for name in several if max(Counter(splits[name].values()).values()) > 1]

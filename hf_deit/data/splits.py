@@ -25,7 +25,7 @@ from .layouts import (
     subfolders,
 )
 from .sources import Source, check_files_exist, path_of, with_fingerprint
-from .table_files import divided, is_saved_dataset, no_training_split, table_files
+from .table_files import LABEL_NAMES, divided, is_saved_dataset, no_training_split, table_files
 from .tables import Columns, TableReader
 
 logger = logging.getLogger(__name__)
@@ -154,8 +154,9 @@ def dataset_layout(
 
 
 def _table_split(dataset: Any, data: str, name: str, columns: Columns, root: Path | None) -> Split:
+    kind = split_of(name)
     return Split(
-        lambda class_names: read_table(dataset, f"{data} ({name})", columns, root, class_names),
+        lambda class_names: read_table(dataset, f"{data} ({name})", columns, root, class_names, kind),
         root,
         lambda: _is_unlabelled(dataset, columns),
     )
@@ -169,38 +170,61 @@ def table_root(data: str) -> Path | None:
 
 
 def read_table(
-    dataset: Any, name: str, columns: Columns, root: Path | None, class_names: Sequence[str] | None = None
+    dataset: Any,
+    name: str,
+    columns: Columns,
+    root: Path | None,
+    class_names: Sequence[str] | None = None,
+    split: str | None = None,
 ) -> Read:
+    """Read the images and labels of a table.
+
+    Args:
+        dataset: The rows, as a `datasets` data set.
+        name: Name of the table in messages.
+        columns: Columns of images and labels.
+        root: Folder that relative paths are relative to. None for the working folder.
+        class_names: Class names of the training images. None for the training split.
+        split: The split of all rows, whose folder may lie beside the table. None if it is unknown.
+
+    Raises:
+        DataError: The table has no rows, a column or label is missing or invalid, or no image file exists.
+    """
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows: it must have a row for each image.")
     reader = TableReader(dataset, columns, name, root, class_names)
     items = reader.items()
     if isinstance(items, list):
-        items = _in_image_folder(reader, items, root)
+        items = _in_image_folder(reader, items, root, split)
         check_files_exist(items, name, reader.image_column, root)
     return Read(Source(items, reader.labels(), reader.class_names, "", name, reader.problem_type))
 
 
-def _in_image_folder(reader: TableReader, items: list[Any], root: Path | None) -> list[Any]:
+def _in_image_folder(reader: TableReader, items: list[Any], root: Path | None, split: str | None) -> list[Any]:
     """Return the items, with paths from a folder beside the table if there are none from the folder of the table.
 
     A table often names the files of `train/` or `images/` without that folder.
+
+    Raises:
+        DataError: Several folders hold files of these names.
     """
     paths = [path for path in map(path_of, items) if path is not None]
     if root is None or not paths or any(map(os.path.exists, paths)):
         return items
     relative = [os.path.relpath(path, root) for path in paths]
-    counts = {
-        name: sum(os.path.exists(root / name / path) for path in relative)
-        for name in subfolders(root)
-        if split_of(name) is not None or is_neutral(name)
-    }
-    best = max(counts, key=counts.__getitem__, default=None)
-    if best is None or counts[best] == 0:
-        return items
-    logger.info("%s: the images are in the folder %s.", reader.name, root / best)
-    reader.root = root / best
-    return list(reader.items())
+    folders = subfolders(root)
+    for candidates in ([n for n in folders if split_of(n) == split is not None], [n for n in folders if is_neutral(n)]):
+        found = [name for name in candidates if any(os.path.exists(root / name / path) for path in relative)]
+        if len(found) > 1:
+            raise DataError(
+                f"{reader.name}: the folders {shortened(found)} hold images of the names in column {reader.image_column!r}, and it "
+                f"is unclear which are listed. Write the paths from the folder of the table, {root}."
+            )
+        if found:
+            logger.info("%s: the images are in the folder %s.", reader.name, root / found[0])
+            reader.root = root / found[0]
+            return list(reader.items())
+    return items
 
 
 def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
@@ -209,6 +233,6 @@ def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
 
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     named = [name for name in columns.labels if name in dataset.features]
-    if columns.labels and not named:
+    if not named and (columns.labels or not ({*dataset.features} & LABEL_NAMES or len(typed) == 1)):
         return True
     return any(set(dataset[name]) <= {-1, None} for name in named or typed)

@@ -463,3 +463,41 @@ def test_files_are_recognised_by_content_and_the_others_are_counted_by_kind(tmp_
 def test_a_path_that_does_not_exist_is_no_name_on_the_hub(name, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the Hub was asked"))
     refused(name, repr(name))
+
+
+# Cases in which two readings were once confused
+
+
+def test_a_table_takes_the_files_of_the_folder_of_its_own_split(tmp_path):
+    folder_of(tmp_path, {"train": 4, "test": 4})
+    rows = [(f"0{number}.png", "ab"[number % 2]) for number in range(4)]
+    for name in ("train", "test"):
+        write_rows(tmp_path / f"{name}.csv", ("image", "label"), *rows)
+    train, validation = load_splits(str(tmp_path))
+    assert {os.path.basename(os.path.dirname(item)) for item in train.items} == {"train"}
+    assert {os.path.basename(os.path.dirname(item)) for item in validation.items} == {"test"}
+    write_rows(tmp_path / "test.csv", ("image",), *((name,) for name, _ in rows))  # as in competitions
+    assert tuple(map(len, load_splits(str(tmp_path), 0.5))) == (2, 2)
+
+
+def test_a_table_beside_a_folder_of_images_may_have_a_column_of_splits(tmp_path):
+    folder_of(tmp_path, {"images": 8})
+    rows = [(f"0{n}.png", "ab"[n // 2 % 2], ("Train", "Test")[n % 2]) for n in range(8)]
+    write_rows(tmp_path / "labels.csv", ("file", "label", "Set"), *rows)
+    train, validation = load_splits(str(tmp_path))
+    assert (len(train), len(validation), train.class_names) == (4, 4, ("a", "b"))
+
+
+def test_a_folder_around_the_splits_may_have_a_readme(tmp_path):
+    with_validation(tmp_path / "images")
+    (tmp_path / "README.md").write_text("about")
+    assert tuple(map(len, load_splits(str(tmp_path)))) == (5, 3)
+
+
+def test_folders_of_detection_data_and_parts_of_a_data_set_are_no_classes(tmp_path):
+    for name in ("images", "labels"):
+        folder_of(tmp_path / "yolo" / name, {"train": 2, "val": 2})
+    refused(tmp_path / "yolo", "'images', 'labels'")
+    for name in ("fold1", "fold2"):
+        folder_of(tmp_path / "folds" / name, CLASSES)
+    refused(tmp_path / "folds", "'fold1', 'fold2'", "'cat', 'dog'")
