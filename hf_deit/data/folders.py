@@ -71,13 +71,14 @@ def _table_or_folders(
     names = ", ".join(file for files in tables.values() for file in files)
     try:
         folders = _class_layout(data, path, Columns(), selection, with_tables=False)
-        by_folder = folders.splits[folders.train()].read(None).source if TRAIN in folders.chosen else None
+        by_folder = _images_of(folders)
     except DataError as error:
         folders, by_folder, reason = None, None, error
     try:
         found = open_tables(tables, data)
         layout = dataset_layout(_by_path(found, columns, path, selection), data, columns, path, selection)
-        by_table = layout.splits[layout.train()].read(None).source
+        layout.splits[layout.train()].read(None)
+        by_table = _images_of(layout)
     except DataError as error:
         if folders is None:
             # The problem of the table is the closer one, unless there are class folders whose problem is known.
@@ -88,7 +89,29 @@ def _table_or_folders(
         return folders
     if by_folder is None or columns != Columns():
         return layout
-    return layout if _table_wins(by_table, by_folder, names) else folders
+    if len(folders.chosen) > 1:
+        unlisted = [name for split, name in folders.chosen.items() if split not in by_table]
+        by_folder = {split: source for split, source in by_folder.items() if split in by_table}
+        wins = _table_wins([*by_table.values()], [*by_folder.values()], names, same_splits=True)
+        if wins and unlisted:
+            logger.warning(
+                "%s: the folder(s) %s are not listed in a table and are not used.", data, shortened(unlisted)
+            )
+    else:
+        wins = _table_wins([*by_table.values()], [*by_folder.values()], names, same_splits=len(by_table) == 1)
+    return layout if wins else folders
+
+
+def _images_of(layout: Layout) -> dict[str, Source]:
+    """Return the images of each labelled split."""
+    found = {}
+    class_names = None
+    for kind, name in layout.chosen.items():
+        if kind == TEST and layout.splits[name].is_unlabelled():
+            continue
+        found[kind] = layout.splits[name].read(class_names).source
+        class_names = found[TRAIN].class_names if TRAIN in found else None
+    return found
 
 
 def _has_classes(path: Path) -> bool:
@@ -112,48 +135,57 @@ def _by_path(splits: dict[str, Any], columns: Columns, root: Path, selection: Se
     return {split: dataset.select(rows[split]) for split in SPLITS if split in rows}
 
 
-def _table_wins(table: Source, folders: Source, names: str) -> bool:
+def _table_wins(table: Sequence[Source], folders: Sequence[Source], names: str, same_splits: bool) -> bool:
     """Return whether a table is used instead of the class folders that it lists.
+
+    Args:
+        table: Images of each split of the table.
+        folders: Images of the same splits of the folders.
+        names: Files of the table, for messages.
+        same_splits: Whether table and folders have the same splits. If they have not, the table divides the images.
 
     Raises:
         DataError: The table lists only some of the images of the class folders, and gives them the classes of their folders.
     """
-    listed_labels = _labels_by_file(table)
-    folder_labels = _labels_by_file(folders)
-    if listed_labels == folder_labels:
-        logger.info("%s agrees with the class folders of %s.", names, folders.name)
-        return False
-    same = listed_labels is not None and all(folder_labels.get(file) == label for file, label in listed_labels.items())
-    if same:
+    by_table, by_folder = _labels_by_file(table), _labels_by_file(folders)
+    if by_table == by_folder:
+        logger.info("%s agrees with the class folders of %s.", names, folders[0].name)
+        return not same_splits
+    if by_table is not None and all(by_folder.get(file) == label for file, label in by_table.items()):
         raise DataError(
-            f"{names} lists {len(table)} images of {folders.name} with the names of their folders as the classes, and the folders "
-            f"hold {len(folders)} images. To use only the listed images, give the table itself as the data. To use all images, "
-            "add them to the table."
+            f"{names} lists {len(by_table)} images of {folders[0].name} with the names of their folders as the classes, and the "
+            f"folders hold {len(by_folder or ())} images. To use only the listed images, give the table itself as the data. To use "
+            "all images, add them to the table."
         )
     logger.warning(
         "%s lists %d images with the classes %s: the table is used, and the names of the folders (%s) are not the classes.",
         names,
-        len(table),
-        shortened(table.class_names),
-        shortened(folders.class_names),
+        sum(map(len, table)),
+        shortened(table[0].class_names),
+        shortened(folders[0].class_names),
     )
-    if listed_labels is not None and (missing := folder_labels.keys() - listed_labels.keys()):
+    missing = set() if by_table is None or by_folder is None else by_folder.keys() - by_table.keys()
+    if missing:
         logger.warning(
             "%s: %d images in the folders are not listed and are left out; the first one is %s.",
             names,
             len(missing),
-            sorted(missing)[0],
+            min(missing),
         )
     return True
 
 
-def _labels_by_file(source: Source) -> dict[str, str] | None:
+def _labels_by_file(sources: Sequence[Source]) -> dict[str, str] | None:
     """Return the class name of each existing file, or None for embedded images and multi-label data."""
-    if not isinstance(source.items, list) or any(not isinstance(label, int) for label in source.labels):
-        return None
-    pairs = zip(source.items, source.labels, strict=True)
-    found = {path_of(item): source.class_names[label] for item, label in pairs if path_of(item) is not None}
-    return {os.path.realpath(path): name for path, name in found.items() if os.path.exists(path)}
+    found: dict[str, str] = {}
+    for source in sources:
+        if not isinstance(source.items, list) or any(not isinstance(label, int) for label in source.labels):
+            return None
+        for item, label in zip(source.items, source.labels, strict=True):
+            path = path_of(item)
+            if path is not None and os.path.exists(path):
+                found[os.path.realpath(path)] = source.class_names[label]
+    return found
 
 
 def _class_layout(data: str, path: Path, columns: Columns, selection: Selection, with_tables: bool = True) -> Layout:
@@ -310,7 +342,7 @@ def _listed_images(
             scanned = _scan(str(folder), folder, by_name, names).source
         except DataError:  # the folders hold no images
             scanned = None
-        if scanned is not None and not _table_wins(read.source, scanned, shown):
+        if scanned is not None and not _table_wins([read.source], [scanned], shown, same_splits=True):
             return None
     return read if class_names is None else read_table(dataset, read.source.name, columns, root, class_names)
 

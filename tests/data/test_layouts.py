@@ -501,3 +501,18 @@ def test_folders_of_detection_data_and_parts_of_a_data_set_are_no_classes(tmp_pa
     for name in ("fold1", "fold2"):
         folder_of(tmp_path / "folds" / name, CLASSES)
     refused(tmp_path / "folds", "'fold1', 'fold2'", "'cat', 'dog'")
+
+
+def test_a_table_may_divide_the_images_of_class_folders(tmp_path):
+    folder_of(tmp_path, {"cat": 4, "dog": 4})
+    rows = [(f"{name}/0{n}.png", name, "val" if n == 3 else "train") for name in ("cat", "dog") for n in range(4)]
+    write_rows(tmp_path / "labels.csv", ("path", "label", "split"), *rows)
+    assert tuple(map(len, load_splits(str(tmp_path)))) == (6, 2)
+
+
+def test_a_training_table_that_wins_names_the_folders_that_no_table_lists(tmp_path, caplog):
+    folder_of(tmp_path / "train", {"part0": 4})
+    folder_of(tmp_path / "val", {"part0": 2})
+    write_rows(tmp_path / "train.csv", ("path", "label"), *((f"train/part0/0{n}.png", "ab"[n % 2]) for n in range(4)))
+    assert sum(map(len, load_splits(str(tmp_path), 0.5))) == 4
+    assert any("'val'" in text for text in caplog.messages)
