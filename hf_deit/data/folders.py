@@ -43,10 +43,23 @@ logger = logging.getLogger(__name__)
 
 
 def training_folder_has_classes(path: Path) -> bool:
+    """Return whether a folder has a folder of training images with folders in it."""
     return any(split_of(name) == TRAIN and subfolders(path / name) for name in subfolders(path))
 
 
 def folder_layout(data: str, path: Path, columns: Columns, selection: Selection) -> Layout:
+    """Return the splits of a folder of images, of tables, or of both.
+
+    Args:
+        data: Name of the data in messages.
+        path: The folder.
+        columns: Columns of images and labels in tables.
+        selection: Split column and names of splits that the user gave.
+
+    Raises:
+        DataError: It is unclear which folders are splits and which are classes, or whether a table or the folders name the
+            classes; or a table cannot be read.
+    """
     tables = table_files(path)
     has_classes = training_folder_has_classes(path)
     named = columns != Columns()
@@ -92,7 +105,7 @@ def _table_or_folders(
     if len(folders.chosen) > 1:
         unlisted = [name for split, name in folders.chosen.items() if split not in by_table]
         by_folder = {split: source for split, source in by_folder.items() if split in by_table}
-        wins = _table_wins([*by_table.values()], [*by_folder.values()], names, same_splits=True)
+        wins = not by_folder or _table_wins([*by_table.values()], [*by_folder.values()], names, same_splits=True)
         if wins and unlisted:
             logger.warning(
                 "%s: the folder(s) %s are not listed in a table and are not used.", data, shortened(unlisted)

@@ -516,3 +516,17 @@ def test_a_training_table_that_wins_names_the_folders_that_no_table_lists(tmp_pa
     write_rows(tmp_path / "train.csv", ("path", "label"), *((f"train/part0/0{n}.png", "ab"[n % 2]) for n in range(4)))
     assert sum(map(len, load_splits(str(tmp_path), 0.5))) == 4
     assert any("'val'" in text for text in caplog.messages)
+
+
+def test_a_validation_folder_may_lie_among_the_class_folders_if_both_are_named(tmp_path):
+    folder_of(tmp_path, {"bus": 3, "train": 3})
+    folder_of(tmp_path / "later", {"bus": 1, "train": 1})
+    train, validation = load_splits(str(tmp_path), selection=Selection(train_split=".", validation_split="later"))
+    assert (train.class_names, len(train), len(validation)) == (("bus", "train"), 6, 2)
+
+
+def test_a_training_table_beside_other_folders_of_splits_is_used(tmp_path):
+    folder_of(tmp_path, {"images": 4})
+    folder_of(tmp_path / "val", {"a": 1, "b": 1})
+    write_rows(tmp_path / "train.csv", ("path", "label"), *((f"0{n}.png", "ab"[n % 2]) for n in range(4)))
+    assert load_splits(str(tmp_path), 0.5)[0].class_names == ("a", "b")
