@@ -101,10 +101,10 @@ _METRIC_TITLES = {
 }
 
 
-def metric_rows(metrics: dict[str, Any]) -> list[list[str]]:
+def metric_rows(metrics: dict[str, Any], split: str = "validation") -> list[list[str]]:
     """Return the rows of the final table: available metrics in percent, losses, and numbers of unreadable images."""
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    rows = [["validation", ""]]
+    rows = [[{"all": "all images"}.get(split, split), ""]]
     rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in _METRIC_TITLES.items() if name in metrics]
     rows += [[name.replace("_", " "), f"{metrics[name]:.4f}"] for name in sorted(metrics) if name.endswith("loss")]
     unreadable = metrics.get("broken_images", {})

@@ -107,7 +107,12 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate", help="evaluate a model: every head, every class, and the teacher if one is given"
     )
     evaluate.add_argument("model", help="folder or Hub name of the model")
-    evaluate.add_argument("--data", required=True, help="data, as for train; the validation images are used")
+    evaluate.add_argument("--data", required=True, help="data, as for train")
+    evaluate.add_argument(
+        "--split",
+        help="split to evaluate: train, validation, test, or the name of a split in the data (default: validation, or test if "
+        "there is no validation split)",
+    )
     evaluate.add_argument("--teacher", help="folder, Hub name or package.module:factory of a teacher")
     evaluate.add_argument(
         "--teacher_view_size",
@@ -118,6 +123,16 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--image_column", help=f"image column of a table {trained}")
     evaluate.add_argument("--label_column", nargs="+", help=f"label columns of a table, one or several {trained}")
     evaluate.add_argument("--label_separator", help=f"text between the labels of a cell of a table {trained}")
+    for name, text in (
+        ("data_config", "configuration of a data set on the Hub"),
+        ("data_revision", "branch, tag or commit of a data set on the Hub"),
+        ("split_column", "column of a table that names the split of each row, or none"),
+        ("train_split", "name of the training split in the data"),
+        ("validation_split", "name of the validation split in the data, or none"),
+    ):
+        evaluate.add_argument(
+            f"--{name}", help=f"{text} (default: as in the training of the model, if on the same data)"
+        )
     evaluate.add_argument("--batch_size", type=int, default=64, help="images per batch (default: %(default)s)")
     evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON to this file")
@@ -188,7 +203,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
     metrics = train(loaded)
     if metrics is not None:
         print()
-        print_table(metric_rows(metrics))
+        print_table(metric_rows(metrics, metrics["split"]))
         print(
             f"\nSaved in {loaded.training.output_dir}: model, image processor, recipe, results and card. Load the "
             "model anywhere with"
@@ -225,13 +240,14 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..data.layouts import Selection
     from ..data.tables import Columns
-    from ..recipes.data import columns_of
+    from ..recipes.data import columns_of, selection_of
     from ..recipes.evaluate import evaluate
 
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json {options.json} is in a folder that does not exist. Create the folder first.")
-    columns = columns_of(options)
+    columns, selection = columns_of(options), selection_of(options)
     result = evaluate(
         options.model,
         options.data,
@@ -240,8 +256,10 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
         options.batch_size,
         options.bf16,
         columns=columns if columns != Columns() else None,
+        split=options.split,
+        selection=selection if selection != Selection() else None,
     )
-    print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}))
+    print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}, result["split"]))
     print()
     figures = [(name, *row.values()) for name, row in result["per_class"].items()]
     rows = [[name, "–" if figure is None else f"{100 * figure:.1f} %", str(images)] for name, figure, images in figures]

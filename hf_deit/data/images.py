@@ -7,10 +7,12 @@ that is known. loading.py and tables.py find images and labels. sources.py (befo
 
 import hashlib
 import io
+import mimetypes
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ MAX_CHECKED_FILES = 50_000
 HEAD_BYTES = 16_384
 _TINY_SIDE, _LARGE_PIXELS = 8, 25_000_000
 _MAX_LISTED = 100
+# Files of cameras. Pillow opens some of them as TIFF, but reads only a small preview.
+_RAW_EXTENSIONS = frozenset(
+    [".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"]
+)
+# Extensions of images that Pillow alone does not read.
+_UNREADABLE_EXTENSIONS = _RAW_EXTENSIONS | {".heic", ".heif", ".avif", ".jxl", ".svg"}
 
 
 def check_policy(policy: str) -> None:
@@ -94,6 +102,47 @@ def read_image(item: Any, what: str) -> Image.Image:
         raise DataError(
             f"{what} ({describe_item(item)}) cannot be read: {error}. Repair the image, or leave it out of the data."
         ) from error
+
+
+@cache
+def _known_types() -> mimetypes.MimeTypes:
+    """Return the types of files that Python itself knows: those of the system differ between machines."""
+    return mimetypes.MimeTypes()
+
+
+def has_image_extension(path: Path) -> bool:
+    """Return whether a file has the extension of an image format that Pillow knows."""
+    return path.suffix.lower() in Image.registered_extensions()
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file is an image that Pillow can open.
+
+    A file with the extension of an image format of Pillow is one, whatever its content: if it cannot be read, it is reported
+    as an unreadable image. A file with the extension of another known format is not an image. All other files, and files without an
+    extension, are opened to recognise their content.
+    """
+    if has_image_extension(path):
+        return True
+    suffix = path.suffix.lower()
+    kind = _known_types().guess_type("file" + suffix)[0] or ""
+    if suffix in _RAW_EXTENSIONS or (kind and not kind.startswith("image/") and kind != "application/octet-stream"):
+        return False
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # of many classes, as in read_image
+        return False
+
+
+def kind_of_file(path: Path) -> str:
+    """Return the kind of a file, for messages: its extension, or "files without an extension"."""
+    return f"{path.suffix.lower()} files" if path.suffix else "files without an extension"
+
+
+def is_unsupported_image(path: Path) -> bool:
+    """Return whether a file has the extension of an image format that Pillow alone does not read, such as .heic."""
+    return path.suffix.lower() in _UNREADABLE_EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,8 @@ class Source:
         name: Name of the data in messages.
         problem_type: Problem type: single-label or multi-label. A text is converted to a `ProblemType`.
         left_out: Unreadable images that were left out of the items, each with the reason.
+        split_name: The split that the images are: "train", "validation" or "test", the name of another split, or "all" for
+            all images of data without splits. Empty if it is unknown.
 
     Raises:
         ValueError: `problem_type` is unknown.
@@ -160,6 +162,7 @@ class Source:
     name: str
     problem_type: ProblemType = ProblemType.SINGLE_LABEL
     left_out: tuple[str, ...] = ()
+    split_name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "problem_type", ProblemType(self.problem_type))
@@ -212,7 +215,10 @@ class Source:
         held_out = set(validation)
         train = [index for index in range(len(self)) if index not in held_out]
         name = self.name.removesuffix(" (train)")
-        return self.subset(train, f"{name} (train)"), self.subset(sorted(validation), f"{name} (validation)")
+        return (
+            replace(self.subset(train, f"{name} (train)"), split_name="train"),
+            replace(self.subset(sorted(validation), f"{name} (validation)"), split_name="validation"),
+        )
 
 
 def without_unreadable(source: Source, broken_images: str = "skip") -> Source:

@@ -118,7 +118,8 @@ def describe_run(
     Returns:
         `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, for
         single-label data), `parameters`, `learning_parameters`, `teacher`, `stored_answers`, `device`, `processes`,
-        `versions`. An unknown value is None.
+        `versions`. An unknown value is None. If the validation images are those of another split, `validation_split` is its
+        name, such as "test".
     """
     sets = {"train": train_dataset, "validation": eval_dataset}
     return {
@@ -126,6 +127,7 @@ def describe_run(
             f"{name}_images": None if isinstance(data, dict) else inspect_dataset(data).images
             for name, data in sets.items()
         },
+        **_other_split(eval_dataset),
         "classes": _class_counts(sets),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "learning_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
@@ -135,6 +137,11 @@ def describe_run(
         "processes": processes,
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _other_split(dataset: Any) -> dict[str, str]:
+    name = getattr(getattr(dataset, "source", None), "split_name", "")
+    return {"validation_split": name} if name not in ("", "validation") else {}
 
 
 def describe_teacher(network: Any) -> dict[str, Any]:

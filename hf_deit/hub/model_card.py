@@ -138,7 +138,7 @@ def _eval_results(summary: RunSummary, data: str | None, metadata: CardMetadata)
             task_name="Image Classification",
             dataset_type=metadata.dataset or loader,
             dataset_name=metadata.dataset or (last_part(data) if data else UNKNOWN),
-            dataset_split="validation",
+            dataset_split=summary.run.get("validation_split", "validation"),
             metric_type=kind,
             metric_name=f"{words}, {_HEADS[head]}",
             metric_value=_metric(summary, head + name),

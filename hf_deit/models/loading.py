@@ -3,8 +3,10 @@
 Models and teachers for a recipe are built in recipes/build.py. Weights of other origins are converted in convert.py.
 """
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
 from ..errors import UserError
+from ..hub_access import check_hub_name, without_network
 from .image_processing_deit import DeiTImageProcessor, is_own_processor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 
@@ -67,6 +70,19 @@ def no_safetensors(name: str) -> UserError:
     )
 
 
+@contextlib.contextmanager
+def hub_access(name_or_path: str | Path) -> Iterator[None]:
+    """Fail at once for a path or name that does not exist, and read only what is cached if the Hub cannot be reached.
+
+    Raises:
+        UserError: The path does not exist, or the Hub has no model of that name.
+    """
+    here = Path(name_or_path).exists()
+    reachable = here or check_hub_name(str(name_or_path), "model")
+    with contextlib.nullcontext() if reachable else without_network():
+        yield
+
+
 def load_config(name_or_path: str, **fields: Any) -> Any:
     """Load a configuration.
 
@@ -81,7 +97,8 @@ def load_config(name_or_path: str, **fields: Any) -> Any:
 
     refuse_adapters(name_or_path)
     try:
-        return AutoConfig.from_pretrained(name_or_path, **NO_CODE, **fields)
+        with hub_access(name_or_path):
+            return AutoConfig.from_pretrained(name_or_path, **NO_CODE, **fields)
     except Exception as error:  # a broken config.json fails in as many ways as there are fields
         raise _explained(name_or_path, error) from error
 
@@ -110,7 +127,10 @@ def load_pretrained(
     try:
         refuse_pickles_of_the_hub(name_or_path)
         safe = {} if Path(name_or_path).exists() else {"use_safetensors": True}
-        model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **NO_CODE, **safe, **kwargs)
+        with hub_access(name_or_path):
+            model, info = model_class.from_pretrained(
+                name_or_path, output_loading_info=True, **NO_CODE, **safe, **kwargs
+            )
     except Exception as error:  # transformers, torch and the network raise many classes of errors
         raise _explained(name_or_path, error) from error
     missing = sorted(info["missing_keys"])

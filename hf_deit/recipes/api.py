@@ -66,14 +66,16 @@ class TrainingResult(_Table):
         metrics: Validation metrics of the saved weights, as in `results.json` without the prefix `eval_`; empty in processes
             other than the first.
         broken_images: Number of unreadable images, by how they were handled.
+        split: The split of the validation images: "validation", or "test" if the data has no validation split.
     """
 
     output_dir: Path
     metrics: dict[str, float]
     broken_images: dict[str, int] = field(default_factory=dict)
+    split: str = "validation"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [("output_dir", str(self.output_dir)), *_shown(self.metrics)]
+        return [("output_dir", str(self.output_dir)), ("split", self.split), *_shown(self.metrics)]
 
 
 @dataclass(repr=False)
@@ -84,14 +86,16 @@ class EvaluationResult(_Table):
         metrics: Metrics by name.
         per_class: `accuracy` (multi-label: `average_precision`) and number of `images` of each class, by class name.
         broken_images: Number of unreadable images, by the stage at which they were left out.
+        split: The split that was evaluated; "all" for all images of data without splits.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     broken_images: dict[str, int]
+    split: str = "validation"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return _shown(self.metrics)
+        return [("split", self.split), *_shown(self.metrics)]
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,9 @@ def train(
             )
         loaded_recipe = loaded_recipe.replace(teacher=None)  # the given object is used instead
     metrics = dict(training.train(loaded_recipe, teacher=loaded) or {})
-    broken = metrics.pop("broken_images", {})
+    broken, split = metrics.pop("broken_images", {}), metrics.pop("split", "validation")
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken)
+    return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken, split)
 
 
 def evaluate(
@@ -217,8 +221,9 @@ def evaluate(
     teacher: StrPath | None = None,
     batch_size: int = 64,
     bf16: bool = False,
+    split: str | None = None,
 ) -> EvaluationResult:
-    """Evaluate a saved model on the validation images of `data`, as `hf-deit evaluate` does.
+    """Evaluate a saved model on one split of `data`, as `hf-deit evaluate` does.
 
     Args:
         model: Folder or Hub name of the model.
@@ -227,6 +232,8 @@ def evaluate(
             model with it are measured too.
         batch_size: Number of images per batch.
         bf16: Compute in bfloat16 (autocast).
+        split: Split to evaluate: train, validation, test, or the name of a split in the data. Default: validation, or test if
+            there is no validation split.
 
     Raises:
         UserError: The model, the data or the teacher does not exist, or they do not match.
@@ -235,7 +242,7 @@ def evaluate(
 
     teacher = None if teacher is None else os.fspath(teacher)
     return EvaluationResult(
-        **evaluation.evaluate(os.fspath(model), os.fspath(data), teacher, batch_size=batch_size, bf16=bf16)
+        **evaluation.evaluate(os.fspath(model), os.fspath(data), teacher, batch_size=batch_size, bf16=bf16, split=split)
     )
 
 

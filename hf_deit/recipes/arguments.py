@@ -110,8 +110,35 @@ class DataArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder (train/CLASS/…, validation/CLASS/…, or CLASS/…), table (.csv, .tsv, .jsonl, .parquet), folder of "
-            "tables (train.csv, validation.csv), saved datasets folder, or Hub name."
+            "help": "Folder (train/CLASS/…, validation/CLASS/…, or CLASS/…), folder of images with a table (metadata.csv), table "
+            "(.csv, .tsv, .jsonl, .parquet), folder of tables (train.csv, validation.csv), saved datasets folder, or Hub name."
+        },
+    )
+    data_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a data set on the Hub. Default: its default configuration."}
+    )
+    data_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub. Default: the main branch."}
+    )
+    split_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of a table that names the split of each row. Default: found by usual names (split, subset, is_valid, "
+            "…); none: no column."
+        },
+    )
+    train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the training split in the data: of a folder, table or split, or a value of split_column. Default: "
+            "found by usual names. '.': all folders in the folder are classes."
+        },
+    )
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the validation split, likewise. Default: found by usual names, or the test split if there is no other. "
+            "none: split off validation_share."
         },
     )
     validation_share: float = field(

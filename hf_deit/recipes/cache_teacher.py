@@ -135,10 +135,17 @@ def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
     return caches / short_digest_of(_describe_outputs(recipe, teacher))
 
 
+# Fields of the data that a description holds only if they are given.
+_LATER_DATA_FIELDS = ("data_config", "data_revision", "split_column", "train_split", "validation_split")
+
+
 def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     args = recipe.training
     data, settings = dataclasses.asdict(recipe.data), dataclasses.asdict(recipe.teacher)
     del data["views_memory"]
+    for name in _LATER_DATA_FIELDS:  # caches of earlier versions are described without them
+        if data[name] is None:
+            del data[name]
     # The fingerprint identifies the teacher.
     for name in ("teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache"):
         del settings[name]

@@ -19,7 +19,7 @@ from ..data.sources import Source
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
 from .arguments import Recipe
-from .data import columns_of, view_size_of
+from .data import columns_of, selection_of, view_size_of
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,9 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
     augmentation = replace(recipe.augmentation, view_size=view_size_of(recipe))
     seed = recipe.training.seed
     data = recipe.data
-    source = load_training(data.data, data.validation_share, seed, columns_of(data), data.broken_images)
+    source = load_training(
+        data.data, data.validation_share, seed, columns_of(data), data.broken_images, selection_of(data)
+    )
     rows = min(images, len(source))
     indices = [row * len(source) // rows for row in range(rows)]
     if data.broken_images == "skip":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.augmentation import Augmentation
+from ..data.layouts import Selection
 from ..data.loading import is_image_folder, load_splits, load_stream
 from ..data.sources import Source, without_unreadable
 from ..data.streams import NOT_PROMISED, ViewStream
@@ -121,6 +122,17 @@ def columns_of(arguments: DataArguments | Namespace) -> Columns:
     return Columns(arguments.image_column, tuple(arguments.label_column or ()), arguments.label_separator)
 
 
+def selection_of(arguments: DataArguments | Namespace) -> Selection:
+    """Return the configuration, the split column and the names of splits that the fields specify."""
+    return Selection(
+        config=arguments.data_config,
+        revision=arguments.data_revision,
+        split_column=arguments.split_column,
+        train_split=arguments.train_split,
+        validation_split=arguments.validation_split,
+    )
+
+
 def load_run_data(recipe: Recipe) -> RunData:
     """Load the data of a recipe, and check them as far as possible before the first step.
 
@@ -131,13 +143,13 @@ def load_run_data(recipe: Recipe) -> RunData:
     arguments, seed = recipe.data, recipe.training.seed
     if arguments.data is None:
         raise RecipeError("The recipe names no data: set data to a folder, a table or a name on the Hub (--data).")
-    columns, policy = columns_of(arguments), arguments.broken_images
+    columns, policy, selection = columns_of(arguments), arguments.broken_images, selection_of(arguments)
     if arguments.streaming:
         _check_streaming(recipe)
-        train, validation = load_stream(arguments.data, columns, policy)
+        train, validation = load_stream(arguments.data, columns, policy, selection)
         logger.warning(NOT_PROMISED)
     else:
-        train, validation = load_splits(arguments.data, arguments.validation_share, seed, columns, policy)
+        train, validation = load_splits(arguments.data, arguments.validation_share, seed, columns, policy, selection)
     at_scan = len(validation.left_out) + (len(train.left_out) if isinstance(train, Source) else 0)
     readable = without_unreadable(validation, policy)
     return RunData(train, readable, arguments, at_scan, len(validation) - len(readable))

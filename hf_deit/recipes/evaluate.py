@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.layouts import Selection
 from ..data.loading import is_image_folder, load_validation
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
@@ -21,7 +22,7 @@ from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe, TeacherArguments
 from .build import build_teacher
-from .data import columns_of
+from .data import columns_of, selection_of
 from .reading import load_recipe
 
 logger = logging.getLogger(__name__)
@@ -71,11 +72,14 @@ def evaluate(
     batch_size: int = 64,
     bf16: bool = False,
     columns: Columns | None = None,
+    split: str | None = None,
+    selection: Selection | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a saved model on the validation images of `data`.
+    """Evaluate a saved model on one split of `data`.
 
-    If the data have no validation split, all images are used. The exception are data that the model was trained on, according
-    to its own recipe.yaml: then only the images that its run split off for validation are used.
+    The default is the validation split or, if there is none, a labelled test split. If the data have neither, all images are
+    used. The exception are data that the model was trained on, according to its own recipe.yaml: then only the images that its run
+    split off for validation are used.
 
     Args:
         name_or_path: Folder or Hub name of the model.
@@ -87,9 +91,12 @@ def evaluate(
         batch_size: Number of images per batch.
         bf16: Compute in bfloat16 (autocast).
         columns: Columns of a table. Default: those of the model's own recipe.yaml.
+        split: Split to evaluate: train, validation, test, or the name of a split in the data.
+        selection: Configuration, split column and names of splits in the data. Default: those of the model's own recipe.yaml if it
+            was trained on these data.
 
     Returns:
-        `metrics` by name; `per_class` with the `accuracy` (multi-label: `average_precision`) and the number of `images` of each
+        `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `per_class` with the `accuracy` (multi-label: `average_precision`) and the number of `images` of each
         class; `broken_images`, the number of unreadable images, by the stage at which they were left out.
 
     Raises:
@@ -101,7 +108,16 @@ def evaluate(
     if batch_size < 1:
         raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
     own = _recipe_of(name_or_path)
-    found = load_validation(data, *_split_of(own, data), columns or _columns_of(own, data))
+    share, seed = _split_of(own, data)
+    found = load_validation(
+        data,
+        share,
+        seed,
+        columns or _columns_of(own, data),
+        selection=_selection_of(own, data) if selection is None else selection,
+        split=split,
+    )
+    logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
     validation = without_unreadable(found)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
@@ -119,7 +135,12 @@ def evaluate(
         metrics = trainer.evaluate()
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     broken = {"left_out_at_scan": len(found.left_out), "left_out_of_validation": len(found) - len(validation)}
-    return {"metrics": metrics, "per_class": per_class(trainer.rows, names), "broken_images": broken}
+    return {
+        "split": found.split_name,
+        "metrics": metrics,
+        "per_class": per_class(trainer.rows, names),
+        "broken_images": broken,
+    }
 
 
 def _recipe_of(name_or_path: str) -> Recipe | None:
@@ -156,7 +177,14 @@ def _split_of(own: Recipe | None, data: str) -> tuple[float | None, int]:
 
 def _columns_of(own: Recipe | None, data: str) -> Columns | None:
     """Return the table columns that the model's own run read, also for other tables; None without a recipe or table."""
-    return None if own is None or is_image_folder(data) else columns_of(own.data)
+    if own is None or (is_image_folder(data) and not _same_path(own.data.data, data)):
+        return None
+    return columns_of(own.data)
+
+
+def _selection_of(own: Recipe | None, data: str) -> Selection | None:
+    """Return the names of splits that the model's own run read; None if it was not trained on these data."""
+    return selection_of(own.data) if own is not None and _same_path(own.data.data, data) else None
 
 
 def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArguments:

@@ -16,6 +16,27 @@ class TeacherTrainingArguments:
         }
     )
     output_dir: str = field(metadata={"help": "Folder in which the teacher is saved."})
+    data_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a data set on the Hub. Default: its default configuration."}
+    )
+    data_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub. Default: the main branch."}
+    )
+    split_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of a table that names the split of each row. Default: found by usual names; none: no column."
+        },
+    )
+    train_split: str | None = field(
+        default=None, metadata={"help": "Name of the training split in the data. Default: found by usual names."}
+    )
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the validation split in the data. Default: found by usual names; none: split off validation_share."
+        },
+    )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of a table that holds images or their paths. Default: found by type."}
     )

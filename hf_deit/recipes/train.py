@@ -39,7 +39,7 @@ def train(
         teacher: Teacher of the recipe, if it is already loaded.
 
     Returns:
-        The validation metrics of the saved weights, and `broken_images`, the number of unreadable images by how they were
+        The validation metrics of the saved weights; `split`, the split of the validation images; and `broken_images`, the number of unreadable images by how they were
         handled; None in processes other than the first.
 
     Raises:
@@ -60,6 +60,7 @@ def train(
     trained = trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
     trainer.save_model(_internal_call=True)  # published below, when results and card are written
     metrics: dict[str, Any] = trainer.evaluate()
+    metrics["split"] = data.validation.split_name
     metrics["broken_images"] = data.broken_images(trainer.train_dataset, trainer.accelerator)
     if trainer.is_world_process_zero():
         _write_results(trainer, output_dir, metrics | trained.metrics)

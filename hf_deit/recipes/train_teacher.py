@@ -32,6 +32,7 @@ from ..losses import ProblemType
 from ..models.image_processing_deit import DEFAULT_CROP_RATIO
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
+from .data import selection_of
 from .teacher_arguments import TeacherTrainingArguments
 
 
@@ -47,7 +48,9 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     _check(arguments)
     set_seed(arguments.seed)
     columns = Columns(arguments.image_column, (arguments.label_column,) if arguments.label_column else ())
-    train, validation = load_splits(arguments.data, arguments.validation_share, arguments.seed, columns)
+    train, validation = load_splits(
+        arguments.data, arguments.validation_share, arguments.seed, columns, selection=selection_of(arguments)
+    )
     validation = without_unreadable(validation)
     if train.problem_type != ProblemType.SINGLE_LABEL:
         raise UserError(

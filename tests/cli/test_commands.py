@@ -409,7 +409,7 @@ def test_the_output_of_predict_with_json_is_valid_json(capsys, data, model):
 def test_evaluate_prints_the_path_of_its_json_file(tmp_path, capsys, data, model):
     assert hf_deit("evaluate", model, "--data", data, "--json", tmp_path / "e.json") == 0
     assert f"Written to {tmp_path / 'e.json'}" in capsys.readouterr().out
-    assert set(json.loads((tmp_path / "e.json").read_text())) == {"metrics", "per_class", "broken_images"}
+    assert set(json.loads((tmp_path / "e.json").read_text())) == {"split", "metrics", "per_class", "broken_images"}
 
 
 def test_a_table_is_aligned(capsys):

@@ -96,7 +96,7 @@ def test_every_class_has_an_image_on_both_sides_of_a_split(tmp_path, share):
 
 
 def test_classes_are_sorted_by_name_and_hidden_folders_are_ignored(tmp_path):
-    folder_of(tmp_path, {"b": 2, "a": 2, "B": 2, ".cache": 2, "_old": 2})
+    folder_of(tmp_path, {"b": 2, "a": 2, "B": 2, ".cache": 2, "__MACOSX": 2})
     train, _ = load_splits(str(tmp_path))
     assert train.class_names == ("B", "a", "b")
 

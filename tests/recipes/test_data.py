@@ -316,3 +316,32 @@ def test_views_have_the_size_of_weights_given_by_their_short_name(monkeypatch):
     recipe = load_recipe(None, ["--output_dir", "out", "--model", "deit-tiny-distilled"])
     assert view_size_of(recipe) == (48, 48)
     assert requested == ["facebook/deit-tiny-distilled-patch16-224"]
+
+
+def test_a_labelled_test_split_is_used_and_named_in_training_and_evaluation(tmp_path, data, capsys):
+    (data / "train").rename(data / "Training")
+    (data / "validation").rename(data / "Testing")
+    assert train(data, tmp_path / "out", *PLAIN) == 0
+    printed = capsys.readouterr().out
+    assert any(line.split() == ["test"] for line in printed.splitlines())
+    assert results(tmp_path / "out")["run"]["validation_split"] == "test"
+    scored = evaluate(str(tmp_path / "out"), str(data))
+    assert scored["split"] == "test"
+    assert scored["metrics"]["accuracy"] == results(tmp_path / "out")["eval_accuracy"]
+    trained_on = evaluate(str(tmp_path / "out"), str(data), split="Training")
+    assert trained_on["split"] == "train"
+    images = sum(row["images"] for row in trained_on["per_class"].values())
+    assert images == results(tmp_path / "out")["run"]["train_images"]
+    assert hf_deit("evaluate", tmp_path / "out", "--data", data, "--split", "train") == 0
+    assert any(line.split() == ["train"] for line in capsys.readouterr().out.splitlines())
+    assert "'validation'" in refused(capsys, "evaluate", tmp_path / "out", "--data", data, "--split", "validation")
+
+
+def test_names_of_splits_reach_training_and_evaluation_from_the_command_line(tmp_path, data):
+    (data / "train").rename(data / "most")
+    (data / "validation").rename(data / "rest")
+    names = ("--train_split", "most", "--validation_split", "rest")
+    assert train(data, tmp_path / "out", *PLAIN, *names) == 0
+    scored = evaluate(str(tmp_path / "out"), str(data))  # uses the names of the model's own recipe
+    assert scored["split"] == "validation"
+    assert scored["metrics"]["accuracy"] == results(tmp_path / "out")["eval_accuracy"]
