@@ -119,7 +119,7 @@ def in_a_new_process(*command):
         ([*LABELLED, "--distillation_target", "class"], ["distillation_target='class'", "two"]),
         ([*LABELLED, "--student", "plain", "--distillation_target", "token"], ["distillation_target='token'"]),
         # the training
-        (["--per_device_train_batch_size", 7, *PLAIN], ["per_device_train_batch_size=7", "even"]),
+        (["--per_device_train_batch_size", 7, "--mixup_alpha", 0.8, *PLAIN], ["per_device_train_batch_size=7", "even"]),
         (["--per_device_train_batch_size", 0, *PLAIN], ["per_device_train_batch_size=0"]),
         (["--learning_rate", -1, *PLAIN], ["learning_rate=-1"]),
         (["--learning_rate", "fast", *PLAIN], ["learning_rate", "'fast'"]),
