@@ -46,6 +46,16 @@ class NonFiniteLossError(RuntimeError):
     """Error for training that diverged. The message contains the step, the loss terms and the learning rate."""
 
 
+LISTED = 10  # entries of a list in a message
+
+
+def listed(values: Iterable[object]) -> str:
+    """Return the entries of a list for a message: at most ten, and the number of all if there are more."""
+    values = list(values)
+    shown = ", ".join(map(repr, values[:LISTED]))
+    return shown if len(values) <= LISTED else f"{shown}, … ({len(values)} in all)"
+
+
 def numbered(problems: Sequence[str]) -> str:
     """Return one message that lists all problems. A single problem is returned unchanged."""
     if len(problems) == 1:

@@ -1,8 +1,7 @@
 """Tables of images with labels, as `datasets` data sets.
 
-`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels. A label is a
-class index or, for multi-label data, a row of zeros and ones. sources.py and streams.py build data sets from the items
-and labels. loading.py finds and opens tables; `datasets` parses them.
+`TableReader` finds the columns of images and labels, and converts rows to items (images.py) and labels (labels.py).
+sources.py and streams.py build data sets from the items and labels. loading.py finds and opens tables; `datasets` parses them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,21 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from ..losses import ProblemType
 from .images import as_item
+from .labels import Label, describe_type, is_label_type, read_labels
 
 # Default names of the columns. They are used if no name is given and no column has the right type.
 _IMAGE_NAMES = ("image", "file_name", "file", "path")
 _LABEL_NAMES = ("label", "labels", "class")
-_FLAGS = {0: 0, 1: 1, "0": 0, "1": 1}  # includes True and False, which equal 1 and 0
-_LABEL_TYPES = (
-    "string",
-    "large_string",
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
-Label = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,12 +48,7 @@ class Columns:
 
 
 def _describe_columns(features: Mapping[str, Any]) -> str:
-    def kind(feature: Any) -> str:
-        dtype = getattr(feature, "dtype", None)
-        name = type(feature).__name__
-        return f"{name} {dtype}" if name == "Value" and dtype else name
-
-    return ", ".join(f"{column}: {kind(feature)}" for column, feature in features.items())
+    return ", ".join(f"{column}: {describe_type(feature)}" for column, feature in features.items())
 
 
 def _is_embedded(feature: Any) -> bool:
@@ -81,15 +68,10 @@ def _check_columns(columns: Iterable[str], features: Mapping[str, Any], name: st
     missing = [column for column in columns if column not in features]
     if missing:
         raise DataError(
-            f"{name} has no column {', '.join(map(repr, missing))}: set {field} to one of its columns, which are "
+            f"{name} has no column {listed(missing)}: set {field} to one of its columns, which are "
             f"{_describe_columns(features)}."
         )
     return list(columns)
-
-
-def _dtype(feature: Any) -> str | None:
-    """Return the type of a column's values or, if it holds lists, of their entries."""
-    return getattr(getattr(feature, "feature", None) or feature, "dtype", None)
 
 
 def _find_column(
@@ -98,7 +80,7 @@ def _find_column(
     """Return the only column of the type or, if there is none, of a similar type or with a default name."""
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
     similar = [column for column, feature in features.items() if is_similar(feature)]
-    by_name = [column for column in names if column in features and _dtype(features[column]) in _LABEL_TYPES]
+    by_name = [column for column in names if column in features and is_label_type(features[column])]
     candidates = typed or similar or by_name
     if len(candidates) != 1:
         raise DataError(
@@ -144,7 +126,7 @@ class TableReader:
             dataset = dataset._resolve_features()
             features = dataset.features or {}
         self.name, self.root, self.separator = name, root, columns.separator
-        # If the labels of a stream have to be read, `_distinct_labels` counts the rows.
+        # If the labels of a stream have to be read, its rows are counted.
         self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None
         self.image_column = (
             _check_columns([columns.image], features, name, "image_column")[0]
@@ -169,78 +151,31 @@ class TableReader:
                 f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another "
                 f"column. Its columns are {_describe_columns(features)}."
             )
-        self._read_label_type(features, class_names)
-
-    def _read_label_type(self, features: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
-        feature = features[self.label_columns[0]]
-        inner = getattr(feature, "feature", None)  # type of the entries if the column holds lists
-        self.problem_type = ProblemType.SINGLE_LABEL
-        if len(self.label_columns) > 1 or inner is not None or self.separator is not None:
-            self.problem_type = ProblemType.MULTI_LABEL
-        self._is_list = inner is not None
-        for column in self.label_columns:
-            in_lists = getattr(features[column], "feature", None) is not None
-            needs_scalars = self.separator is not None or len(self.label_columns) > 1
-            if _dtype(features[column]) not in _LABEL_TYPES or (in_lists and needs_scalars):
-                raise DataError(
-                    f"Column {column!r} of {self.name} cannot be used as a label column: it must hold texts, whole "
-                    "numbers or lists of them (no lists with several label columns or a label_separator), all of one "
-                    "type and none missing. Correct it, or choose another label_column. The columns are "
-                    f"{_describe_columns(features)}."
-                )
-        if self.separator is not None and "string" not in feature.dtype:
-            raise DataError(
-                f"label_separator={self.separator!r} needs a label column of texts, and {self.label_columns[0]!r} has "
-                f"the type {feature.dtype}: choose another label_column, or leave label_separator out."
-            )
-        names = getattr(inner or feature, "names", None)
-        self._index: dict[Any, int] = {}
-        if len(self.label_columns) > 1:
-            self.class_names = tuple(self.label_columns)
-        elif names is not None:
-            self.class_names, self._index = tuple(names), {index: index for index in range(len(names))}
-        else:
-            values = self._distinct_labels()
-            by_text = {str(value): value for value in values}
-            self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, values))
-            for text in set(by_text) - set(self.class_names):
-                raise DataError(
-                    f"{self.name} has the class {text!r}, which the training images do not have: add training images "
-                    "of this class, or correct the label."
-                )
-            self._index = {by_text[text]: index for index, text in enumerate(self.class_names) if text in by_text}
-        if class_names is not None and tuple(class_names) != self.class_names:
-            raise DataError(
-                f"{self.name} has the classes {', '.join(self.class_names)}, and the training images have the classes "
-                f"{', '.join(class_names)}: both must have the same names in the same order. Use dataset.cast_column."
-            )
-
-    def _distinct_labels(self) -> list[Any]:
-        column = self.label_columns[0]
-        rows = self.dataset.select_columns([column])
-        cells = rows[column] if hasattr(rows, "__len__") else (row[column] for row in rows)
-        distinct: set[Any] = set()
-        self.row_count = 0
-        for number, cell in enumerate(cells):
-            classes = self._classes_of(cell)
-            if cell is None or None in classes or "" in classes:
-                raise self._unlabelled(number)
-            distinct.update(classes)
-            self.row_count += 1
-        return sorted(distinct)
-
-    def _unlabelled(self, number: int) -> DataError:
-        return DataError(
-            f"{self.name} has images without a label (-1, null or empty); the first one is in row {number}. Give each "
-            "image a label, or choose a labelled split."
+        self._labels = read_labels(
+            features,
+            self.label_columns,
+            self._cells,
+            name=name,
+            separator=columns.separator,
+            class_names=class_names,
+            is_stream=self.row_count is None,
         )
+        if self.row_count is None:
+            self.row_count = self._labels.row_count
 
-    def _classes_of(self, cell: Any) -> list[Any]:
-        if cell is None:
-            return []
-        if self.separator is not None:
-            return [text.strip() for text in cell.split(self.separator) if text.strip()]
-        return list(cell) if self._is_list else [cell]
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in index order."""
+        return self._labels.class_names
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """Problem type: single-label or multi-label."""
+        return self._labels.problem_type
+
+    def _cells(self, column: str) -> Iterable[Any]:
+        rows = self.dataset.select_columns([column])
+        return rows[column] if hasattr(rows, "__len__") else (row[column] for row in rows)
 
     def label(self, row: Mapping[str, Any], number: int) -> Label:
         """Return the label of a row: a class index or, for multi-label data, zeros and ones `(classes,)`.
@@ -250,31 +185,9 @@ class TableReader:
             number: Number of the row, for messages.
 
         Raises:
-            DataError: The row has no label or an unknown class, or one of several label columns holds neither 0 nor 1.
+            DataError: The row has no label or an unknown class, or a value that must be 0 or 1 is neither.
         """
-        if len(self.label_columns) > 1:
-            try:
-                return tuple(_FLAGS[row[column]] for column in self.label_columns)
-            except KeyError as error:
-                raise DataError(
-                    f"Row {number} of {self.name} holds {error.args[0]!r} in a label column: with several label "
-                    "columns, each must hold 0 or 1."
-                ) from error
-        cell = row[self.label_columns[0]]
-        try:
-            found = [self._index[value] for value in self._classes_of(cell)]
-        except KeyError as error:
-            found = None
-            if error.args[0] not in (None, "", -1):
-                raise DataError(
-                    f"Row {number} of {self.name} has the unknown class {error.args[0]!r}: correct it, or add training "
-                    "images of this class."
-                ) from error
-        if found is None or cell is None:
-            raise self._unlabelled(number)
-        if self.problem_type == ProblemType.SINGLE_LABEL:
-            return found[0]
-        return tuple(int(index in found) for index in range(len(self.class_names)))
+        return self._labels.label(row, number)
 
     def labels(self) -> list[Label]:
         """Return the labels of all rows.

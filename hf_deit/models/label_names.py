@@ -6,6 +6,7 @@ Without a file, the classes keep the names `LABEL_0`, `LABEL_1` … of transform
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from typing import Any
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+def normal_form(name: str) -> str:
+    """Return a class name in the form in which names are compared: two ways to write é are the same name."""
+    return unicodedata.normalize("NFC", name)
 
 
 def class_names(id2label: Mapping[Any, str] | None) -> list[str] | None:

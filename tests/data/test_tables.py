@@ -247,7 +247,7 @@ def test_a_column_of_mixed_types_is_refused(photos):
 def test_a_flag_that_is_neither_zero_nor_one_is_refused_with_its_row(photos):
     rows = [(path, 1, 2 if path == "photos/4.png" else 0) for path in paths()]
     path = write(photos / "tags.csv", lines(("file", "a", "b"), *rows))
-    assert_refused(path, "Row 4", "holds 2", "0 or 1", columns=Columns(labels=("a", "b")))
+    assert_refused(path, "Row 4", "'2'", "'b'", "0 or 1", columns=Columns(labels=("a", "b")))
 
 
 def test_a_separator_for_several_columns_is_refused():
