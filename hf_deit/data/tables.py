@@ -5,7 +5,7 @@ sources.py and streams.py build data sets from the items and labels. loading.py 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,10 @@ class TableReader:
     def problem_type(self) -> ProblemType:
         """Problem type: single-label or multi-label."""
         return self._labels.problem_type
+
+    def rename_classes(self, names: Sequence[str]) -> None:
+        """Give the classes other names, in index order."""
+        self._labels = replace(self._labels, class_names=tuple(names))
 
     def _cells(self, column: str) -> Iterable[Any]:
         rows = self.dataset.select_columns([column])

@@ -161,6 +161,13 @@ class DataArguments:
             "help": "Separator between several classes of an image in one column (multi-label), for example ';'."
         },
     )
+    class_names: str | None = field(
+        default=None,
+        metadata={
+            "help": "File that names the classes: one name per line in index order, or a CSV, JSON or YAML file that maps folders, "
+            "numbers or ids such as n01440764 to names. Default: the names of the data."
+        },
+    )
     broken_images: str = field(
         default="skip",
         metadata={
@@ -187,6 +194,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _normalize(self, "data", _expanded(self.data))
+        _normalize(self, "class_names", _expanded(self.class_names))
         if not 0 <= self.views_memory < float("inf"):
             raise RecipeError(f"views_memory={self.views_memory}: give a number of gigabytes, at least 0.")
 
@@ -267,7 +275,7 @@ GROUPS = {
 # Fields left out of a saved recipe: a secret, and a choice of the machine (the recipe of a CPU run must also run on a GPU).
 _NOT_SAVED = ("hub_token", "use_cpu")
 _SIZES = ("image_size", "view_size", "teacher_image_size")
-_PATHS = ("data", "model", "teacher", "teacher_weights", "teacher_cache")
+_PATHS = ("data", "class_names", "model", "teacher", "teacher_weights", "teacher_cache")
 
 
 def field_groups() -> dict[str, type]:

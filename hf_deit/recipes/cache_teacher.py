@@ -136,7 +136,7 @@ def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
 
 
 # Fields of the data that a description holds only if they are given.
-_LATER_DATA_FIELDS = ("data_config", "data_revision", "split_column", "train_split", "validation_split")
+_LATER_DATA_FIELDS = ("class_names", "data_config", "data_revision", "split_column", "train_split", "validation_split")
 
 
 def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from ..data.views import ViewDataset
 from ..errors import DataError, RecipeError, UserError
 from ..fingerprints import short_digest_of
 from ..losses import ProblemType
+from ..models.label_names import read_class_names
 from ..models.loading import load_config
 from ..sizes import as_pair
 from .arguments import DataArguments, Recipe
+from .class_names import with_class_names
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +152,8 @@ def load_run_data(recipe: Recipe) -> RunData:
         logger.warning(NOT_PROMISED)
     else:
         train, validation = load_splits(arguments.data, arguments.validation_share, seed, columns, policy, selection)
+    names = None if arguments.class_names is None else read_class_names(arguments.class_names)
+    train, validation = with_class_names(train, names), with_class_names(validation, names)
     at_scan = len(validation.left_out) + (len(train.left_out) if isinstance(train, Source) else 0)
     readable = without_unreadable(validation, policy)
     return RunData(train, readable, arguments, at_scan, len(validation) - len(readable))
