@@ -133,6 +133,11 @@ def _add_evaluate(commands: Any) -> None:
         evaluate.add_argument(
             f"--{name}", help=f"{text} (default: as in the training of the model, if on the same data)"
         )
+    evaluate.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="file that names the classes, as for train (default: that of the model's run)",
+    )
     evaluate.add_argument("--batch_size", type=int, default=64, help="images per batch (default: %(default)s)")
     evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON to this file")
@@ -258,6 +263,7 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
         columns=columns if columns != Columns() else None,
         split=options.split,
         selection=selection if selection != Selection() else None,
+        class_names=options.class_names,
     )
     print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}, result["split"]))
     print()

@@ -215,7 +215,10 @@ def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs | dict[str, Any]:
 def _from_yaml(text: str) -> Any:
     import yaml
 
-    return yaml.load(text, Loader=yaml.BaseLoader)  # every value is a text: 001 and no stay as they are
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)  # every value is a text: 001 and no stay as they are
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _from_lines(text: str) -> list[str] | _Pairs:

@@ -222,6 +222,7 @@ def evaluate(
     batch_size: int = 64,
     bf16: bool = False,
     split: str | None = None,
+    class_names: StrPath | None = None,
 ) -> EvaluationResult:
     """Evaluate a saved model on one split of `data`, as `hf-deit evaluate` does.
 
@@ -234,6 +235,7 @@ def evaluate(
         bf16: Compute in bfloat16 (autocast).
         split: Split to evaluate: train, validation, test, or the name of a split in the data. Default: validation, or test if
             there is no validation split.
+        class_names: File that names the classes of the data, as the field of `train`. Default: that of the model's own run.
 
     Raises:
         UserError: The model, the data or the teacher does not exist, or they do not match.
@@ -242,7 +244,15 @@ def evaluate(
 
     teacher = None if teacher is None else os.fspath(teacher)
     return EvaluationResult(
-        **evaluation.evaluate(os.fspath(model), os.fspath(data), teacher, batch_size=batch_size, bf16=bf16, split=split)
+        **evaluation.evaluate(
+            os.fspath(model),
+            os.fspath(data),
+            teacher,
+            batch_size=batch_size,
+            bf16=bf16,
+            split=split,
+            class_names=class_names,
+        )
     )
 
 

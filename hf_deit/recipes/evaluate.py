@@ -1,5 +1,6 @@
 """Evaluation of a saved model on labelled images, as `hf-deit evaluate` does it."""
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -7,14 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
+from ..data.labels import constant_classes
 from ..data.layouts import Selection
 from ..data.loading import is_image_folder, load_validation
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
 from ..data.views import EvaluationDataset
-from ..errors import RecipeError
+from ..errors import RecipeError, listed
 from ..hub.facts import RECIPE_FILE
 from ..losses import ProblemType
+from ..models.label_names import match_classes, normal_forms, read_class_names, unique_names
 from ..models.loading import load_model, load_processor
 from ..sizes import as_pair
 from ..trainer.checkpoints import EMA_FOLDER
@@ -22,19 +28,27 @@ from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe, TeacherArguments
 from .build import build_teacher
+from .class_names import with_class_names
 from .data import columns_of, selection_of
 from .reading import load_recipe
 
 logger = logging.getLogger(__name__)
 
 
-def relabel(source: Source, names: Sequence[str], problem_type: ProblemType) -> Source:
-    """Return a source whose labels follow the class order of a model. Classes are matched by name.
+def relabel(
+    source: Source, names: Sequence[str], problem_type: ProblemType, shown: Sequence[str] | None = None
+) -> tuple[Source, list[list[int]]]:
+    """Return a source whose labels follow the class order of a model. Classes are matched by name or, if numbers, by index.
 
     Args:
         source: The images and their labels.
         names: Class names of the model, in index order.
         problem_type: Problem type of the model.
+        shown: Class names of the result. Default: `names`.
+
+    Returns:
+        The source; and groups of indices of the model that have the same name as one class of the data, so that each index of
+        a group is right.
 
     Raises:
         RecipeError: The data have a class that the model does not know, or another problem type than the model.
@@ -44,24 +58,63 @@ def relabel(source: Source, names: Sequence[str], problem_type: ProblemType) -> 
             f"The problem type of the model is {problem_type}, but that of the labels of {source.name} is "
             f"{source.problem_type}: give the label_column (and label_separator) that the model was trained on."
         )
-    if tuple(names) == source.class_names:
-        return source
-    unknown = sorted(set(source.class_names) - set(names))
-    if unknown:
-        raise RecipeError(
-            f"{source.name} has the class(es) {', '.join(map(repr, unknown))}, which the model does not know. Its classes are "
-            f"{', '.join(map(repr, names[:20]))}{' …' if len(names) > 20 else ''}: evaluate it on images of these classes."
-        )
-    order = [names.index(name) for name in source.class_names]
-    if problem_type is ProblemType.MULTI_LABEL:
-        column_of = {label: column for column, label in enumerate(order)}
+    shown = tuple(names if shown is None else shown)
+    several = problem_type is ProblemType.MULTI_LABEL
+    match = match_classes(
+        source.class_names, names, lambda problem: RecipeError(f"{source.name} has {problem}."), multi_label=several
+    )
+    if match.by_index:
+        pairs = [f"{name} → {shown[index]}" for name, index in zip(source.class_names, match.indices, strict=True)]
+        logger.warning("The labels of %s are taken as class indices of the model: %s.", source.name, listed(pairs))
+    if match.indices == list(range(len(names))):
+        return replace(source, class_names=shown), match.same
+    if several:
+        column_of = {label: column for column, label in enumerate(match.indices)}
         labels: list[Any] = [
             tuple(row[column_of[label]] if label in column_of else 0 for label in range(len(names)))
             for row in source.labels
         ]
     else:
-        labels = [order[label] for label in source.labels]
-    return replace(source, labels=labels, class_names=tuple(names))
+        labels = [match.indices[label] for label in source.labels]
+    return replace(source, labels=labels, class_names=shown), match.same
+
+
+def _named_and_relabelled(
+    source: Source, model: PreTrainedModel, problem_type: ProblemType, file: str | Path | None
+) -> tuple[Source, list[list[int]]]:
+    """Return `relabel` of a source, with the class names of a file for the data and, if it has none, for the model."""
+    own = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    if file is None:
+        return relabel(source, own, problem_type)
+    names = read_class_names(file)
+    shown = names.names_of_model(own)
+    model.config.id2label = dict(enumerate(shown))
+    found = set(normal_forms(source.class_names))
+    is_keyed = bool(found & names.by_key.keys())
+    # The data may have the model's own names or its indices, or names that the file gives to the model only.
+    if not is_keyed or found & set(normal_forms(own)):
+        with contextlib.suppress(RecipeError):
+            return relabel(source, own, problem_type, shown)
+    if not is_keyed:
+        with contextlib.suppress(RecipeError):
+            return relabel(source, shown, problem_type)
+    return relabel(with_class_names(source, names), shown, problem_type)
+
+
+def _merge_same_names(model: PreTrainedModel, groups: Sequence[Sequence[int]]) -> None:
+    """Make a model count several classes of one name as the first of them, with the sum of their probabilities."""
+
+    def merge(module: Any, inputs: Any, outputs: Any) -> Any:
+        for name in ("logits", "cls_logits", "distillation_logits"):
+            if outputs.get(name) is not None:
+                logits = outputs[name].clone()
+                for group in groups:
+                    logits[:, group[0]] = logits[:, list(group)].logsumexp(dim=-1)
+                    logits[:, list(group[1:])] = torch.finfo(logits.dtype).min
+                outputs[name] = logits
+        return outputs
+
+    model.register_forward_hook(merge)
 
 
 def evaluate(
@@ -74,6 +127,7 @@ def evaluate(
     columns: Columns | None = None,
     split: str | None = None,
     selection: Selection | None = None,
+    class_names: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model on one split of `data`.
 
@@ -94,6 +148,8 @@ def evaluate(
         split: Split to evaluate: train, validation, test, or the name of a split in the data.
         selection: Configuration, split column and names of splits in the data. Default: those of the model's own recipe.yaml if it
             was trained on these data.
+        class_names: File that names the classes of the data and, if it has no names, of the model; see `read_class_names`.
+            Default: that of the model's own recipe.yaml, if it exists.
 
     Returns:
         `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `per_class` with the `accuracy` (multi-label: `average_precision`) and the number of `images` of each
@@ -119,12 +175,22 @@ def evaluate(
     )
     logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
     validation = without_unreadable(found)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
     if teacher_view_size is not None and teacher_view_size < 1:
         raise RecipeError(f"teacher_view_size={teacher_view_size}: give a number of pixels, at least 1.")
     view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
-    dataset = EvaluationDataset(relabel(validation, names, problem_type), processor=processor, view_size=view_size)
+    source, same = _named_and_relabelled(
+        validation, model, problem_type, _own_class_names(own) if class_names is None else class_names
+    )
+    names = unique_names(source.class_names)
+    if same:
+        logger.warning(
+            "Several classes of the model have the name of one class of the data: %s. Each of them counts as right.",
+            listed(f"{source.class_names[group[0]]} ({' and '.join(map(str, group))})" for group in same),
+        )
+        _merge_same_names(model, same)
+    _report_constant_classes(source)
+    dataset = EvaluationDataset(source, processor=processor, view_size=view_size)
     with tempfile.TemporaryDirectory() as unused:
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
@@ -141,6 +207,27 @@ def evaluate(
         "per_class": per_class(trainer.rows, names),
         "broken_images": broken,
     }
+
+
+def _report_constant_classes(source: Source) -> None:
+    if source.problem_type is ProblemType.MULTI_LABEL and (
+        constant := constant_classes(source.labels, source.class_names)
+    ):
+        logger.warning(
+            "All %d images of %s have the class(es) %s: their average precision is 100 %% for every model.",
+            len(source),
+            source.name,
+            listed(constant),
+        )
+
+
+def _own_class_names(own: Recipe | None) -> str | None:
+    """Return the file of class names of the model's own run. None if it named none, or if the file no longer exists."""
+    file = None if own is None else own.data.class_names
+    if file is not None and not Path(file).is_file():
+        logger.warning("class_names=%r of the model's own recipe does not exist. The names of the data are used.", file)
+        return None
+    return file
 
 
 def _recipe_of(name_or_path: str) -> Recipe | None:

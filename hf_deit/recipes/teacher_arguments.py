@@ -43,6 +43,10 @@ class TeacherTrainingArguments:
     label_column: str | None = field(
         default=None, metadata={"help": "Column of a table that holds the classes. Default: found by type."}
     )
+    class_names: str | None = field(
+        default=None,
+        metadata={"help": "File that names the classes, as for hf-deit train. Default: the names of the data."},
+    )
     mode: str = field(
         default="linear",
         metadata={

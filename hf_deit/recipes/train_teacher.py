@@ -30,8 +30,10 @@ from ..errors import UserError
 from ..files import staged_files
 from ..losses import ProblemType
 from ..models.image_processing_deit import DEFAULT_CROP_RATIO
+from ..models.label_names import read_class_names
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
+from .class_names import with_class_names
 from .data import selection_of
 from .teacher_arguments import TeacherTrainingArguments
 
@@ -51,7 +53,8 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     train, validation = load_splits(
         arguments.data, arguments.validation_share, arguments.seed, columns, selection=selection_of(arguments)
     )
-    validation = without_unreadable(validation)
+    names = None if arguments.class_names is None else read_class_names(arguments.class_names)
+    train, validation = with_class_names(train, names), without_unreadable(with_class_names(validation, names))
     if train.problem_type != ProblemType.SINGLE_LABEL:
         raise UserError(
             f"{train.name} has several classes per image (multi-label), but a teacher learns one class per image. Train a "
