@@ -56,6 +56,12 @@ def listed(values: Iterable[object]) -> str:
     return shown if len(values) <= LISTED else f"{shown}, … ({len(values)} in all)"
 
 
+def listed_lines(texts: Sequence[str]) -> str:
+    """Return a list for the end of a message, one line per entry: at most ten, and the number of the others."""
+    rest = f"\n  … and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
+    return "\n  ".join(["", *texts[:LISTED]]) + rest
+
+
 def numbered(problems: Sequence[str]) -> str:
     """Return one message that lists all problems. A single problem is returned unchanged."""
     if len(problems) == 1:

@@ -26,7 +26,6 @@ BROKEN_IMAGE_POLICIES = ("skip", "raise")
 MAX_CHECKED_FILES = 50_000
 HEAD_BYTES = 16_384
 _TINY_SIDE, _LARGE_PIXELS = 8, 25_000_000
-_MAX_LISTED = 100
 # Files of cameras. Pillow opens some of them as TIFF, but reads only a small preview.
 _RAW_EXTENSIONS = frozenset(
     [".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"]
@@ -213,9 +212,3 @@ def find_unreadable(items: Sequence[Any]) -> dict[int, str]:
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as threads:
         found = enumerate(threads.map(reason, range(len(items))))
         return {index: text for index, text in found if text is not None}
-
-
-def listed(texts: Sequence[str]) -> str:
-    """Return one line per text. If there are more than 100, return the first 100 lines and the number of the others."""
-    rest = f"\n  … and {len(texts) - _MAX_LISTED} more" if len(texts) > _MAX_LISTED else ""
-    return "\n  ".join(["", *texts[:_MAX_LISTED]]) + rest

@@ -15,9 +15,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, listed, listed_lines
 from ..losses import ProblemType
-from .images import find_unreadable, listed, read_image, scan_images
+from ..models.label_names import normal_form
+from .images import find_unreadable, read_image, scan_images
+from .labels import constant_classes, contradictory_files
 from .sampling import permutation
 from .tables import Label
 
@@ -25,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_class_names(name: str, class_names: Sequence[str], problem_type: ProblemType) -> None:
-    """Check that there are at least two classes. Warn if class names differ only in case or in outer spaces.
+    """Check that there are at least two classes, and that their names differ.
+
+    Warn if class names differ only in case or in outer spaces.
 
     Args:
         name: Name of the data in messages.
@@ -33,11 +37,21 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
         problem_type: Problem type. Multi-label data may have a single class.
 
     Raises:
-        DataError: The data is single-label and has fewer than two classes.
+        DataError: The data is single-label and has fewer than two classes, or class names differ only in their Unicode
+            normal form.
     """
+    forms: dict[str, set[str]] = defaultdict(set)
+    for class_name in class_names:
+        forms[normal_form(class_name)].add(class_name)
+    alike = [form for form, found in forms.items() if len(found) > 1]
+    if alike:
+        raise DataError(
+            f"{name} has class names that differ only in their Unicode normal form (composed or decomposed characters): "
+            f"{listed(alike)}. They would be learned as separate classes: give them the same name, or different names."
+        )
     if len(class_names) < 2 and problem_type != ProblemType.MULTI_LABEL:
         raise DataError(
-            f"{name} has only one class ({', '.join(class_names)}): a classifier needs at least 2. Add images of "
+            f"{name} has only one class ({listed(class_names)}): a classifier needs at least 2. Add images of "
             "another class, with their own folder or label."
         )
     alike: dict[str, list[str]] = defaultdict(list)
@@ -50,7 +64,7 @@ def check_class_names(name: str, class_names: Sequence[str], problem_type: Probl
                 "is learned as a separate class. If they are the same class, give them the same name.",
                 name,
                 len(names),
-                ", ".join(map(repr, names)),
+                listed(names),
             )
 
 
@@ -64,7 +78,8 @@ def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], 
         problem_type: Problem type: single-label or multi-label.
 
     Raises:
-        DataError: The data is single-label and has fewer than two classes, or a class has no image.
+        DataError: The data is single-label and has fewer than two classes, a class has no image, or the data is multi-label
+            and a class is in every image.
     """
     check_class_names(name, class_names, problem_type)
     counts = Counter(labels)
@@ -73,8 +88,14 @@ def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], 
     missing = [class_name for label, class_name in enumerate(class_names) if not counts[label]]
     if missing:
         raise DataError(
-            f"{name} has no training image of the class(es) {', '.join(map(repr, missing))}: add images of every "
-            "class that has none."
+            f"{name} has no training image of the class(es) {listed(missing)}: add images of every class that has none."
+        )
+    constant = constant_classes(labels, class_names) if problem_type == ProblemType.MULTI_LABEL else []
+    if constant:
+        raise DataError(
+            f"All {len(labels)} training images of {name} have the class(es) {listed(constant)}, so that these cannot be "
+            "learned: add images without them, or leave their column or entries out. Check also that the labels are read "
+            "as you mean them."
         )
 
 
@@ -246,12 +267,33 @@ def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> S
     Raises:
         DataError: An image cannot be opened and `broken_images` is "raise", or no image can be opened.
     """
+    _warn_of_contradictions(source)
     scan = scan_images(source.items)
     lines = [f"{name}\t{label}" for name, label in zip(_names(source.items, root), source.labels, strict=True)]
     digest = hashlib.sha256("\n".join([*source.class_names, *lines, scan.digest]).encode()).hexdigest()
     for note in scan.notes:
         logger.info("%s: %s.", source.name, note)
     return _without(replace(source, fingerprint=digest), scan.broken, broken_images)
+
+
+def _warn_of_contradictions(source: Source) -> None:
+    """Warn if a file is listed more than once with different labels."""
+    files = contradictory_files(source.items, source.labels)
+    if not files:
+        return
+
+    def name(label: Label) -> str:
+        present = [label] if isinstance(label, int) else [index for index, flag in enumerate(label) if flag]
+        return "+".join(source.class_names[index] for index in present) or "no class"
+
+    shown = [f"{path}: {' and '.join(map(name, labels))}" for path, labels in files.items()]
+    logger.warning(
+        "%d file(s) of %s are listed with different labels: %s. Each row counts as an image. Correct the labels or, if images "
+        "have several classes, list them in one row (label_separator).",
+        len(files),
+        source.name,
+        listed(shown),
+    )
 
 
 def _names(items: Sequence[Any], root: Path | None) -> list[str]:
@@ -275,18 +317,18 @@ def _without(source: Source, broken: dict[int, str], broken_images: str) -> Sour
     if broken_images == "raise":
         raise DataError(
             f"{len(broken)} file(s) of {source.name} cannot be read as images: repair them, or set broken_images: skip "
-            f"to leave them out.{listed(reasons)}"
+            f"to leave them out.{listed_lines(reasons)}"
         )
     if len(broken) == len(source):
         raise DataError(
-            f"None of the {len(source)} images of {source.name} can be read. Repair or replace them:{listed(reasons)}"
+            f"None of the {len(source)} images of {source.name} can be read. Repair or replace them:{listed_lines(reasons)}"
         )
     logger.warning(
         "%d of %d images of %s cannot be read and are left out:%s",
         len(broken),
         len(source),
         source.name,
-        listed(reasons),
+        listed_lines(reasons),
     )
     rest = source.subset([index for index in range(len(source)) if index not in broken], source.name)
     return replace(rest, left_out=(*source.left_out, *reasons))

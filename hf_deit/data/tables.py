@@ -47,6 +47,27 @@ class Columns:
             )
 
 
+def text_columns(files: Mapping[str, Sequence[str]], options: Mapping[str, Any]) -> Any:
+    """Return features that read every column of CSV files as text, because a number would lose text: 001 would become 1.
+
+    Args:
+        files: CSV files by split.
+        options: Options of pandas.read_csv, among others. Only those of the format are used.
+
+    Returns:
+        The features, or None if the files have different columns, which `datasets` then reports.
+    """
+    import datasets
+    import pandas as pd
+
+    names = ("sep", "encoding", "quotechar", "engine")
+    chosen = {name: options[name] for name in names if options.get(name) is not None}
+    headers = [list(pd.read_csv(file, nrows=0, **chosen).columns) for found in files.values() for file in found]
+    if any(set(header) != set(headers[0]) for header in headers):
+        return None
+    return datasets.Features({str(name): datasets.Value("string") for name in headers[0]})
+
+
 def _describe_columns(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{column}: {describe_type(feature)}" for column, feature in features.items())
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..data.pixel_pipeline import PixelPipeline
-from ..errors import TeacherError, UserError
-from ..models.label_names import class_names
-from ..models.loading import load_pretrained, published_name, refuse_adapters
+from ..errors import TeacherError, UserError, listed
+from ..models.label_names import class_names, normal_forms
+from ..models.loading import load_pretrained, published_name, refuse_adapters, refuse_other_channels
 from ..models.pixel_rules import OwnProcessor, PixelRules, read_processor
 from ..models.weights import load_weights
 from ..sizes import as_pair
@@ -73,6 +73,7 @@ class Teacher:
                 f"The teacher is of type {type(model).__name__}: give a model, or a function that maps pixels to "
                 "logits."
             )
+        refuse_other_channels(model, f"The teacher ({type(model).__name__})")
         config = getattr(model, "config", None)
         normalization = {"image_mean": image_mean, "image_std": image_std}
         normalization = {name: values for name, values in normalization.items() if values is not None}
@@ -248,11 +249,12 @@ class Teacher:
                 count,
             )
             return
-        if student_names == self.class_names:
+        student_names, teacher_names = normal_forms(student_names), normal_forms(self.class_names)
+        if student_names == teacher_names:
             return  # the order is unambiguous even if a name occurs twice, such as ImageNet's "crane"
-        counts = [Counter(names) for names in (student_names, self.class_names)]
+        counts = [Counter(names) for names in (student_names, teacher_names)]
         ambiguous = sorted({name for name in student_names if max(count[name] for count in counts) > 1})
-        missing = [name for name in student_names if name not in self.class_names]
+        missing = [name for name in student_names if name not in teacher_names]
         if missing or ambiguous:
             problem = (
                 f"does not know {_listed(missing)}"
@@ -264,7 +266,7 @@ class Teacher:
                 f"{_listed(self.class_names)}\nUse a teacher with the same classes (hf-deit train-teacher trains "
                 "one), or give the teacher an id2label with the student's class names."
             )
-        indices = [self.class_names.index(name) for name in student_names]
+        indices = [teacher_names.index(name) for name in student_names]
         self._order = torch.tensor(indices, device=self.device)
 
     def try_on(self, view_size: tuple[int, int]) -> int:
@@ -423,5 +425,4 @@ def _by_index(id2label: Any) -> dict[int, str]:
 def _listed(names: list[str] | None) -> str:
     if names is None:
         return "no names"
-    shown = ", ".join(map(repr, names[:20]))
-    return shown if len(names) <= 20 else f"{shown}, … ({len(names)} in all)"
+    return listed(names)

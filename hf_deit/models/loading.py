@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..hub_access import check_hub_name, without_network
 from .image_processing_deit import DeiTImageProcessor, is_own_processor
 from .modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
@@ -135,9 +135,8 @@ def load_pretrained(
         raise _explained(name_or_path, error) from error
     missing = sorted(info["missing_keys"])
     if needs_head and missing:
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise UserError(
-            f"{name_or_path} is not a complete {type(model).__name__}: it holds no {', '.join(missing[:4])}{more}. Its "
+            f"{name_or_path} is not a complete {type(model).__name__}: it holds no {listed(missing)}. Its "
             "predictions would be random. Train it first (hf-deit train --model), or give the folder of a trained "
             "classifier."
         )
@@ -245,6 +244,24 @@ def load_model(name_or_path: str, needs_head: bool = True, **kwargs: Any) -> Pre
     key = (config.model_type, (config.architectures or [""])[0])
     model_class = _OWN_CLASSES.get(key, AutoModelForImageClassification)
     return load_pretrained(model_class, name_or_path, needs_head, **kwargs)
+
+
+def refuse_other_channels(model: Any, what: str) -> None:
+    """Refuse a model that does not take colour images. Images are always converted to RGB.
+
+    Args:
+        model: A model. It is accepted if it has no configuration with the number of channels.
+        what: Name of the model in the message.
+
+    Raises:
+        UserError: Its configuration has another `num_channels` than 3.
+    """
+    channels = getattr(getattr(model, "config", None), "num_channels", None)
+    if isinstance(channels, int) and channels != 3:
+        raise UserError(
+            f"{what} has num_channels={channels}, but images are read as RGB, with 3 channels. Use a model with "
+            "num_channels=3."
+        )
 
 
 def _refuse_file(name_or_path: str) -> None:

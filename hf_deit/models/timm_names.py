@@ -11,13 +11,13 @@ Papers: Touvron et al., arXiv:2012.12877; DeiT III: arXiv:2204.07118.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..sizes import as_pair
 from .state_dicts import rename_hub_key
 
@@ -43,7 +43,6 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 _POSITIONS = "embeddings.position_embeddings"
 # Width → number of attention heads, which shapes do not show: Ti, S and B of the paper; M, L and H of DeiT III.
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16}
-_LISTED = 8
 # The names in a file determine how many layers are built, so a malicious file must not make this number huge.
 _MOST_LAYERS = 1000
 
@@ -84,7 +83,7 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
             parameter.
     """
     if "cls_token" not in weights:
-        first = ", ".join(list(weights)[:3])
+        first = listed(weights)
         raise UserError(
             f"The weights are not those of a DeiT or ViT: they have no 'cls_token'. The first names are: {first}."
         )
@@ -102,7 +101,7 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         own = [name for name, _ in pairs]
         twice = sorted({name for name in own if own.count(name) > 1})
         raise UserError(
-            f"The weights contain a parameter twice, under two names: {_list(twice)}. Give a file with one of them."
+            f"The weights contain a parameter twice, under two names: {listed(twice)}. Give a file with one of them."
         )
     return renamed
 
@@ -139,7 +138,7 @@ def to_timm_names(model: nn.Module, official: bool = False) -> dict[str, torch.T
         else:
             renamed[own] = weight
     if unknown:
-        raise UserError(f"The model of timm does not have these parameters: {_list(unknown)}.")
+        raise UserError(f"The model of timm does not have these parameters: {listed(unknown)}.")
     if any("gamma" in name for name in renamed) and not distilled and not renamed["pos_embed"][:, 0].any():
         renamed["pos_embed"] = renamed["pos_embed"][:, 1:].contiguous()
     return renamed
@@ -256,7 +255,7 @@ def _shape(weights: Mapping[str, torch.Tensor], name: str, dimensions: int) -> t
     if name not in weights:
         raise UserError(
             f"The weights are not those of a supported DeiT or ViT: they have no {name!r} ({timm_name(name)!r} in "
-            f"timm). The first names are: {', '.join(list(weights)[:3])}."
+            f"timm). The first names are: {listed(weights)}."
         )
     shape = tuple(weights[name].shape)
     if len(shape) != dimensions:
@@ -329,10 +328,4 @@ def check_weights(weights: Mapping[str, torch.Tensor], model: nn.Module, timm: b
 
 def describe_problems(problems: Mapping[str, list[str]]) -> str:
     """Return the number and the names of each kind of problem, or an empty text. Long lists are shortened."""
-    return "; ".join(f"{len(names)} {kind}: {_list(names)}" for kind, names in problems.items() if names)
-
-
-def _list(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _file_of(path: Path) -> Path:
         )
     if not usual and len(found) > 1:
         raise UserError(
-            f"{path} holds {len(found)} files of weights ({', '.join(file.name for file in found[:5])}). Give the path "
+            f"{path} holds {len(found)} files of weights ({listed(file.name for file in found)}). Give the path "
             "of one of them."
         )
     return found[0]
@@ -207,7 +207,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
         raise UserError(
-            f"{index} names {len(absent)} file(s) that do not exist: {', '.join(absent[:5])}. Download them again."
+            f"{index} names {len(absent)} file(s) that do not exist: {listed(absent)}. Download them again."
         )
     weights: dict[str, torch.Tensor] = {}
     for shard in shards:
@@ -215,7 +215,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if set(weights) != set(names):
         odd = sorted(set(weights) ^ set(names))
         raise UserError(
-            f"{index} and its shards hold different parameter names: {', '.join(odd[:5])}. Download all files again."
+            f"{index} and its shards hold different parameter names: {listed(odd)}. Download all files again."
         )
     return weights
 
@@ -246,7 +246,7 @@ def _chosen(content: Any, which: str | None, path: Path) -> Mapping[str, torch.T
     kind = which or next(iter(found), None)
     if kind not in found:
         wanted = which or " or ".join(name for names in _CONTAINERS.values() for name in names)
-        held = ", ".join(map(repr, list(entries)[:8])) if entries else f"a {type(content).__name__}"
+        held = listed(entries) if entries else f"a {type(content).__name__}"
         raise UserError(f"{path} holds no weights under {wanted}. It holds {held}.")
     if which is None and len(found) > 1:
         logger.info("%s: reading 'model'. The file also holds averaged weights (weights='model_ema').", path)
@@ -269,6 +269,6 @@ def _check_dense(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     ]
     if odd:
         raise UserError(
-            f"{path} holds {len(odd)} tensors that are not dense floating-point weights ({', '.join(odd[:3])}). "
+            f"{path} holds {len(odd)} tensors that are not dense floating-point weights ({listed(odd)}). "
             "Quantised files cannot be converted. Give the file in float32, float16 or bfloat16."
         )

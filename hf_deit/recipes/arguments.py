@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.augmentation import Augmentation
-from ..errors import RecipeError, numbered
+from ..errors import RecipeError, listed, numbered
 from ..sizes import as_size
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
     known = {entry.name for group in field_groups().values() for entry in _fields_of(group)}
     unknown = sorted(str(name) for name in fields if name not in known)
     if unknown:
-        raise RecipeError(f"{where} has unknown field(s) {', '.join(unknown)}.{similar_name(unknown[0])}")
+        raise RecipeError(f"{where} has unknown field(s) {listed(unknown)}.{similar_name(unknown[0])}")
 
 
 def similar_name(name: str) -> str:

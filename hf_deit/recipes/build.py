@@ -21,7 +21,7 @@ from ..errors import Problems, RecipeError, UserError
 from ..losses import ProblemType
 from ..models.configuration_deit import DeiTConfig, ViTConfig
 from ..models.fine_tuning import distilled_from_plain, set_trainable, with_image_size
-from ..models.label_names import class_names
+from ..models.label_names import class_names, normal_forms
 from ..models.loading import load_config, load_model, published_name
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
 from ..models.pixel_rules import PixelRules, read_processor
@@ -175,10 +175,13 @@ def _student_from_weights(
 
 def _match_heads(model: PreTrainedModel, source: str, names: list[str]) -> None:
     """Permute the heads of loaded weights to the order of the classes, or initialise them again if the classes differ."""
-    before = class_names(load_config(source).id2label)
+    before, names = (
+        normal_forms(class_names(load_config(source).id2label)),
+        normal_forms(name.strip() for name in names),
+    )
     if before is None or before == names:
         return
-    if sorted(before) == sorted(names):
+    if sorted(before) == sorted(names) and len(set(names)) == len(names):
         logger.info("The classes of %s are in another order: its heads are permuted.", source)
         _permute_heads(model, [before.index(name) for name in names])
         return

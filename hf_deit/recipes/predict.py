@@ -24,7 +24,7 @@ from ..data.images import read_image
 from ..errors import DataError, RecipeError, UserError
 from ..files import check_place, staged_files
 from ..losses import ProblemType
-from ..models.loading import load_model, load_processor
+from ..models.loading import load_model, load_processor, refuse_other_channels
 from .inputs import Failure, InputImage, find_inputs
 
 BATCH_SIZE = 32
@@ -67,11 +67,12 @@ class Predictor:
         name_or_path: Folder or Hub name of the model, as for `load_model`.
 
     Raises:
-        UserError: The model or its image processor cannot be read.
+        UserError: The model or its image processor cannot be read, or the model does not take images with 3 channels.
     """
 
     def __init__(self, name_or_path: str):
         self.model, self.processor = load_model(name_or_path).eval(), load_processor(name_or_path)
+        refuse_other_channels(self.model, f"The model {name_or_path}")
         config = self.model.config
         self.class_names = [config.id2label[index] for index in range(config.num_labels)]
         self.multi_label = config.problem_type == ProblemType.MULTI_LABEL

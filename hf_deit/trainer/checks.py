@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..data.dataset_info import inspect_dataset
-from ..errors import UserError
+from ..data.dataset_info import DatasetInfo, inspect_dataset
+from ..errors import UserError, listed
 from ..losses import ProblemType
+from ..models.label_names import normal_forms
 from ..sizes import as_pair
 from .ema import horizon_problems
 from .metrics import TOP_K, metric_names
@@ -140,22 +141,24 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
                 f"per_device_train_batch_size of at most {info.images // args.world_size // 2 * 2}."
             )
         return
-    if student.problem_type != ProblemType.SINGLE_LABEL or info.class_names is None:
+    yield from _class_problems(student, info)
+
+
+def _class_problems(student: StudentInfo, info: DatasetInfo) -> Iterator[str]:
+    """Yield messages about the classes of data that state them."""
+    if student.problem_type == ProblemType.REGRESSION or info.class_names is None:
         return
-    count = len(info.class_names)
-    if count == student.num_labels and student.class_names not in (
-        None,
-        [name.strip() for name in info.class_names],
-    ):
+    names = [name.strip() for name in info.class_names]
+    if len(names) != student.num_labels:
         yield (
-            f"The classes of the data are {', '.join(info.class_names[:20])}, but those of the student are "
-            f"{', '.join(student.class_names[:20])} (a teacher is aligned to these): labels would be taken for other "
-            "classes. Build the student with the class names of the data, in the same order, as id2label."
+            f"The training data have {len(names)} classes ({listed(names)}), but the student has {student.num_labels} "
+            f"outputs. Build the student with num_labels={len(names)}."
         )
-    if count != student.num_labels:
+    elif student.class_names is not None and normal_forms(student.class_names) != normal_forms(names):
         yield (
-            f"The training data have {count} classes ({', '.join(info.class_names[:20])}), but the student has "
-            f"{student.num_labels} outputs. Build the student with num_labels={count}."
+            f"The classes of the data are {listed(names)}, but those of the student are {listed(student.class_names)} (a "
+            "teacher is aligned to these): labels would be taken for other classes. Build the student with the class names "
+            "of the data, in the same order, as id2label."
         )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import RecipeError
 from ..losses import ProblemType
 from ..models.label_names import class_names
+from ..models.loading import refuse_other_channels
 from ..sizes import as_pair
 from .training_args import DistillationTrainingArguments
 
@@ -48,11 +49,12 @@ def inspect_student(model: nn.Module, image_size: Any = None) -> StudentInfo:
     Raises:
         RecipeError: The student fails on the image, or does not return `logits` of shape `(batch, num_labels)`.
     """
+    refuse_other_channels(model, f"The student ({type(model).__name__})")
     config = getattr(model, "config", None)
     fixed_size = getattr(config, "image_size", None)
     height, width = as_pair(fixed_size or image_size or 224)
     parameter = next(model.parameters())
-    pixels = torch.zeros(1, getattr(config, "num_channels", 3), height, width, device=parameter.device)
+    pixels = torch.zeros(1, 3, height, width, device=parameter.device)
     was_training = model.training
     model.eval()
     try:

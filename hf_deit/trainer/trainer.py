@@ -40,6 +40,7 @@ from ..models.pixel_rules import PixelRules, pixel_rules, processor_fields
 from ..sizes import as_pair
 from .checks import metric_problems, set_best_metric, trainer_problems, training_problems
 from .hub_mixin import HubMixin
+from .label_checks import LabelChecker
 from .metrics import RunningTerms, reduce_batch, reduce_multi_label_batch, summarize, to_arrays
 from .optim import (
     REFERENCE_BATCH,
@@ -161,7 +162,11 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator if data_collator is not None else collate,
+            data_collator=LabelChecker(
+                data_collator if data_collator is not None else collate,
+                self.student.num_labels,
+                self.student.problem_type,
+            ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

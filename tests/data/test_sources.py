@@ -351,7 +351,7 @@ def test_an_empty_validation_folder_is_refused_by_name(tmp_path):
 
 def test_a_single_class_is_refused_by_name(tmp_path):
     folder_of(tmp_path, {"cat": 4})
-    assert_refused(tmp_path, str(tmp_path), "one class (cat)")
+    assert_refused(tmp_path, str(tmp_path), "one class ('cat')")
 
 
 def test_a_class_without_training_images_is_refused_by_name(tmp_path):

@@ -170,8 +170,8 @@ def test_arguments_of_the_optimizer_are_refused_together_with_a_passed_optimizer
 
 def test_a_student_with_the_class_names_of_the_data_in_another_order_is_refused(tmp_path):
     message = str(refused(tmp_path, model=student(names=NAMES[::-1])))
-    assert "ant, bee, cat, dog" in message
-    assert "dog, cat, bee, ant" in message
+    assert "'ant', 'bee', 'cat', 'dog'" in message
+    assert "'dog', 'cat', 'bee', 'ant'" in message
     assert "id2label" in message
 
 

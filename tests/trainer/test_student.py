@@ -231,7 +231,7 @@ IMPOSSIBLE = {
         lambda: student(names=NAMES[:3]),
         lambda: conv_teacher(3),
         {},
-        "4 classes (ant, bee, cat, dog)",
+        "4 classes ('ant', 'bee', 'cat', 'dog')",
         "num_labels=4",
     ),
 }
