@@ -85,8 +85,8 @@ class ClassNames:
         """Return the name of each class of the data.
 
         A file of keys names the class with that key. A file of names in index order names the class that is called by its
-        index; if the classes are no numbers and as many as the names, the n-th name is that of the n-th class. A class that
-        already has one of the names keeps it.
+        index, from 0 or, if the numbers are 1 to the number of names, from 1. If the classes are no numbers, and as many as
+        the names, the n-th name is that of the n-th class. A class that already has one of the names keeps it.
 
         Args:
             classes: Class names of the data, in index order.
@@ -127,7 +127,9 @@ class ClassNames:
             fits = len(self.names) == len(own) if multi_label else indices is None or max(indices) < len(self.names)
             if indices is not None and fits:
                 return tuple(self.names[index] for index in indices)
-            if len(self.names) == len(own) and not known & set(own):
+            if indices is not None and sorted(indices) == list(range(1, len(self.names) + 1)):
+                return tuple(self.names[index - 1] for index in indices)  # numbered from 1
+            if indices is None and len(self.names) == len(own) and not known & set(own):
                 return self.names
         raise UserError(
             f"class_names={str(self.path)!r} has the {len(values)} names {listed(values)}, which cannot be assigned to the "
