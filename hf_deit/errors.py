@@ -5,7 +5,7 @@ command with exit code 1.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -49,10 +49,16 @@ class NonFiniteLossError(RuntimeError):
 LISTED = 10  # entries of a list in a message
 
 
-def listed(values: Iterable[object]) -> str:
-    """Return the entries of a list for a message: at most ten, and the number of all if there are more."""
+def listed(values: Iterable[object], show: Callable[[object], str] = repr) -> str:
+    """Return the entries of a list for a message: at most ten, and the number of all if there are more.
+
+    Args:
+        values: The entries.
+        show: Function that returns the text of an entry. Names that a person chose, such as those of classes, are quoted
+            (`repr`).
+    """
     values = list(values)
-    shown = ", ".join(map(repr, values[:LISTED]))
+    shown = ", ".join(map(show, values[:LISTED]))
     return shown if len(values) <= LISTED else f"{shown}, … ({len(values)} in all)"
 
 

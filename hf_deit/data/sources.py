@@ -292,7 +292,7 @@ def _warn_of_contradictions(source: Source) -> None:
         "have several classes, list them in one row (label_separator).",
         len(files),
         source.name,
-        listed(shown),
+        listed(shown, str),
     )
 
 

@@ -98,7 +98,7 @@ class ClassNames:
         renamed = self._renamed(classes, multi_label)
         if list(renamed) != list(classes):
             pairs = [f"{old} → {new}" for old, new in zip(classes, renamed, strict=True)]
-            logger.info("%s names the classes: %s.", self.path, listed(pairs))
+            logger.info("%s names the classes: %s.", self.path, listed(pairs, str))
         repeated = sorted({name for name in renamed if renamed.count(name) > 1})
         if repeated:
             logger.warning(

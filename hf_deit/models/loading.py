@@ -136,7 +136,7 @@ def load_pretrained(
     missing = sorted(info["missing_keys"])
     if needs_head and missing:
         raise UserError(
-            f"{name_or_path} is not a complete {type(model).__name__}: it holds no {listed(missing)}. Its "
+            f"{name_or_path} is not a complete {type(model).__name__}: it holds no {listed(missing, str)}. Its "
             "predictions would be random. Train it first (hf-deit train --model), or give the folder of a trained "
             "classifier."
         )

@@ -83,7 +83,7 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
             parameter.
     """
     if "cls_token" not in weights:
-        first = listed(weights)
+        first = listed(weights, str)
         raise UserError(
             f"The weights are not those of a DeiT or ViT: they have no 'cls_token'. The first names are: {first}."
         )
@@ -101,7 +101,7 @@ def from_timm_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         own = [name for name, _ in pairs]
         twice = sorted({name for name in own if own.count(name) > 1})
         raise UserError(
-            f"The weights contain a parameter twice, under two names: {listed(twice)}. Give a file with one of them."
+            f"The weights contain a parameter twice, under two names: {listed(twice, str)}. Give a file with one of them."
         )
     return renamed
 
@@ -138,7 +138,7 @@ def to_timm_names(model: nn.Module, official: bool = False) -> dict[str, torch.T
         else:
             renamed[own] = weight
     if unknown:
-        raise UserError(f"The model of timm does not have these parameters: {listed(unknown)}.")
+        raise UserError(f"The model of timm does not have these parameters: {listed(unknown, str)}.")
     if any("gamma" in name for name in renamed) and not distilled and not renamed["pos_embed"][:, 0].any():
         renamed["pos_embed"] = renamed["pos_embed"][:, 1:].contiguous()
     return renamed
@@ -255,7 +255,7 @@ def _shape(weights: Mapping[str, torch.Tensor], name: str, dimensions: int) -> t
     if name not in weights:
         raise UserError(
             f"The weights are not those of a supported DeiT or ViT: they have no {name!r} ({timm_name(name)!r} in "
-            f"timm). The first names are: {listed(weights)}."
+            f"timm). The first names are: {listed(weights, str)}."
         )
     shape = tuple(weights[name].shape)
     if len(shape) != dimensions:
@@ -328,4 +328,4 @@ def check_weights(weights: Mapping[str, torch.Tensor], model: nn.Module, timm: b
 
 def describe_problems(problems: Mapping[str, list[str]]) -> str:
     """Return the number and the names of each kind of problem, or an empty text. Long lists are shortened."""
-    return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
+    return "; ".join(f"{len(names)} {kind}: {listed(names, str)}" for kind, names in problems.items() if names)

@@ -140,7 +140,7 @@ def _file_of(path: Path) -> Path:
         )
     if not usual and len(found) > 1:
         raise UserError(
-            f"{path} holds {len(found)} files of weights ({listed(file.name for file in found)}). Give the path "
+            f"{path} holds {len(found)} files of weights ({listed((file.name for file in found), str)}). Give the path "
             "of one of them."
         )
     return found[0]
@@ -207,7 +207,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     absent = [shard for shard in shards if not (index.parent / shard).is_file()]
     if absent:
         raise UserError(
-            f"{index} names {len(absent)} file(s) that do not exist: {listed(absent)}. Download them again."
+            f"{index} names {len(absent)} file(s) that do not exist: {listed(absent, str)}. Download them again."
         )
     weights: dict[str, torch.Tensor] = {}
     for shard in shards:
@@ -215,7 +215,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if set(weights) != set(names):
         odd = sorted(set(weights) ^ set(names))
         raise UserError(
-            f"{index} and its shards hold different parameter names: {listed(odd)}. Download all files again."
+            f"{index} and its shards hold different parameter names: {listed(odd, str)}. Download all files again."
         )
     return weights
 
@@ -269,6 +269,6 @@ def _check_dense(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     ]
     if odd:
         raise UserError(
-            f"{path} holds {len(odd)} tensors that are not dense floating-point weights ({listed(odd)}). "
+            f"{path} holds {len(odd)} tensors that are not dense floating-point weights ({listed(odd, str)}). "
             "Quantised files cannot be converted. Give the file in float32, float16 or bfloat16."
         )

@@ -65,7 +65,7 @@ def relabel(
     )
     if match.by_index:
         pairs = [f"{name} → {shown[index]}" for name, index in zip(source.class_names, match.indices, strict=True)]
-        logger.warning("The labels of %s are taken as class indices of the model: %s.", source.name, listed(pairs))
+        logger.warning("The labels of %s are taken as class indices of the model: %s.", source.name, listed(pairs, str))
     if match.indices == list(range(len(names))):
         return replace(source, class_names=shown), match.same
     if several:
@@ -186,7 +186,7 @@ def evaluate(
     if same:
         logger.warning(
             "Several classes of the model have the name of one class of the data: %s. Each of them counts as right.",
-            listed(f"{source.class_names[group[0]]} ({' and '.join(map(str, group))})" for group in same),
+            listed((f"{source.class_names[group[0]]} ({' and '.join(map(str, group))})" for group in same), str),
         )
         _merge_same_names(model, same)
     _report_constant_classes(source)

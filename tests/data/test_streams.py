@@ -253,7 +253,7 @@ def test_every_optimizer_step_of_a_stream_has_complete_batches_of_one_pass(photo
 def test_a_stream_of_one_class_is_refused_like_an_indexed_data_set(photos):
     for name in ("train", "validation"):
         table(photos, ["cat"] * 10, f"{name}.csv")
-    with pytest.raises(DataError, match=r"one class \(cat\)") as streamed:
+    with pytest.raises(DataError, match=r"one class .*cat") as streamed:
         load_stream(str(photos), KIND)
     with pytest.raises(DataError) as indexed:
         load_splits(str(photos), columns=KIND)

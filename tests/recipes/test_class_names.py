@@ -180,7 +180,7 @@ def test_each_class_of_one_name_is_right_if_the_data_have_the_name_only(tmp_path
         "bee": {"accuracy": 0.0, "images": 8},
         "cat (2)": {"accuracy": None, "images": 0},
     }
-    assert "'cat (0 and 2)'" in caplog.text
+    assert "cat (0 and 2)" in caplog.text
 
 
 def test_indices_distinguish_classes_of_one_name(tmp_path):
