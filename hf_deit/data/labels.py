@@ -76,11 +76,16 @@ class _CellError(Exception):
         self.problem = problem
 
 
-def unlabelled(name: str, number: int) -> DataError:
-    """Return the error about a row without a label."""
+def unlabelled(name: str, number: int, in_list: bool = False) -> DataError:
+    """Return the error about a row without a label, or with an entry without a label in a list."""
+    remedy = (
+        "In lists of one number per class, write 0 for a class that the image does not have."
+        if in_list
+        else "If -1 is a class, give it another name, such as 'negative'."
+    )
     return DataError(
         f"{name} has images without a label (-1, null or empty); the first one is in row {number}. Give each image a "
-        "label, or choose a labelled split. If -1 is a class, give it another name, such as 'negative'."
+        f"label, or choose a labelled split. {remedy}"
     )
 
 
@@ -313,7 +318,7 @@ class _Scan:
         for number, cell in enumerate(cells):
             values = [None] if cell is None else entries(cell)
             if any(map(_is_missing, values)):
-                raise unlabelled(self.name, number)
+                raise unlabelled(self.name, number, in_list=len(values) > 1)
             if self.minus_one is None and "-1" in values:
                 self.minus_one = number
             self.distinct.update(values)
@@ -541,8 +546,14 @@ def _spell_fractions(texts: Collection[str]) -> bool:
     return bool(texts) and all(map(spelt, texts))
 
 
+_FLAG_TEXT = r"[01](?:\.0*)?"
+_TEXT_OF_FLAGS = re.compile(rf"{_FLAG_TEXT}(?:\s*[\s,;|]\s*{_FLAG_TEXT})+")
+
+
 def _looks_like_list(text: str) -> bool:
-    return text.strip()[:1] + text.strip()[-1:] in ("[]", "()")
+    """Return whether a text is in brackets, or consists of several zeros and ones."""
+    text = text.strip()
+    return text[:1] + text[-1:] in ("[]", "()") or _TEXT_OF_FLAGS.fullmatch(text) is not None
 
 
 def _parsed_list(text: str) -> list[Any] | None:
@@ -551,17 +562,22 @@ def _parsed_list(text: str) -> list[Any] | None:
     Raises:
         DataError: NumPy shortened the list.
     """
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            values = parse(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        flat = isinstance(values, list | tuple) and all(isinstance(value, str | int | float) for value in values)
-        return list(values) if flat else None
-    words = text.strip()[1:-1].split()
+    text = text.strip()
+    if _TEXT_OF_FLAGS.fullmatch(text):
+        return re.findall(_FLAG_TEXT, text)
+    if re.search(r"""['"]\s+['"]""", text) is None:  # Python would join the texts of NumPy, which have no commas
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                values = parse(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            flat = isinstance(values, list | tuple) and all(isinstance(value, str | int | float) for value in values)
+            return list(values) if flat else None
+    words = re.findall(r"""'[^']*'|"[^"]*"|[^\s'"]+""", text[1:-1])
     if "..." in words:
         raise DataError(
-            f"A label is the text {text[:40]!r}, a list that NumPy shortened, so that its values are lost: write the complete list."
+            f"A label is the text {text[:40]!r}, a list that NumPy shortened, so that its values are lost: write the "
+            "complete list."
         )
     try:
         return [ast.literal_eval(word) for word in words]

@@ -286,7 +286,7 @@ def _warn_of_contradictions(source: Source) -> None:
         present = [label] if isinstance(label, int) else [index for index, flag in enumerate(label) if flag]
         return "+".join(source.class_names[index] for index in present) or "no class"
 
-    shown = [f"{path}: {' and '.join(map(name, labels))}" for path, labels in files.items()]
+    shown = [f"{path} ({listed(map(name, labels))})" for path, labels in files.items()]
     logger.warning(
         "%d file(s) of %s are listed with different labels: %s. Each row counts as an image. Correct the labels or, if images "
         "have several classes, list them in one row (label_separator).",

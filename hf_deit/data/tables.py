@@ -102,7 +102,8 @@ def _find_column(
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
     similar = [column for column, feature in features.items() if is_similar(feature)]
     by_name = [column for column in names if column in features and is_label_type(features[column])]
-    candidates = typed or similar or by_name
+    # If no column has a suitable type, one with a default name is chosen, whose type is then refused by name.
+    candidates = typed or similar or by_name or [column for column in names if column in features]
     if len(candidates) != 1:
         raise DataError(
             f"{table} needs exactly one {kind.__name__} column and has {len(candidates)} "

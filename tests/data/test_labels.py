@@ -71,6 +71,7 @@ MULTI_HOT = {
     ),
     "texts in a list": lambda folder: json_lines(folder, [list(map(str, row)) for row in ROWS]),
     "lists of Python in CSV": lambda folder: table(folder, [f'"{list(row)}"' for row in ROWS]),
+    "zeros and ones with spaces in CSV": lambda folder: table(folder, [" ".join(map(str, row)) for row in ROWS]),
     "lists of NumPy in CSV": lambda folder: table(folder, [str(np.array(row, float)) for row in ROWS]),
 }
 
@@ -81,6 +82,12 @@ def test_lists_of_zeros_and_ones_are_multi_hot_labels(photos, make):
     assert source.problem_type == "multi_label_classification"
     assert list(source.labels) == ROWS
     assert source.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("text", ["['polar bear' 'cat']", "['polar bear', 'cat']", '["cat", "polar bear"]'])
+def test_lists_of_names_that_were_written_as_text_are_lists_of_names(text):
+    found = reader([text, "['cat']"])
+    assert (found.class_names, found.labels()) == (("cat", "polar bear"), [(1, 1), (1, 0)])
 
 
 def test_separated_zeros_and_ones_are_multi_hot_labels():
@@ -238,7 +245,7 @@ def test_a_file_with_two_labels_is_reported_once(photos, caplog, again):
     load_validation(write(photos / "t.csv", lines(("file", "kind"), *rows)), columns=KIND)
     (warning,) = [message for message in caplog.messages if "different labels" in message]
     assert warning.startswith("1 file(s)")
-    assert "1.png: b and a" in warning and "2.png" not in warning
+    assert "1.png ('b', 'a')" in warning and "2.png" not in warning
 
 
 def test_a_reader_of_labels_is_sent_to_worker_processes():
