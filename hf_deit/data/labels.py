@@ -449,7 +449,7 @@ class _Scan:
         if known is not None and not _are_flag_names(known):
             if length == len(known):
                 return length
-            if no_classes or length > 1:
+            if no_classes or self.repeating is not None or (length > 1 and names is None):
                 raise self._error(
                     f"lists of {length} zeros and ones for {len(known)} classes ({listed(known)}): each list must have one "
                     "entry per class"

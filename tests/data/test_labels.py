@@ -84,6 +84,11 @@ def test_lists_of_zeros_and_ones_are_multi_hot_labels(photos, make):
     assert source.class_names == ("0", "1", "2")
 
 
+def test_lists_of_class_labels_that_hold_only_the_first_two_are_indices():
+    found = reader([[0, 1], [1, 0]], datasets.Sequence(datasets.ClassLabel(names=list("abcde"))))
+    assert found.labels() == [(1, 1, 0, 0, 0)] * 2
+
+
 @pytest.mark.parametrize("text", ["['polar bear' 'cat']", "['polar bear', 'cat']", '["cat", "polar bear"]'])
 def test_lists_of_names_that_were_written_as_text_are_lists_of_names(text):
     found = reader([text, "['cat']"])
