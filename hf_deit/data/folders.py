@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, listed
+from ..losses import ProblemType
+from ..models.label_names import normal_form
 from .images import has_image_extension, is_image_file, is_unsupported_image, kind_of_file
 from .layouts import (
     NO_SPLIT,
@@ -28,13 +30,12 @@ from .layouts import (
     is_table,
     list_files,
     other_tables,
-    shortened,
     split_names,
     split_of,
     split_root,
     subfolders,
 )
-from .sources import Source, path_of
+from .sources import Source, check_class_names, path_of
 from .splits import Layout, Read, Split, dataset_layout, read_table, table_root
 from .table_files import joined, open_tables, table_files, uses_path_splits
 from .tables import Columns, TableReader
@@ -107,9 +108,7 @@ def _table_or_folders(
         by_folder = {split: source for split, source in by_folder.items() if split in by_table}
         wins = not by_folder or _table_wins([*by_table.values()], [*by_folder.values()], names, same_splits=True)
         if wins and unlisted:
-            logger.warning(
-                "%s: the folder(s) %s are not listed in a table and are not used.", data, shortened(unlisted)
-            )
+            logger.warning("%s: the folder(s) %s are not listed in a table and are not used.", data, listed(unlisted))
     else:
         wins = _table_wins([*by_table.values()], [*by_folder.values()], names, same_splits=len(by_table) == 1)
     return layout if wins else folders
@@ -174,8 +173,8 @@ def _table_wins(table: Sequence[Source], folders: Sequence[Source], names: str, 
         "%s lists %d images with the classes %s: the table is used, and the names of the folders (%s) are not the classes.",
         names,
         sum(map(len, table)),
-        shortened(table[0].class_names),
-        shortened(folders[0].class_names),
+        listed(table[0].class_names),
+        listed(folders[0].class_names),
     )
     missing = set() if by_table is None or by_folder is None else by_folder.keys() - by_table.keys()
     if missing:
@@ -224,7 +223,7 @@ def _class_layout(data: str, path: Path, columns: Columns, selection: Selection,
         return _split_layout(data, path, columns, selection, known)
     inverted = inverted_splits(path, names)
     if inverted:
-        logger.info("%s: the class folders hold the folders of the splits %s.", data, shortened(inverted))
+        logger.info("%s: the class folders hold the folders of the splits %s.", data, listed(inverted))
         splits = {split: _inverted_split(path, split, folders) for split, folders in inverted.items()}
         return Layout(data, splits, {split: split for split in inverted})
     check_not_parts(path, names)
@@ -241,14 +240,14 @@ def _split_layout(data: str, path: Path, columns: Columns, selection: Selection,
     )
     if TRAIN not in chosen and others:
         raise DataError(
-            f"{path} has the folder(s) {shortened(sorted(known))}, which look like splits, beside {shortened(others)}. It is "
+            f"{path} has the folder(s) {listed(sorted(known))}, which look like splits, beside {listed(others)}. It is "
             f"unclear whether they are splits or classes. {remedy}"
         )
     if TRAIN in chosen:
         folder = split_root(path / chosen[TRAIN])
         if not subfolders(folder) and not other_tables(folder) and list_files(folder).files:
             beside = (
-                f", beside the folder(s) {shortened(n for n in names if n != chosen[TRAIN])}" if len(names) > 1 else ""
+                f", beside the folder(s) {listed(n for n in names if n != chosen[TRAIN])}" if len(names) > 1 else ""
             )
             raise DataError(
                 f"{folder} looks like the training split{beside}, but it holds images and neither class folders nor a table of "
@@ -259,8 +258,8 @@ def _split_layout(data: str, path: Path, columns: Columns, selection: Selection,
         logger.warning(
             "%s: the folders %s are left out, because the folder(s) %s are the splits.",
             path,
-            shortened(unused),
-            shortened(chosen.values()),
+            listed(unused),
+            listed(chosen.values()),
         )
     splits = {name: _folder_split(path / name, columns) for name in dict.fromkeys([*chosen.values(), *sorted(known)])}
     if columns != Columns() and not any(other_tables(split_root(path / name)) for name in splits):
@@ -290,19 +289,29 @@ def _folder_split(path: Path, columns: Columns, classes: Sequence[str] | None = 
 def _inverted_split(path: Path, split: str, folders: Mapping[str, Path]) -> Split:
     def read(class_names: Sequence[str] | None) -> Read:
         names = sorted(folders) if class_names is None else list(class_names)
-        _check_known(f"{path} ({split})", folders, names)
-        return _scan(f"{path} ({split})", path, {name: folders[name] for name in names if name in folders}, names)
+        by_name = _by_class(f"{path} ({split})", folders, names)
+        return _scan(f"{path} ({split})", path, by_name, names)
 
     return Split(read, path)
 
 
-def _check_known(name: str, folders: Sequence[str] | Mapping[str, Any], class_names: Sequence[str]) -> None:
-    unknown = sorted(set(folders) - set(class_names))
+def _by_class(name: str, folders: Mapping[str, Path], class_names: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each class of the training images. Names are compared in Unicode normal form.
+
+    Raises:
+        DataError: A folder is none of these classes, or two folders are the same class.
+    """
+    known = {normal_form(class_name): class_name for class_name in class_names}
+    unknown = sorted(folder for folder in folders if normal_form(folder) not in known)
     if unknown:
         raise DataError(
-            f"{name} has the class(es) {shortened(unknown)}, which the training images do not have (their classes are "
-            f"{shortened(class_names)}): the names of the class folders must agree. Rename the folders, or add training images."
+            f"{name} has the class(es) {listed(unknown)}, which the training images do not have (their classes are "
+            f"{listed(class_names)}): the names of the class folders must agree. Rename the folders, or add training images."
         )
+    found = {known[normal_form(folder)]: path for folder, path in folders.items()}
+    if len(found) < len(folders):
+        check_class_names(name, list(folders), ProblemType.MULTI_LABEL)  # raises an error with the names
+    return found
 
 
 def _read_folder(
@@ -316,7 +325,7 @@ def _read_folder(
     if len(tables) > 1 and tables[0].parent == folder and tables[0].stem != "metadata":
         if not names or columns != Columns():
             raise DataError(
-                f"{folder} has several tables ({shortened(file.name for file in tables)}): it is unclear which one lists the "
+                f"{folder} has several tables ({listed(file.name for file in tables)}): it is unclear which one lists the "
                 "images. Give one of them as the data, or call it metadata.csv."
             )
         tables = []
@@ -324,9 +333,9 @@ def _read_folder(
         read = _listed_images(folder, tables, columns, names, class_names)
         if read is not None:
             return read
-    if class_names is not None:
-        _check_known(str(folder), names, class_names)
     by_name = {name: folder / name for name in names}
+    if class_names is not None:
+        by_name = _by_class(str(folder), by_name, class_names)
     return _scan(str(folder), folder, by_name, names if class_names is None else class_names)
 
 
@@ -392,7 +401,7 @@ def _scan(name: str, root: Path, folders: Mapping[str, Path], class_names: Seque
         kinds = Counter({kind: len(paths) for kind, paths in skipped.items()})
         found = f" It has {', '.join(f'{count} {kind}' for kind, count in kinds.most_common(10))}." if kinds else ""
         raise DataError(
-            f"{root} has no images: put image files, such as .jpg and .png, into its folders {', '.join(class_names)}.{found}"
+            f"{root} has no images: put image files, such as .jpg and .png, into its folders {listed(class_names, str)}.{found}"
         )
     source = Source(items, labels, tuple(class_names), "", name, left_out=tuple(unsupported))
     return Read(source, skipped, recognised)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from .images import is_image_file
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -206,19 +206,12 @@ def split_names(names: Iterable[str], where: str = "The data") -> dict[str, str]
     members = [name for family in families.values() for name in family]
     if len(families) > 1 or len(members) < len(names):
         raise DataError(
-            f"{where} has the names {shortened(members)}, which look like splits"
-            + (f", beside {shortened([n for n in names if n not in members])}. " if len(members) < len(names) else ". ")
+            f"{where} has the names {listed(members)}, which look like splits"
+            + (f", beside {listed([n for n in names if n not in members])}. " if len(members) < len(names) else ". ")
             + "It is unclear whether they are splits or classes. Arrange the images as train/CLASS/… and validation/CLASS/…, or, "
             f"if all of them are classes, set train_split: {WHOLE_FOLDER!r}."
         )
     return next(iter(families.values()))
-
-
-def shortened(names: Iterable[str], most: int = 10) -> str:
-    """Return the names in quotes, separated by commas: the first ten, and the number of the others."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + rest
 
 
 def choose(names: Mapping[str, str], split: str, where: str, field_name: str | None = None) -> str | None:
@@ -239,7 +232,7 @@ def choose(names: Mapping[str, str], split: str, where: str, field_name: str | N
     if exact is not None or len(candidates) < 2:
         return exact or next(iter(candidates), None)
     remedy = f"set {field_name} to one of them" if field_name else f"give one of them the name {split!r}"
-    raise DataError(f"{where} has several {split} splits: {shortened(candidates)}. Combine them, or {remedy}.")
+    raise DataError(f"{where} has several {split} splits: {listed(candidates)}. Combine them, or {remedy}.")
 
 
 def chosen_splits(names: Iterable[str], selection: Selection, where: str) -> dict[str, str]:
@@ -259,7 +252,7 @@ def chosen_splits(names: Iterable[str], selection: Selection, where: str) -> dic
     for split, name in given.items():
         if name not in names and name not in (WHOLE_FOLDER, NO_SPLIT):
             raise DataError(
-                f"{split}_split={name!r}: {where} has no such split. Its splits are {shortened(names) or 'none'}."
+                f"{split}_split={name!r}: {where} has no such split. Its splits are {listed(names) or 'none'}."
             )
     if len(set(given.values()) & set(names)) < len([name for name in given.values() if name in names]):
         raise DataError(
@@ -395,8 +388,8 @@ def check_not_parts(path: Path, class_names: Sequence[str]) -> None:
     inside = {tuple(subfolders(path / name)) for name in class_names}
     if len(inside) == 1 and len(next(iter(inside))) > 1:
         raise DataError(
-            f"{path} holds the folders {shortened(class_names)}, which look like parts of the data: each of them has the folders "
-            f"{shortened(next(iter(inside)))}. Combine the class folders of all parts in one folder. If the parts are the "
+            f"{path} holds the folders {listed(class_names)}, which look like parts of the data: each of them has the folders "
+            f"{listed(next(iter(inside)))}. Combine the class folders of all parts in one folder. If the parts are the "
             f"classes, set train_split: {WHOLE_FOLDER!r}."
         )
 
@@ -416,7 +409,7 @@ def inverted_splits(path: Path, class_names: Sequence[str]) -> dict[str, dict[st
         return {}
     if all(map(is_neutral, class_names)):
         raise DataError(
-            f"{path} holds the folders {shortened(class_names)}, which are not classes, and folders of splits in them, as data sets for "
+            f"{path} holds the folders {listed(class_names)}, which are not classes, and folders of splits in them, as data sets for "
             "detection and segmentation do. Arrange the images as train/CLASS/… and validation/CLASS/…."
         )
     plain = [name for name in class_names if len(splits[name]) < len(inside[name]) or not splits[name]]
@@ -424,7 +417,7 @@ def inverted_splits(path: Path, class_names: Sequence[str]) -> dict[str, dict[st
     repeated = [name for name in several if max(Counter(splits[name].values()).values()) > 1]
     if plain or repeated:
         raise DataError(
-            f"{path / several[0]} holds the folders {shortened(splits[several[0]])}, which look like splits, but "
+            f"{path / several[0]} holds the folders {listed(splits[several[0]])}, which look like splits, but "
             f"{path / (plain or repeated)[0]} has another layout. Arrange the images as train/CLASS/… and validation/CLASS/…."
         )
     found: dict[str, dict[str, Path]] = defaultdict(dict)
@@ -467,7 +460,7 @@ def split_tables(path: Path) -> dict[str, list[str]]:
                 continue
             if len({re.sub(r"\d+", "", entry.name) for entry in found}) > 1:
                 raise DataError(
-                    f"{folder} has several tables that stand for the split {kind!r}: {shortened(e.name for e in found)}. Give the "
+                    f"{folder} has several tables that stand for the split {kind!r}: {listed(e.name for e in found)}. Give the "
                     f"name {kind}{found[0].suffix} to the one that lists the images and labels."
                 )
             files[kind] = [str(entry) for entry in found]

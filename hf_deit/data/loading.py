@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from .folders import folder_layout, training_folder_has_classes
 from .images import check_policy
-from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, shortened, split_of
+from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, split_of
 from .sources import Source, check_class_names, check_classes, warn_of_shared_files
 from .splits import Layout, Split, dataset_layout, finished, names_only, read_table, table_root
 from .table_files import (
@@ -191,7 +191,7 @@ def _wanted(layout: Layout, split: str | None, selection: Selection) -> str | No
         return split
     if kind == VALIDATION and TRAIN in layout.chosen and layout.held_out(selection) is None:
         return None
-    raise DataError(f"split={split!r}: {layout.data} has no such split. Its splits are {shortened(layout.splits)}.")
+    raise DataError(f"split={split!r}: {layout.data} has no such split. Its splits are {listed(layout.splits)}.")
 
 
 def validation_name(

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .images import listed
+from ..errors import DataError, listed, listed_lines
 from .layouts import (
     NO_SPLIT,
     TEST,
@@ -20,7 +19,6 @@ from .layouts import (
     Selection,
     chosen_splits,
     is_neutral,
-    shortened,
     split_of,
     subfolders,
 )
@@ -109,7 +107,7 @@ def finished(split: Split, read: Read, split_name: str, broken_images: str) -> S
     if source.left_out and broken_images == "raise":
         raise DataError(
             f"{len(source.left_out)} image(s) of {source.name} have a format that Pillow does not read: convert them to JPEG or "
-            f"PNG, or set broken_images: skip to leave them out.{listed(source.left_out)}"
+            f"PNG, or set broken_images: skip to leave them out.{listed_lines(source.left_out)}"
         )
     return replace(with_fingerprint(source, broken_images, split.root), split_name=split_name)
 
@@ -124,7 +122,7 @@ def _report(name: str, skipped: Mapping[str, list[str]]) -> None:
         logging.INFO if harmless else logging.WARNING,
         "%s: files and folders that are left out, because they are not images that can be read:%s%s",
         name,
-        listed(lines),
+        listed_lines(lines),
         "" if harmless else "\nConvert images of other formats, such as .heic, to JPEG or PNG to use them.",
     )
 
@@ -149,7 +147,7 @@ def dataset_layout(
     readers = {name: _table_split(dataset, data, name, columns, root) for name, dataset in found.items()}
     unused = [name for name in found if name not in chosen.values()]
     if unused:
-        logger.info("%s: the splits %s are not used.", data, shortened(unused))
+        logger.info("%s: the splits %s are not used.", data, listed(unused))
     return Layout(data, readers, chosen)
 
 
@@ -217,7 +215,7 @@ def _in_image_folder(reader: TableReader, items: list[Any], root: Path | None, s
         found = [name for name in candidates if any(os.path.exists(root / name / path) for path in relative)]
         if len(found) > 1:
             raise DataError(
-                f"{reader.name}: the folders {shortened(found)} hold images of the names in column {reader.image_column!r}, and it "
+                f"{reader.name}: the folders {listed(found)} hold images of the names in column {reader.image_column!r}, and it "
                 f"is unclear which are listed. Write the paths from the folder of the table, {root}."
             )
         if found:
@@ -235,4 +233,4 @@ def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
     named = [name for name in columns.labels if name in dataset.features]
     if not named and (columns.labels or not ({*dataset.features} & LABEL_NAMES or len(typed) == 1)):
         return True
-    return any(set(dataset[name]) <= {-1, None} for name in named or typed)
+    return any(set(dataset[name]) <= {-1, None, "-1", ""} for name in named or typed)

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from ..hub_access import check_hub_name, without_network
-from .layouts import NO_SPLIT, SPLITS, TEST, TRAIN, VALIDATION, Selection, chosen_splits, is_table, shortened, split_of
+from .layouts import NO_SPLIT, SPLITS, TEST, TRAIN, VALIDATION, Selection, chosen_splits, is_table, split_of
 from .layouts import split_tables as _split_tables
-from .tables import Columns
+from .tables import Columns, text_columns
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, An
     if BUILDERS[next(iter(suffixes))] == "csv":
         # A class may be called "NA" or "None". Only an empty cell is a missing label.
         options |= {"keep_default_na": False, **_csv_options(all_names)}
+        options["features"] = text_columns(files, options)
     return datasets.load_dataset(BUILDERS[next(iter(suffixes))], **options)
 
 
@@ -394,12 +395,12 @@ def divided(splits: dict[str, Any], data: str, columns: Columns, selection: Sele
     taken = {split_of(name) for name in others} & set(parts)
     if taken:
         raise DataError(
-            f"{data} has the splits {shortened(others)}, and column {column!r} of the training rows names the split "
-            f"{shortened(taken)} too. Use one of the two: set split_column: none to ignore the column, or correct it."
+            f"{data} has the splits {listed(others)}, and column {column!r} of the training rows names the split "
+            f"{listed(taken)} too. Use one of the two: set split_column: none to ignore the column, or correct it."
         )
     if TRAIN not in parts:
         raise DataError(
-            f"Column {column!r} of {data} names no training rows; its values are {shortened(counts)}. Set train_split to one of "
+            f"Column {column!r} of {data} names no training rows; its values are {listed(counts)}. Set train_split to one of "
             "them, or set split_column: none to ignore the column."
         )
     return {**parts, **others}
@@ -443,7 +444,7 @@ def _split_column(dataset: Any, data: str, columns: Columns, selection: Selectio
     if selection.split_column is not None:
         if selection.split_column not in features:
             raise DataError(
-                f"split_column={selection.split_column!r}: {data} has no such column. Its columns are {shortened(features)}."
+                f"split_column={selection.split_column!r}: {data} has no such column. Its columns are {listed(features)}."
             )
         return selection.split_column
     dtypes = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
@@ -459,7 +460,7 @@ def _split_column(dataset: Any, data: str, columns: Columns, selection: Selectio
         found = [name for name in texts if _holds_only_splits(dataset, name)]
     if len(found) > 1:
         raise DataError(
-            f"{data} has several columns that may name the split of each row: {shortened(found)}. Set split_column to one of "
+            f"{data} has several columns that may name the split of each row: {listed(found)}. Set split_column to one of "
             "them, or to none."
         )
     if not found:
@@ -485,7 +486,7 @@ def _names_splits(dataset: Any, column: str, data: str) -> bool:
     if known and len(known) < len(values):
         unknown = [value for value in values if value not in known]
         raise DataError(
-            f"Column {column!r} of {data} names splits ({shortened(known)}), but also holds {shortened(unknown)}. Correct "
+            f"Column {column!r} of {data} names splits ({listed(known)}), but also holds {listed(unknown)}. Correct "
             f"these values; or set split_column: {column} with train_split and validation_split, and the rows of other values "
             "are left out; or set split_column: none to ignore the column."
         )
@@ -517,7 +518,7 @@ def _kinds_of_values(values: Sequence[str], column: str, data: str, selection: S
             if split == TRAIN and value == TRAIN:
                 continue
             raise DataError(
-                f"{split}_split={value!r}: column {column!r} of {data} has no such value. Its values are {shortened(values)}."
+                f"{split}_split={value!r}: column {column!r} of {data} has no such value. Its values are {listed(values)}."
             )
         kinds = {name: None if kind == split else kind for name, kind in kinds.items()} | {value: split}
     if selection.validation_split is not None and selection.train_split is None and TRAIN not in kinds.values():
@@ -529,7 +530,7 @@ def _kinds_of_values(values: Sequence[str], column: str, data: str, selection: S
     ):
         unknown = [value for value, kind in kinds.items() if kind is None]
         raise DataError(
-            f"Column {column!r} of {data} holds {shortened(unknown)}, which name no split: name the splits train, validation "
+            f"Column {column!r} of {data} holds {listed(unknown)}, which name no split: name the splits train, validation "
             "and test, or set train_split and validation_split to values of the column."
         )
     return kinds

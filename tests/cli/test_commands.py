@@ -184,7 +184,7 @@ def a_file(folder):
         (no_data, ["No data at"]),
         (an_empty_folder, ["holds no folders", "folder for each class"]),
         (folders_without_images, ["no images", ".png"]),
-        (one_class, ["(bee)", "at least 2"]),
+        (one_class, ["'bee'", "at least 2"]),
         (a_class_without_training_images, ["no training image", "'cat'"]),
         (a_class_in_validation_only, ["'kitten'", "must agree"]),
         (a_file, ["is a file"]),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import datasets
 import numpy as np
@@ -239,6 +240,16 @@ def test_class_folders_that_differ_only_in_normal_form_are_refused(photos):
         (photos / paths()[number]).rename(photos / "set" / name / "a.png")
     with pytest.raises(DataError, match="normal form"):
         load_splits(str(photos / "set"))
+
+
+def test_folders_of_another_normal_form_are_the_same_class(photos):
+    for split, names in (("train", ("caf\u00e9", "tea")), ("validation", ("cafe\u0301", "tea"))):
+        for number, name in enumerate(names):
+            (photos / "set" / split / name).mkdir(parents=True)
+            shutil.copy(photos / paths()[number], photos / "set" / split / name / "a.png")
+    train, validation = load_splits(str(photos / "set"))
+    assert train.class_names == validation.class_names == ("caf\u00e9", "tea")
+    assert list(validation.labels) == [0, 1]
 
 
 # Files with two labels
