@@ -288,6 +288,7 @@ def test_the_command_passes_every_option_on(monkeypatch):
         validation_split="rest",
         image_column="photo",
         label_column="kind",
+        class_names="names.txt",
         mode="finetune",
         image_size=32,
         views=2,
