@@ -91,6 +91,36 @@ def soft_distillation_loss(
     return tau**2 * _reduced(divergence, reduction, student_logits.shape[-1])
 
 
+def multi_label_soft_distillation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 3.0) -> Tensor:
+    """Compute the soft distillation loss of independent classes, as a teacher with a sigmoid per class predicts them.
+
+    The loss is the mean over the classes of τ² · KL(Bernoulli(σ(teacher/τ)) ‖ Bernoulli(σ(student/τ))). For a single
+    class it is the loss of eq. 2 (arXiv:2012.12877) between the two outcomes "present" and "absent".
+
+    Args:
+        student_logits: `(batch, num_labels)`.
+        teacher_logits: `(batch, num_labels)`.
+        tau: Temperature τ > 0. A value above 1 moves all probabilities towards 0.5.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: The shapes differ, or τ is not positive.
+    """
+    _check_pair(student_logits, teacher_logits)
+    if not tau > 0:
+        raise ValueError(
+            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0, use hard distillation."
+        )
+    student, teacher = (_at_least_float32(logits) / tau for logits in (student_logits, teacher_logits))
+    divergence = sum(
+        F.kl_div(F.logsigmoid(sign * student), F.logsigmoid(sign * teacher), reduction="none", log_target=True)
+        for sign in (1, -1)  # the class is present, the class is absent
+    )
+    return tau**2 * divergence.mean(dim=-1)
+
+
 def _reduced(divergence: Tensor, reduction: str, num_labels: int) -> Tensor:
     if reduction not in DISTILLATION_REDUCTIONS:
         raise ValueError(f"reduction={reduction!r}: choose one of {', '.join(DISTILLATION_REDUCTIONS)}.")
@@ -117,6 +147,26 @@ def hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Te
         _check_pair(student_logits, teacher_logits)
         decisions = teacher_logits.argmax(dim=-1)
     return F.cross_entropy(_at_least_float32(student_logits), decisions, reduction="none")
+
+
+def multi_label_hard_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Compute the binary cross-entropy with the teacher's decision for each class, as a mean over the classes.
+
+    Args:
+        student_logits: `(batch, num_labels)`.
+        teacher_logits: Logits `(batch, num_labels)`, where a class is present if its logit is above 0 (its probability
+            is above 0.5); or the decisions themselves as integers or booleans `(batch, num_labels)`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_pair(student_logits, teacher_logits)
+    student_logits = _at_least_float32(student_logits)
+    present = (teacher_logits > 0).to(student_logits.dtype)
+    return F.binary_cross_entropy_with_logits(student_logits, present, reduction="none").mean(dim=-1)
 
 
 def top_k_distillation_loss(
@@ -190,11 +240,10 @@ def base_loss(
             smoothing is combined with binary cross-entropy.
     """
     _check_labels(logits, labels)
+    _check_kind(kind, label_smoothing)
     logits = _at_least_float32(logits)
     weight = None if weight is None else weight.to(logits)
     if kind == "cross_entropy":
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing}: it must be in [0, 1) (paper: 0.1).")
         if labels.ndim == 2:
             labels = labels.to(logits.dtype)
         else:
@@ -202,30 +251,45 @@ def base_loss(
         return F.cross_entropy(
             logits, labels, weight, ignore_index=_NOTHING, reduction="none", label_smoothing=label_smoothing
         )
-    if kind != "binary_cross_entropy":
-        raise ValueError(f"base_loss={kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
-    if label_smoothing:
-        raise ValueError(
-            f"label_smoothing={label_smoothing} with base_loss='binary_cross_entropy': this loss counts each class whose "
-            "label is above 0 as present, and smoothing makes all labels greater than 0. Set label_smoothing to 0, or "
-            "use base_loss='cross_entropy'."
-        )
     present = labels > 0 if labels.ndim == 2 else F.one_hot(labels.long(), logits.shape[-1])
     present = present.to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, present, reduction="none", pos_weight=weight).mean(dim=-1)
 
 
-def balanced_weights(labels: Sequence[int], num_labels: int) -> Tensor:
-    """Compute the weight n / (C · count) of each class, so that all classes count equally and the mean per image is 1.
+def _check_kind(kind: str, label_smoothing: float) -> None:
+    if kind not in BASE_LOSSES:
+        raise ValueError(f"base_loss={kind!r}: choose one of {', '.join(BASE_LOSSES)}.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: it must be in [0, 1) (paper: 0.1).")
+    if kind == "binary_cross_entropy" and label_smoothing:
+        raise ValueError(
+            f"label_smoothing={label_smoothing} with base_loss='binary_cross_entropy': this loss counts each class whose "
+            "label is above 0 as present, and smoothing makes all labels greater than 0. Set label_smoothing to 0, or "
+            "use base_loss='cross_entropy'."
+        )
+
+
+def balanced_weights(labels: Sequence[int] | Sequence[Sequence[int]], num_labels: int) -> Tensor:
+    """Compute weights with which rare and frequent classes count equally.
+
+    For single-label data, the weight of a class is n / (C · count), so that all classes count equally and the mean per
+    image is 1. For multi-label data, it is (n - count) / count, so that in each class the images that have the class
+    count as much as those that do not.
 
     Args:
-        labels: Class indices of the n training images.
+        labels: Class indices of the n training images; for multi-label data, zeros and ones `(n, C)`.
         num_labels: Number of classes C.
 
     Returns:
-        `(num_labels,)` in float32; the weight is 0 for a class without images.
+        `(num_labels,)` in float32. For a class without images, the weight is 0 for single-label data. For multi-label
+        data, it is 1 for a class that no image has, and for one that all images have.
     """
-    counts = torch.bincount(torch.as_tensor(labels, dtype=torch.long), minlength=num_labels)
+    labels = torch.as_tensor(labels)
+    if labels.ndim == 2:
+        counts, total = (labels > 0).sum(dim=0).double(), len(labels)
+        varies = (counts > 0) & (counts < total)
+        return torch.where(varies, (total - counts) / counts.clamp(min=1), 1.0).float()
+    counts = torch.bincount(labels.long(), minlength=num_labels)
     weights = len(labels) / (num_labels * counts.clamp(min=1).double())
     return torch.where(counts > 0, weights, 0.0).float()
 
@@ -244,28 +308,45 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = None) -> Tensor:
+def supervised_loss(
+    logits: Tensor,
+    labels: Tensor,
+    problem_type: str | None = None,
+    *,
+    kind: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Compute the loss of one head on labels of any `problem_type` of transformers.
 
     Args:
         logits: `(batch, num_labels)`.
         labels: For single-label classification, see `base_loss`. For multi-label classification, 0 and 1 as
-            `(batch, num_labels)`. For regression, `(batch, num_labels)` or, with one output, `(batch,)`.
+            `(batch, num_labels)`, or shares between them for mixed images. For regression, `(batch, num_labels)` or,
+            with one output, `(batch,)`.
         problem_type: "single_label_classification", "multi_label_classification", "regression", or None. None means
             regression if the head has a single output, and single-label classification otherwise. Float labels are then
             soft labels; stock transformers would treat them as multi-label targets.
+        kind: For single-label classification, see `base_loss`. For multi-label classification, the loss is the mean
+            over the classes of the binary cross-entropy: "cross_entropy" keeps the shares of mixed images, and
+            "binary_cross_entropy" counts every label above 0 as 1. Not used for regression.
+        label_smoothing: Share in [0, 1) of a label that is replaced: by an even distribution over the classes
+            (single-label), or by 0.5 for each class (multi-label). Not used for regression.
+        weight: Weight of each class `(num_labels,)`, see `base_loss`. For multi-label classification, it multiplies the
+            term of the class being present. Not used for regression. Default: all 1.
 
     Returns:
         `(batch,)`.
 
     Raises:
-        ValueError: The shape of the labels does not match the logits, or the problem type is unknown.
+        ValueError: The shape of the labels does not match the logits, or the problem type is unknown; or for a kind or
+            a smoothing as in `base_loss`.
     """
     if problem_type is None:
         problem_type = ProblemType.REGRESSION if logits.shape[-1] == 1 else ProblemType.SINGLE_LABEL
     problem_type = ProblemType(problem_type)
     if problem_type is ProblemType.SINGLE_LABEL:
-        return base_loss(logits, labels)
+        return base_loss(logits, labels, kind, label_smoothing, weight)
     logits = _at_least_float32(logits)
     if labels.numel() != logits.numel() or labels.shape[0] != logits.shape[0]:
         raise ValueError(
@@ -273,8 +354,15 @@ def supervised_loss(logits: Tensor, labels: Tensor, problem_type: str | None = N
             f"but they have the shape {tuple(labels.shape)}."
         )
     labels = labels.reshape(logits.shape).to(logits.dtype)
-    elementwise: Callable = F.mse_loss if problem_type is ProblemType.REGRESSION else F.binary_cross_entropy_with_logits
-    return elementwise(logits, labels, reduction="none").mean(dim=-1)
+    if problem_type is ProblemType.REGRESSION:
+        return F.mse_loss(logits, labels, reduction="none").mean(dim=-1)
+    _check_kind(kind, label_smoothing)
+    if kind == "binary_cross_entropy":
+        labels = (labels > 0).to(logits.dtype)
+    if label_smoothing:
+        labels = labels * (1 - label_smoothing) + label_smoothing / 2
+    weight = None if weight is None else weight.to(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none", pos_weight=weight).mean(dim=-1)
 
 
 def distillation_terms(
@@ -316,13 +404,28 @@ def distillation_terms(
 
 
 # Names of the teacher outputs in a batch. A live teacher and a dense cache provide `teacher_logits` `(batch,
-# num_labels)`. A hard cache provides `teacher_labels` `(batch,)`. A top-K cache provides `teacher_top_logits` and
-# `teacher_top_indices` `(batch, K)`, and `teacher_rest` `(batch,)`.
+# num_labels)`. A hard cache provides `teacher_labels`, `(batch,)` for single-label and `(batch, num_labels)` for
+# multi-label data. A top-K cache provides `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
+# `teacher_rest` `(batch,)`.
 TEACHER_OUTPUTS = ("teacher_logits", "teacher_labels", "teacher_top_logits", "teacher_top_indices", "teacher_rest")
 
 
-def teacher_decisions(teacher_outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the teacher's class decisions `(batch,)`, or None if there are no teacher outputs."""
+def teacher_decisions(
+    teacher_outputs: Mapping[str, Tensor], problem_type: str = ProblemType.SINGLE_LABEL
+) -> Tensor | None:
+    """Return the teacher's decisions, or None if there are no teacher outputs.
+
+    Args:
+        teacher_outputs: Tensors under the names of `TEACHER_OUTPUTS`. Other entries are ignored.
+        problem_type: Problem type of the labels.
+
+    Returns:
+        For single-label data, the class `(batch,)`. For multi-label data, whether each class is present
+        `(batch, num_labels)` in bool: its logit is above 0.
+    """
+    if problem_type == ProblemType.MULTI_LABEL:
+        outputs = teacher_outputs.get("teacher_logits", teacher_outputs.get("teacher_labels"))
+        return None if outputs is None else outputs > 0
     if "teacher_logits" in teacher_outputs:
         return teacher_outputs["teacher_logits"].argmax(dim=-1)
     if "teacher_top_indices" in teacher_outputs:
@@ -331,7 +434,12 @@ def teacher_decisions(teacher_outputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def teacher_loss(
-    teacher_outputs: Mapping[str, Tensor], *, distillation_type: str, tau: float, reduction: str
+    teacher_outputs: Mapping[str, Tensor],
+    *,
+    distillation_type: str,
+    tau: float,
+    reduction: str,
+    problem_type: str = ProblemType.SINGLE_LABEL,
 ) -> Callable[[Tensor], Tensor] | None:
     """Return a function that computes the loss `(batch,)` of a head's logits on the teacher outputs.
 
@@ -339,7 +447,8 @@ def teacher_loss(
         teacher_outputs: Tensors under the names of `TEACHER_OUTPUTS`. Other entries are ignored.
         distillation_type: "hard" or "soft".
         tau: Temperature of soft distillation.
-        reduction: See `soft_distillation_loss`.
+        reduction: See `soft_distillation_loss`. The losses of multi-label data are always a mean over the classes.
+        problem_type: Problem type of the labels, single-label or multi-label.
 
     Returns:
         A function of the logits `(batch, num_labels)`, or None if there are no teacher outputs.
@@ -347,11 +456,12 @@ def teacher_loss(
     Raises:
         ValueError: The distillation type is unknown or "none".
     """
-    if distillation_type not in DISTILLATION_LOSSES:
-        raise ValueError(f"distillation_type={distillation_type!r}: choose one of {', '.join(DISTILLATION_LOSSES)}.")
-    if teacher_decisions(teacher_outputs) is None:
+    losses = MULTI_LABEL_DISTILLATION_LOSSES if problem_type == ProblemType.MULTI_LABEL else DISTILLATION_LOSSES
+    if distillation_type not in losses:
+        raise ValueError(f"distillation_type={distillation_type!r}: choose one of {', '.join(losses)}.")
+    if teacher_decisions(teacher_outputs, problem_type) is None:
         return None
-    return DISTILLATION_LOSSES[distillation_type](teacher_outputs, tau=tau, reduction=reduction)
+    return losses[distillation_type](teacher_outputs, tau=tau, reduction=reduction)
 
 
 def _soft_loss(teacher_outputs: Mapping[str, Tensor], *, tau: float, reduction: str) -> Callable[[Tensor], Tensor]:
@@ -368,7 +478,22 @@ def _hard_loss(teacher_outputs: Mapping[str, Tensor], **unused: Any) -> Callable
     return functools.partial(hard_distillation_loss, teacher_logits=teacher_decisions(teacher_outputs))
 
 
+def _multi_label_soft_loss(
+    teacher_outputs: Mapping[str, Tensor], *, tau: float, **unused: Any
+) -> Callable[[Tensor], Tensor]:
+    return functools.partial(
+        multi_label_soft_distillation_loss, teacher_logits=teacher_outputs["teacher_logits"], tau=tau
+    )
+
+
+def _multi_label_hard_loss(teacher_outputs: Mapping[str, Tensor], **unused: Any) -> Callable[[Tensor], Tensor]:
+    decisions = teacher_decisions(teacher_outputs, ProblemType.MULTI_LABEL)
+    return functools.partial(multi_label_hard_distillation_loss, teacher_logits=decisions)
+
+
 # The losses on the teacher outputs, by `distillation_type`. Each entry is a function of the teacher outputs, tau and
 # reduction; it returns a function that computes the loss `(batch,)` of a head's logits. A new loss is added here, to
 # DISTILLATION_TYPES, and with its default weight to DEFAULT_ALPHA.
 DISTILLATION_LOSSES = {"soft": _soft_loss, "hard": _hard_loss}
+# The same for multi-label data. A type that is missing here is refused for them.
+MULTI_LABEL_DISTILLATION_LOSSES = {"soft": _multi_label_soft_loss, "hard": _multi_label_hard_loss}

@@ -54,7 +54,8 @@ def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
 
     Args:
         parser: Parser to which the options are added.
-        group: Dataclass whose fields are strings, numbers, tuples of them, or booleans that are False by default.
+        group: Dataclass whose fields are strings, numbers, tuples or optional lists of them, or booleans that are False
+            by default.
     """
     hints = typing.get_type_hints(group)
     for entry in dataclasses.fields(group):
@@ -63,6 +64,8 @@ def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
         settings: dict[str, Any] = {"help": field_help(entry).replace("%", "%%")}
         if kind is bool:
             settings |= {"action": "store_true"}
+        elif kinds and typing.get_origin(kinds[0]) is list:
+            settings |= {"type": typing.get_args(kinds[0])[0], "nargs": "+", "default": entry.default}
         elif typing.get_origin(kind) is tuple:
             settings |= {"type": kinds[0], "nargs": len(kinds), "default": entry.default}
         else:
@@ -97,7 +100,19 @@ _METRIC_TITLES = {
     "mean_average_precision": "mean average precision, fused",
     "cls_mean_average_precision": "mean average precision, class head",
     "distillation_mean_average_precision": "mean average precision, distillation head",
+    "teacher_mean_average_precision": "mean average precision, teacher",
     "chance_mean_average_precision": "mean average precision, chance",
+    **{
+        f"{head}{measure}_{average}": f"{title}, {average}, {of}"
+        for measure, title in (("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
+        for average in ("macro", "micro")
+        for head, of in (
+            ("", "fused"),
+            ("cls_", "class head"),
+            ("distillation_", "distillation head"),
+            ("teacher_", "teacher"),
+        )
+    },
 }
 
 

@@ -119,6 +119,11 @@ def _add_evaluate(commands: Any) -> None:
         type=int,
         help="side of the view that the teacher sees, in pixels (default: that of the model)",
     )
+    evaluate.add_argument(
+        "--teacher_problem_type",
+        choices=("single_label_classification", "multi_label_classification"),
+        help="what the logits of the teacher were trained for (default: as the files of the teacher state)",
+    )
     trained = "(default: as in the training of the model)"
     evaluate.add_argument("--image_column", help=f"image column of a table {trained}")
     evaluate.add_argument("--label_column", nargs="+", help=f"label columns of a table, one or several {trained}")
@@ -264,18 +269,30 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
         split=options.split,
         selection=selection if selection != Selection() else None,
         class_names=options.class_names,
+        teacher_problem_type=options.teacher_problem_type,
     )
     print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}, result["split"]))
     print()
-    figures = [(name, *row.values()) for name, row in result["per_class"].items()]
-    rows = [[name, "–" if figure is None else f"{100 * figure:.1f} %", str(images)] for name, figure, images in figures]
-    multi_label = "mean_average_precision" in result["metrics"]
-    print_table([["class", "average precision" if multi_label else "top-1", "images"], *rows])
+    print_table(_per_class_rows(result["per_class"]))
     if options.json is not None:
         from ..files import write_json
 
         write_json(Path(options.json), result)
         print(f"\nWritten to {options.json}")
+
+
+_PER_CLASS_TITLES = {"accuracy": "top-1", "f1": "F1"}
+
+
+def _per_class_rows(per_class: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of the table with the metrics and the number of images of each class."""
+    names = [name for name in next(iter(per_class.values())) if name != "images"]
+    titles = [_PER_CLASS_TITLES.get(name, name.replace("_", " ")) for name in names]
+    rows = [["class", *titles, "images"]]
+    for label, row in per_class.items():
+        figures = ["–" if row[name] is None else f"{100 * row[name]:.1f} %" for name in names]
+        rows.append([label, *figures, str(row["images"])])
+    return rows
 
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import TeacherCacheError
 from ..fingerprints import changed_fields, differences, digest_of, file_digest
-from ..losses import TEACHER_OUTPUTS
+from ..losses import TEACHER_OUTPUTS, ProblemType
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +81,15 @@ class RecordFormat:
     """Description of what a cache stores for each view.
 
     Args:
-        kind: "hard" stores the class index in 2 bytes (4 bytes for more than 65,536 classes). "dense" stores all
-            logits. "top_k" stores the `top_k` largest logits, their indices, and the log-sum-exp of the other logits
-            divided by `tau`.
+        kind: "hard" stores the class index in 2 bytes (4 bytes for more than 65,536 classes); for multi-label data, it
+            stores one bit per class. "dense" stores all logits. "top_k" stores the `top_k` largest logits, their
+            indices, and the log-sum-exp of the other logits divided by `tau`; it is for single-label data only.
         num_labels: Number of classes.
         dtype: Type of the stored logits, "float32" (exact) or "float16".
         top_k: Number of logits to store; for "top_k" only.
         tau: Temperature of the log-sum-exp; for "top_k" only.
         extra_arrays: Arrays to store in addition to the logits, each in its own file.
+        problem_type: Problem type of the data, single-label or multi-label.
 
     Raises:
         TeacherCacheError: If the value of a field is not allowed.
@@ -100,8 +101,14 @@ class RecordFormat:
     top_k: int | None = None
     tau: float | None = None
     extra_arrays: tuple[ExtraArray, ...] = ()
+    problem_type: str = ProblemType.SINGLE_LABEL
 
     def __post_init__(self) -> None:
+        if self.problem_type not in (ProblemType.SINGLE_LABEL, ProblemType.MULTI_LABEL):
+            raise TeacherCacheError(
+                f"The record format has problem_type={str(self.problem_type)!r}, but teacher outputs are stored for "
+                f"{ProblemType.SINGLE_LABEL} and {ProblemType.MULTI_LABEL} only: train without a cache."
+            )
         if self.kind not in KINDS:
             raise TeacherCacheError(f"RecordFormat(kind={self.kind!r}): choose one of {', '.join(KINDS)}.")
         if self.dtype not in DTYPES:
@@ -116,6 +123,12 @@ class RecordFormat:
                     f"top_k={self.top_k} and tau={self.tau} are given with kind={self.kind!r}, but they are allowed "
                     "only with kind='top_k': leave both out."
                 )
+        elif self.is_multi_label:
+            raise TeacherCacheError(
+                f"top_k={self.top_k} with problem_type={str(self.problem_type)!r}: each class has a probability of its "
+                "own, so the logits left out cannot be joined into one outcome. Leave top_k out to store all logits "
+                "(--kind soft; --answer_dtype float16 halves them), or store the decisions (--kind hard)."
+            )
         elif not isinstance(self.top_k, int) or not 1 <= self.top_k < self.num_labels:
             raise TeacherCacheError(
                 f"top_k={self.top_k} is invalid for {self.num_labels} classes: give an integer from 1 to "
@@ -141,11 +154,23 @@ class RecordFormat:
         return cls(**{**fields, "extra_arrays": arrays})
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields for the manifest; `extra_arrays` is included only if the format has extra arrays."""
+        """Return the fields for the manifest.
+
+        `extra_arrays` is included only if the format has extra arrays, `problem_type` only for multi-label data.
+        """
         fields = asdict(self)
         if not self.extra_arrays:
             del fields["extra_arrays"]
+        if self.is_multi_label:
+            fields["problem_type"] = str(self.problem_type)
+        else:
+            del fields["problem_type"]
         return fields
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.problem_type == ProblemType.MULTI_LABEL
 
     @property
     def is_exact(self) -> bool:
@@ -162,6 +187,8 @@ class RecordFormat:
     def _outputs_dtype(self) -> np.dtype:
         index = "<u2" if self.num_labels <= 2**16 else "<u4"
         logit = _little_endian(self.dtype)
+        if self.kind == "hard" and self.is_multi_label:
+            return np.dtype((np.uint8, (-(-self.num_labels // 8),)))
         if self.kind == "hard":
             return np.dtype(index)
         if self.kind == "dense":
@@ -212,7 +239,9 @@ class RecordFormat:
     def _encode_logits(self, logits: Tensor) -> np.ndarray:
         records = np.zeros(len(logits), dtype=self._outputs_dtype)
         finite = logits.float().isfinite().all()
-        if self.kind == "hard":
+        if self.kind == "hard" and self.is_multi_label:
+            records[:] = np.packbits((logits > 0).cpu().numpy(), axis=-1)
+        elif self.kind == "hard":
             records[:] = logits.argmax(dim=-1).cpu().numpy()
         elif self.kind == "dense":
             records[:] = _as_type(logits, self.dtype)
@@ -244,7 +273,7 @@ class RecordFormat:
             records: The entries of each array, as `encode` returns them.
 
         Returns:
-            For "hard": `teacher_labels` `(batch,)` int64. For "dense": `teacher_logits` `(batch, num_labels)` float32.
+            For "hard": `teacher_labels` `(batch,)` int64 or, for multi-label data, `(batch, num_labels)` bool. For "dense": `teacher_logits` `(batch, num_labels)` float32.
             For "top_k": `teacher_top_logits` `(batch, top_k)` float32, `teacher_top_indices` `(batch, top_k)` int64 and
             `teacher_rest` `(batch,)` float32. For each extra array also `teacher_{name}` `(batch, *shape)` float32.
         """
@@ -255,6 +284,9 @@ class RecordFormat:
         return self._decode_outputs(records[OUTPUTS]) | extra
 
     def _decode_outputs(self, records: np.ndarray) -> dict[str, Tensor]:
+        if self.kind == "hard" and self.is_multi_label:
+            bits = np.unpackbits(records, axis=-1, count=self.num_labels)
+            return {"teacher_labels": torch.from_numpy(bits.astype(bool))}
         if self.kind == "hard":
             return {"teacher_labels": torch.from_numpy(records.astype(np.int64))}
         if self.kind == "dense":
@@ -325,7 +357,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a cache and check its checksum.
 
     Raises:
-        TeacherCacheError: If the file is missing, cannot be read or is damaged.
+        TeacherCacheError: If the file is missing or damaged, or the system does not let it be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -337,8 +369,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise TeacherCacheError(
             f"No teacher cache at {path.parent}: this path is not a folder. Give the folder of a cache."
         ) from error
-    except (ValueError, OSError) as error:
-        raise TeacherCacheError(f"{path} is damaged or cannot be read ({error}). Build the cache again.") from error
+    except OSError as error:  # the file may well be undamaged
+        raise TeacherCacheError(
+            f"{path} cannot be read ({error.strerror or error}). Check the permissions of the file and of its folders, "
+            "and that its disk is available."
+        ) from error
+    except ValueError as error:
+        raise TeacherCacheError(f"{path} is damaged ({error}). Build the cache again.") from error
     checksum = content.pop("checksum", None) if isinstance(content, dict) else None
     if checksum != digest_of(content):
         raise TeacherCacheError(
@@ -366,9 +403,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def is_finished(folder: Path, name: str) -> bool:
     """Return whether the files of an epoch of views, or of the validation images, are complete.
 
-    They are complete if the array and its sidecar exist, because the sidecar is written last.
+    They are complete if the sidecar and every array that it names exist, because the sidecar is written last. A sidecar
+    that cannot be read names no arrays; `checked_sidecar` raises the error.
     """
-    return (folder / f"{name}.npy").is_file() and (folder / f"{name}.json").is_file()
+    if not all((folder / file).is_file() for file in (file_name(name), f"{name}.json")):
+        return False
+    try:
+        extra = read_json(folder / f"{name}.json").get("arrays", {})
+    except TeacherCacheError:
+        return True
+    return all((folder / file_name(name, array)).is_file() for array in extra)
 
 
 def finished_epochs(folder: Path) -> list[int]:
@@ -404,8 +448,8 @@ def checked_sidecar(folder: Path, name: str, identity: str) -> dict[str, Any]:
     """
     if not is_finished(folder, name):
         raise TeacherCacheError(
-            f"{folder / name}.npy or its sidecar {name}.json is missing: run the same hf-deit cache-teacher command "
-            "again."
+            f"{folder / name}.npy, its sidecar {name}.json, or an array that the sidecar names is missing: run the same "
+            "hf-deit cache-teacher command again."
         )
     sidecar = read_json(folder / f"{name}.json")
     if (sidecar["cache"], sidecar["name"]) != (identity, name):
@@ -605,11 +649,15 @@ class TeacherCache:
         return {"teacher": teacher, "outputs": {**stored, "view_epochs": self.epochs}}
 
     def summary(self) -> dict[str, Any]:
-        """Return the record format, the number of epochs and records, the bytes per view and the teacher's accuracy."""
+        """Return the record format, the number of epochs and records, the bytes per view and the teacher's metric.
+
+        The metric is the accuracy or, for multi-label data, the micro-averaged F1 on the validation images.
+        """
         return {
             **{name: value for name, value in self.record_format.describe().items() if value is not None},
             "view_epochs": self.epochs,
             "records": self.epochs * self.records_per_epoch,
             "bytes_per_view": self.record_format.bytes_per_view,
             "teacher_accuracy": self.manifest.get("teacher_accuracy"),
+            **{name: self.manifest[name] for name in ("teacher_f1_micro",) if name in self.manifest},
         }

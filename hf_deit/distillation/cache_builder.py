@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..data.views import EvaluationDataset, ViewDataset, collate
 from ..errors import TeacherCacheError
-from ..losses import ProblemType, teacher_decisions
+from ..losses import teacher_decisions
 from .cache import FORMAT, FORMAT_VERSION, OUTPUTS, TEACHER_FACTS, VALIDATION, RecordFormat, epoch_name, is_finished
 from .cache_writer import PART_RECORDS, Batches, CacheWriter, Records
 from .objective import view_logits
@@ -64,10 +64,13 @@ def build_teacher_cache(
         The writer of the cache.
 
     Raises:
-        TeacherCacheError: If the folder holds another cache, the data set is multi-label, the record format has extra
-            arrays, the folder cannot be written, the disk is full, or a teacher logit is not finite.
+        TeacherCacheError: If the folder holds another cache, the data set and the record format have different problem
+            types, the record format has extra arrays, the folder cannot be written, the disk is full, or a teacher logit
+            is not finite.
+        TeacherError: If the teacher has another problem type than the data.
     """
-    _check_classes(schedule.dataset)
+    _check_problem_type(schedule.dataset, record_format)
+    teacher.check_problem_type(schedule.dataset.problem_type)
     if record_format.extra_arrays:
         names = ", ".join(array.name for array in record_format.extra_arrays)
         raise TeacherCacheError(
@@ -110,11 +113,11 @@ def _records(teacher: Teacher, loader: Iterable, record_format: RecordFormat, pr
         yield record_format.encode(logits)
 
 
-def _check_classes(dataset: ViewDataset) -> None:
-    if dataset.problem_type != ProblemType.SINGLE_LABEL:
+def _check_problem_type(dataset: ViewDataset, record_format: RecordFormat) -> None:
+    if dataset.problem_type != record_format.problem_type:
         raise TeacherCacheError(
-            f"The data set {dataset.name} has problem_type={dataset.problem_type!r}, but distillation needs one class "
-            f"per image ({ProblemType.SINGLE_LABEL!r}): train with distillation_type='none'."
+            f"The data set {dataset.name} has problem_type={str(dataset.problem_type)!r}, but the record format has "
+            f"problem_type={str(record_format.problem_type)!r}: give the record format that of the data."
         )
 
 
@@ -146,7 +149,7 @@ def _teacher_facts(teacher: Teacher, name: str | None) -> dict[str, Any]:
 def _store_validation(
     writer: CacheWriter, teacher: Teacher, dataset: EvaluationDataset, schedule: ViewSchedule, progress: tqdm
 ) -> int:
-    """Store the outputs for the validation images and the teacher's accuracy.
+    """Store the outputs for the validation images and the teacher's accuracy or, for multi-label data, its F1.
 
     Returns:
         Number of images whose outputs were computed by this call.
@@ -160,8 +163,23 @@ def _store_validation(
         return _records(teacher, loader, writer.record_format, progress)
 
     count = writer.fill(VALIDATION, batches, outputs_of)
-    if "teacher_accuracy" not in writer.manifest:
+    metric = "teacher_f1_micro" if writer.record_format.is_multi_label else "teacher_accuracy"
+    if metric not in writer.manifest:
         records = np.load(writer.folder / f"{VALIDATION}.npy", mmap_mode="r", allow_pickle=False)
-        predicted = teacher_decisions(writer.record_format.decode({OUTPUTS: records[:]})).numpy()
-        writer.add_to_manifest(teacher_accuracy=float(np.mean(predicted == np.asarray(dataset.labels))))
+        outputs = writer.record_format.decode({OUTPUTS: records[:]})
+        predicted = teacher_decisions(outputs, writer.record_format.problem_type).numpy()
+        labels = np.asarray(dataset.labels)
+        writer.add_to_manifest(
+            **{metric: _f1_micro(predicted, labels) if predicted.ndim == 2 else _accuracy(predicted, labels)}
+        )
     return count
+
+
+def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(predicted == labels))
+
+
+def _f1_micro(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Return the F1 over all images and classes; 0 if no class is present or predicted."""
+    present = labels > 0
+    return float(2 * (predicted & present).sum() / max(predicted.sum() + present.sum(), 1))

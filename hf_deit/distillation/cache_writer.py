@@ -543,9 +543,10 @@ def merge_caches(folder: str | Path, parts: Sequence[str | Path]) -> list[int]:
     for name, found in sources.items():
         if found and not is_finished(folder, name):
             writer.copy(name, found)
-    accuracies = [manifest["teacher_accuracy"] for manifest in manifests.values() if "teacher_accuracy" in manifest]
-    if accuracies and "teacher_accuracy" not in writer.manifest:
-        writer.add_to_manifest(teacher_accuracy=accuracies[0])
+    for metric in ("teacher_accuracy", "teacher_f1_micro"):
+        values = [manifest[metric] for manifest in manifests.values() if metric in manifest]
+        if values and metric not in writer.manifest:
+            writer.add_to_manifest(**{metric: values[0]})
     return finished_epochs(folder)
 
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from ..data.sampling import ViewSampler
 from ..data.views import EvaluationDataset
 from ..errors import TeacherCacheError
-from ..losses import teacher_decisions
+from ..losses import ProblemType, teacher_decisions
 from .cache import TeacherCache
 from .objective import view_logits
 from .teacher import Teacher
@@ -35,7 +36,8 @@ class Agreement:
 
     Args:
         records: Number of compared records.
-        same_decision: Share of the records for which the teacher predicts the cached class, in [0, 1].
+        same_decision: Share of the records for which the teacher predicts the cached class or, for multi-label data,
+            exactly the cached classes, in [0, 1].
         equal: Share of the records that are equal to the last bit.
     """
 
@@ -75,7 +77,8 @@ def verify_teacher_cache(
         batches = [positions[start : start + size] for start in range(0, len(positions), size)]
         for batch, logits in zip(batches, view_logits(teacher, schedule.loader(epoch, batches)), strict=True):
             live, stored = record_format.decode(record_format.encode(logits)), cache.outputs(epoch, batch)
-            same.append((teacher_decisions(stored) == teacher_decisions(live)).numpy())
+            decisions = [teacher_decisions(outputs, record_format.problem_type) for outputs in (stored, live)]
+            same.append(torch.eq(*decisions).reshape(len(batch), -1).all(dim=1).numpy())
             equal.append(
                 np.all([(stored[name] == live[name]).reshape(len(batch), -1).all(1).numpy() for name in live], axis=0)
             )
@@ -166,6 +169,7 @@ class CachedTeacher:
             of them must have the validation images of the cache.
         distillation_type: `distillation_type` of the run.
         tau: Temperature of soft distillation.
+        problem_type: Problem type of the student's labels.
         is_main_process: Whether this is the process that verifies records, if records are to be verified.
 
     Raises:
@@ -180,12 +184,14 @@ class CachedTeacher:
         eval_dataset: Any,
         distillation_type: str,
         tau: float,
+        problem_type: str = ProblemType.SINGLE_LABEL,
         is_main_process: bool = True,
     ):
         self.cache = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
         self.num_views = None
         self._verifies = is_main_process
         self._schedule = schedule
+        _check_problem_type(self.cache, problem_type)
         _check_record_format(self.cache, distillation_type, tau)
         if schedule is not None:
             self.cache.check("views", describe_views(schedule.dataset, schedule.mixing))
@@ -331,6 +337,16 @@ class CachedTeacher:
             return dataset, collator
         self.cache.check_validation_file()
         return _Indexed(dataset), CachedCollator(collator, self.cache)
+
+
+def _check_problem_type(cache: TeacherCache, problem_type: str) -> None:
+    stored = cache.record_format.problem_type
+    if stored != problem_type:
+        raise TeacherCacheError(
+            f"{cache.folder} holds teacher outputs for other labels:\n  problem_type: {str(stored)!r} in the cache, "
+            f"{str(problem_type)!r} now\nTrain on the data of the cache, or build a cache for these data (hf-deit "
+            "cache-teacher)."
+        )
 
 
 def _check_record_format(cache: TeacherCache, distillation_type: str, tau: float) -> None:

@@ -20,7 +20,6 @@ from ..data.pixel_pipeline import UNCHANGED, PixelPipeline
 from ..losses import (
     TEACHER_OUTPUTS,
     ProblemType,
-    base_loss,
     distillation_terms,
     supervised_loss,
     teacher_loss,
@@ -60,9 +59,10 @@ class DistillationObjective:
         distillation_type: "soft" or "hard".
         alpha: Weight α in [0, 1] of the teacher's term (the paper's λ).
         tau: Softmax temperature τ > 0 of soft distillation.
-        reduction: "image" or "official", see `losses.soft_distillation_loss`.
-        label_loss: "cross_entropy" or "binary_cross_entropy", for single-label students.
-        label_smoothing: Share in [0, 1) of a label that is spread over all classes, for "cross_entropy".
+        reduction: "image" or "official", see `losses.soft_distillation_loss`. For single-label students.
+        label_loss: "cross_entropy" or "binary_cross_entropy", see `losses.supervised_loss`.
+        label_smoothing: Share in [0, 1) of a label that is smoothed, for "cross_entropy", see
+            `losses.supervised_loss`.
         class_weights: Weight of each class in the label loss, `(num_labels,)`. If None, all classes have the same
             weight.
         image_size: `(height, width)` of the student's images, in pixels. If None, the student takes any size.
@@ -176,7 +176,7 @@ class DistillationObjective:
 
         Returns:
             Outputs by name. A live teacher or a dense cache: `teacher_logits` `(batch, num_labels)`. A hard cache:
-            `teacher_labels` `(batch,)`. A top-K cache: `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
+            `teacher_labels`, `(batch,)` or, for multi-label data, `(batch, num_labels)`. A top-K cache: `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
             `teacher_rest` `(batch,)`. The dictionary is empty if there is neither a teacher nor a cached output.
         """
         if self.needs_live_teacher(batch):
@@ -209,17 +209,17 @@ class DistillationObjective:
                 distillation_type=self.distillation_type,
                 tau=self.tau,
                 reduction=self.reduction,
+                problem_type=self.problem_type,
             )
             if loss_on_teacher is None:  # an evaluation of images for which no outputs are cached
                 heads = {"logits": heads.get("cls_logits", heads["logits"])}
         return distillation_terms(heads, self._label_loss(labels), loss_on_teacher, self.alpha)
 
     def _label_loss(self, labels: Tensor) -> functools.partial:
-        if self.problem_type != ProblemType.SINGLE_LABEL:
-            return functools.partial(supervised_loss, labels=labels, problem_type=self.problem_type)
         return functools.partial(
-            base_loss,
+            supervised_loss,
             labels=labels,
+            problem_type=self.problem_type,
             kind=self.label_loss,
             label_smoothing=self.label_smoothing,
             weight=self.class_weights,

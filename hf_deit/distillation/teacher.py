@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ..data.pixel_pipeline import PixelPipeline
 from ..errors import TeacherError, UserError, listed
+from ..losses import ProblemType
 from ..models.label_names import class_names, normal_forms
 from ..models.loading import load_pretrained, published_name, refuse_adapters, refuse_other_channels
 from ..models.pixel_rules import OwnProcessor, PixelRules, read_processor
@@ -52,9 +53,13 @@ class Teacher:
             autocast.
         image_processor: Image processor of transformers or timm, or its fields. The teacher sees the pixels that it
             would make of a view. Default: the processor that was saved with a transformers model.
+        problem_type: What the logits were trained for: "single_label_classification" (one softmax over the classes) or
+            "multi_label_classification" (one sigmoid per class). Default: the model's `config.problem_type`. If neither
+            states it, it is unknown, and the teacher is taken for a single-label one.
 
     Raises:
-        TeacherError: If `model` is not callable, or `id2label` does not name the classes 0, 1, 2, ….
+        TeacherError: If `model` is not callable, `id2label` does not name the classes 0, 1, 2, …, or the problem type
+            is unknown.
         UserError: If a field of the image processor, the mean or the standard deviation is impossible.
     """
 
@@ -67,6 +72,7 @@ class Teacher:
         id2label: Mapping[int, str] | Sequence[str] | None = None,
         dtype: torch.dtype | None = None,
         image_processor: Any = None,
+        problem_type: str | None = None,
     ):
         if not callable(model):
             raise TeacherError(
@@ -93,6 +99,9 @@ class Teacher:
         self._view_size: tuple[int, int] | None = None
         self.class_names = class_names(getattr(config, "id2label", None) if id2label is None else _by_index(id2label))
         self.dtype = dtype
+        self.problem_type = _problem_type(
+            problem_type if problem_type is not None else getattr(config, "problem_type", None)
+        )
         self.device = torch.device("cpu")
         self._order: Tensor | None = None
         self._has_weights = True
@@ -194,6 +203,7 @@ class Teacher:
             saved = json.loads((path / TEACHER_FILE).read_text(encoding="utf-8"))
             factory, classes = saved["factory"], len(saved["class_names"])
             settings = {name: saved[name] for name in ("image_mean", "image_std", "image_size")}
+            settings["problem_type"] = saved.get("problem_type")
         except (ValueError, KeyError, TypeError) as error:
             raise TeacherError(
                 f"{path / TEACHER_FILE} is broken ({type(error).__name__}: {error}): train the teacher again with "
@@ -268,6 +278,31 @@ class Teacher:
             )
         indices = [teacher_names.index(name) for name in student_names]
         self._order = torch.tensor(indices, device=self.device)
+
+    def check_problem_type(self, problem_type: str) -> None:
+        """Check that the teacher's logits have the meaning that the student's labels need.
+
+        Args:
+            problem_type: Problem type of the student's labels.
+
+        Raises:
+            TeacherError: If the student is multi-label and the teacher has no sigmoid per class, or does not state it;
+                or if the student is single-label and the teacher is not.
+        """
+        own = self.problem_type
+        if own == problem_type or (own is None and problem_type == ProblemType.SINGLE_LABEL):
+            return
+        kinds = {
+            ProblemType.MULTI_LABEL: "a teacher with one sigmoid per class",
+            ProblemType.SINGLE_LABEL: "a teacher with one softmax over the classes",
+        }
+        states = "states no problem_type" if own is None else f"has problem_type={str(own)!r}"
+        raise TeacherError(
+            f"The teacher ({type(self.model).__name__}) {states}, but the student's labels have the problem_type "
+            f"{str(problem_type)!r}, which needs {kinds.get(problem_type, 'a teacher of the same problem_type')}. Train "
+            f"one on these data (hf-deit train-teacher). If the logits of this teacher do have this meaning, state it: "
+            f"Teacher(…, problem_type={str(problem_type)!r}), or --teacher_problem_type {problem_type}."
+        )
 
     def try_on(self, view_size: tuple[int, int]) -> int:
         """Run the teacher on one black view and return its number of classes.
@@ -420,6 +455,13 @@ def _by_index(id2label: Any) -> dict[int, str]:
             "the names in this order."
         )
     return names
+
+
+def _problem_type(text: str | None) -> ProblemType | None:
+    try:
+        return None if text is None else ProblemType(text)
+    except ValueError as error:
+        raise TeacherError(f"The teacher has an unknown problem_type. {error}") from error
 
 
 def _listed(names: list[str] | None) -> str:

@@ -34,9 +34,22 @@ _METRICS = {
     "top5_accuracy": ("top-5 accuracy", "top5_accuracy", True),
     "balanced_accuracy": ("balanced accuracy", "balanced_accuracy", True),
     "mean_average_precision": ("mean average precision", "mean_average_precision", True),
+    "f1_macro": ("F1, mean over the classes", "f1", True),
+    "f1_micro": ("F1, all decisions together", "f1", True),
+    "precision_macro": ("precision, mean over the classes", "precision", True),
+    "precision_micro": ("precision, all decisions together", "precision", True),
+    "recall_macro": ("recall, mean over the classes", "recall", True),
+    "recall_micro": ("recall, all decisions together", "recall", True),
     "loss": ("loss", None, False),
 }
-_REFERENCES = ("majority_accuracy", "chance_mean_average_precision", "teacher_accuracy", "teacher_agreement")
+_REFERENCES = (
+    "majority_accuracy",
+    "chance_mean_average_precision",
+    "teacher_accuracy",
+    "teacher_mean_average_precision",
+    "teacher_f1_macro",
+    "teacher_agreement",
+)
 _MOST_CLASSES = 200
 # owner/name, or a name alone. A factory contains a colon, and a deeper path contains more slashes.
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -181,6 +194,7 @@ def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata)
         "teacher": _origin(recipe.get("teacher") or (run.get("teacher") or {}).get("name")),
         "heads": [_HEADS[head] for head in _measured_heads(summary)],
         "metrics": _metric_rows(summary),
+        "has_decisions": _metric(summary, "f1_macro") is not None,
         "standard_error": _standard_error(summary),
         "references": {name: _metric(summary, name) for name in _REFERENCES},
         "class_counts": _class_counts(summary),

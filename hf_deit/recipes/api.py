@@ -31,6 +31,12 @@ _SHOWN = {
     "teacher_accuracy": "top-1 accuracy, teacher",
     "teacher_agreement": "agreement with the teacher",
     "mean_average_precision": "mean average precision",
+    "f1_macro": "F1, macro",
+    "f1_micro": "F1, micro",
+    "precision_macro": "precision, macro",
+    "recall_macro": "recall, macro",
+    "teacher_mean_average_precision": "mean average precision, teacher",
+    "teacher_f1_macro": "F1, macro, teacher",
     "loss": "loss",
 }
 
@@ -84,7 +90,8 @@ class EvaluationResult(_Table):
 
     Args:
         metrics: Metrics by name.
-        per_class: `accuracy` (multi-label: `average_precision`) and number of `images` of each class, by class name.
+        per_class: `accuracy` (multi-label: `average_precision`, `f1`, `precision` and `recall`) and number of `images` of
+            each class, by class name.
         broken_images: Number of unreadable images, by the stage at which they were left out.
         split: The split that was evaluated; "all" for all images of data without splits.
     """

@@ -236,6 +236,15 @@ class TeacherArguments:
         default="float32",
         metadata={"help": "Data type of the teacher's forward pass (autocast): float32, bfloat16 or float16."},
     )
+    teacher_problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the teacher's logits were trained for: single_label_classification (one softmax over the classes) "
+            "or multi_label_classification (one sigmoid per class). Multi-label data need the second. Default: that of the "
+            "teacher's own files.",
+            "choices": ["single_label_classification", "multi_label_classification"],
+        },
+    )
     teacher_cache: str | None = field(
         default=None,
         metadata={

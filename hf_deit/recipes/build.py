@@ -249,6 +249,7 @@ def build_teacher(arguments: TeacherArguments, with_weights: bool = True) -> Tea
         "image_size": arguments.teacher_image_size,
         "id2label": None if arguments.teacher_labels is None else dict(enumerate(arguments.teacher_labels)),
         "dtype": dtypes[arguments.teacher_dtype],
+        "problem_type": arguments.teacher_problem_type,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     if ":" in arguments.teacher and not Path(arguments.teacher).exists():
@@ -332,6 +333,7 @@ def build_trainer(
         # Only the classes are checked: comparing the teacher with the cache, and running it on some views, needs its weights.
         if student is not None:
             with problems.gathered():
+                teacher.check_problem_type(data.train.problem_type)
                 names = class_names(student.config.id2label)
                 teacher.to(args.device).align(names, student.config.num_labels, augmentation.view_size)
         teacher, verified = None, 0

@@ -17,6 +17,7 @@ from ..distillation.view_schedule import describe_views
 from ..errors import RecipeError, TeacherCacheError
 from ..fingerprints import short_digest_of
 from ..hub.facts import without_machine
+from ..losses import ProblemType
 from ..trainer.checks import odd_batch_problems
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe
@@ -40,9 +41,9 @@ def cache_teacher(
         out: Folder of the cache.
         epochs: Number of epochs of views. Default: up to the last one that the training shows.
         first: Number of the first epoch of views; above 0 to build a part that is merged later.
-        kind: "hard" or "soft". Default: the distillation_type of the recipe.
+        kind: "hard" (decisions) or "soft" (logits). Default: the distillation_type of the recipe.
         top_k: Number of largest logits to keep, with the log-sum-exp of the others at distillation_tau; only for kind "soft".
-            Default: all logits.
+            Default: all logits. It is refused for multi-label data.
         dtype: Data type of cached logits, "float32" or "float16".
 
     Returns:
@@ -61,16 +62,20 @@ def cache_teacher(
     describe_views(dataset, args.mixing)  # raises an error for a stream before the teacher is loaded
     schedule = args.view_schedule(dataset, args.dataloader_num_workers)
     wanted = _epochs(schedule.epochs_shown, epochs, first)
+    record_format = _record_format(
+        args, len(dataset.class_names), kind, top_k=top_k, dtype=dtype, problem_type=dataset.problem_type
+    )
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
         raise RecipeError("The recipe names no teacher whose outputs can be cached: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
+    teacher.check_problem_type(dataset.problem_type)
     teacher.to(args.device).align(names, len(names), view_size)
     build_teacher_cache(
         out,
         teacher,
         schedule,
-        _record_format(args, len(names), kind, top_k, dtype),
+        record_format,
         wanted,
         validation=EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio),
         share=(args.process_index, args.world_size),
@@ -103,7 +108,13 @@ def _check_numbers(args: DistillationTrainingArguments, epochs: int | None, firs
 
 
 def _record_format(
-    args: DistillationTrainingArguments, num_labels: int, kind: str | None, top_k: int | None, dtype: str
+    args: DistillationTrainingArguments,
+    num_labels: int,
+    kind: str | None,
+    *,
+    top_k: int | None,
+    dtype: str,
+    problem_type: ProblemType,
 ) -> RecordFormat:
     kind = kind if kind is not None else args.distillation_type
     if kind not in ("hard", "soft"):
@@ -116,10 +127,10 @@ def _record_format(
                 f"top_k={top_k}, dtype={dtype!r} with kind='hard', which stores class indices and no logits: give --kind "
                 "soft, or leave out top_k and dtype."
             )
-        return RecordFormat("hard", num_labels)
+        return RecordFormat("hard", num_labels, problem_type=problem_type)
     if top_k is None:
-        return RecordFormat("dense", num_labels, dtype)
-    return RecordFormat("top_k", num_labels, dtype, top_k, args.distillation_tau)
+        return RecordFormat("dense", num_labels, dtype, problem_type=problem_type)
+    return RecordFormat("top_k", num_labels, dtype, top_k, args.distillation_tau, problem_type=problem_type)
 
 
 def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
@@ -146,8 +157,8 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     for name in _LATER_DATA_FIELDS:  # caches of earlier versions are described without them
         if data[name] is None:
             del data[name]
-    # The fingerprint identifies the teacher.
-    for name in ("teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache"):
+    # The fingerprint identifies the teacher; its outputs do not depend on its problem type.
+    for name in ("teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "teacher_problem_type"):
         del settings[name]
     # With num_views the views repeat, and the length of the training does not matter.
     length = None if args.num_views else {"epochs": args.num_train_epochs, "max_steps": args.max_steps}

@@ -128,6 +128,7 @@ def evaluate(
     split: str | None = None,
     selection: Selection | None = None,
     class_names: str | Path | None = None,
+    teacher_problem_type: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model on one split of `data`.
 
@@ -150,9 +151,11 @@ def evaluate(
             was trained on these data.
         class_names: File that names the classes of the data and, if it has no names, of the model; see `read_class_names`.
             Default: that of the model's own recipe.yaml, if it exists.
+        teacher_problem_type: Problem type of the teacher. Default: that of its own files.
 
     Returns:
-        `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `per_class` with the `accuracy` (multi-label: `average_precision`) and the number of `images` of each
+        `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `per_class` with
+        the `accuracy` (multi-label: `average_precision`, `f1`, `precision` and `recall`) and the number of `images` of each
         class; `broken_images`, the number of unreadable images, by the stage at which they were left out.
 
     Raises:
@@ -195,7 +198,7 @@ def evaluate(
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
-        loaded_teacher = build_teacher(_teacher_arguments(own, teacher))
+        loaded_teacher = build_teacher(_teacher_arguments(own, teacher, teacher_problem_type))
         trainer = DistillationTrainer(model, loaded_teacher, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
         metrics = trainer.evaluate()
@@ -274,7 +277,9 @@ def _selection_of(own: Recipe | None, data: str) -> Selection | None:
     return selection_of(own.data) if own is not None and _same_path(own.data.data, data) else None
 
 
-def _teacher_arguments(own: Recipe | None, teacher: str | None) -> TeacherArguments:
+def _teacher_arguments(own: Recipe | None, teacher: str | None, problem_type: str | None) -> TeacherArguments:
     """Return the fields of a teacher: those of the model's own run if it is the teacher of that run."""
-    given = TeacherArguments(teacher=teacher)
-    return own.teacher if own is not None and _same_path(own.teacher.teacher, given.teacher) else given
+    given = TeacherArguments(teacher=teacher, teacher_problem_type=problem_type)
+    if own is None or not _same_path(own.teacher.teacher, given.teacher):
+        return given
+    return own.teacher if problem_type is None else replace(own.teacher, teacher_problem_type=problem_type)

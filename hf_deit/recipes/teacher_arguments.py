@@ -40,8 +40,18 @@ class TeacherTrainingArguments:
     image_column: str | None = field(
         default=None, metadata={"help": "Column of a table that holds images or their paths. Default: found by type."}
     )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of a table that holds the classes. Default: found by type."}
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of a table that holds the classes; or several columns of 0 and 1, one per class (multi-label). "
+            "Default: found by type."
+        },
+    )
+    label_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "Separator between several classes of an image in one column (multi-label), for example ';'."
+        },
     )
     class_names: str | None = field(
         default=None,
@@ -68,3 +78,7 @@ class TeacherTrainingArguments:
     )
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast)."})
     seed: int = field(default=0, metadata={"help": "Seed of the validation split, the views and the training."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.label_column, str):  # one column, as a person writes it in Python
+            object.__setattr__(self, "label_column", [self.label_column])

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..data.augmentation import Augmentation
 from ..data.loading import load_splits
@@ -28,7 +27,7 @@ from ..distillation.objective import DistillationObjective, live_teacher_logits
 from ..distillation.teacher import TEACHER_FILE, WEIGHTS_FILE, Teacher
 from ..errors import UserError
 from ..files import staged_files
-from ..losses import ProblemType
+from ..losses import ProblemType, supervised_loss
 from ..models.image_processing_deit import DEFAULT_CROP_RATIO
 from ..models.label_names import read_class_names
 from ..trainer.trainer import DistillationTrainer
@@ -42,24 +41,20 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     """Train a teacher and save it.
 
     Returns:
-        The metrics on the validation images, among them `accuracy` and `balanced_accuracy`.
+        The metrics on the validation images, among them `accuracy` and `balanced_accuracy`; for multi-label data
+        `mean_average_precision` and `f1_macro`.
 
     Raises:
         UserError: The data, the network or an argument cannot be used.
     """
     _check(arguments)
     set_seed(arguments.seed)
-    columns = Columns(arguments.image_column, (arguments.label_column,) if arguments.label_column else ())
+    columns = Columns(arguments.image_column, tuple(arguments.label_column or ()), arguments.label_separator)
     train, validation = load_splits(
         arguments.data, arguments.validation_share, arguments.seed, columns, selection=selection_of(arguments)
     )
     names = None if arguments.class_names is None else read_class_names(arguments.class_names)
     train, validation = with_class_names(train, names), without_unreadable(with_class_names(validation, names))
-    if train.problem_type != ProblemType.SINGLE_LABEL:
-        raise UserError(
-            f"{train.name} has several classes per image (multi-label), but a teacher learns one class per image. Train a "
-            "student without a teacher."
-        )
     base = _base_network(arguments.network)
     network, class_names = base.model, train.class_names
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,16 +67,25 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     if isinstance(network, PreTrainedModel):
         if hasattr(network.config, "image_size"):
             network.config.image_size = arguments.image_size  # try_on has shown that it accepts this size
-        network.config.id2label = dict(enumerate(class_names))
-        network.config.label2id = {name: index for index, name in enumerate(class_names)}
+        network.config.update(_labels_of(train))
     with tempfile.TemporaryDirectory() as unused:
         trainer = _finetuner(arguments, base, train, validation, unused)
         if arguments.mode == "finetune":
             network.requires_grad_(True)
             trainer.train()
         metrics = trainer.evaluate()
-    _save(arguments, base, class_names)
+    _save(arguments, base, train)
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+
+
+def _labels_of(source: Source) -> dict[str, Any]:
+    """Return the fields of a configuration that describe the labels; single-label is the default of transformers."""
+    names = source.class_names
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": None if source.problem_type == ProblemType.SINGLE_LABEL else str(source.problem_type),
+    }
 
 
 def _check(arguments: TeacherTrainingArguments) -> None:
@@ -144,7 +148,11 @@ def _features(arguments: TeacherTrainingArguments, base: Teacher, source: Source
 
 
 def _fit_linear_head(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> nn.Linear:
-    """Fit a softmax regression on the standardised features: full-batch L-BFGS with a small L2 penalty."""
+    """Fit a linear head on the standardised features: full-batch L-BFGS with a small L2 penalty.
+
+    The loss is that of `losses.supervised_loss` for the labels: with one class per image a softmax regression, else a
+    logistic regression of each class.
+    """
     features, labels = _features(arguments, base, source)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     standard = (features - mean) / std
@@ -155,7 +163,8 @@ def _fit_linear_head(arguments: TeacherTrainingArguments, base: Teacher, source:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(head(standard), labels) + L2_PENALTY * head.weight.square().sum()
+        loss = supervised_loss(head(standard), labels, source.problem_type).mean()
+        loss = loss + L2_PENALTY * head.weight.square().sum()
         loss.backward()
         return loss
 
@@ -170,14 +179,15 @@ L2_PENALTY = 2e-3
 
 
 class _Logits(nn.Module):
-    """Wrapper that gives a network the outputs that the trainer expects, and hides its configuration.
+    """Wrapper that gives a network the outputs that the trainer expects, and a configuration of its labels alone.
 
-    The image size in that configuration may differ from the one used here.
+    The image size in the configuration of the network may differ from the one used here.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, source: Source):
         super().__init__()
         self.network = network
+        self.config = PreTrainedConfig(**_labels_of(source))
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         return {"logits": logits_of(self.network(pixel_values))}
@@ -200,7 +210,7 @@ def _finetuner(
         seed=arguments.seed,
     )
     return DistillationTrainer(
-        _Logits(base.model),
+        _Logits(base.model, train),
         None,
         args,
         train_dataset=ViewDataset(train, _augmentation(arguments), arguments.seed),
@@ -213,7 +223,7 @@ def _processor(arguments: TeacherTrainingArguments, base: Teacher) -> Any:
     return evaluation_processor(base.pixels, arguments.image_size, DEFAULT_CROP_RATIO)
 
 
-def _save(arguments: TeacherTrainingArguments, base: Teacher, class_names: tuple[str, ...]) -> None:
+def _save(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> None:
     with staged_files(Path(arguments.output_dir)) as folder:
         if isinstance(base.model, PreTrainedModel):
             base.model.save_pretrained(folder)
@@ -224,9 +234,11 @@ def _save(arguments: TeacherTrainingArguments, base: Teacher, class_names: tuple
         )
         description: dict[str, Any] = {
             "factory": arguments.network,
-            "class_names": list(class_names),
+            "class_names": list(source.class_names),
             "image_mean": list(base.image_mean),
             "image_std": list(base.image_std),
             "image_size": arguments.image_size,
         }
+        if source.problem_type != ProblemType.SINGLE_LABEL:
+            description["problem_type"] = str(source.problem_type)
         (folder / TEACHER_FILE).write_text(json.dumps(description, indent=2) + "\n")

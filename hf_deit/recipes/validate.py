@@ -129,7 +129,7 @@ def _usable(
         cache = own.teacher_cache if known else None
         changes["teacher"] = TeacherArguments(teacher_cache=cache)
         if named and cache is None:
-            teacher = _any_teacher(names)
+            teacher = _any_teacher(names, problem_type)
     return dataclasses.replace(recipe, **changes), data, teacher
 
 
@@ -139,8 +139,12 @@ def _unknown_data(recipe: Recipe) -> RunData:
     return RunData(source, source, recipe.data, left_out_at_scan=0, left_out_of_validation=0)
 
 
-def _any_teacher(names: Sequence[str]) -> Teacher:
-    return Teacher(lambda pixels: torch.zeros(len(pixels), len(names)), id2label=dict(enumerate(names)))
+def _any_teacher(names: Sequence[str], problem_type: ProblemType) -> Teacher:
+    return Teacher(
+        lambda pixels: torch.zeros(len(pixels), len(names)),
+        id2label=dict(enumerate(names)),
+        problem_type=problem_type,
+    )
 
 
 def _any_student(recipe: Recipe) -> ModelArguments:

@@ -76,7 +76,6 @@ def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -
 
 
 def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Dataset) -> Iterator[str]:
-    single = student.problem_type == ProblemType.SINGLE_LABEL
     for name in ("mixup_alpha", "cutmix_alpha"):
         if getattr(args, name) and student.problem_type == ProblemType.REGRESSION:
             yield (
@@ -90,10 +89,10 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
         )
     if args.class_weights == "none":
         return
-    if not single:
+    if student.problem_type == ProblemType.REGRESSION:
         yield (
-            f"class_weights={args.class_weights!r} needs one class per image, but the student's problem_type is "
-            f"{student.problem_type!r}. Set class_weights='none'."
+            f"class_weights={args.class_weights!r} needs classes, but the student's problem_type is "
+            f"{str(student.problem_type)!r}. Set class_weights='none'."
         )
     elif inspect_dataset(dataset).labels is None:
         yield (
@@ -120,6 +119,12 @@ def odd_batch_problems(args: DistillationTrainingArguments) -> Iterator[str]:
 
 def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
     info = inspect_dataset(dataset)
+    if info.problem_type not in (None, student.problem_type):
+        yield (
+            f"The training data have problem_type={str(info.problem_type)!r}, but the student has "
+            f"{str(student.problem_type)!r}. Build the student with problem_type={str(info.problem_type)!r} in its "
+            "configuration, or give other data."
+        )
     keyed = info.takes_view_keys
     if keyed and info.images is not None and info.images < 2:
         yield (

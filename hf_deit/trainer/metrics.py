@@ -15,6 +15,10 @@ from ..errors import NonFiniteLossError
 from ..losses import ProblemType, teacher_decisions
 
 TOP_K = 5
+MULTI_LABEL_METRICS = (
+    "mean_average_precision",
+    *(f"{measure}_{average}" for measure in ("f1", "precision", "recall") for average in ("macro", "micro")),
+)
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
@@ -35,16 +39,43 @@ def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
 
 
 def reduce_multi_label_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Return the values of a multi-label batch that the metrics need: labels and scores.
+    """Return the values of a multi-label batch that the metrics need: labels, scores and the teacher's decisions.
 
     Args:
         heads: As for `reduce_batch`.
         labels: Zeros and ones `(batch, num_labels)`.
 
     Returns:
-        `present` and the logits of each head (`score`, `cls_score`, …), each `(batch, num_labels)`.
+        `present`, the logits of each head and of the teacher (`score`, `cls_score`, …, `teacher_score`) and, if the teacher
+        outputs are decisions without logits, `teacher_decision`; each `(batch, num_labels)`.
     """
-    return {"present": labels} | {name.replace("logits", "score"): logits.float() for name, logits in heads.items()}
+    names = ("logits", "cls_logits", "distillation_logits", "teacher_logits")
+    kept = {"present": labels} | {
+        name.replace("logits", "score"): heads[name].float() for name in names if name in heads
+    }
+    decisions = teacher_decisions(heads, ProblemType.MULTI_LABEL)
+    if decisions is not None and "teacher_score" not in kept:
+        kept["teacher_decision"] = decisions.to(torch.uint8)
+    return kept
+
+
+def teacher_agreement(heads: Mapping[str, Tensor], problem_type: str) -> Tensor | None:
+    """Return how far the student's predictions agree with the teacher's decisions.
+
+    Args:
+        heads: As for `reduce_batch`.
+        problem_type: Problem type of the labels.
+
+    Returns:
+        For each image `(batch,)` in float32: 1 if both predict the same class, else 0; for multi-label data, the share of
+        the classes for which both decide alike. None if there are no teacher outputs.
+    """
+    decisions = teacher_decisions(heads, problem_type)
+    if decisions is None:
+        return None
+    if problem_type == ProblemType.MULTI_LABEL:
+        return ((heads["logits"] > 0) == decisions).float().mean(dim=-1)
+    return (heads["logits"].argmax(dim=-1) == decisions).float()
 
 
 def reduce_batch(heads: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
@@ -81,9 +112,13 @@ def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
             (`to_arrays`).
 
     Returns:
-        For multi-label images: `mean_average_precision`, the mean over the classes that occur, of the fused logits and
-        of each head; and `chance_mean_average_precision`, its value for scores without information, which is the mean
-        over these classes of the share of images that have the class. There are no metrics if no class occurs.
+        For multi-label images, of the fused logits and of each head: `mean_average_precision`, the mean over the classes
+        that occur; and `f1`, `precision` and `recall` of the decisions (a class is present if its logit is above 0), each
+        with `_macro` (mean over the classes that occur) and `_micro` (all images and classes counted together); 0 where
+        nothing is predicted. With a teacher: the same of its outputs, as far as they are known (`teacher_f1_macro`, …), and
+        `teacher_agreement`, the share of all images and classes for which both decide alike. Also
+        `chance_mean_average_precision`, the mean average precision of scores without information, which is the mean over
+        the classes that occur of the share of images that have the class. There are no metrics if no class occurs.
 
         For single-label images: `majority_accuracy`, the share of the most frequent class; `accuracy` (fused top-1) and
         `balanced_accuracy`; and those of `cls_accuracy`, `distillation_accuracy`, `teacher_accuracy`,
@@ -116,25 +151,60 @@ def _summarize_multi_label(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
     if not len(occurring):
         return {}
     summary = {"chance_mean_average_precision": float(present[:, occurring].mean())}
+    decisions = {
+        name.removesuffix("decision"): values > 0 for name, values in kept.items() if name.endswith("decision")
+    }
     for name, scores in kept.items():
         if name.endswith("score"):
+            head = name.removesuffix("score")
             values = [average_precision(present[:, label], scores[:, label]) for label in occurring]
-            summary[name.removesuffix("score") + "mean_average_precision"] = float(np.mean(values))
+            summary[f"{head}mean_average_precision"] = float(np.mean(values))
+            decisions[head] = scores > 0
+    for head, decided in decisions.items():
+        for measure, value in decision_metrics(present, decided).items():
+            summary[f"{head}{measure}_macro"] = float(np.mean(value[occurring]))
+        for measure, value in decision_metrics(present.reshape(-1, 1), decided.reshape(-1, 1)).items():
+            summary[f"{head}{measure}_micro"] = float(value[0])
+    if "teacher_" in decisions:
+        summary["teacher_agreement"] = float(np.mean(decisions[""] == decisions["teacher_"]))
     return summary
 
 
-def per_class(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, dict[str, float | int | None]]:
-    """Return a metric and the number of `images` for each class, by class name.
+def decision_metrics(present: np.ndarray, decided: np.ndarray) -> dict[str, np.ndarray]:
+    """Return F1, precision and recall of the decisions for each class.
 
-    The metric is `accuracy` for single-label images and `average_precision` for multi-label images. It is None for a
-    class without images.
+    Args:
+        present: Whether each image has each class, `(images, classes)` in bool.
+        decided: Whether each image is decided to have each class, `(images, classes)` in bool.
+
+    Returns:
+        `f1`, `precision` and `recall`, each `(classes,)`. A value is 0 if its denominator is 0.
+    """
+    hits, found, true = (values.sum(axis=0, dtype=np.int64) for values in (present & decided, decided, present))
+    return {
+        "f1": 2 * hits / np.maximum(found + true, 1),
+        "precision": hits / np.maximum(found, 1),
+        "recall": hits / np.maximum(true, 1),
+    }
+
+
+def per_class(kept: Mapping[str, np.ndarray], class_names: list[str]) -> dict[str, dict[str, float | int | None]]:
+    """Return metrics and the number of `images` for each class, by class name.
+
+    The metric is `accuracy` for single-label images. For multi-label images, the metrics are `average_precision`, `f1`,
+    `precision` and `recall`. They are None for a class without images.
     """
     rows: dict[str, dict[str, float | int | None]] = {}
     for index, name in enumerate(class_names):
         if "present" in kept:
             members = kept["present"][:, index] > 0
-            figure = average_precision(members, kept["score"][:, index]) if members.any() else None
-            rows[name] = {"average_precision": figure, "images": int(members.sum())}
+            scores = kept["score"][:, index]
+            figures: dict[str, float | None] = dict.fromkeys(("average_precision", "f1", "precision", "recall"))
+            if members.any():
+                measures = decision_metrics(members[:, None], scores[:, None] > 0)
+                figures = {"average_precision": average_precision(members, scores)}
+                figures |= {measure: float(value[0]) for measure, value in measures.items()}
+            rows[name] = {**figures, "images": int(members.sum())}
             continue
         members = kept["label"] == index
         hits = kept["prediction"][members] == index
@@ -223,7 +293,10 @@ _METRICS = {
         *(f"{head}accuracy" for head in (*_HEADS, "teacher_", "balanced_", "top5_", "majority_")),
         "teacher_agreement",
     ),
-    ProblemType.MULTI_LABEL: tuple(f"{head}mean_average_precision" for head in _HEADS),
+    ProblemType.MULTI_LABEL: (
+        *(f"{head}{metric}" for metric in MULTI_LABEL_METRICS for head in (*_HEADS, "teacher_")),
+        "teacher_agreement",
+    ),
     ProblemType.REGRESSION: (),
 }
 

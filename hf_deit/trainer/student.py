@@ -96,9 +96,16 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
         "token" (the distillation head), "class" (the only head), or None without distillation.
 
     Raises:
-        RecipeError: `distillation_type` needs a teacher and there is none, the student is not single-label, or the
-            student does not have the heads that `distillation_target` needs.
+        RecipeError: `distillation_type` needs a teacher and there is none; the student's labels are numbers, or
+            `distillation_reduction` is not for its labels; or the student does not have the heads that
+            `distillation_target` needs.
     """
+    if has_teacher and student.problem_type == ProblemType.REGRESSION:
+        raise RecipeError(
+            f"The student's problem_type is {str(student.problem_type)!r}, but a teacher teaches classes (distillation_type="
+            f"{args.distillation_type!r}), and numbers are learned from the labels only. Set distillation_type='none', and "
+            "leave out the teacher and the teacher cache."
+        )
     if args.distillation_type == "none":
         return None
     if not has_teacher:
@@ -106,10 +113,10 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
             f"distillation_type={args.distillation_type!r} needs a teacher and none was given. Give a teacher or a "
             "teacher cache, or set distillation_type='none'."
         )
-    if student.problem_type != ProblemType.SINGLE_LABEL:
+    if student.problem_type == ProblemType.MULTI_LABEL and args.distillation_reduction != "image":
         raise RecipeError(
-            f"distillation_type={args.distillation_type!r} compares distributions over classes, and the student's "
-            f"problem_type is {student.problem_type!r}. Set distillation_type='none'."
+            f"distillation_reduction={args.distillation_reduction!r} with problem_type={str(student.problem_type)!r}: the "
+            "distillation loss of multi-label data is always the mean over the classes. Leave out distillation_reduction."
         )
     target = args.distillation_target or ("token" if student.two_heads else "class")
     if target == "token" and not student.two_heads:

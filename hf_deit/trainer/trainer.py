@@ -34,14 +34,21 @@ from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import Problems, RecipeError
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
-from ..losses import ProblemType, balanced_weights, teacher_decisions
+from ..losses import ProblemType, balanced_weights
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.pixel_rules import PixelRules, pixel_rules, processor_fields
 from ..sizes import as_pair
 from .checks import metric_problems, set_best_metric, trainer_problems, training_problems
 from .hub_mixin import HubMixin
 from .label_checks import LabelChecker
-from .metrics import RunningTerms, reduce_batch, reduce_multi_label_batch, summarize, to_arrays
+from .metrics import (
+    RunningTerms,
+    reduce_batch,
+    reduce_multi_label_batch,
+    summarize,
+    teacher_agreement,
+    to_arrays,
+)
 from .optim import (
     REFERENCE_BATCH,
     cosine_rates,
@@ -203,6 +210,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             teacher = Teacher.from_pretrained(teacher)
         elif not isinstance(teacher, Teacher):
             teacher = Teacher(teacher)
+        if self.student.problem_type != ProblemType.REGRESSION:  # for which `distillation_target` refuses any teacher
+            teacher.check_problem_type(self.student.problem_type)
         teacher.to(self.args.device)
         info = inspect_dataset(self.train_dataset)
         view_size = info.view_size or self.student.image_size or teacher.image_size or (224, 224)
@@ -228,6 +237,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             self.eval_dataset,
             distillation_type=self.args.distillation_type,
             tau=self.args.distillation_tau,
+            problem_type=self.student.problem_type,
             is_main_process=self.args.process_index == 0,
         )
         if self.teacher is not None:
@@ -512,8 +522,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         terms = self.objective.terms(heads, teacher_outputs, labels)
         if model.training:
             logged = dict(terms)
-            if (decisions := teacher_decisions(teacher_outputs)) is not None:
-                logged["teacher_agreement"] = heads["logits"].argmax(-1) == decisions
+            if (agreement := teacher_agreement(heads | teacher_outputs, self.student.problem_type)) is not None:
+                logged["teacher_agreement"] = agreement
             self._running.add(logged, self.state.global_step + 1, self._learning_rate())
         loss = terms["loss"].mean()
         return (loss, heads | teacher_outputs) if return_outputs else loss
@@ -577,7 +587,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         if self.student.problem_type == ProblemType.SINGLE_LABEL:
             kept |= reduce_batch(heads | teacher_outputs, labels)
         elif self.student.problem_type == ProblemType.MULTI_LABEL:
-            kept |= reduce_multi_label_batch(heads, labels)
+            kept |= reduce_multi_label_batch(heads | teacher_outputs, labels)
         # With several processes, the last batch is padded to divide evenly; gather_for_metrics drops the padding.
         self._kept.append(self.accelerator.gather_for_metrics(kept))
         return loss, None if prediction_loss_only else heads["logits"].detach(), labels
