@@ -62,13 +62,13 @@ def cache_teacher(
     describe_views(dataset, args.mixing)  # raises an error for a stream before the teacher is loaded
     schedule = args.view_schedule(dataset, args.dataloader_num_workers)
     wanted = _epochs(schedule.epochs_shown, epochs, first)
-    record_format = _record_format(
-        args, len(dataset.class_names), kind, top_k=top_k, dtype=dtype, problem_type=dataset.problem_type
-    )
     teacher = build_teacher(recipe.teacher)
     if teacher is None:
         raise RecipeError("The recipe names no teacher whose outputs can be cached: give --teacher.")
     names = [name.strip() for name in dataset.class_names]
+    record_format = _record_format(
+        args, len(dataset.class_names), kind, top_k=top_k, dtype=dtype, problem_type=dataset.problem_type
+    )
     teacher.check_problem_type(dataset.problem_type)
     teacher.to(args.device).align(names, len(names), view_size)
     build_teacher_cache(

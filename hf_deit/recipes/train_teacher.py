@@ -150,20 +150,22 @@ def _features(arguments: TeacherTrainingArguments, base: Teacher, source: Source
 def _fit_linear_head(arguments: TeacherTrainingArguments, base: Teacher, source: Source) -> nn.Linear:
     """Fit a linear head on the standardised features: full-batch L-BFGS with a small L2 penalty.
 
-    The loss is that of `losses.supervised_loss` for the labels: with one class per image a softmax regression, else a
-    logistic regression of each class.
+    With one class per image, it is a softmax regression; for multi-label data, a logistic regression of each class.
     """
     features, labels = _features(arguments, base, source)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     standard = (features - mean) / std
-    head = nn.Linear(features.shape[1], len(source.class_names))
+    num_labels = len(source.class_names)
+    head = nn.Linear(features.shape[1], num_labels)
+    # The loss of multi-label data is a mean over the classes, but the penalty is a sum: each class has its own regression.
+    scale = num_labels if source.problem_type == ProblemType.MULTI_LABEL else 1
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = supervised_loss(head(standard), labels, source.problem_type).mean()
+        loss = scale * supervised_loss(head(standard), labels, source.problem_type).mean()
         loss = loss + L2_PENALTY * head.weight.square().sum()
         loss.backward()
         return loss

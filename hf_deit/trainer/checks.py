@@ -119,7 +119,8 @@ def odd_batch_problems(args: DistillationTrainingArguments) -> Iterator[str]:
 
 def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, dataset: Any) -> Iterator[str]:
     info = inspect_dataset(dataset)
-    if info.problem_type not in (None, student.problem_type):
+    classes = (ProblemType.SINGLE_LABEL, ProblemType.MULTI_LABEL)
+    if info.problem_type in classes and student.problem_type in classes and info.problem_type != student.problem_type:
         yield (
             f"The training data have problem_type={str(info.problem_type)!r}, but the student has "
             f"{str(student.problem_type)!r}. Build the student with problem_type={str(info.problem_type)!r} in its "

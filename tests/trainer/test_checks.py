@@ -91,10 +91,9 @@ def test_values_at_the_limits_pass(tmp_path, changes):
         ("regression", "mixup_alpha"),
         ("regression", "cutmix_alpha"),
         ("regression", "class_weights"),
-        ("multi_label_classification", "class_weights"),
     ],
 )
-def test_mixing_and_class_weights_are_refused_without_one_class_per_image(tmp_path, problem, field):
+def test_mixing_and_class_weights_are_refused_for_numbers(tmp_path, problem, field):
     value = "balanced" if field == "class_weights" else 0.8
     args = later_fields(arguments(tmp_path, distillation_type="none"), **{field: value})
     model = student(problem_type=problem)

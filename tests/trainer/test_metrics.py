@@ -9,10 +9,12 @@ import torch
 from hf_deit.trainer.accuracy import TeacherAgreement, TopOneAccuracy
 from hf_deit.trainer.metrics import (
     average_precision,
+    metric_names,
     per_class,
     reduce_batch,
     reduce_multi_label_batch,
     summarize,
+    teacher_agreement,
     to_arrays,
 )
 
@@ -171,18 +173,36 @@ def multi_label(images=40, classes=5, seed=0, ties=False):
     return present, {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.items()}
 
 
+def kept_of_multi_label(heads, present):
+    """Return the arrays of an evaluation in two batches."""
+    parts = (slice(0, 7), slice(7, len(present)))
+    rows = [
+        reduce_multi_label_batch({name: values[part] for name, values in heads.items()}, torch.tensor(present[part]))
+        for part in parts
+    ]
+    return to_arrays(rows)
+
+
+def decisions_of_sklearn(metrics, present, decided, prefix=""):
+    """Return F1, precision and recall as sklearn computes them; the macro means are over the classes that occur."""
+    occurring = np.flatnonzero(present.any(axis=0))
+    return {
+        f"{prefix}{name}_{average}": function(present, decided, average=average, labels=labels, zero_division=0)
+        for name, function in (
+            ("f1", metrics.f1_score),
+            ("precision", metrics.precision_score),
+            ("recall", metrics.recall_score),
+        )
+        for average, labels in (("macro", occurring), ("micro", None))
+    }
+
+
 @pytest.mark.parametrize("ties", [False, True])
-def test_mean_average_precision_equals_that_of_sklearn_over_the_classes_that_occur(ties):
+def test_multi_label_metrics_equal_those_of_sklearn_over_the_classes_that_occur(ties):
     metrics = pytest.importorskip("sklearn.metrics")
     present, heads = multi_label(ties=ties)
-    kept = to_arrays(
-        [
-            reduce_multi_label_batch(
-                {name: logits[part] for name, logits in heads.items()}, torch.tensor(present[part])
-            )
-            for part in (slice(0, 7), slice(7, 40))
-        ]
-    )
+    heads["cls_logits"][:, 0] = -1.0  # a class that is never predicted
+    kept = kept_of_multi_label(heads, present)
     expected = {
         name: np.mean([metrics.average_precision_score(present[:, c], logits[:, c].numpy()) for c in range(4)])
         for name, logits in heads.items()
@@ -192,13 +212,45 @@ def test_mean_average_precision_equals_that_of_sklearn_over_the_classes_that_occ
             "mean_average_precision": expected["logits"],
             "cls_mean_average_precision": expected["cls_logits"],
             "chance_mean_average_precision": np.mean([present[:, c].sum() / 40 for c in range(4)]),
+            **decisions_of_sklearn(metrics, present, heads["logits"].numpy() > 0),
+            **decisions_of_sklearn(metrics, present, heads["cls_logits"].numpy() > 0, "cls_"),
         }
     )
     rows = per_class(kept, list("abcde"))
     for label, (name, row) in enumerate(rows.items()):
         truth, scores = present[:, label], heads["logits"][:, label].numpy()
-        figure = metrics.average_precision_score(truth, scores) if truth.any() else None
-        assert row == {"average_precision": pytest.approx(figure), "images": truth.sum()}, name
+        figures = dict.fromkeys(("average_precision", "f1", "precision", "recall"))
+        if truth.any():
+            figures = {
+                "average_precision": metrics.average_precision_score(truth, scores),
+                "f1": metrics.f1_score(truth, scores > 0, zero_division=0),
+                "precision": metrics.precision_score(truth, scores > 0, zero_division=0),
+                "recall": metrics.recall_score(truth, scores > 0, zero_division=0),
+            }
+        assert row == {**{key: pytest.approx(figure) for key, figure in figures.items()}, "images": truth.sum()}, name
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["logits", "decisions"])
+def test_the_metrics_of_a_multi_label_teacher_and_the_agreement_equal_those_by_hand(hard):
+    metrics = pytest.importorskip("sklearn.metrics")
+    present, heads = multi_label()
+    teacher = multi_label(seed=1)[1]["logits"]
+    outputs = {"teacher_labels": teacher > 0} if hard else {"teacher_logits": teacher}
+    summary = summarize(kept_of_multi_label(heads | outputs, present))
+    for name, value in decisions_of_sklearn(metrics, present, teacher.numpy() > 0, "teacher_").items():
+        assert summary[name] == pytest.approx(value), name
+    agrees = (heads["logits"].numpy() > 0) == (teacher.numpy() > 0)
+    assert summary["teacher_agreement"] == pytest.approx(agrees.mean())
+    np.testing.assert_allclose(
+        teacher_agreement(heads | outputs, "multi_label_classification"), agrees.mean(axis=1), rtol=1e-6
+    )
+    assert ("teacher_mean_average_precision" in summary) is not hard  # decisions have no order
+    assert set(summary) - {"chance_mean_average_precision"} <= set(metric_names("multi_label_classification"))
+
+
+def test_without_any_label_there_are_no_multi_label_metrics():
+    present, heads = multi_label()
+    assert summarize(kept_of_multi_label(heads, np.zeros_like(present))) == {}
 
 
 def test_average_precision_of_a_small_case_computed_by_hand():

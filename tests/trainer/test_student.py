@@ -184,13 +184,19 @@ IMPOSSIBLE = {
         "distillation_target='class'",
         "distillation_target='token'",
     ),
-    "multi-label-hard": (multi_label, conv_teacher, {}, "'multi_label_classification'", "distillation_type='none'"),
-    "multi-label-soft": (
+    "multi-label-official-reduction": (
         lambda: multi_label(two_heads=False),
         conv_teacher,
-        {"distillation_type": "soft"},
+        {"distillation_type": "soft", "distillation_reduction": "official"},
         "'multi_label_classification'",
-        "distillation_type='none'",
+        "Leave out distillation_reduction",
+    ),
+    "multi-label-student-single-label-data": (
+        multi_label,
+        None,
+        {"distillation_type": "none"},
+        "problem_type='single_label_classification'",
+        "Build the student with problem_type='single_label_classification'",
     ),
     "regression": (
         lambda: student(problem_type="regression"),
