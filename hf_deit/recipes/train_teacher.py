@@ -155,17 +155,14 @@ def _fit_linear_head(arguments: TeacherTrainingArguments, base: Teacher, source:
     features, labels = _features(arguments, base, source)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     standard = (features - mean) / std
-    num_labels = len(source.class_names)
-    head = nn.Linear(features.shape[1], num_labels)
-    # The loss of multi-label data is a mean over the classes, but the penalty is a sum: each class has its own regression.
-    scale = num_labels if source.problem_type == ProblemType.MULTI_LABEL else 1
+    head = nn.Linear(features.shape[1], len(source.class_names))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = scale * supervised_loss(head(standard), labels, source.problem_type).mean()
+        loss = supervised_loss(head(standard), labels, source.problem_type).mean()
         loss = loss + L2_PENALTY * head.weight.square().sum()
         loss.backward()
         return loss

@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -166,19 +167,22 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
         self.pixels = _pixels_of(processing_class, trains=train_dataset is not None)
         set_best_metric(args, self.student.problem_type)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=LabelChecker(
-                data_collator if data_collator is not None else collate,
-                self.student.num_labels,
-                self.student.problem_type,
-            ),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # It is true of the Trainer's own loss only: `losses.supervised_loss` smooths multi-label labels.
+            warnings.filterwarnings("ignore", message="Label smoothing is not compatible with multi-label")
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=LabelChecker(
+                    data_collator if data_collator is not None else collate,
+                    self.student.num_labels,
+                    self.student.problem_type,
+                ),
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
         with problems.gathered():

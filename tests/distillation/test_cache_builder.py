@@ -1,8 +1,10 @@
 """Tests of cache building: records compared with the teacher on single views, record formats compared with NumPy."""
 
+import errno
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,16 @@ from tqdm.auto import tqdm
 
 from hf_deit.data.batch_ops import Mixing
 from hf_deit.data.sampling import ViewKey, ViewSampler, keys_at, pair_generator, permutation
-from hf_deit.distillation.cache import FORMAT, FORMAT_VERSION, ExtraArray, RecordFormat, TeacherCache
+from hf_deit.distillation.cache import (
+    FORMAT,
+    FORMAT_VERSION,
+    ExtraArray,
+    RecordFormat,
+    TeacherCache,
+    finished_epochs,
+    is_finished,
+    read_json,
+)
 from hf_deit.distillation.cache_writer import CacheWriter, merge_caches
 from hf_deit.distillation.cached_teacher import most_by_rounding, verify_teacher_cache
 from hf_deit.distillation.teacher import Teacher
@@ -303,30 +314,34 @@ def test_the_limit_of_rounding_allows_chance_and_refuses_more():
     assert most_by_rounding(10_000) < 0.03 * 10_000
 
 
-def test_an_extra_array_is_written_and_read_with_the_logits(tmp_path):
-    views, images = 12, 5
-    features = ExtraArray("features", (3, 8), "float16")
-    record_format = RecordFormat("hard", 4, extra_arrays=(features,))
-    assert record_format.bytes_per_view == 2 + 2 * 3 * 8
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(views, 4, generator=generator)
-    values = torch.randn(views, 3, 8, generator=generator)
+WITH_FEATURES = RecordFormat("hard", 4, extra_arrays=(ExtraArray("features", (3, 8), "float16"),))
+LOGITS, FEATURES = (torch.randn(12, *shape, generator=torch.Generator().manual_seed(0)) for shape in ((4,), (3, 8)))
+
+
+def fill_with_features(folder):
+    """Write a cache of 12 views and 5 validation images with an extra array, or complete it; return what was computed."""
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "teacher": {"fingerprint": "f"},
-        "layout": record_format.describe(),
-        "views": {"records": views},
-        "validation": {"images": images},
+        "layout": WITH_FEATURES.describe(),
+        "views": {"records": 12},
+        "validation": {"images": 5},
     }
-    writer = CacheWriter(tmp_path / "cache", manifest, part_records=4)
+    writer = CacheWriter(folder, manifest, part_records=4)
 
     def outputs_of(batches):
         for batch in batches:
-            yield record_format.encode(logits[list(batch)], features=values[list(batch)])
+            yield WITH_FEATURES.encode(LOGITS[list(batch)], features=FEATURES[list(batch)])
 
-    writer.fill("epoch-00000", [[3, 7, 0], [11, 1, 2], [4, 5, 6], [10, 9, 8]], outputs_of)
-    writer.fill("validation", [range(images)], outputs_of)
+    views = [[3, 7, 0], [11, 1, 2], [4, 5, 6], [10, 9, 8]]
+    return writer.fill("epoch-00000", views, outputs_of), writer.fill("validation", [range(5)], outputs_of)
+
+
+def test_an_extra_array_is_written_and_read_with_the_logits(tmp_path):
+    record_format, logits, values = WITH_FEATURES, LOGITS, FEATURES
+    assert record_format.bytes_per_view == 2 + 2 * 3 * 8
+    assert fill_with_features(tmp_path / "cache") == (12, 5)
     names = {
         f"{name}{ending}" for name in ("epoch-00000", "validation") for ending in (".npy", ".features.npy", ".json")
     }
@@ -345,6 +360,50 @@ def test_an_extra_array_is_written_and_read_with_the_logits(tmp_path):
     flip(tmp_path / "cache" / "epoch-00000.features.npy", 200)
     with pytest.raises(TeacherCacheError, match=r"epoch-00000.features.npy"):
         TeacherCache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["epoch-00000", "validation"])
+@pytest.mark.parametrize("ending", [".npy", ".features.npy", ".json"])
+def test_files_without_one_of_their_arrays_are_unfinished_and_the_same_build_completes_them(tmp_path, name, ending):
+    fill_with_features(tmp_path / "cache")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    (tmp_path / "cache" / f"{name}{ending}").unlink()
+    assert not is_finished(tmp_path / "cache", name)
+    assert finished_epochs(tmp_path / "cache") == ([] if name == "epoch-00000" else [0])
+    with pytest.raises(TeacherCacheError, match="same hf-deit cache-teacher command"):
+        TeacherCache(tmp_path / "cache")
+    assert fill_with_features(tmp_path / "cache") == ((12, 0) if name == "epoch-00000" else (0, 5))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == whole
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "epoch-00000.json"])
+@pytest.mark.parametrize("cause", ["permission", "folder", "damaged"])
+def test_a_file_that_the_system_does_not_let_read_is_not_reported_as_damaged(tmp_path, monkeypatch, file, cause):
+    build(tmp_path / "cache", epochs=1, validation=None)
+    path = tmp_path / "cache" / file
+    if cause == "permission":
+        read_text = Path.read_text
+
+        def refuse(self, *args, **fields):
+            if self == path:
+                raise PermissionError(errno.EACCES, "Permission denied", str(self))
+            return read_text(self, *args, **fields)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    elif cause == "damaged":
+        path.write_text(path.read_text()[:20])
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(TeacherCacheError) as caught:
+        read_json(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert ("is damaged" in message) == ("Build the cache again" in message) == (cause == "damaged")
+    assert ("permissions" in message) == (cause != "damaged")
+    if cause == "permission":
+        with pytest.raises(TeacherCacheError, match="cannot be read"):
+            TeacherCache(tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -376,15 +435,6 @@ def test_the_manifest_of_a_format_without_extra_arrays_does_not_name_them():
     assert RecordFormat.from_manifest(fields) == RECORD_FORMATS["top_k"]
     extra = RecordFormat("hard", 4, extra_arrays=(ExtraArray("features", (3, 8)),))
     assert RecordFormat.from_manifest(json.loads(json.dumps(extra.describe()))) == extra
-
-
-def test_multi_label_data_are_refused(tmp_path):
-    data = tiny.training_data(8)
-    data.source = type(data.source)(
-        data.source.items, [(1, 0, 1, 0)] * 8, tiny.NAMES, "x", "several", "multi_label_classification"
-    )
-    with pytest.raises(TeacherCacheError, match="problem_type='multi_label_classification'"):
-        build(tmp_path / "cache", views=tiny_views(data), validation=None)
 
 
 def test_logits_are_stored_in_the_class_order_of_the_data(tmp_path):

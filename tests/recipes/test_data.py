@@ -129,6 +129,59 @@ def test_several_label_columns_are_multi_label_data(tmp_path, data):
     assert results(tmp_path / "out")["eval_chance_mean_average_precision"] == pytest.approx(5 / 12)
 
 
+def tagged(data, folder):
+    """Write tables of multi-label data with the classes of each image in one column, and return it with its options."""
+    tables = write_tables(data, folder, lambda name: (";".join(TAGS[name]),), "picture,tags")
+    return tables, ("--image_column", "picture", "--label_column", "tags", "--label_separator", ";")
+
+
+def test_a_multi_label_teacher_is_trained_and_teaches_live_and_from_a_cache(tmp_path, capsys, data):
+    tables, columns = tagged(data, tmp_path / "tables")
+    teacher, cache = tmp_path / "teacher", tmp_path / "cache"
+    network = ("--network", "tests.helpers.tiny:conv_network", "--image_size", 16)
+    assert hf_deit("train-teacher", "--data", tables, *columns, *network, "--output_dir", teacher) == 0
+    assert "F1, macro, fused" in capsys.readouterr().out
+    saved = json.loads((teacher / "teacher.json").read_text())
+    assert saved["problem_type"] == "multi_label_classification"
+    assert saved["class_names"] == ["flies", "furry", "large", "small"]
+    soft = (*STUDENT, *columns, "--distillation_type", "soft", "--save_strategy", "no")
+    assert hf_deit("cache-teacher", "--data", tables, "--out", cache, "--teacher", teacher, *soft) == 0
+    assert "teacher f1 micro" in capsys.readouterr().out
+    assert train(tables, tmp_path / "live", *soft, "--teacher", teacher) == 0
+    assert train(tables, tmp_path / "cached", *soft, "--teacher_cache", cache) == 0
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("live", "cached"))
+    assert one == two
+    metrics = results(tmp_path / "live")
+    assert metrics["eval_teacher_mean_average_precision"] > metrics["eval_chance_mean_average_precision"]
+    shown = {name for name in metrics if name.startswith("eval_") and not name.endswith("_per_second")}
+    assert {name: metrics[name] for name in shown - {"eval_runtime"}} == {
+        name: results(tmp_path / "cached")[name] for name in shown - {"eval_runtime"}
+    }
+    card = (tmp_path / "cached" / "README.md").read_text()
+    assert "F1, mean over the classes" in card and "The teacher's mean average precision" in card
+    assert hf_deit("evaluate", tmp_path / "live", "--data", tables, "--teacher", teacher) == 0
+    assert "recall" in capsys.readouterr().out
+
+
+def test_a_teacher_of_multi_label_data_without_a_problem_type_is_refused_and_the_option_states_it(
+    tmp_path, capsys, data
+):
+    tables, columns = tagged(data, tmp_path / "tables")
+    names = ("--teacher_labels", "flies", "furry", "large", "small")
+    factory = ("--teacher", "tests.helpers.tiny:conv_network", *names)
+    fields = (*STUDENT, *columns, "--save_strategy", "no", *factory)
+    stated = ("--teacher_problem_type", "multi_label_classification")
+    for command in (("train", "--output_dir"), ("cache-teacher", "--out")):
+        message = refused(capsys, command[0], "--data", tables, command[1], tmp_path / "refused", *fields)
+        assert " ".join(stated) in message
+        assert not (tmp_path / "refused").exists()
+    cache = ("cache-teacher", "--data", tables, *fields, *stated)
+    message = refused(capsys, *cache, "--out", tmp_path / "top", "--kind", "soft", "--top_k", 2)
+    assert "top_k=2" in message and "--kind soft" in message
+    assert hf_deit(*cache, "--out", tmp_path / "cache") == 0  # hard by default
+    assert train(tables, tmp_path / "out", *fields, *stated, "--teacher_cache", tmp_path / "cache") == 0
+
+
 def test_a_teacher_learns_from_a_single_label_table(tmp_path, data):
     tables = by_kind(data, tmp_path / "tables")
     fields = ("--network", "tests.helpers.tiny:conv_network", "--image_size", 16, "--output_dir", tmp_path / "teacher")
