@@ -273,7 +273,8 @@ class RecordFormat:
             records: The entries of each array, as `encode` returns them.
 
         Returns:
-            For "hard": `teacher_labels` `(batch,)` int64 or, for multi-label data, `(batch, num_labels)` bool. For "dense": `teacher_logits` `(batch, num_labels)` float32.
+            For "hard": `teacher_labels` `(batch,)` int64 or, for multi-label data, `(batch, num_labels)` bool. For
+            "dense": `teacher_logits` `(batch, num_labels)` float32.
             For "top_k": `teacher_top_logits` `(batch, top_k)` float32, `teacher_top_indices` `(batch, top_k)` int64 and
             `teacher_rest` `(batch,)` float32. For each extra array also `teacher_{name}` `(batch, *shape)` float32.
         """

@@ -176,8 +176,8 @@ class DistillationObjective:
 
         Returns:
             Outputs by name. A live teacher or a dense cache: `teacher_logits` `(batch, num_labels)`. A hard cache:
-            `teacher_labels`, `(batch,)` or, for multi-label data, `(batch, num_labels)`. A top-K cache: `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and
-            `teacher_rest` `(batch,)`. The dictionary is empty if there is neither a teacher nor a cached output.
+            `teacher_labels`, `(batch,)` or, for multi-label data, `(batch, num_labels)`. A top-K cache:
+            `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and `teacher_rest` `(batch,)`. The dictionary is empty if there is neither a teacher nor a cached output.
         """
         if self.needs_live_teacher(batch):
             return {"teacher_logits": self.teacher(teacher_pixels)}

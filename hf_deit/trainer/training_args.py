@@ -66,14 +66,16 @@ class DistillationTrainingArguments(TrainingArguments):
         default="image",
         metadata={
             "help": "Reduction of the soft distillation loss: image (the KL divergence of each image) or official (the "
-            "same divided by the number of classes, as in the official code)."
+            "same divided by the number of classes, as in the official code). For single-label data; the losses of "
+            "multi-label data are always a mean over the classes."
         },
     )
     base_loss: str = field(
         default="cross_entropy",
         metadata={
             "help": "Loss on the labels: cross_entropy or binary_cross_entropy. label_smoothing_factor can be used "
-            "with cross_entropy only.",
+            "with cross_entropy only. For multi-label data, both are the cross-entropy of each class; with "
+            "binary_cross_entropy, all classes of a mixed image count as present.",
             "choices": list(BASE_LOSSES),
         },
     )
@@ -113,7 +115,8 @@ class DistillationTrainingArguments(TrainingArguments):
         metadata={
             "help": "Weights of the classes in the loss: none (all equal) or balanced. With balanced, each image has "
             "the weight n / (C · count), where count is the number of training images of its class, n the number of "
-            "all training images and C the number of classes.",
+            "all training images and C the number of classes. For multi-label data, the loss of a class being present "
+            "has the weight (n - count) / count.",
             "choices": list(CLASS_WEIGHTS),
         },
     )
@@ -189,7 +192,7 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Metric that decides which checkpoint is best. Default: accuracy for single-label data, "
-            "mean_average_precision for multi-label data, loss for regression."
+            "mean_average_precision for multi-label data (f1_macro and others are possible), loss for regression."
         },
     )
     remove_unused_columns: bool = field(
