@@ -316,7 +316,7 @@ def test_soft_distillation_from_a_cache_of_decisions_is_refused(tmp_path):
 
 def test_a_student_whose_classes_are_in_another_order_than_the_data_is_refused(tmp_path):
     model = student(names=NAMES[::-1], problem_type=MULTI)
-    with pytest.raises(RecipeError, match="ant, bee, cat, dog.*dog, cat, bee, ant"):
+    with pytest.raises(RecipeError, match="ant.*bee.*cat.*dog.*dog.*cat.*bee.*ant"):
         multi_trainer(tmp_path, None, model=model, distillation_type="none")
 
 
