@@ -90,7 +90,7 @@ def validate_config(config: StockDeiTConfig | StockViTConfig) -> None:
         rate = getattr(config, name, 0.0)
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"{name}={rate}: it must be in [0, 1). Use 0.0 to switch it off.")
-    for name, default in (("layer_norm_eps", 1e-6), ("initializer_range", 0.02)):
+    for name, default in (("layer_norm_eps", "1e-6"), ("initializer_range", "0.02")):
         if not 0.0 < getattr(config, name) < math.inf:
             raise ValueError(
                 f"{name}={getattr(config, name)}: it must be finite and above 0. DeiT's value is {default}."

@@ -215,9 +215,10 @@ IMPOSSIBLE = (
 def test_multi_label_data_are_refused_before_the_first_run(tmp_path, capfd):
     for split in ("train", "validation"):
         write_images(tmp_path / "images" / split, ("a", "b"), per_class=8)
+        paths = sorted((tmp_path / "images" / split).rglob("*.png"))
         rows = [
-            f"images/{path.relative_to(tmp_path / 'images')},a|b"
-            for path in (tmp_path / "images" / split).rglob("*.png")
+            f"images/{path.relative_to(tmp_path / 'images')},{('a|b', 'a', 'b')[number % 3]}"
+            for number, path in enumerate(paths)
         ]
         (tmp_path / f"{split}.csv").write_text("\n".join(["image,label", *rows]))
     definition = write(tmp_path / "tiny.yaml", {"plain": WITHOUT}, ROWS[:1], label_separator="|")
