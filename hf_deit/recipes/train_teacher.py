@@ -4,6 +4,7 @@
 `model.safetensors` with a `teacher.json` (factory, classes, normalisation, image size).
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator
@@ -82,6 +83,9 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
         metrics = trainer.evaluate()
     _save(arguments, base, class_names)
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+
+
+_DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(TeacherTrainingArguments)}
 
 
 def _check(arguments: TeacherTrainingArguments) -> None:
