@@ -86,7 +86,7 @@ def own_uses_table() -> str:
     from hf_deit.recipes.unused_fields import RECIPE_CONDITIONS
     from hf_deit.trainer.fields import CONDITIONS, STOCK_FIELDS
 
-    own = {entry.name for group in field_groups().values() for entry in own_fields(group)} | {"hub_token"}
+    own = {entry.name for group in field_groups().values() for entry in own_fields(group)}
     rows = [
         (f"`{name}`", condition.text)
         for condition in (*CONDITIONS, *RECIPE_CONDITIONS)

@@ -94,6 +94,10 @@ def _check(arguments: TeacherTrainingArguments) -> None:
     for name in ("image_size", "views", "epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"{name}={getattr(arguments, name)}: it must be at least 1.")
+    unused = [name for name in ("epochs", "learning_rate") if getattr(arguments, name) != _DEFAULTS[name]]
+    if arguments.mode == "linear" and unused:
+        given = ", ".join(f"{name}={getattr(arguments, name)}" for name in unused)
+        raise UserError(f"{given} with mode=linear, which trains no epochs: leave it out, or use --mode finetune.")
     if not arguments.learning_rate > 0:
         raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
     if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):

@@ -230,7 +230,7 @@ PYTHON_FIELDS = {
     "dataloader_drop_last": "an epoch has no incomplete step, and an evaluation needs every image. Leave it out.",
 }
 # Fields of a push, which have an effect without push_to_hub only where a script calls `trainer.push_to_hub()`.
-PUSH_FIELDS = ("hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token")
+PUSH_FIELDS = ("hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy")
 
 
 def needs_best_metric(args: Any) -> bool:
@@ -458,9 +458,7 @@ def condition_problems(
     for condition in conditions:
         names = tuple(name for name in condition.names if name in changed)
         if names and not condition.holds(args):
-            given = ", ".join(
-                f"{name}={'(hidden)' if name.endswith('token') else shown(changed[name])}" for name in names
-            )
+            given = ", ".join(f"{name}={shown(changed[name])}" for name in names)
             yield names, f"{given} has an effect only with {condition.text}. {condition.remedy}"
 
 
