@@ -158,6 +158,8 @@ def evaluate(
     Raises:
         UserError: The model, the data or the teacher cannot be loaded, or they do not match.
     """
+    if teacher_view_size is not None and teacher is None:
+        raise RecipeError(f"teacher_view_size={teacher_view_size} without a teacher: give --teacher, or leave it out.")
     from ..trainer.metrics import per_class
 
     model, processor = load_model(name_or_path), load_processor(name_or_path)
@@ -178,8 +180,6 @@ def evaluate(
     problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
     if teacher_view_size is not None and teacher_view_size < 1:
         raise RecipeError(f"teacher_view_size={teacher_view_size}: give a number of pixels, at least 1.")
-    if teacher_view_size is not None and teacher is None:
-        raise RecipeError(f"teacher_view_size={teacher_view_size} without a teacher: give --teacher, or leave it out.")
     view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
     source, same = _named_and_relabelled(
         validation, model, problem_type, _own_class_names(own) if class_names is None else class_names
