@@ -6,7 +6,6 @@ losses.py defines what a weight does, and `losses.balanced_weights` the formula 
 import csv
 import json
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RecipeError
+from ..errors import RecipeError, listed
 from ..files import parsed_yaml
 from ..losses import balanced_weights
+from ..models.label_names import normal_form
 
 CLASS_WEIGHTS = ("none", "balanced")
-_SHOWN = 10
 
 
 def read_class_weights(given: Any) -> str | dict[str, float]:
@@ -86,7 +85,7 @@ def _checked(weights: Any, where: str) -> dict[str, float]:
         raise RecipeError(
             f"{where} must hold a mapping from class name to weight, for example {{'cat': 2.0, 'dog': 1.0}}."
         )
-    weights = {_same(str(name)): weight for name, weight in weights.items()}
+    weights = {normal_form(str(name).strip()): weight for name, weight in weights.items()}
     numbers = {name: _number(weight) for name, weight in weights.items()}
     for name, number in numbers.items():
         if number is None or not 0 <= number < math.inf:
@@ -115,13 +114,13 @@ def weight_problems(
     unknown = [name for name in weights if name not in names]
     if missing:
         yield (
-            f"class_weights has no weight for {len(missing)} of {len(names)} classes: {_listed(missing)}. Give every "
+            f"class_weights has no weight for {len(missing)} of {len(names)} classes: {listed(missing)}. Give every "
             "class a weight."
         )
     if unknown:
         close = get_close_matches(unknown[0], names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else f" The classes are {_listed(names)}."
-        yield f"class_weights names {_listed(unknown)}, which is not a class of the student.{hint}"
+        hint = f" Did you mean {close[0]!r}?" if close else f" The classes are {listed(names)}."
+        yield f"class_weights names {listed(unknown)}, which is not a class of the student.{hint}"
 
 
 def weights_of(
@@ -157,14 +156,8 @@ def weights_of(
 
 
 def _names(class_names: Sequence[str] | None, num_labels: int) -> list[str]:
-    return [_same(name) for name in class_names] if class_names is not None else [str(i) for i in range(num_labels)]
-
-
-def _same(name: str) -> str:
-    """Return a class name in Unicode normal form, in which equal texts are equal strings."""
-    return unicodedata.normalize("NFC", name.strip())
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+    return (
+        [normal_form(name.strip()) for name in class_names]
+        if class_names is not None
+        else [str(i) for i in range(num_labels)]
+    )
