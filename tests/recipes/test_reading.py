@@ -33,6 +33,7 @@ VALUES = {
     "drop_path_rate": 0.25,
     "layer_scale_init_value": 0.5,
     "data": "some/data",
+    "class_names": "names.csv",
     "data_config": "small",
     "data_revision": "v2",
     "split_column": "part",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 import transformers
@@ -265,9 +266,8 @@ def test_deepspeed_without_its_package_is_refused_by_name(tmp_path, monkeypatch)
     ids=str,
 )
 def test_a_value_out_of_range_is_refused_by_its_own_name_alone(tmp_path, changes, word):
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(word)) as caught:
         arguments(tmp_path, **changes)
-    assert word in str(caught.value)
     assert "things do not work" not in str(caught.value)
 
 
