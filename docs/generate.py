@@ -1,6 +1,7 @@
-"""Write the generated parts of recipes.md: the list of recipes, and every field of a recipe with its default.
+"""Write the generated parts of recipes.md and fields.md: the recipes, their fields with defaults, and the use of every field.
 
-The texts come from the headers of the recipes and from the `metadata["help"]` of the dataclasses, and are edited there. A part
+The texts come from the headers of the recipes, from the `metadata["help"]` of the dataclasses, and from
+hf_deit/trainer/fields.py, and are edited there. A part
 stands between `<!-- generated: NAME -->` and `<!-- end of generated: NAME -->`; everything else on the page stays as it is.
 
     python docs/generate.py
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).with_name("recipes.md")
+FIELDS_PAGE = Path(__file__).with_name("fields.md")
 # Headings of the groups of fields, by attribute of `Recipe`.
 HEADINGS = {
     "model": "Student",
@@ -65,6 +67,58 @@ def fields_tables() -> str:
     return "\n\n".join(parts)
 
 
+def uses_table() -> str:
+    """Return a table of the fields of `TrainingArguments`: whether they have an effect, what reads them, on what they depend."""
+    from hf_deit.trainer.fields import CONDITIONS, PYTHON_FIELDS, STOCK_FIELDS
+
+    needs = {name: condition.text for condition in CONDITIONS for name in condition.names}
+    rows = []
+    for name, use in STOCK_FIELDS.items():
+        how = use.text if use.kind == "refused" else f"`{use.text}`"
+        commands = f"refused: {PYTHON_FIELDS[name]}" if name in PYTHON_FIELDS else ""
+        rows.append((f"`{name}`", use.kind, how, needs.get(name, ""), commands))
+    return table(("field", "use", "read by, or why it is refused", "only with", "in the commands"), rows)
+
+
+def own_uses_table() -> str:
+    """Return a table of the fields of this package that have an effect only together with others."""
+    from hf_deit.recipes.arguments import field_groups
+    from hf_deit.recipes.unused_fields import RECIPE_CONDITIONS
+    from hf_deit.trainer.fields import CONDITIONS, STOCK_FIELDS
+
+    own = {entry.name for group in field_groups().values() for entry in own_fields(group)}
+    rows = [
+        (f"`{name}`", condition.text)
+        for condition in (*CONDITIONS, *RECIPE_CONDITIONS)
+        for name in condition.names
+        if (name in own and name not in STOCK_FIELDS) or condition in RECIPE_CONDITIONS
+    ]
+    return table(("field", "only with"), rows)
+
+
+def uses_counts() -> str:
+    """Return the numbers of fields by their use."""
+    from hf_deit.recipes.arguments import field_groups
+    from hf_deit.trainer.fields import CONDITIONS, PYTHON_FIELDS, STOCK_FIELDS
+
+    kinds = [use.kind for use in STOCK_FIELDS.values()]
+    own = {entry.name for group in field_groups().values() for entry in own_fields(group)} - STOCK_FIELDS.keys()
+    dependent = {name for condition in CONDITIONS for name in condition.names if name in STOCK_FIELDS}
+    rows = [
+        (
+            "`TrainingArguments`",
+            str(len(kinds)),
+            *(str(kinds.count(kind)) for kind in ("effect", "refused", "other hardware")),
+        ),
+        ("this package", str(len(own)), str(len(own)), "0", "0"),
+    ]
+    counts = table(("fields of", "number", "effect", "refused", "other hardware"), rows)
+    return (
+        f"{counts}\n\nOf the fields of `TrainingArguments`, {len(dependent)} have an effect only together with others, and "
+        f"{len(PYTHON_FIELDS)} only in Python, so that the commands refuse them."
+    )
+
+
 def own_fields(group: type) -> Iterator[dataclasses.Field]:
     """Return the fields that a dataclass defines itself, in its order and without inherited ones."""
     entries = {entry.name: entry for entry in dataclasses.fields(group) if entry.init}
@@ -97,8 +151,15 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
-PARTS: dict[str, Callable[[], str]] = {"recipes": recipes_table, "fields": fields_tables}
+PARTS: dict[str, Callable[[], str]] = {
+    "recipes": recipes_table,
+    "fields": fields_tables,
+    "counts": uses_counts,
+    "uses": uses_table,
+    "conditions": own_uses_table,
+}
 
 
 if __name__ == "__main__":
-    PAGE.write_text(generated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (PAGE, FIELDS_PAGE):
+        page.write_text(generated(page.read_text(encoding="utf-8")), encoding="utf-8")

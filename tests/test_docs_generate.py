@@ -1,9 +1,11 @@
 """The generated parts of docs/recipes.md against the dataclasses and recipes they are made of."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from hf_deit.recipes.arguments import GROUPS
 from hf_deit.recipes.reading import recipe_names
@@ -19,9 +21,16 @@ def generate():
     return module
 
 
-def test_the_page_of_recipes_is_up_to_date(generate):
-    text = generate.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["PAGE", "FIELDS_PAGE"])
+def test_a_generated_page_is_up_to_date(generate, page):
+    text = getattr(generate, page).read_text(encoding="utf-8")
     assert generate.generated(text) == text, "run python docs/generate.py"
+
+
+def test_every_field_of_training_arguments_has_a_row_with_its_use(generate):
+    text = generate.FIELDS_PAGE.read_text(encoding="utf-8")
+    names = [entry.name for entry in dataclasses.fields(TrainingArguments)]
+    assert [name for name in names if f"\n| `{name}` | " not in text] == []
 
 
 def test_a_changed_default_or_help_is_noticed(generate):

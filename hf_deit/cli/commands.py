@@ -2,13 +2,15 @@
 
 The commands are in the other files of this folder, each parser beside its handler.
 
-Exit codes: 0 success; 1 the training diverged; 2 an argument or a file is invalid, or a file cannot be read or written;
+Exit codes: 0 success; 1 the training diverged; 2 an argument or a file is invalid, a package is missing, or a file cannot
+be read or written; 3 an unexpected error, with its traceback;
 130 interrupted (Ctrl-C).
 """
 
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from ..errors import NonFiniteLossError, UserError
@@ -39,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-deit",
         description="Distil any image classifier into a DeiT that plain transformers loads.",
-        epilog="Exit codes: 0 success, 1 the training diverged, 2 an argument or a file is invalid.",
+        epilog="Exit codes: 0 success, 1 the training diverged, 2 an argument or a file is invalid or a package is missing, "
+        "3 an unexpected error.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -154,4 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:  # a fault of the program: 1, Python's own exit code, would say that a training diverged
+        traceback.print_exc()
+        print(f"hf-deit {options.command}: an unexpected error; the traceback is above.", file=sys.stderr)
+        return 3
     return 0

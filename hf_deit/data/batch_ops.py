@@ -60,7 +60,7 @@ class Mixing:
                 )
         for name in ("probability", "switch_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"mix {name}={getattr(self, name)}: it must be in [0, 1].")
+                raise ValueError(f"mix_{name}={getattr(self, name)}: it must be in [0, 1].")
 
     def describe(self) -> dict[str, Any]:
         """Return the fields that describe the views. The description is written to files and compared later.

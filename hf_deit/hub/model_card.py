@@ -197,6 +197,7 @@ def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata)
         "has_decisions": _metric(summary, "f1_macro") is not None,
         "standard_error": _standard_error(summary),
         "references": {name: _metric(summary, name) for name in _REFERENCES},
+        "extensions": summary.results.get("extensions", []),
         "class_counts": _class_counts(summary),
         "broken_images": results.get("broken_images"),
         "steps": results.get("steps"),

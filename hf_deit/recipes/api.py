@@ -164,15 +164,15 @@ class CacheResult(_Table):
 
 
 def _recipe(recipe: StrPath | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> "Recipe":
-    from .reading import load_recipe, read_fields, recipe_names, recipe_path
+    from .reading import load_recipe, recipe_names, recipe_path
 
-    if recipe is None or isinstance(recipe, Mapping):
-        own = dict(recipe or {})
-    else:
+    if isinstance(recipe, Mapping):
+        recipe, fields = None, {**recipe, **fields}
+    elif recipe is not None:
         packaged = str(recipe) in recipe_names() and not Path(recipe).is_file()
-        own = read_fields(recipe_path(str(recipe)) if packaged else Path(recipe))
+        recipe = recipe_path(str(recipe)) if packaged else Path(recipe)
     given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in fields.items()}
-    return load_recipe(own | {name: value for name, value in given.items() if value is not None}, [])
+    return load_recipe(recipe, [], {name: value for name, value in given.items() if value is not None})
 
 
 def train(

@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum
@@ -271,6 +271,18 @@ class RunArguments:
     resume: bool = field(
         default=False, metadata={"help": "Resume from the newest complete checkpoint in output_dir (--resume)."}
     )
+    extend: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume into a longer schedule (--extend with a greater num_train_epochs or max_steps). From the "
+            "newest checkpoint on, the learning rate follows the schedule of the new length."
+        },
+    )
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run resumes from a checkpoint."""
+        return self.resume or self.extend
 
 
 # Dataclasses of fields by attribute of `Recipe`. `field_groups` adds that of the training, whose module imports PyTorch.
@@ -283,6 +295,8 @@ GROUPS = {
 }
 # Fields left out of a saved recipe: a secret, and a choice of the machine (the recipe of a CPU run must also run on a GPU).
 _NOT_SAVED = ("hub_token", "use_cpu")
+# What transformers raises for values of training arguments, and for packages and files that are missing.
+_VALUE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 _SIZES = ("image_size", "view_size", "teacher_image_size")
 _PATHS = ("data", "class_names", "model", "teacher", "teacher_weights", "teacher_cache")
 
@@ -321,10 +335,14 @@ class Recipe:
     given: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> "Recipe":
+    def from_fields(cls, fields: Mapping[str, Any], tolerated: Collection[str] = ()) -> "Recipe":
         """Return a recipe with the given fields, of any group; all other fields have their defaults.
 
         The default of distillation_type is "none" if neither a teacher nor a teacher cache is given.
+
+        Args:
+            fields: Fields by name.
+            tolerated: Names of fields that may have no effect (see unused_fields.py).
 
         Raises:
             RecipeError: A field is unknown, or a value is not allowed. The message names all problems that are found together.
@@ -343,25 +361,32 @@ class Recipe:
                 problems.append(str(error))
         _raise_all(problems)
         given = copy.deepcopy(values)  # TrainingArguments may modify mappings that it is given
-        if not values.keys() & {"distillation_type", "teacher", "teacher_cache"}:
-            values["distillation_type"] = "none"
+        if values.get("distillation_type") is None:
+            # An empty teacher (an unset variable of a script) is not the same as none: it is refused later.
+            values["distillation_type"] = "hard" if values.keys() & {"teacher", "teacher_cache"} else "none"
         made = {}
         for attribute, group in groups.items():
             try:
                 names = [entry.name for entry in _fields_of(group)]
-                made[attribute] = group(**{name: values[name] for name in names if name in values})
-            except (ValueError, TypeError) as error:
-                problems.append(str(error))
+                own = {name: values[name] for name in names if name in values}
+                made[attribute] = group.tolerating(tolerated, **own) if attribute == "training" else group(**own)
+            except OSError as error:
+                problems.append(f"{error.filename}: {error.strerror}")
+            except _VALUE_ERRORS as error:
+                problems.append(str(error) or type(error).__name__)
         _raise_all(problems)
         return cls(**made, given=given)
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a copy with other values of some fields, of any group. Defaults that depend on them are chosen again.
 
+        A field that has no effect in the copy, because another one was changed, keeps its value.
+
         Raises:
             RecipeError: As in `from_fields`.
         """
-        return Recipe.from_fields({**self.given, **changes})
+        fields = {**self.given, **changes}
+        return Recipe.from_fields(fields, tolerated=fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and their values in the form of YAML, defaults included.

@@ -166,9 +166,9 @@ def _check_streaming(recipe: Recipe) -> None:
             f"streaming: {arguments.data} is a folder of class folders, which cannot be streamed and is never loaded into "
             "memory. Set streaming: false."
         )
-    if recipe.run.resume:
+    if recipe.run.continues:
         raise RecipeError(
-            "--resume with streaming: the position in a stream is not saved, so a streamed training cannot be resumed. Set "
+            "--resume or --extend with streaming: the position in a stream is not saved, so a streamed training cannot be resumed. Set "
             "streaming: false, or start a new run in another output_dir."
         )
     if recipe.training.repeated_augmentation != 1:

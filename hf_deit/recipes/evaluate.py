@@ -161,6 +161,8 @@ def evaluate(
     Raises:
         UserError: The model, the data or the teacher cannot be loaded, or they do not match.
     """
+    if teacher_view_size is not None and teacher is None:
+        raise RecipeError(f"teacher_view_size={teacher_view_size} without a teacher: give --teacher, or leave it out.")
     from ..trainer.metrics import per_class
 
     model, processor = load_model(name_or_path), load_processor(name_or_path)

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from ..errors import RecipeError
 from ..files import parsed_yaml
 from .arguments import Recipe, check_names, field_groups, similar_name
+from .unused_fields import check_layers
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,23 @@ def read_fields(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: The file does not exist or does not hold fields, or its base is invalid.
     """
-    fields = _read_yaml(path)
-    if "base" not in fields:
-        return fields
-    return _base_fields(path, fields["base"]) | {name: value for name, value in fields.items() if name != "base"}
+    base, own = read_layers(path)
+    return base | own
+
+
+def read_layers(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the fields of a recipe file.
+
+    Returns:
+        The fields of its base, empty if it names none, and its own fields.
+
+    Raises:
+        RecipeError: As in `read_fields`.
+    """
+    own = _read_yaml(path)
+    if "base" not in own:
+        return {}, own
+    return _base_fields(path, own["base"]), {name: value for name, value in own.items() if name != "base"}
 
 
 def _base_fields(path: Path, base: Any) -> dict[str, Any]:
@@ -160,25 +174,32 @@ def given_names(overrides: Sequence[str]) -> list[str]:
     return [word.removeprefix("--").partition("=")[0] for word in overrides if word.startswith("--")]
 
 
-def load_recipe(config: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> Recipe:
-    """Load a recipe from a file or from fields, and apply command-line arguments.
+def load_recipe(
+    config: str | Path | Mapping[str, Any] | None, overrides: Sequence[str], given: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Load a recipe from a file or from fields, and apply the fields that are given with the command.
 
     Args:
         config: YAML file of fields, which may name a `base`; or the fields themselves; or None for the defaults.
         overrides: Command-line arguments (`["--learning_rate", "1e-3"]`), which override fields of `config`.
+        given: Fields by name, which override fields of `config` too.
 
     Raises:
-        RecipeError: The file cannot be read, a field is unknown, or a value is not allowed.
+        RecipeError: The file cannot be read, a field is unknown or has no effect, or a value is not allowed.
     """
-    if config is None or isinstance(config, Mapping):
-        fields, where = dict(config or {}), "The recipe"
+    if config is None or isinstance(config, Mapping):  # fields that were put together from several sources
+        base, own, where = dict(config or {}), {}, "The recipe"
     else:
-        fields, where = read_fields(Path(config)), str(config)
-    check_names(fields, where)
-    fields |= _parsed_words(overrides)
+        (base, own), where = read_layers(Path(config)), str(config)
+    check_names({**base, **own}, where)
+    top = _parsed_words(overrides) | dict(given or {})
+    check_names(top)
+    fields = {**base, **own, **top}
     if not fields.keys() & {"distillation_type", "teacher", "teacher_cache"}:
         logger.warning("Neither a teacher nor a distillation_type is given: the student learns from the labels alone.")
-    return Recipe.from_fields(fields)
+    recipe = Recipe.from_fields(fields, tolerated=fields)
+    check_layers(base, own, top)
+    return recipe
 
 
 def _parsed_words(words: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..errors import PublishError
 from ..files import staged_files, write_json
 from ..hub.facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, read_facts
 from ..hub.model_card import write_card
-from ..trainer.checkpoints import check_same_run, newest_checkpoint
+from ..trainer.checkpoints import newest_checkpoint
 from ..trainer.trainer import DistillationTrainer
 from .arguments import Recipe
 from .build import build_trainer
@@ -52,12 +52,12 @@ def train(
     if prepare is not None:
         prepare(trainer)
     logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))
-    if recipe.run.resume:
-        check_same_run(newest_checkpoint(output_dir), trainer.run_description())
+    if recipe.run.continues:  # again, now with the teacher's weights
+        trainer.check_resumable(newest_checkpoint(output_dir), extend=recipe.run.extend)
     if trainer.is_world_process_zero():
         with staged_files(output_dir) as folder:
             (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
-    trained = trainer.train(resume_from_checkpoint=True if recipe.run.resume else None)
+    trained = trainer.train(resume_from_checkpoint=recipe.run.continues or None, extend=recipe.run.extend)
     trainer.save_model(_internal_call=True)  # published below, when results and card are written
     metrics: dict[str, Any] = trainer.evaluate()
     metrics["split"] = data.validation.split_name
@@ -75,6 +75,8 @@ def _write_results(trainer: DistillationTrainer, output_dir: Path, metrics: dict
     results = {name: value for name, value in metrics.items() if name.startswith("eval_") or name in speed}
     results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     results |= {"broken_images": metrics["broken_images"], "run": trainer.summary().run}
+    if trainer.extensions:
+        results["extensions"] = trainer.extensions
     write_json(output_dir / RESULTS_FILE, results)
     write_json(output_dir / LOG_FILE, trainer.state.log_history)
     try:

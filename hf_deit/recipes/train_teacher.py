@@ -4,6 +4,7 @@
 `model.safetensors` with a `teacher.json` (factory, classes, normalisation, image size).
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator
@@ -88,12 +89,19 @@ def _labels_of(source: Source) -> dict[str, Any]:
     }
 
 
+_DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(TeacherTrainingArguments)}
+
+
 def _check(arguments: TeacherTrainingArguments) -> None:
     if arguments.mode not in ("linear", "finetune"):
         raise UserError(f"mode={arguments.mode!r}: choose linear or finetune.")
     for name in ("image_size", "views", "epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"{name}={getattr(arguments, name)}: it must be at least 1.")
+    unused = [name for name in ("epochs", "learning_rate") if getattr(arguments, name) != _DEFAULTS[name]]
+    if arguments.mode == "linear" and unused:
+        given = ", ".join(f"{name}={getattr(arguments, name)}" for name in unused)
+        raise UserError(f"{given} with mode=linear, which trains no epochs: leave it out, or use --mode finetune.")
     if not arguments.learning_rate > 0:
         raise UserError(f"learning_rate={arguments.learning_rate}: it must be above 0.")
     if any((Path(arguments.output_dir) / name).exists() for name in (TEACHER_FILE, WEIGHTS_FILE)):

@@ -65,11 +65,12 @@ def load_validated(recipe: Recipe, teacher: Teacher | None = None) -> RunData:
 
 
 def _validated(recipe: Recipe, data: RunData | None, teacher: Teacher | None) -> tuple[list[UserError], RunData | None]:
-    problems, in_use = Problems(), False
+    problems, in_use, resumable = Problems(), False, recipe.run.continues
     try:
         _check_output_dir(recipe)
     except UserError as error:
         problems.extend([error])
+        resumable = False
         in_use = not isinstance(error, ResumeError)  # report it without delay: reading many images takes long
     if data is None and not in_use:
         with problems.gathered():
@@ -78,14 +79,15 @@ def _validated(recipe: Recipe, data: RunData | None, teacher: Teacher | None) ->
         usable, shown, teacher = _usable(recipe, None if in_use else data, teacher, problems)
         if shown is not None:
             with problems.gathered():
-                _check_trainer(usable, shown, teacher, problems)
+                compared = resumable and usable is recipe and data is not None
+                _check_trainer(usable, shown, teacher, problems, compared)
     return problems.errors, data
 
 
 def _check_output_dir(recipe: Recipe) -> None:
     folder = Path(recipe.training.output_dir)
     check_folder(folder)
-    if recipe.run.resume:
+    if recipe.run.continues:
         newest_checkpoint(folder)
     elif checkpoints(folder) or any(folder.glob("model.safetensors*")):
         raise RecipeError(
@@ -130,7 +132,7 @@ def _usable(
         changes["teacher"] = TeacherArguments(teacher_cache=cache)
         if named and cache is None:
             teacher = _any_teacher(names, problem_type)
-    return dataclasses.replace(recipe, **changes), data, teacher
+    return dataclasses.replace(recipe, **changes) if changes else recipe, data, teacher
 
 
 def _unknown_data(recipe: Recipe) -> RunData:
@@ -162,8 +164,16 @@ def _any_student(recipe: Recipe) -> ModelArguments:
     )
 
 
-def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, problems: Problems) -> None:
-    """Build the trainer with arbitrary weights, which finds fields that contradict each other."""
+def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, problems: Problems, compared: bool) -> None:
+    """Build the trainer with arbitrary weights, which finds fields that contradict each other.
+
+    Args:
+        recipe: Recipe, in which parts that cannot be used were replaced.
+        data: Data to check the recipe with.
+        teacher: Teacher to check the recipe with.
+        problems: Collection of the problems that are found.
+        compared: Whether to compare the run with the checkpoint that it resumes from. No part was replaced.
+    """
     # The arguments are copied, not created again: with DeepSpeed, transformers keeps global state about the newest ones.
     args = copy.copy(recipe.training)
     # The Trainer would create output_dir and a repository on the Hub: give it an existing folder, and do not push.
@@ -174,6 +184,10 @@ def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, probl
         if recipe.training.push_to_hub:
             problems.add(publishing_problems(trainer.model, trainer.processing_class))
         _check_optimizer(trainer)
+        if compared:
+            checkpoint = newest_checkpoint(Path(recipe.training.output_dir))
+            # The teacher is compared when its weights are loaded, which is also before the first step.
+            trainer.check_resumable(checkpoint, extend=recipe.run.extend, with_teacher=False)
     except UserError:
         raise
     except (ImportError, RuntimeError) as error:
@@ -186,16 +200,19 @@ def _check_trainer(recipe: Recipe, data: RunData, teacher: Teacher | None, probl
 def _check_optimizer(trainer: DistillationTrainer) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return  # the optimizer is created later, for the sharded parameters
-    updates = trainer.args.planned_updates(trainer.train_dataset) or 1
-    try:
-        trainer.create_optimizer_and_scheduler(updates)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"optim={_value(trainer.args.optim)!r}, lr_scheduler_type={_value(trainer.args.lr_scheduler_type)!r}, "
-            f"lr_scheduler_kwargs={trainer.args.lr_scheduler_kwargs!r}: optimizer or schedule cannot be created. {error}"
-        ) from error
+    updates, args = trainer.args.planned_updates(trainer.train_dataset) or 1, trainer.args
+    for create, names in (
+        (trainer.create_optimizer, ("optim", "optim_args", "weight_decay", "learning_rate")),
+        (lambda: trainer.create_scheduler(updates), ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")),
+    ):
+        try:
+            create()
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            given = ", ".join(f"{name}={_value(getattr(args, name))!r}" for name in names)
+            what = "optimizer" if "optim" in names else "schedule of the learning rate"
+            raise RecipeError(f"{given}: the {what} cannot be created. {error}") from error
 
 
 def _value(choice: Any) -> Any:

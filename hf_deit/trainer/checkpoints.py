@@ -23,6 +23,8 @@ RUN_FILE = "hf_deit_run.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _STATE = "trainer_state.json"
+# Fields of the recipe that earlier versions did not have. In their run files they count as the default.
+_ADDED = ("class_weights_power",)
 
 
 def remove_staging(output_dir: Path) -> None:
@@ -62,21 +64,70 @@ def newest_checkpoint(output_dir: Path) -> Path:
     return found[-1]
 
 
-def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
+def saved_run(checkpoint: Path) -> dict[str, Any]:
+    """Return the description of the run that wrote a checkpoint; empty if a stock Trainer wrote it."""
+    file = checkpoint / RUN_FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def saved_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the trainer state in a checkpoint.
+
+    Raises:
+        ResumeError: The folder is not a complete checkpoint.
+    """
+    if not _is_complete(checkpoint):
+        raise ResumeError(f"{checkpoint} is not a complete checkpoint. Correct the path.")
+    return json.loads((checkpoint / _STATE).read_text())
+
+
+def check_complete(checkpoint: Path) -> None:
+    """Check that a checkpoint holds the state of optimizer and schedule, without which a resumed run is another run.
+
+    Raises:
+        ResumeError: The folder is not a complete checkpoint, or the state is missing (save_only_model).
+    """
+    saved_state(checkpoint)
+    found = {path.name.partition(".")[0] for path in checkpoint.iterdir()}
+    missing = [name for name in ("optimizer", "scheduler") if name not in found]
+    if missing:
+        raise ResumeError(
+            f"{checkpoint} holds no state of {' and '.join(missing)} (it was saved with save_only_model=True): a resumed run "
+            "would not be the run that it continues. Start a new run from its weights: --model CHECKPOINT, new output_dir."
+        )
+
+
+# Fields that an extended run may change.
+_LENGTH = ("recipe.max_steps", "recipe.num_train_epochs")
+
+
+def check_same_run(
+    checkpoint: Path, present: Mapping[str, Any], *, extend: bool = False, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Check that a checkpoint was written by a run with the same data, recipe, teacher and model.
 
     Args:
         checkpoint: Folder of the checkpoint. A checkpoint without a run file (written by a stock Trainer) is not
             checked.
-        present: Description of the present run, with the fields of the run file.
+        present: Description of the present run, with the fields of the run file. A part that it does not have
+            ("teacher") is not compared.
+        extend: Whether the length of the run may differ.
+        defaults: Defaults of the fields of the recipe. A field that the run file does not have counts as its default.
 
     Raises:
         ResumeError: A field differs. The message names each such field with both values.
     """
-    file = checkpoint / RUN_FILE
-    if not file.is_file():
+    saved = saved_run(checkpoint)
+    if not saved:
         return
-    changed = changed_fields(json.loads(file.read_text()), present)
+    saved = {name: part for name, part in saved.items() if name in present}
+    own = {name: value for name, value in (defaults or {}).items() if name in present.get("recipe", {})}
+    saved["recipe"] = {name: value for name, value in own.items() if name in _ADDED} | saved.get("recipe", {})
+    present = {name: part for name, part in present.items() if name != "extensions"}
+    saved.pop("extensions", None)
+    changed = changed_fields(saved, present)
+    if extend:
+        changed = {field: values for field, values in changed.items() if field not in _LENGTH}
     if changed:
         rows = differences(changed, "in the checkpoint", "now")
         if any(field.startswith("teacher.stored") for field in changed):
@@ -84,6 +135,8 @@ def check_same_run(checkpoint: Path, present: Mapping[str, Any]) -> None:
                 "\n(A cache of top-K or float16 outputs counts as another teacher than exact outputs, for which the "
                 "field teacher.stored is missing.)"
             )
+        if not changed.keys() - set(_LENGTH):
+            rows += "\nTo resume into a longer schedule, use --extend (in Python: extend=True) instead of --resume."
         raise ResumeError(
             f"{checkpoint} belongs to another run:\n{rows}\nSet these fields back to resume, or start a new run in "
             "another output_dir. The new run can start from these weights: give the checkpoint as the model."

@@ -13,11 +13,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.dataset_info import DatasetInfo, inspect_dataset
-from ..errors import UserError, listed
+from ..errors import DataError, UserError, listed
 from ..losses import ProblemType
 from ..models.label_names import normal_forms
 from ..sizes import as_pair
+from .class_weights import weight_problems
 from .ema import horizon_problems
+from .fields import changed_fields_of, needs_best_metric
 from .metrics import TOP_K, metric_names
 from .optim import layer_depths, optimizer_class, parse_optim_args
 from .student import StudentInfo
@@ -47,10 +49,7 @@ def training_problems(
 
 def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
     """Set `metric_for_best_model` to the default for this problem type, if the run needs it and the user gave none."""
-    needed = (
-        args.load_best_model_at_end or args.save_strategy == "best" or args.lr_scheduler_type == "reduce_lr_on_plateau"
-    )
-    if args.metric_for_best_model is not None or not needed:
+    if args.metric_for_best_model is not None or not needs_best_metric(args):
         return
     name = {ProblemType.SINGLE_LABEL: "accuracy", ProblemType.MULTI_LABEL: "mean_average_precision"}.get(
         problem_type, "loss"
@@ -65,10 +64,17 @@ def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -
 
     Call this only if no `compute_metrics` function adds other metrics.
     """
-    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if args.metric_for_best_model is None:
+        return
+    name = args.metric_for_best_model.removeprefix("eval_")
     known = metric_names(student.problem_type)
     known += [f"ema_{metric}" for metric in known] if args.ema_epochs else []
-    if name not in known:
+    if "top5" in name and name in known and student.num_labels <= TOP_K:
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 accuracy "
+            f"needs at least {TOP_K + 1} classes. Use metric_for_best_model='accuracy'."
+        )
+    elif name not in known:
         yield (
             f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation of this student gives no such "
             f"metric. Choose one of {', '.join(known)}."
@@ -82,22 +88,26 @@ def _loss_problems(args: DistillationTrainingArguments, student: StudentInfo, da
                 f"{name}={getattr(args, name)} mixes the classes of two images, but the student's problem_type is "
                 f"'regression'. Set {name}=0."
             )
-    if "top5" in (args.metric_for_best_model or "") and student.num_labels <= TOP_K:
+    if student.problem_type == ProblemType.REGRESSION and args.label_smoothing_factor:
         yield (
-            f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 accuracy "
-            f"needs at least {TOP_K + 1} classes. Use metric_for_best_model='accuracy'."
+            f"label_smoothing_factor={args.label_smoothing_factor} smooths class probabilities, but the student's "
+            "problem_type is 'regression'. Set label_smoothing_factor=0."
         )
+    if student.problem_type == ProblemType.REGRESSION and args.base_loss != "cross_entropy":
+        yield f"base_loss={args.base_loss!r} with problem_type 'regression', whose loss is the squared error. Leave it out."
     if args.class_weights == "none":
         return
+    yield from weight_problems(args.class_weights, student.class_names, student.num_labels)
     if student.problem_type == ProblemType.REGRESSION:
         yield (
             f"class_weights={args.class_weights!r} needs classes, but the student's problem_type is "
             f"{str(student.problem_type)!r}. Set class_weights='none'."
         )
-    elif inspect_dataset(dataset).labels is None:
+    elif args.class_weights == "balanced" and inspect_dataset(dataset).labels is None:
         yield (
             f"class_weights={args.class_weights!r} needs the labels of all images before training, but the training "
-            f"data ({type(dataset).__name__}) do not provide them. Use a ViewDataset, or set class_weights='none'."
+            f"data ({type(dataset).__name__}) do not provide them. Use a ViewDataset, give the weights as a mapping, or "
+            "set class_weights='none'."
         )
 
 
@@ -133,6 +143,7 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
             "more images, or use a smaller validation_share."
         )
     yield from odd_batch_problems(args)
+    yield from _sampling_problems(args, dataset, keyed)
     if not keyed:
         if args.repeated_augmentation > 1:
             yield (
@@ -141,10 +152,15 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
             )
         batch = args.train_batch_size * args.world_size
         if args.mixing.is_on and info.images is not None and info.images < batch:
+            largest = info.images // args.world_size // 2 * 2
             yield (
                 f"The training data have {info.images} images, fewer than a batch of {batch} images. With mixup or "
-                "CutMix, an incomplete batch is left out, so the student would not be trained at all. Use a "
-                f"per_device_train_batch_size of at most {info.images // args.world_size // 2 * 2}."
+                "CutMix, an incomplete batch is left out, so the student would not be trained at all. "
+                + (
+                    f"Use a per_device_train_batch_size of at most {largest}."
+                    if largest
+                    else f"Give at least {2 * args.world_size} images (2 per process), or use fewer processes."
+                )
             )
         return
     yield from _class_problems(student, info)
@@ -166,6 +182,26 @@ def _class_problems(student: StudentInfo, info: DatasetInfo) -> Iterator[str]:
             "teacher is aligned to these): labels would be taken for other classes. Build the student with the class names "
             "of the data, in the same order, as id2label."
         )
+
+
+def _sampling_problems(args: DistillationTrainingArguments, dataset: Any, keyed: bool) -> Iterator[str]:
+    """Yield the fields of a sampler or loader that have no effect on this kind of data set."""
+    name = type(dataset).__name__
+    if not keyed:
+        if args.num_views is not None:
+            yield (
+                f"num_views={args.num_views} needs a data set that is indexed by view keys, but {name} is not. Use a "
+                "ViewDataset, or leave out num_views."
+            )
+        return
+    for field, default, reason in (
+        ("train_sampling_strategy", "random", "the seed determines the order of view keys. Leave it out."),
+        ("data_seed", None, "the seed of the data set determines the order of its view keys. Leave it out."),
+        ("ignore_data_skip", False, "a resumed run would see views twice. Leave it out: skipping reads no image."),
+        ("dataloader_drop_last", False, "an epoch of view keys has no incomplete step. Leave it out."),
+    ):
+        if getattr(args, field, default) != default:
+            yield f"{field}={getattr(args, field)!r} with {name}: {reason}"
 
 
 def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> Iterator[str]:
@@ -203,6 +239,22 @@ def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, up
             "training. Use fewer warmup_steps (a value below 1 is a share of the training, for example 0.05), or train "
             "longer."
         )
+    if args.neftune_noise_alpha is not None and not _has_token_embeddings(model):
+        yield (
+            f"neftune_noise_alpha={args.neftune_noise_alpha} adds noise to embeddings of shape (batch, patches, width), "
+            f"which {type(model).__name__} does not have. Leave it out."
+        )
+    if getattr(args, "activation_checkpointing", args.gradient_checkpointing) and not getattr(
+        model, "supports_gradient_checkpointing", False
+    ):
+        yield (
+            f"activation_checkpointing=True: {type(model).__name__} does not support it. Leave it out, or lower "
+            "per_device_train_batch_size and raise gradient_accumulation_steps."
+        )
+    if not args.distillation_token_decay and not any(
+        "distillation_token" in name for name, _ in model.named_parameters()
+    ):
+        yield (f"distillation_token_decay=False: {type(model).__name__} has no distillation token. Leave it out.")
     for check in (
         lambda: args.layer_decay == 1 or layer_depths(model),
         lambda: args.optimizer_class is None or optimizer_class(args.optimizer_class),
@@ -212,6 +264,118 @@ def _schedule_problems(args: DistillationTrainingArguments, model: nn.Module, up
             check()
         except UserError as error:
             yield str(error)
+
+
+def _has_token_embeddings(model: nn.Module) -> bool:
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return False
+    return embeddings is not None and isinstance(getattr(model.config, "patch_size", None), int | tuple | list)
+
+
+def evaluation_problems(
+    args: DistillationTrainingArguments, has_evaluation_set: bool, own_metrics: bool
+) -> Iterator[str]:
+    """Yield the fields that need an evaluation, or a `compute_metrics` function, where there is none.
+
+    Args:
+        args: Arguments of the run, after `settle`.
+        has_evaluation_set: Whether there is an evaluation set.
+        own_metrics: Whether the user passed `compute_metrics`.
+    """
+    if not has_evaluation_set:
+        for field, default in (
+            ("eval_strategy", "no"),
+            ("eval_on_start", False),
+            ("load_best_model_at_end", False),
+            ("early_stopping_patience", None),
+            ("metric_for_best_model", None),
+        ):
+            value = getattr(args, field)
+            if value != default:
+                yield (
+                    f"{field}={getattr(value, 'value', value)!r} needs an evaluation set, and none was given. Pass "
+                    "eval_dataset, or leave it out."
+                )
+        for field, value in (("save_strategy", "best"), ("lr_scheduler_type", "reduce_lr_on_plateau")):
+            if getattr(args, field) == value:
+                yield f"{field}={value!r} needs an evaluation set, and none was given. Pass eval_dataset."
+    elif args.metric_for_best_model is not None and args.eval_strategy == "no":
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r} with eval_strategy='no': no checkpoint would be "
+            "compared by it. Set eval_strategy='epoch' or 'steps'."
+        )
+    if not own_metrics:
+        for field, default in (("include_for_metrics", []), ("batch_eval_metrics", False)):
+            if getattr(args, field) != default:
+                yield (
+                    f"{field}={getattr(args, field)!r} has an effect only with a compute_metrics function. Pass one, or "
+                    "leave it out."
+                )
+
+
+# Largest absolute value that normalised pixels can have: 1 / the smallest standard deviation in use.
+_LARGEST_NORMALISED = 16.0
+
+
+PIXEL_RANGES = ("unit", "normalized")
+
+
+def pixel_range_of(dataset: Any) -> str | None:
+    """Return the `pixel_range` that a data set, or the data set that it wraps, states for its floats; None if it does not.
+
+    Raises:
+        DataError: The value is unknown.
+    """
+    while dataset is not None:
+        stated = getattr(dataset, "pixel_range", None)
+        if stated is not None:
+            if stated not in PIXEL_RANGES:
+                raise DataError(
+                    f"pixel_range={stated!r} of {type(dataset).__name__}: choose 'unit' (floats in [0, 1]) or 'normalized' "
+                    "(floats normalised as the image processor does)."
+                )
+            return stated
+        dataset = getattr(dataset, "dataset", None)  # of a Subset, for example
+    return None
+
+
+def is_ambiguous_range(pixels: torch.Tensor) -> bool:
+    """Return whether floating-point pixels can be pixels in [0, 1] that are not normalised yet."""
+    return bool(pixels.is_floating_point() and pixels.min() >= 0 and pixels.max() <= 1)
+
+
+def pixel_range_problems(pixels: torch.Tensor, mean: Any, std: Any) -> Iterator[str]:
+    """Yield a problem if the first batch of a data set that states no `pixel_range` can be read in two ways.
+
+    Args:
+        pixels: `pixel_values` of a batch, `(batch, channels, height, width)`.
+        mean: Mean per channel with which normalised pixels were normalised.
+        std: Standard deviation per channel.
+    """
+    if not pixels.is_floating_point():
+        return
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    remedy = (
+        "State the range: set the attribute pixel_range of the data set to 'unit' or 'normalized'. Or give uint8 "
+        "pixels, which can be read in one way only."
+    )
+    if highest > _LARGEST_NORMALISED:
+        yield (
+            f"pixel_values are floats from {lowest:.4g} to {highest:.4g}: normalised pixels cannot be that large. If they "
+            "are in [0, 255], give them as uint8."
+        )
+    elif is_ambiguous_range(pixels):
+        yield (
+            f"pixel_values are floats from {lowest:.4g} to {highest:.4g}. They can be pixels in [0, 1] that are not "
+            f"normalised yet, or pixels that were normalised with mean {_listed(mean)} and std {_listed(std)}: student, "
+            f"teacher and saved image processor would see different images. {remedy}"
+        )
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(f"{float(value):g}" for value in (values if hasattr(values, "__iter__") else [values]))
 
 
 def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str]:
@@ -229,6 +393,21 @@ def publishing_problems(model: nn.Module, processing_class: Any) -> Iterator[str
         )
 
 
+# Fields that only the optimizer reads which the trainer creates.
+_OPTIMIZER_FIELDS = (
+    "layer_decay",
+    "scale_learning_rate",
+    "optimizer_class",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "weight_decay",
+    "distillation_token_decay",
+)
+
+
 def trainer_problems(
     args: DistillationTrainingArguments, brings_optimizer: bool, shards_parameters: bool
 ) -> Iterator[str]:
@@ -239,14 +418,13 @@ def trainer_problems(
         brings_optimizer: Whether the caller passed an optimizer, or an optimizer class with arguments.
         shards_parameters: Whether FSDP or DeepSpeed is used.
     """
-    defaults = {"layer_decay": 1.0, "scale_learning_rate": False, "optimizer_class": None}
-    changed = [
-        f"{name}={getattr(args, name)!r}" for name, default in defaults.items() if getattr(args, name) != default
-    ]
+    names = (*_OPTIMIZER_FIELDS, *(() if args.lr_scheduler_type == "cosine" else ("learning_rate",)))
+    changed = changed_fields_of(args)
+    changed = [f"{name}={getattr(args, name)!r}" for name in names if name in changed]
     if brings_optimizer and changed:
         yield (
-            f"{', '.join(changed)} with an optimizer of your own: that optimizer has its own learning rates. Leave out "
-            "the optimizer, or leave these arguments at their defaults."
+            f"{', '.join(changed)} with an optimizer of your own: these fields are for the optimizer that the trainer "
+            "creates. Leave out the optimizer, or leave these fields at their defaults."
         )
     if args.ema_epochs and shards_parameters:
         yield (

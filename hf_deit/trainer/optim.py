@@ -9,8 +9,11 @@ arXiv:2106.08254, section 3.
 """
 
 import ast
+import copy
+import dataclasses
 import importlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -161,6 +164,68 @@ def parse_optim_args(text: str | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             arguments[name] = value
     return arguments
+
+
+_ADAM_FIELDS = ("adam_beta1", "adam_beta2", "adam_epsilon")
+# Arguments of an optimizer that have a field of their own, which decides.
+_OWN_FIELDS = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+# Optimizers that are created for each parameter, or change the model when they are created: they are not tried here.
+_NOT_TRIED = ("galore", "apollo", "lomo", "adalomo")
+
+
+def optimizer_problems(args: Any, build: Callable[[Any], tuple[Any, dict[str, Any]]]) -> Iterator[str]:
+    """Yield what is wrong with the fields of the optimizer: a missing package, or a value that it does not use.
+
+    The class and the arguments of the optimizer are compared with those without the value.
+
+    Args:
+        args: Training arguments.
+        build: Function that returns the class of the optimizer and its arguments for training arguments.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    try:
+        given = parse_optim_args(args.optim_args)
+    except RecipeError:
+        return  # reported with optimizer_class, or below
+    for key in _OWN_FIELDS.keys() & given.keys():
+        yield f"optim_args={args.optim_args!r}: {key} has a field of its own. Set {_OWN_FIELDS[key]} instead."
+    if args.optimizer_class is not None or name.startswith(_NOT_TRIED):
+        return
+    try:
+        built = build(args)
+    except _BUILD_ERRORS as error:
+        yield f"optim={name!r}, optim_args={args.optim_args!r}: the optimizer cannot be created. {error}"
+        return
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(args)}
+    for field in _ADAM_FIELDS:
+        if getattr(args, field) != defaults[field] and build(_changed(args, field, defaults[field])) == built:
+            yield f"{field}={getattr(args, field)}: optim={name!r} does not use it. Leave it out."
+    for key, value in given.items():
+        rest = ",".join(f"{other}={given[other]}" for other in given if other != key)
+        if key not in _OWN_FIELDS and all(
+            _builds_the_same(build, _changed(args, "optim_args", text), built)
+            for text in (rest or None, f"{rest},{key}={value}1".lstrip(","))
+        ):
+            yield (
+                f"optim_args={args.optim_args!r}: optim={name!r} does not use {key}. Leave it out, or give the class with "
+                "optimizer_class, whose arguments optim_args then are."
+            )
+
+
+_BUILD_ERRORS = (ImportError, ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError)
+
+
+def _changed(args: Any, name: str, value: Any) -> Any:
+    changed = copy.copy(args)
+    setattr(changed, name, value)
+    return changed
+
+
+def _builds_the_same(build: Callable[[Any], Any], args: Any, built: Any) -> bool:
+    try:
+        return build(args) == built
+    except _BUILD_ERRORS:
+        return False  # the value was read
 
 
 def peak_learning_rate(learning_rate: float, global_batch_size: int, scale: bool) -> float:

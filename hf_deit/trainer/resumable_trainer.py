@@ -10,6 +10,7 @@ of the run. Checkpoint folders and the comparison of runs are in checkpoints.py,
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -19,15 +20,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
 from ..data.dataset_info import describe_dataset
 from ..errors import NonFiniteLossError, RecipeError, ResumeError
 from ..files import STAGING_PREFIX, publish_folder, staged_files, write_json
-from .checkpoints import EMA_FOLDER, RUN_FILE, check_same_run, newest_checkpoint, remove_staging
+from .checkpoints import (
+    EMA_FOLDER,
+    RUN_FILE,
+    check_complete,
+    check_same_run,
+    newest_checkpoint,
+    remove_staging,
+    saved_run,
+    saved_state,
+)
 from .ema import AveragedWeights, AveragingCallback
+from .fields import default_of
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -72,6 +83,7 @@ _FREE_ARGUMENTS = (
     "label_names",
     "per_device_eval_batch_size",
     "counted_weights",
+    "early_stopping_",
     # Only their product with the number of processes, the global batch size, is compared.
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -86,6 +98,33 @@ class _PresentCadence(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Early stopping that counts on where the resumed run stopped counting, and stops again if it had stopped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        # Of a new run these are the states of its own callbacks, in which the counter is 0.
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__) or {}
+        saved = saved[0] if isinstance(saved, list) else saved
+        count = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        self.early_stopping_patience_counter = count if state.global_step else 0
+        self._stop_if_due(args, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        self._stop_if_due(args, control)
+
+    def _stop_if_due(self, args: Any, control: Any) -> None:
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+            logger.info(
+                "Early stopping: %s did not get better in %d evaluations in a row (early_stopping_patience=%d).",
+                args.metric_for_best_model,
+                self.early_stopping_patience_counter,
+                self.early_stopping_patience,
+            )
 
 
 class ResumableTrainer(Trainer):
@@ -103,21 +142,33 @@ class ResumableTrainer(Trainer):
     # The averaged weights during a training with `ema_epochs`. At its end this is None again, and the model holds the
     # weights that `counted_weights` selects.
     average: AveragedWeights | None = None
+    _extends = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, DistillationTrainingArguments):
             raise RecipeError(f"args is {type(self.args).__name__}, but must be DistillationTrainingArguments.")
+        # The times that this run was resumed into a longer schedule; see `train`.
+        self.extensions: list[dict[str, Any]] = []
         self.add_callback(_PresentCadence)
+        if self.args.early_stopping_patience is not None:
+            threshold = self.args.early_stopping_threshold
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience, threshold))
         if self.args.ema_epochs:
             self.add_callback(AveragingCallback(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, extend: bool = False, **kwargs: Any
+    ) -> TrainOutput:
         """Train the model, from the start or from a checkpoint.
 
         Args:
             resume_from_checkpoint: Folder of a checkpoint; True: the newest complete checkpoint in `output_dir`.
             *args: As for `Trainer.train`.
+            extend: Whether the resumed run may have a greater length (`num_train_epochs` or `max_steps`) than the run
+                that wrote the checkpoint. From the checkpoint on, the learning rate follows the schedule of the new
+                length. The steps before followed the old one, so the result is not that of an uninterrupted run;
+                `extensions` and every later checkpoint record it.
             **kwargs: As for `Trainer.train`.
 
         Raises:
@@ -125,17 +176,95 @@ class ResumableTrainer(Trainer):
                 recipe or model, or it does not restore all weights.
         """
         self.average = None  # created when training starts, or restored from the checkpoint
+        self.extensions, self._extends = [], False
         output_dir = Path(self.args.output_dir)
         if self.args.should_save:
             remove_staging(output_dir)
-        if resume_from_checkpoint is True:
+        if resume_from_checkpoint is True or (extend and not resume_from_checkpoint):
             resume_from_checkpoint = str(newest_checkpoint(output_dir))
         if resume_from_checkpoint:
-            check_same_run(Path(resume_from_checkpoint), self.run_description())
+            checkpoint = Path(resume_from_checkpoint)
+            self.check_resumable(checkpoint, extend=extend)
+            self.extensions = saved_run(checkpoint).get("extensions", [])
+            if extend:
+                self._note_extension(checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def run_description(self) -> dict[str, Any]:
-        """Return the model, recipe and data of this run, which are written into checkpoints and compared on resume."""
+    def check_resumable(self, checkpoint: Path, *, extend: bool = False, with_teacher: bool = True) -> None:
+        """Check that this run can be resumed from a checkpoint.
+
+        Args:
+            checkpoint: Folder of the checkpoint.
+            extend: As in `train`.
+            with_teacher: Whether to compare a live teacher, which needs its weights.
+
+        Raises:
+            ResumeError: The checkpoint belongs to another run, or a part of it is missing, or the new length is not
+                greater.
+        """
+        description = self.run_description() if with_teacher else self.run_description(with_teacher=False)
+        defaults = {entry.name: default_of(entry) for entry in dataclasses.fields(self.args)}
+        check_same_run(checkpoint, description, extend=extend, defaults=defaults)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            check_complete(checkpoint)
+        if self.args.ema_epochs and not (checkpoint / EMA_FOLDER).is_dir():
+            raise ResumeError(
+                f"ema_epochs={self.args.ema_epochs}, but {checkpoint} holds no averaged weights ({EMA_FOLDER}/). Resume "
+                "with ema_epochs=0, or start a new run from the checkpoint (--model CHECKPOINT, new output_dir)."
+            )
+        if not extend:
+            return
+        steps, planned = saved_state(checkpoint).get("max_steps"), self.args.planned_updates(self.train_dataset)
+        if steps is not None and planned is not None and planned < steps:
+            raise ResumeError(
+                f"--extend: the run of {checkpoint} has {steps} optimizer steps, and max_steps or num_train_epochs now "
+                f"gives {planned}. Give a greater length."
+            )
+        if self.lr_scheduler is not None and not self._created_lr_scheduler:
+            raise ResumeError(
+                "--extend with a schedule of your own, whose length is not known. Leave out the schedule, and set "
+                "lr_scheduler_type."
+            )
+
+    def _note_extension(self, checkpoint: Path) -> None:
+        """Record that the resumed run is longer than the run that wrote the checkpoint."""
+        state, planned = saved_state(checkpoint), self.args.planned_updates(self.train_dataset)
+        steps = state.get("max_steps")
+        if planned is None or steps is None or planned <= steps:
+            return  # an extended run that is resumed
+        self._extends = True
+        self.extensions = [
+            *self.extensions,
+            {"at_step": state["global_step"], "from_steps": steps, "to_steps": planned},
+        ]
+        logger.warning(
+            "The run is extended from %d to %d optimizer steps. From step %d on, the learning rate follows the schedule of "
+            "%d steps; the steps before followed the shorter one. The result is not that of an uninterrupted run of %d "
+            "steps; results.json and the model card record this.",
+            steps,
+            planned,
+            state["global_step"],
+            planned,
+            planned,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore optimizer and schedule. In an extended run, set the learning rate of the new length at this step."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._extends and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            schedule = self.lr_scheduler
+            factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
+            rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+            for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates
+
+    def run_description(self, with_teacher: bool = True) -> dict[str, Any]:
+        """Return the model, recipe and data of this run, which are written into checkpoints and compared on resume.
+
+        Args:
+            with_teacher: Not used here; a subclass describes its teacher.
+        """
         recipe = {
             name: value
             for name, value in json.loads(self.args.to_json_string()).items()
@@ -147,11 +276,12 @@ class ResumableTrainer(Trainer):
         if hasattr(self.model, "config"):
             unrelated = ("transformers_version", "architectures", "dtype", "_name_or_path")
             model |= {name: value for name, value in self.model.config.to_dict().items() if name not in unrelated}
-        return {"model": model, "recipe": recipe, "data": describe_dataset(self.train_dataset)}
+        description = {"model": model, "recipe": recipe, "data": describe_dataset(self.train_dataset)}
+        return description | ({"extensions": self.extensions} if self.extensions else {})
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            # The run was resumed after its last step. The stock loop would train one more step.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
+            # The run was resumed after its last step, or after early stopping. The stock loop would train one more step.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -286,12 +416,6 @@ class ResumableTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.args.ema_epochs:
             folder = Path(resume_from_checkpoint) / EMA_FOLDER
-            if not folder.is_dir():
-                raise ResumeError(
-                    f"ema_epochs={self.args.ema_epochs}, but {resume_from_checkpoint} holds no averaged weights "
-                    f"({EMA_FOLDER}/). Resume with ema_epochs=0, or start a new run from this checkpoint (--model "
-                    "CHECKPOINT, new output_dir)."
-                )
             self._load_weights(str(folder), model)
             self.average = AveragedWeights(self.model)
         self._load_weights(resume_from_checkpoint, model)

@@ -10,6 +10,7 @@ Paper: Touvron et al., arXiv:2012.12877.
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import logging
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, get_scheduler
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
 
 from ..data.dataset_info import inspect_dataset
 from ..data.pixel_pipeline import PixelPipeline
@@ -33,13 +34,24 @@ from ..distillation.cache import TeacherCache
 from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
-from ..errors import Problems, RecipeError
+from ..errors import DataError, Problems, RecipeError
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
-from ..losses import ProblemType, balanced_weights
+from ..losses import ProblemType
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.pixel_rules import PixelRules, pixel_rules, processor_fields
 from ..sizes import as_pair
-from .checks import metric_problems, set_best_metric, trainer_problems, training_problems
+from .checks import (
+    evaluation_problems,
+    is_ambiguous_range,
+    metric_problems,
+    pixel_range_of,
+    pixel_range_problems,
+    set_best_metric,
+    trainer_problems,
+    training_problems,
+)
+from .class_weights import weights_of
+from .environment import compile_problems, package_problems
 from .hub_mixin import HubMixin
 from .label_checks import LabelChecker
 from .metrics import (
@@ -55,6 +67,7 @@ from .optim import (
     cosine_rates,
     decay_parameter_names,
     optimizer_class,
+    optimizer_problems,
     parse_optim_args,
     peak_learning_rate,
     split_by_depth,
@@ -64,6 +77,9 @@ from .student import StudentInfo, distillation_target, inspect_student
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+# Schedules that lower the learning rate when `metric_for_best_model` does not get better.
+_METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
 def _peak(args: DistillationTrainingArguments) -> float:
@@ -162,11 +178,28 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self.distillation_target = self.teacher = self.cached = None
         problems = Problems()
         has_teacher = teacher is not None or teacher_cache is not None
+        has_evaluation_set = eval_dataset is not None
+        args = args.settled(has_teacher=has_teacher, has_evaluation_set=has_evaluation_set)
         with problems.gathered():
             self.distillation_target = distillation_target(args, self.student, has_teacher)
+        self._chose_processor = processing_class is None
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
         self.pixels = _pixels_of(processing_class, trains=train_dataset is not None)
+        own_metrics = kwargs.get("compute_metrics") is not None
+        problems.add(evaluation_problems(args, has_evaluation_set, own_metrics))
+        missing = [*compile_problems(args), *package_problems(args)]
+        problems.add(iter(missing))
+        if problems.errors and not has_evaluation_set:
+            # The stock Trainer would refuse one of these fields, and hide the other problems.
+            args = copy.copy(args)
+            args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+            args.save_strategy = SaveStrategy.NO
+        if missing:
+            args = copy.copy(args)
+            args.report_to, args.torch_compile_backend = [], None
         set_best_metric(args, self.student.problem_type)
+        if not own_metrics and not isinstance(eval_dataset, Mapping):
+            problems.add(metric_problems(args, self.student))
         with warnings.catch_warnings():
             # It is true of the Trainer's own loss only: `losses.supervised_loss` smooths multi-label labels.
             warnings.filterwarnings("ignore", message="Label smoothing is not compatible with multi-label")
@@ -195,13 +228,16 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         # If `keep_rows` is True, an evaluation stores its per-image values in `rows` (see `metrics.reduce_batch`).
         self.keep_rows = False
         self.rows: dict[str, np.ndarray] = {}
-        if args.load_best_model_at_end and self.compute_metrics is None and not isinstance(eval_dataset, Mapping):
-            problems.add(metric_problems(args, self.student))
+        # Parts whose first batch was checked for floats that may not be normalised, and the data set being evaluated.
+        self._checked_ranges: set[str] = set()
+        self._evaluated: Any = None
         brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
         problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
         if train_dataset is not None:
             updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
+            if not brings_optimizer:
+                problems.add(optimizer_problems(args, lambda tried: self.get_optimizer_cls_and_kwargs(tried, model)))
         problems.raise_all()
         self._warn_if_not_keyed(train_dataset)
 
@@ -277,10 +313,14 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     @functools.cached_property
     def _class_weights(self) -> Tensor | None:
         """Class weights `(num_labels,)` on the device; None if all are equal, or if there are no training labels."""
-        labels = inspect_dataset(self.train_dataset).labels
-        if self.args.class_weights == "none" or labels is None:
-            return None
-        return balanced_weights(labels, self.student.num_labels).to(self.args.device)
+        weights = weights_of(
+            self.args.class_weights,
+            class_names=self.student.class_names,
+            num_labels=self.student.num_labels,
+            labels=inspect_dataset(self.train_dataset).labels,
+            power=self.args.class_weights_power,
+        )
+        return None if weights is None else weights.to(self.args.device)
 
     # ---- loaders ----
 
@@ -371,6 +411,15 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         with self._collating(collator):
             return super().get_test_dataloader(dataset)
 
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """Return the Trainer's loader. `dataloader_drop_last` is for training: an evaluation counts every image."""
+        given = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = given and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = given
+
     @contextlib.contextmanager
     def _pairing(self) -> Iterator[None]:
         """Make the training loader drop an incomplete last batch if its images could not be paired for mixing.
@@ -457,9 +506,19 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         """Create the schedule of the learning rate.
 
         A "cosine" schedule starts at `warmup_learning_rate` and ends at `min_learning_rate`. All other schedules are
-        those of the Trainer.
+        those of the Trainer. Those that follow a metric know whether a greater value of it is better.
         """
         args = self.args
+        if self.lr_scheduler is None and args.lr_scheduler_type in _METRIC_SCHEDULES:
+            # PyTorch's default, "min", is for a loss: the rate would be lowered while the accuracy grows.
+            mode = {"mode": "max" if args.greater_is_better else "min"}
+            self.lr_scheduler = get_scheduler(
+                args.lr_scheduler_type,
+                optimizer=self.optimizer if optimizer is None else optimizer,
+                scheduler_specific_kwargs={**mode, **(args.lr_scheduler_kwargs or {})},
+            )
+            self._created_lr_scheduler = True
+            return self.lr_scheduler
         if self.lr_scheduler is not None or args.lr_scheduler_type != SchedulerType.COSINE:
             return super().create_scheduler(num_training_steps, optimizer)
         rates = cosine_rates(_peak(args), args.warmup_learning_rate, args.min_learning_rate)
@@ -475,6 +534,51 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     # ---- a step ----
 
+    def _with_known_range(self, inputs: dict[str, Any], training: bool) -> dict[str, Any]:
+        """Return a batch whose floating-point pixels are normalised with the student's mean and std.
+
+        A data set states the range of its floats in the attribute `pixel_range`: "normalized", or "unit" for [0, 1].
+        If it does not, the first batch is checked.
+
+        Raises:
+            DataError: The floats can be read in two ways.
+        """
+        pixels = inputs["pixel_values"]
+        if not pixels.is_floating_point():
+            return inputs
+        part = "training" if training else "evaluation"
+        stated = pixel_range_of(self.train_dataset if training else self._evaluated)
+        if stated is None and part not in self._checked_ranges:
+            self._checked_ranges.add(part)
+            self._check_range(pixels)
+        if stated != "unit":
+            return inputs
+        images = ("pixel_values", "teacher_pixel_values")
+        normalized = {
+            name: self.pixels(inputs[name]) for name in images if name in inputs and inputs[name].is_floating_point()
+        }
+        return {**inputs, **normalized}
+
+    def _check_range(self, pixels: Tensor) -> None:
+        rules = self.pixels.rules
+        if set(rules.image_mean) == {0.0} and set(rules.image_std) == {1.0}:
+            return  # the image processor does not normalise, so both readings are the same
+        alone = self.teacher is None and (self.cached is None or self.distillation_target is None)
+        if alone and self._chose_processor and is_ambiguous_range(pixels):
+            # Only the student sees these pixels, so they are taken as they are; the processor is this trainer's own.
+            logger.warning(
+                "pixel_values are floats in [0, 1], and the data set states no pixel_range. The student sees them as they "
+                "are, and the saved image processor does not normalise (do_normalize=False). For normalised pixels, pass "
+                "uint8 images, or set the attribute pixel_range of the data set to 'unit' or 'normalized'."
+            )
+            if self.processing_class is not None:
+                self.processing_class.do_normalize = False
+            rules = dataclasses.replace(rules, image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))
+            self.pixels = PixelPipeline(rules, self.processing_class)
+            return
+        for problem in pixel_range_problems(pixels, rules.image_mean, rules.image_std):
+            raise DataError(problem)
+
     def _forward(
         self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
@@ -485,6 +589,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; and the labels, mixed
             like the pixels.
         """
+        inputs = self._with_known_range(inputs, model.training)
         objective = self.objective
         prepared = objective.prepare(inputs, for_teacher=needs_teacher and objective.needs_live_teacher(inputs))
         outputs = model(pixel_values=prepared.student_pixels, **objective.other_inputs(inputs))
@@ -562,6 +667,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             NonFiniteLossError: The loss or a weight is not finite. No checkpoint was written after that step.
         """
         self._running = RunningTerms(self.args.device)
+        self._checked_ranges.discard("training")
         self._log_epoch()
         return super().train(*args, **kwargs)
 
@@ -596,10 +702,14 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self._kept.append(self.accelerator.gather_for_metrics(kept))
         return loss, None if prediction_loss_only else heads["logits"].detach(), labels
 
-    def _evaluate_weights(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def _evaluate_weights(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         """Evaluate the present weights, and add the metrics of all heads. Each loss is the mean over all images."""
         self._kept = []
-        output = super()._evaluate_weights(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._evaluated = getattr(dataloader, "dataset", None)
+        self._checked_ranges.discard("evaluation")
+        output = super()._evaluate_weights(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._kept:
             arrays = to_arrays(self._kept)
             metrics = {name: float(np.mean(arrays[name])) for name in arrays if name.endswith("loss")}
@@ -615,14 +725,21 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     # ---- what resuming compares ----
 
-    def run_description(self) -> dict[str, Any]:
-        """Return the model, recipe, data and teacher of this run, to write into checkpoints and compare on resume."""
+    def run_description(self, with_teacher: bool = True) -> dict[str, Any]:
+        """Return the model, recipe, data and teacher of this run, to write into checkpoints and compare on resume.
+
+        Args:
+            with_teacher: Whether to include the fingerprint of a live teacher, which needs its weights.
+        """
         names = ("size", "crop_size", "image_mean", "image_std")
         processor = {name: str(getattr(self.processing_class, name, None)) for name in names}
         processor |= self._special_pixels()
         cached = self.cached is not None and self.distillation_target is not None
-        teacher = self.cached.fingerprint if cached else {"fingerprint": self._teacher_fingerprint}
-        description = {**super().run_description(), "processor": processor, "teacher": teacher}
+        description = {**super().run_description(), "processor": processor}
+        if cached:
+            description["teacher"] = self.cached.fingerprint
+        elif with_teacher:
+            description["teacher"] = {"fingerprint": self._teacher_fingerprint}
         if cached:
             # This can differ from `args.num_views`: cached views repeat if the cache has fewer epochs than the run.
             description["recipe"]["num_views"] = self.cached.num_views
@@ -678,5 +795,11 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         return RunSummary(
             config=json.loads(config.to_json_string(use_diff=False)) if has_config else {},
             recipe=json.loads(args.to_json_string()),
-            results={**metrics, "steps": state.global_step, "epochs": state.epoch, "run": run},
+            results={
+                **metrics,
+                "steps": state.global_step,
+                "epochs": state.epoch,
+                "run": run,
+                **({"extensions": self.extensions} if self.extensions else {}),
+            },
         )

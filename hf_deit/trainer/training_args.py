@@ -5,25 +5,37 @@ model. Checks that need the student, the teacher or the data are in student.py a
 step. If the paper (arXiv:2012.12877, Table 9) gives a value, it is the default, unless the help says otherwise.
 """
 
+import copy
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.batch_ops import Mixing
 from ..data.dataset_info import inspect_dataset
 from ..distillation.view_schedule import ViewSchedule
-from ..errors import numbered
+from ..errors import UserError, numbered
 from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
+from .class_weights import read_class_weights
+from .environment import FP16_REMEDY, device_problems
+from .fields import accelerator_problems, changed_fields_of, condition_problems, refused_problems
+
+logger = logging.getLogger(__name__)
 
 # These strategies upload entire checkpoints. The optimizer state in a checkpoint is a pickle, and pickles are not
 # published.
 _REFUSED_HUB_STRATEGIES = ("checkpoint", "all_checkpoints")
-CLASS_WEIGHTS = ("none", "balanced")
 COUNTED_WEIGHTS = ("raw", "ema")
+# Names of fields that may have no effect in the arguments that are being created; see `tolerating`.
+_TOLERATED: ContextVar[frozenset[str]] = ContextVar("tolerated", default=frozenset())
+# Fields whose default depends on the teacher and the evaluation set, and the value that they have until then.
+_SETTLED = {"distillation_type": "hard", "eval_strategy": "epoch"}
 
 
 @dataclass
@@ -36,11 +48,12 @@ class DistillationTrainingArguments(TrainingArguments):
         ValueError: One or more values are not allowed. The message names all of them.
     """
 
-    distillation_type: str = field(
-        default="hard",
+    distillation_type: str | None = field(
+        default=None,
         metadata={
             "help": "How the student learns from the teacher: hard (the class that the teacher predicts is the label), "
-            "soft (KL divergence from the teacher's distribution at temperature τ) or none.",
+            "soft (KL divergence from the teacher's distribution at temperature τ) or none. Default: hard with a "
+            "teacher or a teacher cache, else none.",
             "choices": list(DISTILLATION_TYPES),
         },
     )
@@ -110,14 +123,22 @@ class DistillationTrainingArguments(TrainingArguments):
     distillation_token_decay: bool = field(
         default=True, metadata={"help": "Apply weight decay to the distillation token, as in the official code."}
     )
-    class_weights: str = field(
+    class_weights: dict[str, float] | str | None = field(
         default="none",
         metadata={
-            "help": "Weights of the classes in the loss: none (all equal) or balanced. With balanced, each image has "
-            "the weight n / (C · count), where count is the number of training images of its class, n the number of "
-            "all training images and C the number of classes. For multi-label data, the loss of a class being present "
-            "has the weight (n - count) / count.",
-            "choices": list(CLASS_WEIGHTS),
+            "help": "Weights of the classes in the loss: none (all equal), balanced, your own as a mapping from class "
+            "name to weight, or a file of such a mapping (.json, .yaml, or .csv with a class and a weight per line). "
+            "With balanced, each image has the weight n / (C · count), where count is the number of training images of "
+            "its class, n the number of all training images and C the number of classes. For multi-label data, a weight "
+            "counts for the presence of its class; balanced is (n - count) / count."
+        },
+    )
+    class_weights_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "Power in [0, 1] that softens class_weights: each weight w becomes w ** power (0.5: its square "
+            "root). Balanced weights of single-label data are then scaled so that an image has the weight 1 on "
+            "average."
         },
     )
     scale_learning_rate: bool = field(
@@ -181,7 +202,10 @@ class DistillationTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Norm to which larger gradients are clipped; 0 turns clipping off, as in the paper."},
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to evaluate: no, steps or epoch. Default: epoch with an evaluation set, else no."},
+    )
     save_strategy: str = field(
         default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
     )
@@ -195,6 +219,17 @@ class DistillationTrainingArguments(TrainingArguments):
             "mean_average_precision for multi-label data (f1_macro and others are possible), loss for regression."
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of evaluations in a row without a better metric_for_best_model after which the training "
+            "stops; a resumed run continues to count. Default: no early stopping."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "Amount by which metric_for_best_model must exceed the best value to count as better."},
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Leave it False: True would remove the columns from which images are decoded on access."},
@@ -204,14 +239,31 @@ class DistillationTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.distillation_alpha is None:
+        # Fields that `settle` decides, when it is known whether there are a teacher and an evaluation set.
+        given = {name: getattr(self, name) for name in _SETTLED}
+        self._open_fields = tuple(name for name, value in given.items() if value is None)
+        for name in self._open_fields:
+            setattr(self, name, _SETTLED[name])
+        self._open_alpha = self.distillation_alpha is None
+        if self._open_alpha:
             self.distillation_alpha = DEFAULT_ALPHA.get(self.distillation_type, 0.0)
-        problems = [
+        problems = []
+        try:
+            self.class_weights = read_class_weights(self.class_weights)
+        except UserError as error:
+            problems.append(str(error))
+        problems += [
             *self._choice_problems(),
             *self._loss_problems(),
             *self._number_problems(),
+            *self._length_problems(),
             *self._result_problems(),
+            *device_problems(self),
+            *refused_problems(self),
         ]
+        if not problems:
+            unused = condition_problems(self, changed_fields_of(self))
+            problems += [problem for names, problem in unused if not _TOLERATED.get().issuperset(names)]
         if problems:
             raise ValueError(numbered(problems))
         if self.metric_for_best_model is not None and self.counted_weights == "ema":
@@ -222,9 +274,63 @@ class DistillationTrainingArguments(TrainingArguments):
             # several CPU processes as the only one: each would train alone, and all would write into the same folder.
             self.use_cpu = True
         metric, greater = self.metric_for_best_model, self.greater_is_better
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if self.ddp_backend is None or "process group" not in str(error):
+                raise
+            raise ValueError(
+                f"ddp_backend={self.ddp_backend!r}: this run has one process only. Start several with `accelerate launch` or "
+                "torchrun, or leave it out."
+            ) from error
+        problems += accelerator_problems(self.accelerator_config)
+        if problems:
+            raise ValueError(numbered(problems))
+        if self.use_cpu and self.mixed_precision == "fp16":  # set by `accelerate launch --mixed_precision fp16`
+            raise ValueError("mixed_precision=fp16 on a CPU: " + FP16_REMEDY)
         if metric is None:  # undo the Trainer's default (the loss); `checks.set_best_metric` sets ours
             self.metric_for_best_model, self.greater_is_better = None, greater
+
+    @classmethod
+    def tolerating(cls, names: Collection[str], **fields: Any) -> "DistillationTrainingArguments":
+        """Return arguments in which some fields may have no effect, because another field was overridden.
+
+        A recipe with a teacher can so be run without one: its `distillation_tau` then has no effect.
+
+        Args:
+            names: Names of these fields.
+            **fields: Arguments of the constructor.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        token = _TOLERATED.set(frozenset(names))
+        try:
+            return cls(**fields)
+        finally:
+            _TOLERATED.reset(token)
+
+    def settled(self, *, has_teacher: bool, has_evaluation_set: bool) -> "DistillationTrainingArguments":
+        """Return arguments with the defaults that depend on what the trainer was given.
+
+        The values that the user gave are not changed, nor are these arguments: another trainer may use them with a
+        teacher.
+
+        Args:
+            has_teacher: Whether there is a teacher or a teacher cache.
+            has_evaluation_set: Whether there is an evaluation set.
+        """
+        settled, still_open = copy.copy(self), self._open_fields
+        if "distillation_type" in still_open and not has_teacher and not self.distillation_target:
+            logger.warning(
+                "Neither a teacher nor a distillation_type is given: the student learns from the labels alone."
+            )
+            settled.distillation_type = "none"
+            if self._open_alpha:
+                settled.distillation_alpha = DEFAULT_ALPHA["none"]
+        if "eval_strategy" in still_open and not has_evaluation_set:
+            settled.eval_strategy, settled.do_eval = IntervalStrategy.NO, False
+        return self if settled.__dict__ == self.__dict__ else settled
 
     @property
     def global_batch_size(self) -> int:
@@ -280,7 +386,6 @@ class DistillationTrainingArguments(TrainingArguments):
             ("distillation_target", (None, *DISTILLATION_TARGETS)),
             ("distillation_reduction", DISTILLATION_REDUCTIONS),
             ("base_loss", BASE_LOSSES),
-            ("class_weights", CLASS_WEIGHTS),
             ("counted_weights", COUNTED_WEIGHTS),
         ):
             if getattr(self, name) not in allowed:
@@ -305,6 +410,17 @@ class DistillationTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)}: it must be at least 1."
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)}: it must be in [0, 1)."
+        for name in ("adam_epsilon", "weight_decay", "max_grad_norm", "eval_delay", "early_stopping_threshold"):
+            if not 0 <= getattr(self, name) < math.inf:
+                yield f"{name}={getattr(self, name)}: it must be finite and not negative."
+        if not 0 <= self.class_weights_power <= 1:
+            yield (
+                f"class_weights_power={self.class_weights_power}: it must be in [0, 1]; 1 leaves the weights as they "
+                "are, and 0 makes them equal."
+            )
         for name, usual in (
             ("learning_rate", "5e-4"),
             ("warmup_learning_rate", "1e-6"),
@@ -332,7 +448,36 @@ class DistillationTrainingArguments(TrainingArguments):
         except ValueError as error:
             yield str(error)
 
+    def _length_problems(self) -> Iterator[str]:
+        if self.max_steps == 0 or self.max_steps < -1:
+            yield f"max_steps={self.max_steps}: it must be at least 1. Leave it out to train for num_train_epochs."
+        if self.max_steps < 1 and not 0 < self.num_train_epochs < math.inf:
+            yield (
+                f"num_train_epochs={self.num_train_epochs}: it must be above 0 and finite. To set the length in "
+                "optimizer steps, give max_steps."
+            )
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            yield (
+                f"warmup_steps={self.warmup_steps}: give a whole number of optimizer steps, or a share of the training "
+                "below 1."
+            )
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            steps = getattr(self, name)
+            if steps is not None and not 0 < steps < math.inf:
+                yield f"{name}={steps}: it must be above 0; a value below 1 is a share of the training."
+
     def _result_problems(self) -> Iterator[str]:
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                yield (
+                    f"early_stopping_patience={self.early_stopping_patience}: it must be at least 1. Leave it out to "
+                    "train for the whole length."
+                )
+            if self.eval_strategy == "no":
+                yield (
+                    f"early_stopping_patience={self.early_stopping_patience} with eval_strategy='no': it counts "
+                    "evaluations. Set eval_strategy='epoch' or 'steps'."
+                )
         if not 0 <= self.ema_epochs < math.inf:
             yield f"ema_epochs={self.ema_epochs}: it must be a finite number of epochs, or 0 to turn averaging off."
         elif self.counted_weights == "ema" and not self.ema_epochs:

@@ -208,7 +208,7 @@ IMPOSSIBLE = (
     ({"distillation_type": "hard", "distillation_target": "token"}, "distillation_target"),
     ({"mixup_alpha": 0.8, "per_device_train_batch_size": 7}, "per_device_train_batch_size=7"),
     ({"optimizer_class": "torch.optim:Nothing"}, "torch.optim:Nothing"),
-    ({"num_train_epochs": 0, "max_steps": -1}, "updates"),
+    ({"num_train_epochs": 0, "max_steps": -1}, "num_train_epochs=0"),
 )
 
 

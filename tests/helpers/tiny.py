@@ -131,6 +131,8 @@ def arguments(output_dir: Path, **changes):
         "lr_scheduler_type": "constant",
         **changes,
     }
+    if fields["logging_strategy"] != "steps" and "logging_steps" not in changes:
+        del fields["logging_steps"]  # it would have no effect, which is refused
     return DistillationTrainingArguments(**fields)
 
 

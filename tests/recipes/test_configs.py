@@ -127,6 +127,8 @@ def shrunk(words, path, data, weights, out):
         small["model"] = weights / ("plain" if recipe.training.distillation_type == "none" else "distilled")
     if recipe.data.label_column is not None:  # folders have no columns
         small |= {"data": data / "table", "image_column": "img"}
+    if not recipe.training.warmup_steps:
+        del small["warmup_steps"]  # a constant learning rate has no warm-up
     if recipe.teacher.teacher is not None:
         small["teacher"] = f"{__name__}:conv_network"
     return [*words, *(text for name, value in small.items() for text in (f"--{name}", str(value)))]

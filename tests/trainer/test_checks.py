@@ -15,12 +15,18 @@ from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers.tiny import NAMES, SIZE, arguments, conv_teacher, evaluation_data, source, student, training_data
 
 SIX = tuple("abcdef")
+LINEAR = {"lr_scheduler_type": "linear"}
 
 
 def trainer_of(folder, model=None, data=None, teacher=None, optimizers=(None, None), **changes):
     args = arguments(folder, **{"distillation_type": "none", "num_train_epochs": 1, **changes})
     return DistillationTrainer(
-        model or student(), teacher, args, train_dataset=data or training_data(32), optimizers=optimizers
+        model or student(),
+        teacher,
+        args,
+        train_dataset=data or training_data(32),
+        eval_dataset=evaluation_data() if args.metric_for_best_model else None,
+        optimizers=optimizers,
     )
 
 
@@ -50,12 +56,12 @@ def refused(folder, **given):
             ["class_weights='balanced'", "(list)", "ViewDataset"],
         ),
         (
-            {"metric_for_best_model": "top5_accuracy"},
+            {"metric_for_best_model": "top5_accuracy", "eval_strategy": "epoch"},
             ["metric_for_best_model='top5_accuracy'", "4 classes", "6 classes", "'accuracy'"],
         ),
         ({"per_device_train_batch_size": 7, "mixup_alpha": 0.8}, ["per_device_train_batch_size=7", "even"]),
-        ({"max_steps": 3, "warmup_steps": 3}, ["warmup_steps=3", "3 updates", "0.05"]),
-        ({"max_steps": -1, "warmup_steps": 9}, ["warmup_steps=9", "4 updates"]),
+        ({"max_steps": 3, "warmup_steps": 3, **LINEAR}, ["warmup_steps=3", "3 updates", "0.05"]),
+        ({"max_steps": -1, "warmup_steps": 9, **LINEAR}, ["warmup_steps=9", "4 updates"]),
         ({"optimizer_class": "nowhere:Lamb"}, ["optimizer_class='nowhere:Lamb'", "package.module:Class"]),
         ({"optimizer_class": "torch.optim:SGD", "optim_args": "momentum"}, ["optim_args='momentum'", "name=value"]),
     ],
@@ -71,10 +77,15 @@ def test_arguments_that_do_not_fit_student_or_data_are_refused_with_a_fix(tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"metric_for_best_model": "top5_accuracy", "model": student(names=SIX), "data": training_data(32, names=SIX)},
-        {"max_steps": 3, "warmup_steps": 2},
-        {"max_steps": -1, "warmup_steps": 3},
-        {"max_steps": 1, "warmup_steps": 0.05},
+        {
+            "metric_for_best_model": "top5_accuracy",
+            "eval_strategy": "epoch",
+            "model": student(names=SIX),
+            "data": training_data(32, names=SIX),
+        },
+        {"max_steps": 3, "warmup_steps": 2, **LINEAR},
+        {"max_steps": -1, "warmup_steps": 3, **LINEAR},
+        {"max_steps": 1, "warmup_steps": 0.05, **LINEAR},
         {"class_weights": "balanced"},
         {"layer_decay": 0.75, "scale_learning_rate": True},
         {"optimizer_class": "torch.optim:SGD", "optim_args": "momentum=0.9"},
@@ -202,8 +213,10 @@ def test_all_problems_come_in_one_error(tmp_path):
         per_device_train_batch_size=7,
         mixup_alpha=0.8,
         metric_for_best_model="top5",
+        eval_strategy="epoch",
         max_steps=2,
         warmup_steps=2,
+        **LINEAR,
         optimizer_class="nowhere:Lamb",
     )
     assert type(error) is RecipeError
@@ -313,4 +326,4 @@ def test_fewer_images_than_a_mixed_batch_are_refused_with_a_batch_size_that_work
 
 @pytest.mark.parametrize("share", [0.9, 0.99])
 def test_a_warm_up_share_that_rounds_up_to_the_entire_run_is_refused(tmp_path, share):
-    assert "warmup_steps" in str(refused(tmp_path, warmup_steps=share, max_steps=6))
+    assert "warmup_steps" in str(refused(tmp_path, warmup_steps=share, max_steps=6, **LINEAR))

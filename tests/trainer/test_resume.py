@@ -246,6 +246,8 @@ TOKEN = "hf_" + "SecretSecretSecret" * 2
 
 def trainer_of(folder, model=None, teacher=None, data=None, **changes):
     fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, **changes}
+    if fields["save_strategy"] == "no":
+        del fields["save_steps"]
     return DistillationTrainer(
         model or student(),
         teacher or conv_teacher(),
@@ -576,7 +578,7 @@ CHANGED = {
         {"lr_scheduler_type": "cosine"},
         "recipe.lr_scheduler_type: 'constant' in the checkpoint, 'cosine'",
     ),
-    "warm-up": ({}, {"warmup_steps": 2}, "recipe.warmup_steps"),
+    "warm-up": ({}, {"warmup_steps": 2, "lr_scheduler_type": "constant_with_warmup"}, "recipe.warmup_steps"),
     "length": ({}, {"max_steps": 6}, "recipe.max_steps: 4 in the checkpoint, 6 now"),
     "mode": ({}, {"distillation_type": "soft"}, "recipe.distillation_type: 'hard' in the checkpoint, 'soft' now"),
     "alpha": ({}, {"distillation_alpha": 0.3}, "recipe.distillation_alpha: 0.5 in the checkpoint, 0.3 now"),
@@ -605,13 +607,13 @@ def test_resuming_another_run_is_refused_and_the_differing_field_is_named(earlie
 @pytest.mark.parametrize(
     "changes",
     [
-        {"logging_steps": 2, "logging_strategy": "epoch"},
-        {"save_steps": 3, "save_total_limit": 9},
+        {"logging_strategy": "epoch"},
+        {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9},
         {"save_strategy": "no"},
         {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3},
         {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
         {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
-        {"hub_token": TOKEN, "hub_model_id": "someone/something", "run_name": "again"},
+        {"hub_token": TOKEN, "hub_model_id": "someone/something"},
         {"load_best_model_at_end": True, "save_strategy": "no"},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -631,7 +633,7 @@ def test_arguments_that_do_not_change_what_is_trained_may_change(earlier_run, tm
 
 
 def test_a_users_data_set_of_another_length_is_refused(tmp_path):
-    rows = [{"pixel_values": torch.rand(3, SIZE, SIZE), "label": index % 4} for index in range(17)]
+    rows = [{"pixel_values": torch.randn(3, SIZE, SIZE), "label": index % 4} for index in range(17)]
     trainer_of(tmp_path, data=rows[:16], max_steps=2).train()
     with pytest.raises(ResumeError, match="data.images.*16.*17"):
         trainer_of(tmp_path, data=rows, max_steps=2).train(resume_from_checkpoint=True)

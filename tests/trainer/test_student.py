@@ -265,7 +265,6 @@ def test_plain_training_arguments_are_refused(tmp_path):
         ("hard", None, False, "class"),
         ("soft", "class", False, "class"),
         ("none", None, True, None),
-        ("none", "class", True, None),
     ],
 )
 def test_the_default_target_depends_on_the_heads(tmp_path, mode, target, two_heads, expected):
