@@ -197,7 +197,7 @@ def trainer_of(folder, model=None, eval_dataset=None, train_dataset=None, **chan
             "label_smoothing_factor",
         ),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_a_field_that_this_trainer_cannot_use_is_refused_before_the_first_step(tmp_path, monkeypatch, changes, word):
     monkeypatch.setattr(environment, "is_installed", lambda package: False)
