@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ..data.images import as_item
-from ..data.loading import BUILDERS, VALIDATION_NAMES, is_saved_dataset, open_splits, table_files, table_root
+from ..data.layouts import split_of
+from ..data.loading import BUILDERS, is_saved_dataset, open_splits, table_files, table_root
 from ..data.tables import Columns
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 # Names of columns that are used if none is given and no column has the type.
 _IMAGE_NAMES = ("image", "file_name", "filename", "file", "path", "image_path", "filepath")
 _LABEL_NAMES = ("label", "labels", "class")
-# Names of one split; a split of any other name has only that name.
-_ONE_SPLIT = (("train", "training"), VALIDATION_NAMES, ("test", "testing"))
 _SHOWN_KINDS = 10
 _SPLITS_FILE = "dataset_dict.json"
 
@@ -116,8 +115,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _same_split(one: str, other: str) -> bool:
-    one, other = one.casefold(), other.casefold()
-    return one == other or any(one in names and other in names for names in _ONE_SPLIT)
+    return one.casefold() == other.casefold() or (split_of(one) is not None and split_of(one) == split_of(other))
 
 
 class _Finder:
