@@ -103,14 +103,14 @@ _METRIC_TITLES = {
     "teacher_mean_average_precision": "mean average precision, teacher",
     "chance_mean_average_precision": "mean average precision, chance",
     **{
-        f"{head}{measure}_{average}": f"{title}, {average}, {of}"
+        f"{head}{measure}_{average}": f"{title}, {average}{of}"
         for measure, title in (("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
         for average in ("macro", "micro")
         for head, of in (
-            ("", "fused"),
-            ("cls_", "class head"),
-            ("distillation_", "distillation head"),
-            ("teacher_", "teacher"),
+            ("", ""),
+            ("cls_", ", class head"),
+            ("distillation_", ", distillation head"),
+            ("teacher_", ", teacher"),
         )
     },
 }

@@ -291,6 +291,7 @@ def evaluate(
     split_column: str | None = None,
     train_split: str | None = None,
     validation_split: str | None = None,
+    teacher_problem_type: str | None = None,
     batch_size: int = 64,
     bf16: bool = False,
     class_names: StrPath | None = None,
@@ -315,6 +316,8 @@ def evaluate(
         split_column: Column of a table that names the split of each row, or "none".
         train_split: Name of the training split in the data.
         validation_split: Name of the validation split in the data, or "none".
+        teacher_problem_type: What the logits of the teacher were trained for, "single_label_classification" or
+            "multi_label_classification". Default: as the files of the teacher state.
         class_names: File that names the classes of the data, as the field of `train`. Default: that of the model's own run.
         batch_size: Number of images per batch.
         bf16: Compute in bfloat16 (autocast).
@@ -342,6 +345,7 @@ def evaluate(
             split=split,
             selection=selection if selection != Selection() else None,
             class_names=class_names,
+            teacher_problem_type=teacher_problem_type,
         )
     )
 

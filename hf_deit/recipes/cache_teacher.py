@@ -106,6 +106,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         rows = [("teacher outputs", rows[0])]
     titles = {"first": "first epoch of views", "num_labels": "classes", "view_epochs": "epochs of views"}
+    titles |= {"teacher_accuracy": "top-1 accuracy, teacher", "teacher_f1_micro": "F1, micro, teacher"}
     for name, value in shown.items():
         title = titles.get(name) or name.replace("_", " ")
         share = isinstance(value, float) and name.startswith("teacher_")
