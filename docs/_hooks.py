@@ -98,11 +98,22 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 # A figure and its unit or error stay on one line: "63.5 ± 1.9 %", "96 px".
 SPACE_IN_FIGURE = re.compile(r"(?<=\d) (?=(?:±|×|%|px|GB|MB|GiB|MiB|KiB|ms|s)(?!\w))|(?<=[±×]) (?=\d)")
+# Code in a line or a cell breaks at spaces, and after these signs.
+INLINE_CODE = re.compile(r"(<code>)([^<]*)(</code>)")
+BLOCK = re.compile(r"(<pre\b.*?</pre>)", re.DOTALL)
+PIECE = re.compile(r"-*[^\s_./=,:-]*[_./=,:-]*|\s+")
 TAG_OR_CODE = re.compile(r"(<(pre|code|script|style)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Put no-break spaces into figures."""
+    """Put no-break spaces into figures, and let code break between the words of a name but not in a word or after `--`."""
+
+    def pieces_of(code: re.Match) -> str:
+        words = (word for word in PIECE.findall(code[2]) if word)
+        return "".join([code[1], *(word if word.isspace() else f"<span>{word}</span><wbr>" for word in words), code[3]])
+
+    blocks = BLOCK.split(html)
+    html = "".join(text if number % 2 else INLINE_CODE.sub(pieces_of, text) for number, text in enumerate(blocks))
     pieces, end = [], 0
     for found in TAG_OR_CODE.finditer(html):
         pieces += [SPACE_IN_FIGURE.sub("\N{NO-BREAK SPACE}", html[end : found.start()]), found[0]]
