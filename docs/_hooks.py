@@ -101,7 +101,7 @@ SPACE_IN_FIGURE = re.compile(r"(?<=\d) (?=(?:±|×|%|px|GB|MB|GiB|MiB|KiB|ms|s)(
 # Code in a line or a cell breaks at spaces, and after these signs.
 INLINE_CODE = re.compile(r"(<code>)([^<]*)(</code>)")
 BLOCK = re.compile(r"(<pre\b.*?</pre>)", re.DOTALL)
-PIECE = re.compile(r"-*[^\s_./=,:-]*[_./=,:-]*|\s+")
+PIECE = re.compile(r"[^\s_/=,:]*[_/=,:]*|\s+")
 TAG_OR_CODE = re.compile(r"(<(pre|code|script|style)\b.*?</\2>|<[^>]*>)", re.DOTALL)
 
 
@@ -110,7 +110,8 @@ def on_page_content(html: str, **_: Any) -> str:
 
     def pieces_of(code: re.Match) -> str:
         words = (word for word in PIECE.findall(code[2]) if word)
-        return "".join([code[1], *(word if word.isspace() else f"<span>{word}</span><wbr>" for word in words), code[3]])
+        marked = "<wbr>".join(word if word.isspace() else f"<span>{word}</span>" for word in words)
+        return f"{code[1]}{marked}{code[3]}"
 
     blocks = BLOCK.split(html)
     html = "".join(text if number % 2 else INLINE_CODE.sub(pieces_of, text) for number, text in enumerate(blocks))
