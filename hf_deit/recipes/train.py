@@ -51,7 +51,9 @@ def train(
     trainer = build_trainer(recipe, data, teacher, concurrent_trainings=concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
-    logger.info("Fields that differ from their defaults:\n%s", yaml.safe_dump(recipe.changed(), sort_keys=True))
+    logger.info(
+        "Fields that differ from their defaults:\n%s", yaml.safe_dump(recipe.changed(), default_flow_style=None)
+    )
     logger.info("All fields are saved in %s.", output_dir / RECIPE_FILE)
     if recipe.run.continues:  # again, now with the teacher's weights
         trainer.check_resumable(newest_checkpoint(output_dir), extend=recipe.run.extend)

@@ -72,6 +72,7 @@ VALUES = {
     "teacher_image_size": (160, 160),
     "teacher_labels": ["a dog", "cat", "1"],
     "teacher_dtype": "float16",
+    "teacher_problem_type": "multi_label_classification",
     "teacher_cache": "cache",
     "verify_teacher_cache": 100,
     "resume": True,
