@@ -1,4 +1,7 @@
-"""A griffe extension: a dataclass field's documentation is the `metadata["help"]` that the command line shows too."""
+"""A griffe extension: a dataclass field's documentation is the `metadata["help"]` that the command line shows too.
+
+Private base classes are not shown.
+"""
 
 import ast
 from typing import Any
@@ -7,7 +10,11 @@ import griffe
 
 
 class FieldHelp(griffe.Extension):
-    """Takes the docstring of a dataclass field from its metadata."""
+    """Extension that takes the docstring of a dataclass field from its metadata, and leaves out private base classes."""
+
+    def on_class_instance(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Leave out the private base classes of a class."""
+        cls.bases = [base for base in cls.bases if not str(base).rpartition(".")[2].startswith("_")]
 
     def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, **_: Any) -> None:
         """Set the docstring of an attribute that is `field(..., metadata={"help": "..."})`."""

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: links to files outside docs/ work on the site, and no page requests anything from other hosts.
+"""Hooks of mkdocs: links to files outside docs/ work on the site, no page requests anything from other hosts, and figures do not break.
 
 Pages link to other files as they do on a disk or a code host (`../CONTRIBUTING.md`, `../training/accelerate/ddp.yaml`). Markdown files
 become pages of the site; other files are copied beside the pages, under `repository/`. A link to a folder becomes plain text.
@@ -94,6 +94,32 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         return f"\x00{len(kept) - 1}\x00"
 
     return re.sub(r"\x00(\d+)\x00", lambda mark: kept[int(mark[1])], LINK.sub(rewritten, CODE.sub(keep, markdown)))
+
+
+# A figure and its unit or error stay on one line: "63.5 ± 1.9 %", "96 px".
+SPACE_IN_FIGURE = re.compile(r"(?<=\d) (?=(?:±|×|%|px|GB|MB|GiB|MiB|KiB|ms|s)(?!\w))|(?<=[±×]) (?=\d)")
+# Code in a line or a cell breaks at spaces, and after these signs.
+INLINE_CODE = re.compile(r"(<code>)([^<]*)(</code>)")
+BLOCK = re.compile(r"(<pre\b.*?</pre>)", re.DOTALL)
+PIECE = re.compile(r"[^\s_/=,:]*[_/=,:]*|\s+")
+TAG_OR_CODE = re.compile(r"(<(pre|code|script|style)\b.*?</\2>|<[^>]*>)", re.DOTALL)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Put no-break spaces into figures, and let code break between the words of a name but not in a word or after `--`."""
+
+    def pieces_of(code: re.Match) -> str:
+        words = (word for word in PIECE.findall(code[2]) if word)
+        marked = "<wbr>".join(word if word.isspace() else f"<span>{word}</span>" for word in words)
+        return f"{code[1]}{marked}{code[3]}"
+
+    blocks = BLOCK.split(html)
+    html = "".join(text if number % 2 else INLINE_CODE.sub(pieces_of, text) for number, text in enumerate(blocks))
+    pieces, end = [], 0
+    for found in TAG_OR_CODE.finditer(html):
+        pieces += [SPACE_IN_FIGURE.sub("\N{NO-BREAK SPACE}", html[end : found.start()]), found[0]]
+        end = found.end()
+    return "".join([*pieces, SPACE_IN_FIGURE.sub("\N{NO-BREAK SPACE}", html[end:])])
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

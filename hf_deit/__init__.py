@@ -23,9 +23,11 @@ _PUBLIC = {
     "load_splits": "data.loading",
     "Teacher": "distillation.teacher",
     "cache_teacher": "recipes.api",
+    "card": "recipes.api",
     "evaluate": "recipes.api",
     "predict": "recipes.api",
     "train": "recipes.api",
+    "train_teacher": "recipes.api",
     "DistillationTrainer": "trainer.trainer",
     "DistillationTrainingArguments": "trainer.training_args",
 }
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
         ViTForImageClassification,
         register_auto_classes,
     )
-    from .recipes.api import cache_teacher, evaluate, predict, train
+    from .recipes.api import cache_teacher, card, evaluate, predict, train, train_teacher
     from .trainer.trainer import DistillationTrainer
     from .trainer.training_args import DistillationTrainingArguments
 

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="hf-deit",
         description="Distil any image classifier into a DeiT that plain transformers loads.",
         epilog="Exit codes: 0 success, 1 the training diverged, 2 an argument or a file is invalid or a package is missing, "
-        "3 an unexpected error.",
+        "3 an unexpected error, 130 interrupted (Ctrl-C).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -121,6 +121,31 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
 }
 
 
+_FLAG_VALUES = {"true": ["--bf16"], "false": []}
+
+
+def _without_values(words: Sequence[str]) -> list[str]:
+    """Return the words with `--bf16` for `--bf16 true`, and without `--bf16 false`, where it is an option and no field.
+
+    `hf-deit train` takes fields, which can be given with a value. So that form works with the other commands too.
+    """
+    if not words or words[0] not in ("evaluate", "train-teacher"):
+        return list(words)
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name != "--bf16":
+            found.append(word)
+            continue
+        following = value if equals else next(rest, None)
+        flag = _FLAG_VALUES.get((following or "").lower())
+        found += [word] if flag is None else flag
+        if flag is None and not equals and following is not None:
+            found.append(following)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -131,8 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = build_parser()
-    options, fields = parser.parse_known_args(arguments)
-    options.given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, fields = parser.parse_known_args(_without_values(given))
+    options.given = given
     if fields and options.command not in ("train", "show-augmentations", "cache-teacher", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     from ..errors import own_message
@@ -155,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{' → '.join(paths)}: {error.strerror}" if paths else str(error) or type(error).__name__
         print(f"hf-deit {options.command}: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        print(f"\nhf-deit {options.command}: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
     except Exception:  # a fault of the program: 1, Python's own exit code, would say that a training diverged
         traceback.print_exc()

@@ -120,7 +120,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--teacher_view_size",
         type=int,
-        help="side of the view that the teacher sees, in pixels (default: that of the model)",
+        help="side of the view that the teacher sees, in pixels (default: the view_size that the model was trained with)",
     )
     evaluate.add_argument(
         "--teacher_problem_type",
@@ -213,7 +213,10 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
         recipe_parser().print_help()
         return
     loaded = load_recipe(_recipe_file(options), fields)
-    metrics = train(loaded)
+    try:
+        metrics = train(loaded)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
     if metrics is not None:
         print()
         print_table(metric_rows(metrics, metrics["split"]))
@@ -222,6 +225,15 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
             "model anywhere with"
         )
         print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
+
+
+def _how_to_continue(output_dir: Path) -> str:
+    from ..trainer.checkpoints import checkpoints
+
+    found = checkpoints(output_dir)
+    if not found:
+        return f"No checkpoint was saved in {output_dir}. Run the same command again to start from the beginning."
+    return f"Add --resume to the same command to continue from {found[-1]}."
 
 
 def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
@@ -274,7 +286,8 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
         class_names=options.class_names,
         teacher_problem_type=options.teacher_problem_type,
     )
-    print_table(metric_rows(result["metrics"] | {"broken_images": result["broken_images"]}, result["split"]))
+    metrics = result["metrics"] | {"broken_images": result["broken_images"]}
+    print_table(metric_rows(metrics, result["split"], result["loss_on"]))
     print()
     print_table(_per_class_rows(result["per_class"]))
     if options.json is not None:
@@ -319,7 +332,7 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..recipes.cache_teacher import cache_teacher
+    from ..recipes.cache_teacher import cache_teacher, summary_rows
     from ..recipes.reading import given_names, load_recipe
 
     wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
@@ -334,8 +347,7 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     if summary is None:
         return
     print()
-    rows = [[name.replace("_", " "), str(value)] for name, value in summary.items() if value is not None]
-    print_table([["teacher cache", ""], *rows])
+    print_table([["teacher cache", ""], *summary_rows(summary)])
     if "first" in summary:
         print(
             f"\nA part of a cache is in {options.out}. Merge parts: hf-deit merge-teacher-caches MERGED {options.out} …"

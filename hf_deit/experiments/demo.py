@@ -253,7 +253,7 @@ def run_demo(arguments: DemoArguments) -> dict[str, Any]:
     data = load_digits(arguments)
     logger.info("%d labelled digits, %d held out for testing", len(data.train), len(data.test))
     teacher = train_digit_teacher(arguments, data)
-    rows = [["student", "fused", "class head", "distillation head", "teacher", "agreement"]]
+    rows = [["student", "prediction", "class head", "distillation head", "teacher", "agreement"]]
     best: tuple[float, str, DistillationTrainer] | None = None
     for kind, learning_rate in zip(KINDS, arguments.learning_rates, strict=True):
         logger.info("Training the student: %s", _TITLES[kind])

@@ -1,13 +1,15 @@
-"""Python functions for the commands: `hf_deit.train`, `hf_deit.evaluate`, `hf_deit.predict`, `hf_deit.cache_teacher`.
+"""Python functions for the commands: `hf_deit.train_teacher`, `train`, `evaluate`, `predict`, `cache_teacher` and `card`.
 
 Each function runs the same code as the command of the same name, and returns an object whose `repr` is a table. The fields of
 a recipe are keyword arguments: `--learning_rate 1e-3` becomes `learning_rate=1e-3`.
 """
 
+import dataclasses
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,22 @@ class TrainingResult(_Table):
 
 
 @dataclass(repr=False)
+class TeacherTrainingResult(_Table):
+    """Result of training a teacher.
+
+    Args:
+        output_dir: Folder of the saved teacher, for `teacher=`.
+        metrics: Metrics on the validation images.
+    """
+
+    output_dir: Path
+    metrics: dict[str, float]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [("output_dir", str(self.output_dir)), *_shown(self.metrics)]
+
+
+@dataclass(repr=False)
 class EvaluationResult(_Table):
     """Result of an evaluation.
 
@@ -94,15 +112,18 @@ class EvaluationResult(_Table):
             each class, by class name.
         broken_images: Number of unreadable images, by the stage at which they were left out.
         split: The split that was evaluated; "all" for all images of data without splits.
+        loss_on: What the losses were computed on: "labels and teacher", as in the training of a distilled model, or "labels".
     """
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     broken_images: dict[str, int]
     split: str = "validation"
+    loss_on: str = "labels"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [("split", self.split), *_shown(self.metrics)]
+        rows = [("split", self.split), *_shown(self.metrics)]
+        return [(f"loss ({self.loss_on})", *row[1:]) if row[0] == "loss" else row for row in rows]
 
 
 @dataclass(frozen=True)
@@ -160,7 +181,9 @@ class CacheResult(_Table):
     summary: dict[str, Any]
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [("folder", str(self.folder)), *((name, str(value)) for name, value in self.summary.items())]
+        from .cache_teacher import summary_rows
+
+        return [("folder", str(self.folder)), *summary_rows(self.summary)]
 
 
 def _recipe(recipe: StrPath | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> "Recipe":
@@ -221,14 +244,56 @@ def train(
     return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken, split)
 
 
+def train_teacher(
+    data: StrPath,
+    *,
+    network: StrPath,
+    output_dir: StrPath,
+    **fields: Any,
+) -> TeacherTrainingResult:
+    """Train a teacher from a pretrained network and save it, as `hf-deit train-teacher` does.
+
+    Args:
+        data: Folder, table, saved data set or Hub name of the images.
+        network: `package.module:factory`, or folder or Hub name of a transformers classifier.
+        output_dir: Folder in which the teacher is saved.
+        **fields: Further options of the command, such as `image_size=128` or `mode="finetune"`; see [teachers](teachers.md).
+
+    Raises:
+        UserError: An option is unknown, or the data, the network or a value cannot be used.
+    """
+    from . import train_teacher as training
+    from .teacher_arguments import TeacherTrainingArguments
+
+    given = {"data": os.fspath(data), "network": os.fspath(network), "output_dir": os.fspath(output_dir), **fields}
+    known = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" The options are {', '.join(known)}."
+            raise RecipeError(f"train_teacher has no option {name}={given[name]!r}.{hint}")
+    metrics = training.train_teacher(TeacherTrainingArguments(**given))
+    return TeacherTrainingResult(Path(output_dir), metrics)
+
+
 def evaluate(
     model: StrPath,
     data: StrPath,
     *,
     teacher: StrPath | None = None,
+    teacher_view_size: int | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    label_separator: str | None = None,
+    data_config: str | None = None,
+    data_revision: str | None = None,
+    split_column: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    teacher_problem_type: str | None = None,
     batch_size: int = 64,
     bf16: bool = False,
-    split: str | None = None,
     class_names: StrPath | None = None,
 ) -> EvaluationResult:
     """Evaluate a saved model on one split of `data`, as `hf-deit evaluate` does.
@@ -238,27 +303,49 @@ def evaluate(
         data: Folder, table, saved data set or Hub name of the images.
         teacher: Folder, Hub name or factory of a teacher. If it is given, the accuracy of the teacher and the agreement of the
             model with it are measured too.
-        batch_size: Number of images per batch.
-        bf16: Compute in bfloat16 (autocast).
+        teacher_view_size: Side in pixels of the view that the teacher gets. Default: the `view_size` that the model was trained
+            with.
         split: Split to evaluate: train, validation, test, or the name of a split in the data. Default: validation, or test if
             there is no validation split.
+        image_column: Image column of a table. The default of this and of the next two: as in the training of the model.
+        label_column: Label column of a table, or several columns.
+        label_separator: Text between the labels of a cell.
+        data_config: Configuration of a data set on the Hub. The default of this and of the next four: as in the training of the
+            model, if it was trained on the same data.
+        data_revision: Branch, tag or commit of a data set on the Hub.
+        split_column: Column of a table that names the split of each row, or "none".
+        train_split: Name of the training split in the data.
+        validation_split: Name of the validation split in the data, or "none".
+        teacher_problem_type: What the logits of the teacher were trained for, "single_label_classification" or
+            "multi_label_classification". Default: as the files of the teacher state.
         class_names: File that names the classes of the data, as the field of `train`. Default: that of the model's own run.
+        batch_size: Number of images per batch.
+        bf16: Compute in bfloat16 (autocast).
 
     Raises:
         UserError: The model, the data or the teacher does not exist, or they do not match.
     """
+    from ..data.layouts import Selection
+    from ..data.tables import Columns
     from . import evaluate as evaluation
 
     teacher = None if teacher is None else os.fspath(teacher)
+    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
+    columns = Columns(image_column, labels, label_separator)
+    selection = Selection(data_config, data_revision, split_column, train_split, validation_split)
     return EvaluationResult(
         **evaluation.evaluate(
             os.fspath(model),
             os.fspath(data),
             teacher,
-            batch_size=batch_size,
-            bf16=bf16,
+            teacher_view_size,
+            batch_size,
+            bf16,
+            columns=columns if columns != Columns() else None,
             split=split,
+            selection=selection if selection != Selection() else None,
             class_names=class_names,
+            teacher_problem_type=teacher_problem_type,
         )
     )
 
@@ -363,3 +450,42 @@ def cache_teacher(
         loaded, out, epochs=views, first=first_view, kind=kind, top_k=top_k, dtype=answer_dtype
     )
     return CacheResult(Path(out), summary or {})
+
+
+def card(
+    model: StrPath,
+    *,
+    license: str | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    data_license: str | None = None,
+    base_model_license: str | None = None,
+) -> Path:
+    """Render the card of a model (README.md) again from the files in its folder, as `hf-deit card` does.
+
+    Args:
+        model: Folder of the model.
+        license: Licence identifier of the Hub, such as "apache-2.0"; "unknown" withdraws a licence. The default of this and of the
+            following: as in the present card.
+        base_model: Hub name of the weights that training started from.
+        dataset: Hub name of the data.
+        data_license: Licence of the data.
+        base_model_license: Licence of the weights that training started from.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        PublishError: The folder contains no model, or a README.md that was written or changed by hand.
+    """
+    from ..hub.facts import CardMetadata
+    from ..hub.model_card import render_model_card
+
+    metadata = CardMetadata(
+        license=license,
+        base_model=base_model,
+        dataset=dataset,
+        data_license=data_license,
+        base_model_license=base_model_license,
+    )
+    return render_model_card(model, metadata)

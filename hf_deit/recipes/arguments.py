@@ -388,6 +388,11 @@ class Recipe:
         fields = {**self.given, **changes}
         return Recipe.from_fields(fields, tolerated=fields)
 
+    def changed(self) -> dict[str, Any]:
+        """Return those of the fields of `to_dict` that were given with another value than their default."""
+        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in _defaults().items()}
+        return {name: value for name, value in self.to_dict().items() if name in self.given and value != defaults[name]}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and their values in the form of YAML, defaults included.
 
@@ -410,6 +415,10 @@ class Recipe:
         return fields
 
 
+def _defaults() -> dict[str, Any]:
+    return {entry.name: entry.default for group in field_groups().values() for entry in _fields_of(group)}
+
+
 def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
     """Check that every field exists.
 
@@ -426,8 +435,78 @@ def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
         raise RecipeError(f"{where} has unknown field(s) {listed(unknown)}.{similar_name(unknown[0])}")
 
 
+# Usual names of other tools (timm, the official script, Keras, ultralytics) → the field.
+OTHER_TOOLS = {
+    "aa": "auto_augment",
+    "alpha": "distillation_alpha",
+    "amp": "bf16",
+    "batch": "per_device_train_batch_size",
+    "batch_size": "per_device_train_batch_size",
+    "clip_grad": "max_grad_norm",
+    "cutmix": "cutmix_alpha",
+    "data_dir": "data",
+    "data_path": "data",
+    "dataset": "data",
+    "depth": "num_hidden_layers",
+    "drop_path": "drop_path_rate",
+    "embed_dim": "hidden_size",
+    "epoch": "num_train_epochs",
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "finetune": "model",
+    "heads": "num_attention_heads",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "iterations": "max_steps",
+    "layers": "num_hidden_layers",
+    "label_smoothing": "label_smoothing_factor",
+    "lr": "learning_rate",
+    "min_lr": "min_learning_rate",
+    "mixup": "mixup_alpha",
+    "mixup_prob": "mix_probability",
+    "mixup_switch_prob": "mix_switch_probability",
+    "model_ema": "ema_epochs",
+    "momentum": "optim_args",
+    "n_epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "num_workers": "dataloader_num_workers",
+    "opt": "optim",
+    "optimizer": "optim",
+    "out": "output_dir",
+    "output": "output_dir",
+    "pretrained": "model",
+    "repeated_aug": "repeated_augmentation",
+    "reprob": "erasing_probability",
+    "resolution": "image_size",
+    "sched": "lr_scheduler_type",
+    "scheduler": "lr_scheduler_type",
+    "smoothing": "label_smoothing_factor",
+    "steps": "max_steps",
+    "tau": "distillation_tau",
+    "teacher_model": "teacher",
+    "teacher_path": "teacher_weights",
+    "temperature": "distillation_tau",
+    "train_batch_size": "per_device_train_batch_size",
+    "val_batch_size": "per_device_eval_batch_size",
+    "val_split": "validation_split",
+    "warmup": "warmup_steps",
+    "warmup_epochs": "warmup_steps",
+    "warmup_lr": "warmup_learning_rate",
+    "wd": "weight_decay",
+    "workers": "dataloader_num_workers",
+}
+
+
 def similar_name(name: str) -> str:
-    """Return the end of a message about an unknown field: a similar field, or the command that lists all fields."""
+    """Return the end of a message about an unknown field: the field for it, or the command that lists all fields.
+
+    The field is looked up among usual names of other tools first, and among similar names of fields then.
+    """
+    known_elsewhere = OTHER_TOOLS.get(name.lower().replace("-", "_"))
+    if known_elsewhere is not None:
+        return f" Did you mean {known_elsewhere}?"
     known = [entry.name for group in field_groups().values() for entry in _fields_of(group)]
     close = get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."

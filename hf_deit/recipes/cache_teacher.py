@@ -4,6 +4,7 @@ distillation/cache_builder.py runs the teacher. A training (train.py) uses the c
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,31 @@ def cache_teacher(
         return None
     is_part = first > 0 and not set(range(first)) <= set(finished_epochs(Path(out)))
     return {"first": first, "view_epochs": len(wanted)} if is_part else TeacherCache(out).summary()
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the summary of a cache as rows of a table: names in words, and rounded figures."""
+    shown = {name: value for name, value in summary.items() if value is not None}
+    rows = []
+    if "kind" in shown:
+        of_logits = f"{shown.pop('dtype', '')} (soft)"
+        rows.append(
+            {
+                "hard": "classes (hard)",
+                "dense": f"all logits, {of_logits}",
+                "top_k": f"the {shown.pop('top_k', None)} largest logits, for τ = {shown.pop('tau', None)}, {of_logits}",
+            }[shown.pop("kind")]
+        )
+        rows = [("teacher outputs", rows[0])]
+    titles = {"first": "first epoch of views", "num_labels": "classes", "view_epochs": "epochs of views"}
+    titles |= {"teacher_accuracy": "top-1 accuracy, teacher", "teacher_f1_micro": "F1, micro, teacher"}
+    for name, value in shown.items():
+        title = titles.get(name) or name.replace("_", " ")
+        share = isinstance(value, float) and name.startswith("teacher_")
+        rows.append(
+            (title, f"{100 * value:.2f} %" if share else f"{value:,}" if isinstance(value, int) else str(value))
+        )
+    return rows
 
 
 def _epochs(shown: int, epochs: int | None, first: int) -> range:

@@ -142,7 +142,8 @@ def evaluate(
         teacher: Folder, Hub name or factory of a teacher. If it is given, its accuracy and the agreement with it are
             measured too. If it is the teacher of the model's own recipe.yaml, the other `teacher_` fields there (weights, mean,
             std, size, labels, dtype) are used too.
-        teacher_view_size: Side in pixels of the view that the teacher gets. Default: the pixels that the model gets.
+        teacher_view_size: Side in pixels of the view that the teacher gets. Default: the `view_size` of the model's own recipe.yaml;
+            without a recipe, the pixels that the model gets.
         batch_size: Number of images per batch.
         bf16: Compute in bfloat16 (autocast).
         columns: Columns of a table. Default: those of the model's own recipe.yaml.
@@ -154,7 +155,8 @@ def evaluate(
         teacher_problem_type: Problem type of the teacher. Default: that of its own files.
 
     Returns:
-        `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `per_class` with
+        `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `loss_on`,
+        what the losses were computed on (see `_use_own_loss`); `per_class` with
         the `accuracy` (multi-label: `average_precision`, `f1`, `precision` and `recall`) and the number of `images` of each
         class; `broken_images`, the number of unreadable images, by the stage at which they were left out.
 
@@ -183,7 +185,6 @@ def evaluate(
     problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
     if teacher_view_size is not None and teacher_view_size < 1:
         raise RecipeError(f"teacher_view_size={teacher_view_size}: give a number of pixels, at least 1.")
-    view_size = as_pair(teacher_view_size) if teacher is not None and teacher_view_size is not None else None
     source, same = _named_and_relabelled(
         validation, model, problem_type, _own_class_names(own) if class_names is None else class_names
     )
@@ -195,12 +196,17 @@ def evaluate(
         )
         _merge_same_names(model, same)
     _report_constant_classes(source)
-    dataset = EvaluationDataset(source, processor=processor, view_size=view_size)
+    dataset = EvaluationDataset(
+        source,
+        processor=processor,
+        **({} if teacher is None else _teacher_view(own, teacher_view_size)),
+    )
     with tempfile.TemporaryDirectory() as unused:
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
         loaded_teacher = build_teacher(_teacher_arguments(own, teacher, teacher_problem_type))
+        loss_on = _use_own_loss(args, None if same else own, has_teacher=teacher is not None)
         trainer = DistillationTrainer(model, loaded_teacher, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
         metrics = trainer.evaluate()
@@ -209,6 +215,7 @@ def evaluate(
     return {
         "split": found.split_name,
         "metrics": metrics,
+        "loss_on": loss_on,
         "per_class": per_class(trainer.rows, names),
         "broken_images": broken,
     }
@@ -233,6 +240,40 @@ def _own_class_names(own: Recipe | None) -> str | None:
         logger.warning("class_names=%r of the model's own recipe does not exist. The names of the data are used.", file)
         return None
     return file
+
+
+_LOSS_FIELDS = ("base_loss", "label_smoothing_factor")
+_TEACHER_LOSS_FIELDS = (
+    "distillation_type",
+    "distillation_target",
+    "distillation_alpha",
+    "distillation_tau",
+    "distillation_reduction",
+)
+
+
+def _use_own_loss(args: DistillationTrainingArguments, own: Recipe | None, has_teacher: bool) -> str:
+    """Set the loss fields of the model's own recipe, so that the evaluation computes the loss of its training.
+
+    Without a recipe, the loss is the cross-entropy on the labels; also if classes with the same name are merged.
+
+    Returns:
+        "labels and teacher", or "labels". "labels, without class_weights" if the recipe has `class_weights`, which need
+        the training images.
+    """
+    if own is None:
+        return "labels"
+    learned = has_teacher and own.training.distillation_type != "none"
+    for name in (*_LOSS_FIELDS, *(_TEACHER_LOSS_FIELDS if learned else ())):
+        setattr(args, name, getattr(own.training, name))
+    weights = "" if own.training.class_weights == "none" else ", without class_weights"
+    return ("labels and teacher" if learned else "labels") + weights
+
+
+def _teacher_view(own: Recipe | None, side: int | None) -> dict[str, Any]:
+    """Return the arguments of `EvaluationDataset` for the view of the teacher; as in the model's own run by default."""
+    size = as_pair(side) if side is not None else None if own is None else own.augmentation.view_size
+    return {"view_size": size} | ({} if own is None else {"crop_ratio": own.data.evaluation_crop_ratio})
 
 
 def _recipe_of(name_or_path: str) -> Recipe | None:

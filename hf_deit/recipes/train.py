@@ -51,13 +51,20 @@ def train(
     trainer = build_trainer(recipe, data, teacher, concurrent_trainings=concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
-    logger.info("Recipe, defaults included:\n%s", yaml.safe_dump(recipe.to_dict(), sort_keys=True))
+    logger.info(
+        "Fields that differ from their defaults:\n%s", yaml.safe_dump(recipe.changed(), default_flow_style=None)
+    )
+    logger.info("All fields are saved in %s.", output_dir / RECIPE_FILE)
     if recipe.run.continues:  # again, now with the teacher's weights
         trainer.check_resumable(newest_checkpoint(output_dir), extend=recipe.run.extend)
     if trainer.is_world_process_zero():
         with staged_files(output_dir) as folder:
             (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
-    trained = trainer.train(resume_from_checkpoint=recipe.run.continues or None, extend=recipe.run.extend)
+    try:
+        trained = trainer.train(resume_from_checkpoint=recipe.run.continues or None, extend=recipe.run.extend)
+    except KeyboardInterrupt:
+        logger.info("Interrupted at step %d.", trainer.state.global_step)
+        raise
     trainer.save_model(_internal_call=True)  # published below, when results and card are written
     metrics: dict[str, Any] = trainer.evaluate()
     metrics["split"] = data.validation.split_name

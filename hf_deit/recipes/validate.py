@@ -91,8 +91,8 @@ def _check_output_dir(recipe: Recipe) -> None:
         newest_checkpoint(folder)
     elif checkpoints(folder) or any(folder.glob("model.safetensors*")):
         raise RecipeError(
-            f"output_dir={str(folder)!r} holds an earlier run. Add --resume to continue from its newest checkpoint, or choose "
-            "another --output_dir."
+            f"output_dir={str(folder)!r} holds an earlier run. Add --resume (in Python resume=True) to continue from "
+            "its newest checkpoint, or choose another output_dir."
         )
 
 

@@ -112,7 +112,7 @@ def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
             (`to_arrays`).
 
     Returns:
-        For multi-label images, of the fused logits and of each head: `mean_average_precision`, the mean over the classes
+        For multi-label images, of the prediction and of each head: `mean_average_precision`, the mean over the classes
         that occur; and `f1`, `precision` and `recall` of the decisions (a class is present if its logit is above 0), each
         with `_macro` (mean over the classes that occur) and `_micro` (all images and classes counted together); 0 where
         nothing is predicted. With a teacher: the same of its outputs, as far as they are known (`teacher_f1_macro`, …), and
@@ -120,7 +120,7 @@ def summarize(kept: Mapping[str, np.ndarray]) -> dict[str, float]:
         `chance_mean_average_precision`, the mean average precision of scores without information, which is the mean over
         the classes that occur of the share of images that have the class. There are no metrics if no class occurs.
 
-        For single-label images: `majority_accuracy`, the share of the most frequent class; `accuracy` (fused top-1) and
+        For single-label images: `majority_accuracy`, the share of the most frequent class; `accuracy` (top-1) and
         `balanced_accuracy`; and those of `cls_accuracy`, `distillation_accuracy`, `teacher_accuracy`,
         `teacher_agreement` and `top5_accuracy` whose values were kept.
     """

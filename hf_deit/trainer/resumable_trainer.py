@@ -188,6 +188,7 @@ class ResumableTrainer(Trainer):
             self.extensions = saved_run(checkpoint).get("extensions", [])
             if extend:
                 self._note_extension(checkpoint)
+            logger.info("Resuming from %s.", resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def check_resumable(self, checkpoint: Path, *, extend: bool = False, with_teacher: bool = True) -> None:

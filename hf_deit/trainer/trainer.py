@@ -685,7 +685,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return loss, fused logits and labels of a batch, and keep a few numbers per image for the metrics."""
+        """Return loss, logits of the prediction and labels of a batch, and keep a few numbers per image for the metrics."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():

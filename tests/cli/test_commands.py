@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from hf_deit.cli import training
@@ -22,6 +23,7 @@ from hf_deit.recipes.arguments import DataArguments, ModelArguments, RunArgument
 from hf_deit.recipes.predict import predict
 from hf_deit.recipes.reading import load_recipe, recipe_names, whole_text
 from hf_deit.recipes.train_teacher import TeacherTrainingArguments
+from hf_deit.trainer.trainer import DistillationTrainer
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 from tests.helpers.runs import (
     FACTORY,
@@ -281,12 +283,57 @@ def test_a_diverged_training_exits_with_1_and_names_the_step(tmp_path, capsys, d
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_an_interrupted_run_exits_with_130(tmp_path, monkeypatch, data):
+def test_an_interrupted_run_exits_with_130_and_names_what_continues_it(tmp_path, monkeypatch, capsys, caplog, data):
+    fields = (*STUDENT, "--distillation_type", "none", "--max_steps", 3, "--save_strategy", "steps", "--save_steps", 2)
+    step = DistillationTrainer.training_step
+
+    def interrupted(trainer, *arguments, **kwargs):
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(trainer, *arguments, **kwargs)
+
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr(DistillationTrainer, "training_step", interrupted)
+        assert train(data, tmp_path, *fields) == 130
+        assert "Interrupted at step 2." in caplog.text
+    message = capsys.readouterr().err
+    assert "--resume" in message and str(tmp_path / "checkpoint-2") in message and "Traceback" not in message
+    with caplog.at_level("INFO"):
+        assert train(data, tmp_path, *fields, "--resume") == 0
+    assert f"Resuming from {tmp_path / 'checkpoint-2'}." in caplog.text
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_is_not_told_to_resume(tmp_path, monkeypatch, capsys, data):
     def interrupted(recipe):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_deit.recipes.train.train", interrupted)
     assert train(data, tmp_path, *STUDENT) == 130
+    assert "--resume" not in (message := capsys.readouterr().err) and "interrupted" in message
+
+
+@pytest.mark.parametrize(("words", "value"), [((), False), (("true",), True), (("false",), False), (None, True)])
+def test_a_switch_can_have_a_value_as_a_field_of_a_recipe_can(monkeypatch, words, value):
+    seen = []
+    monkeypatch.setitem(HANDLERS, "evaluate", lambda options, fields: seen.append(options))
+    given = ["--bf16"] if words is None else ["--bf16", *words] if words else []
+    for order in (("model", *given), (*given, "model")):
+        assert hf_deit("evaluate", *order, "--data", "photos") == 0
+    assert [(options.bf16, options.model) for options in seen] == [(value, "model")] * 2
+
+
+def test_only_fields_that_differ_from_their_defaults_are_logged(tmp_path, caplog, data):
+    with caplog.at_level("INFO"):
+        assert (
+            train(data, tmp_path, *STUDENT, "--max_steps", 1, "--learning_rate", 5e-4, "--distillation_type", "none")
+            == 0
+        )
+    (logged,) = [record.getMessage() for record in caplog.records if "their defaults" in record.getMessage()]
+    fields = yaml.safe_load(logged.partition("\n")[2])
+    assert fields["image_size"] == [16] and fields["max_steps"] == 1 and fields["data"] == str(data)
+    assert not fields.keys() & {"learning_rate", "weight_decay", "flip_probability"}
+    assert fields.items() <= yaml.safe_load((tmp_path / "recipe.yaml").read_text()).items()
+    assert str(tmp_path / "recipe.yaml") in caplog.text
 
 
 def test_an_error_of_the_program_has_a_traceback_and_an_exit_code_of_its_own(tmp_path, monkeypatch, capsys, data):
@@ -409,7 +456,13 @@ def test_the_output_of_predict_with_json_is_valid_json(capsys, data, model):
 def test_evaluate_prints_the_path_of_its_json_file(tmp_path, capsys, data, model):
     assert hf_deit("evaluate", model, "--data", data, "--json", tmp_path / "e.json") == 0
     assert f"Written to {tmp_path / 'e.json'}" in capsys.readouterr().out
-    assert set(json.loads((tmp_path / "e.json").read_text())) == {"split", "metrics", "per_class", "broken_images"}
+    assert set(json.loads((tmp_path / "e.json").read_text())) == {
+        "split",
+        "metrics",
+        "loss_on",
+        "per_class",
+        "broken_images",
+    }
 
 
 def test_a_table_is_aligned(capsys):
@@ -424,7 +477,7 @@ def test_a_table_is_aligned(capsys):
 
 def test_metrics_are_shown_in_percent_and_losses_are_not():
     rows = metric_rows({"eval_accuracy": 0.5, "eval_cls_loss": 1.25, "eval_runtime": 3.0, "epoch": 1.0})
-    assert rows == [["validation", ""], ["top-1, fused", "50.00 %"], ["cls loss", "1.2500"]]
+    assert rows == [["validation", ""], ["top-1 accuracy", "50.00 %"], ["cls loss", "1.2500"]]
 
 
 def test_the_recipes_are_listed_and_one_is_printed_completely(capsys):
@@ -474,7 +527,7 @@ def test_the_script_does_the_same_as_the_command(tmp_path, data):
     fields += (*QUIET, *STUDENT, *PLAIN, "--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no")
     done = in_a_new_process(script, *fields)
     assert done.returncode == 0, done.stderr
-    assert "top-1, distillation head" in done.stdout
+    assert "top-1 accuracy, distillation head" in done.stdout
     assert json.loads((tmp_path / "out" / "results.json").read_text())["steps"] == 1
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert "learning_rate: 0.001" in done.stderr  # the recipe is logged with its defaults

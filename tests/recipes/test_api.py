@@ -1,14 +1,19 @@
 """Python functions for the commands: the same weights and metrics as the command line, and printable results."""
 
+import argparse
+import dataclasses
 import inspect
 import json
+import re
 
 import pytest
 from safetensors.torch import load_file
 
 import hf_deit
+from hf_deit.cli.commands import build_parser
 from hf_deit.errors import RecipeError, UserError
 from hf_deit.recipes.predict import predict as predict_of_the_command
+from hf_deit.recipes.teacher_arguments import TeacherTrainingArguments
 from tests.helpers import tiny
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, write_splits
 from tests.helpers.runs import hf_deit as command
@@ -107,6 +112,100 @@ def test_evaluation_and_prediction_equal_those_of_the_commands(room, result, cap
     assert hf_deit.predict(room / "python", images[0], top_k=2)[0] == predictions[0]
 
 
+def close(ours, theirs):
+    speed = ("runtime", "per_second", "preparation_time", "epoch")
+    names = [name for name in theirs if not name.endswith(speed)]
+    return {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-5)
+
+
+OTHER_LOSSES = [
+    {"distillation_type": "soft", "distillation_tau": 2.0, "distillation_alpha": 0.7, "label_smoothing_factor": 0.1},
+    {"distillation_type": "hard", "base_loss": "binary_cross_entropy", "view_size": 24},
+    {"distillation_type": "soft", "distillation_target": "class", "student": "plain", "evaluation_crop_ratio": 0.6},
+]
+
+
+@pytest.mark.parametrize("loss", OTHER_LOSSES, ids=str)
+def test_an_evaluation_with_the_teacher_equals_that_of_the_training(room, tmp_path, capsys, loss):
+    run = hf_deit.train(room / "data", output_dir=tmp_path / "run", teacher=FACTORY, **FIELDS, **loss)
+    found = hf_deit.evaluate(tmp_path / "run", room / "data", teacher=FACTORY)
+    assert close(found.metrics, run.metrics) and {"loss", "teacher_agreement"} <= run.metrics.keys()
+    assert found.loss_on == "labels and teacher" and "loss (labels and teacher)" in repr(found)
+    words = ("--data", room / "data", "--teacher", FACTORY, "--json", tmp_path / "evaluation.json")
+    capsys.readouterr()
+    assert command("evaluate", tmp_path / "run", *words) == 0
+    assert f"\nloss (labels and teacher) {run.metrics['loss']:.4f}\n" in re.sub(" +", " ", capsys.readouterr().out)
+    recorded = json.loads((tmp_path / "evaluation.json").read_text())
+    assert close(found.metrics, recorded["metrics"]) and recorded["loss_on"] == found.loss_on
+
+
+def test_an_evaluation_without_the_teacher_has_a_loss_on_the_labels_and_says_so(room, result):
+    found = hf_deit.evaluate(room / "python", room / "data")
+    assert found.loss_on == "labels" and "loss (labels)" in repr(found)
+    assert found.metrics["cls_loss"] == pytest.approx(result.metrics["cls_loss"], rel=1e-5)
+    assert found.metrics["loss"] != pytest.approx(result.metrics["loss"], rel=1e-3)
+
+
+def test_a_view_size_other_than_that_of_the_training_changes_what_the_teacher_sees(room, result):
+    own, other = (
+        hf_deit.evaluate(room / "python", room / "data", teacher=FACTORY, teacher_view_size=size) for size in (16, 5)
+    )
+    assert own.metrics["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)
+    assert other.metrics["loss"] != own.metrics["loss"] and other.metrics["cls_loss"] == own.metrics["cls_loss"]
+    with pytest.raises(RecipeError, match="teacher_view_size=0"):
+        hf_deit.evaluate(room / "python", room / "data", teacher=FACTORY, teacher_view_size=0)
+
+
+def test_a_teacher_trained_in_python_equals_that_of_the_command(room):
+    fields = {"image_size": 16, "batch_size": 8, "views": 1}
+    made = hf_deit.train_teacher(room / "data", network=FACTORY, output_dir=room / "teacher", **fields)
+    words = ["--image_size", 16, "--batch_size", 8, "--views", 1, "--bf16", "false", "--output_dir", room / "teacher2"]
+    assert command("train-teacher", "--data", room / "data", "--network", FACTORY, *words) == 0
+    files = {path.name: path.read_bytes() for path in made.output_dir.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (room / "teacher2").iterdir()}
+    assert f"{100 * made.metrics['accuracy']:.2f} %" in repr(made) and str(room / "teacher") in repr(made)
+    for wrong, named in (({"image_sise": 16}, "image_size"), ({"xyz": 1}, "crop_scale")):
+        with pytest.raises(RecipeError, match=f"{next(iter(wrong))}.*{named}"):
+            hf_deit.train_teacher(room / "data", network=FACTORY, output_dir=room / "teacher3", **wrong)
+
+
+def test_a_card_rendered_in_python_equals_that_of_the_command(room, result):
+    path = hf_deit.card(room / "python", license="apache-2.0", dataset="owner/photos")
+    ours = path.read_text()
+    assert path == room / "python" / "README.md" and "license: apache-2.0" in ours and "owner/photos" in ours
+    assert command("card", room / "python", "--license", "mit") == 0
+    assert path.read_text() == ours.replace("license: apache-2.0", "license: mit").replace("apache-2.0", "mit")
+    assert command("card", room / "python", "--license", "apache-2.0") == 0
+    assert path.read_text() == ours
+
+
+# Options that only one side has: where the command prints, and what fields a function of Python has by **fields.
+ONLY_COMMAND = {"evaluate": {"json"}, "predict": {"csv", "parquet", "json"}, "cache-teacher": {"config"}}
+ONLY_PYTHON = {"predict": {"broken_images"}, "cache-teacher": {"data", "teacher"}}
+FUNCTIONS = {
+    "train-teacher": hf_deit.train_teacher,
+    "evaluate": hf_deit.evaluate,
+    "predict": hf_deit.predict,
+    "cache-teacher": hf_deit.cache_teacher,
+    "card": hf_deit.card,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_command_and_its_function_have_the_same_parameters(name):
+    parsers = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    options = {action.dest: action for action in parsers.choices[name]._actions if action.dest != "help"}
+    parameters = dict(inspect.signature(FUNCTIONS[name]).parameters)
+    parameters.pop("fields", None)
+    if name == "train-teacher":
+        parameters |= dict.fromkeys(entry.name for entry in dataclasses.fields(TeacherTrainingArguments))
+    assert set(options) - ONLY_COMMAND.get(name, set()) == set(parameters) - ONLY_PYTHON.get(name, set())
+    if name != "train-teacher":
+        for option, action in options.items():
+            if option in parameters and not action.required:
+                assert action.default == parameters[option].default, option
+
+
 def test_a_cache_built_in_python_equals_that_of_the_command(room):
     fields = {name: value for name, value in FIELDS.items() if name != "mixup_alpha"}
     words = [
@@ -120,6 +219,8 @@ def test_a_cache_built_in_python_equals_that_of_the_command(room):
     files = {path.name: path.read_bytes() for path in (room / "cache").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (room / "cache2").iterdir()}
     assert built.summary["view_epochs"] == 1 and built.folder == room / "cache"
+    assert "all logits, float32 (soft)" in repr(built) and "epochs of views" in repr(built)
+    assert f"{100 * built.summary['teacher_accuracy']:.2f} %" in repr(built)
     with pytest.raises(RecipeError, match="verify_teacher_cache=3"):
         hf_deit.cache_teacher(room / "data", out=room / "cache", teacher=FACTORY, verify_teacher_cache=3)
 
@@ -141,7 +242,7 @@ def test_invalid_input_raises_a_user_error(room, tmp_path):
 
 
 def test_the_functions_are_typed():
-    for function in (hf_deit.train, hf_deit.evaluate, hf_deit.predict, hf_deit.cache_teacher):
+    for function in (hf_deit.train, *FUNCTIONS.values()):
         signature = inspect.signature(function)
         assert signature.return_annotation is not inspect.Signature.empty
         assert all(parameter.annotation is not inspect.Parameter.empty for parameter in signature.parameters.values())

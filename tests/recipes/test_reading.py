@@ -12,7 +12,15 @@ import yaml
 import hf_deit
 from hf_deit.data.augmentation import Augmentation
 from hf_deit.errors import RecipeError
-from hf_deit.recipes.arguments import GROUPS, DataArguments, ModelArguments, RunArguments, TeacherArguments
+from hf_deit.recipes.arguments import (
+    GROUPS,
+    OTHER_TOOLS,
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    TeacherArguments,
+    field_groups,
+)
 from hf_deit.recipes.reading import given_names, load_recipe, read_fields, recipe_path
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 from tests.helpers import environment
@@ -64,6 +72,7 @@ VALUES = {
     "teacher_image_size": (160, 160),
     "teacher_labels": ["a dog", "cat", "1"],
     "teacher_dtype": "float16",
+    "teacher_problem_type": "multi_label_classification",
     "teacher_cache": "cache",
     "verify_teacher_cache": 100,
     "resume": True,
@@ -298,6 +307,9 @@ def test_an_invalid_yaml_value_is_named_with_its_field(tmp_path, line, named):
         (["--use_cpu", "maybe"], ["use_cpu", "maybe"]),
         (["--learning_rat", "1"], ["--learning_rat", "Did you mean learning_rate?"]),
         (["--learning_rat=1"], ["--learning_rat", "Did you mean learning_rate?"]),
+        (["--epochs", "3"], ["--epochs", "Did you mean num_train_epochs?"]),
+        (["--batch-size=3"], ["--batch-size", "Did you mean per_device_train_batch_size?"]),
+        (["--lr", "1"], ["--lr", "Did you mean learning_rate?"]),
         (["--learn", "1"], ["--learn"]),  # abbreviations are not allowed: a field added later could make them ambiguous
         (["--qqqq", "1"], ["--qqqq", "--help"]),
         (["stray"], ["stray", "--help"]),
@@ -307,6 +319,11 @@ def test_an_invalid_command_line_argument_is_named(arguments, named):
     with pytest.raises(RecipeError) as refused:
         load_recipe(None, arguments)
     assert [text for text in named if text not in str(refused.value)] == []
+
+
+def test_names_of_other_tools_lead_to_fields_that_exist_and_are_no_fields_themselves():
+    fields = {entry.name for group in field_groups().values() for entry in dataclasses.fields(group)}
+    assert [name for name, field in OTHER_TOOLS.items() if field not in fields or name in fields] == []
 
 
 # ---- files ----

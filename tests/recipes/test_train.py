@@ -123,13 +123,13 @@ def test_a_student_is_trained_and_saved_and_its_results_are_printed(
 
     table = capsys.readouterr().out
     shown = {
-        "top-1, fused": True,
-        "balanced accuracy, fused": True,
-        "top-1, class head": student == "distilled",
-        "top-1, distillation head": student == "distilled",
-        "top-1, teacher": kind != "none",
+        "top-1 accuracy  ": True,
+        "balanced accuracy": True,
+        "top-1 accuracy, class head": student == "distilled",
+        "top-1 accuracy, distillation head": student == "distilled",
+        "top-1 accuracy, teacher": kind != "none",
         "agreement with the teacher": kind != "none",
-        "top-5, fused": False,
+        "top-5 accuracy": False,
     }
     assert {title: title in table for title in shown} == shown
     assert f"{100 * measured['eval_accuracy']:.2f} %" in table
@@ -298,7 +298,7 @@ def test_a_stock_student_is_distilled(tmp_path, data, validation, teacher, make,
 def test_a_second_run_into_the_same_folder_is_refused_with_a_hint(capsys, data, learned):
     before = (learned / "model.safetensors").read_bytes()
     message = refused(capsys, "train", "--data", data, "--output_dir", learned, *QUIET, *STUDENT)
-    assert all(text in message for text in (str(learned), "--resume", "--output_dir"))
+    assert all(text in message for text in (str(learned), "--resume", "resume=True", "output_dir"))
     assert (learned / "model.safetensors").read_bytes() == before
 
 
