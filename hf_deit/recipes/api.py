@@ -4,9 +4,9 @@ Each function runs the same code as the command of the same name, and returns an
 a recipe are keyword arguments: `--learning_rate 1e-3` becomes `learning_rate=1e-3`.
 """
 
-import dataclasses
 import html
 import os
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -263,16 +263,19 @@ def train_teacher(
         UserError: An option is unknown, or the data, the network or a value cannot be used.
     """
     from . import train_teacher as training
+    from .arguments import typed_value
     from .teacher_arguments import TeacherTrainingArguments
 
-    given = {"data": os.fspath(data), "network": os.fspath(network), "output_dir": os.fspath(output_dir), **fields}
-    known = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
-    for name in given:
+    given = {"data": data, "network": network, "output_dir": output_dir, **fields}
+    hints = typing.get_type_hints(TeacherTrainingArguments)
+    known, values = list(hints), {}
+    for name, value in given.items():
         if name not in known:
             close = get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else f" The options are {', '.join(known)}."
-            raise RecipeError(f"train_teacher has no option {name}={given[name]!r}.{hint}")
-    metrics = training.train_teacher(TeacherTrainingArguments(**given))
+            raise RecipeError(f"train_teacher has no option {name}={value!r}.{hint}")
+        values[name] = typed_value(name, os.fspath(value) if isinstance(value, os.PathLike) else value, hints[name])
+    metrics = training.train_teacher(TeacherTrainingArguments(**values))
     return TeacherTrainingResult(Path(output_dir), metrics)
 
 

@@ -490,7 +490,6 @@ OTHER_TOOLS = {
     "temperature": "distillation_tau",
     "train_batch_size": "per_device_train_batch_size",
     "val_batch_size": "per_device_eval_batch_size",
-    "val_split": "validation_split",
     "warmup": "warmup_steps",
     "warmup_epochs": "warmup_steps",
     "warmup_lr": "warmup_learning_rate",

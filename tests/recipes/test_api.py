@@ -167,6 +167,9 @@ def test_a_teacher_trained_in_python_equals_that_of_the_command(room):
     for wrong, named in (({"image_sise": 16}, "image_size"), ({"xyz": 1}, "crop_scale")):
         with pytest.raises(RecipeError, match=f"{next(iter(wrong))}.*{named}"):
             hf_deit.train_teacher(room / "data", network=FACTORY, output_dir=room / "teacher3", **wrong)
+    for wrong in ({"image_size": "big"}, {"bf16": "maybe"}, {"views": 0}, {"mode": "fine"}, {"crop_scale": [2, "x"]}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            hf_deit.train_teacher(room / "data", network=FACTORY, output_dir=room / "teacher3", **wrong)
 
 
 def test_a_card_rendered_in_python_equals_that_of_the_command(room, result):
