@@ -152,11 +152,13 @@ class Scan:
         broken: Index of each item that is not an image, with the reason.
         digest: Digest of the first 16 KiB of the images that were read and, for embedded images, their size.
         notes: Unusual properties of the images and how such images are treated, one sentence each.
+        warnings: The same, for what may change the meaning of the pixels.
     """
 
     broken: dict[int, str]
     digest: str
     notes: list[str]
+    warnings: list[str]
 
 
 def scan_images(items: Sequence[Any]) -> Scan:
@@ -182,13 +184,24 @@ def scan_images(items: Sequence[Any]) -> Scan:
                     unusual.setdefault(kind, []).append(describe_item(item))
         except Exception as error:  # of many classes, as in read_image
             broken[index] = f"{describe_item(item)}: {error}"
-    notes = [f"{kind}: {len(found)}, the first {found[0]}" for kind, found in sorted(unusual.items())]
-    return Scan(broken, digest.hexdigest(), notes)
+    notes, warnings = [], []
+    for kind, found in sorted(unusual.items()):
+        (warnings if kind in _OF_GUESSED_RANGE else notes).append(f"{kind}: {len(found)}, the first {found[0]}")
+    return Scan(broken, digest.hexdigest(), notes, warnings)
+
+
+_OF_GUESSED_RANGE = [
+    f"images of 32 bits (mode {mode}), whose range is guessed for each image from its largest value; if they share "
+    "another range, convert them to 8 or 16 bits first"
+    for mode in ("I", "F")
+]
 
 
 def _unusual(image: Image.Image) -> list[str]:
     kinds = []
-    if image.mode != "RGB":
+    if image.mode in ("I", "F"):
+        kinds.append(_OF_GUESSED_RANGE["IF".index(image.mode)])
+    elif image.mode != "RGB":
         kinds.append(f"{image.mode} images, converted to 8-bit RGB")
     if min(image.size) < _TINY_SIDE:
         kinds.append(f"images with a side under {_TINY_SIDE} pixels, enlarged")

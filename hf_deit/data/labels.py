@@ -8,6 +8,7 @@ compares class names with those of a model.
 import ast
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -19,7 +20,11 @@ from ..errors import DataError, listed
 from ..losses import ProblemType
 from ..models.label_names import normal_form
 
+logger = logging.getLogger(__name__)
+
 Label = int | tuple[int, ...]
+# Texts that often stand for a missing label; they are classes if they are written out.
+_NAMES_OF_MISSING = ("nan", "null")
 # Zeros and ones as people write them. True, 1 and 1.0 are the same key.
 FLAGS = {0: 0, 1: 1}
 FLAGS |= {text: flag for flag in (0, 1) for text in (str(flag), f"{flag}.0", f"{flag}.")}
@@ -345,6 +350,22 @@ class _Scan:
                 "which are no classes: give whole numbers, or names of classes such as 'v1.5'. Regression is not supported "
                 "for tables."
             )
+        for text in sorted(self.distinct):
+            if _is_structured(text):
+                raise DataError(
+                    f"Column {self.column!r} of {self.name} holds the text {text[:80]!r}, which looks like a list or a mapping "
+                    "and is not a class name. For several classes per image, write texts with a separator "
+                    "(label_separator), a JSON list in each row, or a column of 0 and 1 for each class."
+                )
+        doubtful = sorted(text for text in self.distinct if text.casefold() in _NAMES_OF_MISSING)
+        if doubtful:
+            logger.warning(
+                "Column %r of %s: the text(s) %s are classes of their own. If they mean that the label is missing, leave the "
+                "cells empty.",
+                self.column,
+                self.name,
+                listed(doubtful),
+            )
         return {text: text for text in sorted(self.distinct)}
 
     def _reader_of_indices(self, names: Sequence[str], entries: Callable[[Any], list[Any]]) -> LabelReader:
@@ -548,6 +569,13 @@ def _spell_fractions(texts: Collection[str]) -> bool:
 
 _FLAG_TEXT = r"[01](?:\.0*)?"
 _TEXT_OF_FLAGS = re.compile(rf"{_FLAG_TEXT}(?:\s*[\s,;|]\s*{_FLAG_TEXT})+")
+
+
+def _is_structured(text: str) -> bool:
+    """Return whether a text is a list, a mapping or a set in the notation of JSON, Python or NumPy."""
+    text = text.strip()
+    in_brackets = text[:1] + text[-1:] == "[]" and "," in text
+    return in_brackets or text[:1] + text[-1:] == "{}" or re.fullmatch(r"array\(.*\)", text, re.DOTALL) is not None
 
 
 def _looks_like_list(text: str) -> bool:

@@ -4,6 +4,7 @@ This module knows how people name splits (`split_of`, `split_names`) and finds f
 table: loading.py decides between folders and tables, table_files.py opens tables, and images.py recognises images.
 """
 
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from ..errors import DataError, listed
 from .images import is_image_file
+
+logger = logging.getLogger(__name__)
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 # If the data has several validation splits with these exact names, the first of them is used.
@@ -316,12 +319,14 @@ def list_files(folder: Path) -> Listing:
     recorded.
     """
     listing = Listing()
-    _list_into(listing, folder, (_identity(folder),))
+    # A link to any folder above this one is a loop, too.
+    above = {_identity(parent) for place in (folder.absolute(), folder.resolve()) for parent in (place, *place.parents)}
+    _list_into(listing, folder, frozenset(above))
     listing.files.sort()
     return listing
 
 
-def _list_into(listing: Listing, folder: Path, ancestors: tuple[tuple[int, int], ...]) -> None:
+def _list_into(listing: Listing, folder: Path, ancestors: frozenset[tuple[int, int]]) -> None:
     try:
         entries = list(os.scandir(folder))
     except PermissionError:
@@ -336,7 +341,7 @@ def _list_into(listing: Listing, folder: Path, ancestors: tuple[tuple[int, int],
             if identity in ancestors:
                 listing.skip("links to a folder that contains them (loops)", path)
             else:
-                _list_into(listing, path, (*ancestors, identity))
+                _list_into(listing, path, ancestors | {identity})
         elif entry.is_file():
             listing.files.append(path)
         elif entry.is_symlink():
@@ -377,16 +382,27 @@ def split_root(folder: Path) -> Path:
 
 
 def check_not_parts(path: Path, class_names: Sequence[str]) -> None:
-    """Check that class folders are not numbered parts of a data set, each of which holds the same class folders.
+    """Check that class folders are not parts of a data set, each of which holds the same class folders.
+
+    If the folders hold the same folders but have names of their own, such as those of patients, a warning is logged.
 
     Raises:
         DataError: The folders have names such as `fold1` and `part_2`, and the same folders in them.
     """
-    numbered = all(_PART.fullmatch(name) for name in class_names)
-    if len(class_names) < 2 or not numbered:
+    if len(class_names) < 2:
         return
     inside = {tuple(subfolders(path / name)) for name in class_names}
-    if len(inside) == 1 and len(next(iter(inside))) > 1:
+    if len(inside) != 1 or len(next(iter(inside))) < 2:
+        return
+    if not all(_PART.fullmatch(name) for name in class_names):
+        logger.warning(
+            "%s: the classes are the folders %s. Each of them has the folders %s. If these are the classes, combine the "
+            "folders of each class in one folder, or name the outer folders train, validation and test.",
+            path,
+            listed(class_names),
+            listed(next(iter(inside))),
+        )
+    else:
         raise DataError(
             f"{path} holds the folders {listed(class_names)}, which look like parts of the data: each of them has the folders "
             f"{listed(next(iter(inside)))}. Combine the class folders of all parts in one folder. If the parts are the "

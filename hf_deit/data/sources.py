@@ -4,6 +4,7 @@ This module leaves out unreadable images, splits off a validation share, and che
 images, tables.py reads tables, images.py reads images, and views.py augments them.
 """
 
+import glob
 import hashlib
 import logging
 import os
@@ -126,8 +127,13 @@ def check_files_exist(items: Sequence[Any], name: str, column: str, root: Path |
         if windows
         else ""
     )
+    if any("//" in path or ":/" in path[2:] for path in paths):
+        hint = " Addresses of the network are not downloaded: download the images first."
+    endings = sorted({file.suffix for file in Path(paths[0]).parent.glob(glob.escape(Path(paths[0]).name) + ".*")})
+    if endings:
+        hint = f" The file {paths[0]}{endings[0]} exists: add the extension {endings[0]} to the names in the column."
     raise DataError(
-        f"None of the {len(paths)} files of {name} exist; the first one is {paths[0]}. Correct the paths in column "
+        f"None of the {len(paths)} files of {name} exist; the first one is {paths[0][:200]}. Correct the paths in column "
         f"{column!r}: they must be relative to the folder of the table, {root}.{hint}"
     )
 
@@ -273,6 +279,8 @@ def with_fingerprint(source: Source, broken_images: str, root: Path | None) -> S
     digest = hashlib.sha256("\n".join([*source.class_names, *lines, scan.digest]).encode()).hexdigest()
     for note in scan.notes:
         logger.info("%s: %s.", source.name, note)
+    for note in scan.warnings:
+        logger.warning("%s: %s.", source.name, note)
     return _without(replace(source, fingerprint=digest), scan.broken, broken_images)
 
 

@@ -34,8 +34,8 @@ def build_network(factory: str) -> nn.Module:
         ) from error
     try:
         network = build()
-    except (ImportError, TypeError) as error:
-        raise UserError(f"The network factory {factory!r} failed: {error}") from error
+    except Exception as error:  # the code of others raises errors of any class
+        raise UserError(f"The network factory {factory!r} failed ({type(error).__name__}: {error}).") from error
     if not isinstance(network, nn.Module):
         raise UserError(
             f"The network factory {factory!r} returned {type(network).__name__}, but it must return a torch.nn.Module."

@@ -195,6 +195,14 @@ class Teacher:
         }
         if weights is not None:
             load_weights(network, weights)
+        missing = [name for name in ("image_mean", "image_std") if kwargs[name] is None]
+        if missing and kwargs.get("image_processor") is None:
+            logger.warning(
+                "Teacher %s: no %s is given, and ImageNet's is assumed. If the network was trained with another one, set %s.",
+                factory,
+                " and no ".join(missing),
+                " and ".join(f"teacher_{name}" for name in missing),
+            )
         return cls(network, **kwargs)
 
     @classmethod
@@ -333,6 +341,13 @@ class Teacher:
                 "(batch, classes): give a model or function that returns one logit per class for each image."
             )
         count = logits.shape[-1]
+        if count > 1 and (logits >= 0).all() and torch.allclose(logits.sum(dim=-1), torch.ones(len(logits)).to(logits)):
+            logger.warning(
+                "The outputs of the teacher (%s) look like probabilities, because they sum to 1, but they are used as logits: "
+                "soft distillation would learn from nearly uniform probabilities. Return the values before softmax, or "
+                "their logarithm.",
+                type(self.model).__name__,
+            )
         if self.class_names is not None and len(self.class_names) != count:
             raise TeacherError(
                 f"The teacher returns {count} logits per image, but its id2label has {len(self.class_names)} class "

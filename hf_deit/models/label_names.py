@@ -269,8 +269,9 @@ def _name_column(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> int:
 
 def _checked(path: Path, content: Any) -> ClassNames:
     """Return the class names of a list, of a mapping, or of pairs of a key and a name."""
-    if isinstance(content, dict) and isinstance(content.get("id2label"), dict | list):
-        content = content["id2label"]
+    for key in ("id2label", "names"):  # a config.json, and a data.yaml of YOLO
+        if isinstance(content, dict) and isinstance(content.get(key), dict | list):
+            content = content[key]
     if isinstance(content, dict):
         content = list(content.items())
     if not isinstance(content, list) or not content:

@@ -349,7 +349,8 @@ def _image_files(folder: Path, left_out: Counter[str]) -> Iterator[Path | Failur
 
     Links are followed. Each folder is searched once, so that links which form a loop end.
     """
-    extensions, seen = _extensions(), set()
+    extensions = _extensions()
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))  # a link to one of them is a loop
     failures: list[OSError] = []
     for place, folders, files in os.walk(folder, followlinks=True, onerror=failures.append):
         real = os.path.realpath(place)

@@ -132,7 +132,13 @@ class Predictor:
         # A processor that neither crops nor resizes to one size gives images of several sizes.
         same_size = len({pixels.shape for pixels in tensors}) == 1
         batches = [torch.cat(list(tensors))] if same_size else list(tensors)
-        logits = torch.cat([self.model(pixel_values=pixels).logits.float() for pixels in batches])
+        try:
+            logits = torch.cat([self.model(pixel_values=pixels).logits.float() for pixels in batches])
+        except ValueError as error:  # of models that take images of one size
+            raise UserError(
+                f"The model cannot use images of {' × '.join(map(str, tensors[0].shape[-2:]))} pixels (height × width), as its "
+                f"image processor makes them: {error} Correct size and crop_size in preprocessor_config.json."
+            ) from error
         return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).tolist()
 
     # ---- rows of a table ----

@@ -275,3 +275,22 @@ def test_a_reader_of_labels_is_sent_to_worker_processes():
         again = pickle.loads(pickle.dumps(found._labels))
         row = {"kind": labels[0]}
         assert again.label(row, 0) == found.label(row, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"choices": ["hat", "coat"]}',
+        "{'shoe', 'wide'}",
+        '{"red": 1, "wide": 0}',
+        "array(['hat'], dtype=object)",
+        "[shoe, wide]",
+    ],
+)
+def test_a_text_in_the_notation_of_a_list_or_mapping_is_not_a_class(text):
+    assert text[:20] in refusal([text, "hat", "coat"])
+
+
+def test_texts_that_may_mean_a_missing_label_are_classes_with_a_warning(caplog):
+    assert reader(["nan", "hat", "null", "NA"]).class_names == ("NA", "hat", "nan", "null")
+    assert "'nan', 'null'" in caplog.text

@@ -7,6 +7,7 @@ import shutil
 
 import datasets
 import pytest
+from PIL import Image
 
 from hf_deit.data.layouts import Selection, split_names, split_of
 from hf_deit.data.loading import load_splits, load_stream, load_validation
@@ -530,3 +531,42 @@ def test_a_training_table_beside_other_folders_of_splits_is_used(tmp_path):
     folder_of(tmp_path / "val", {"a": 1, "b": 1})
     write_rows(tmp_path / "train.csv", ("path", "label"), *((f"0{n}.png", "ab"[n % 2]) for n in range(4)))
     assert load_splits(str(tmp_path), 0.5)[0].class_names == ("a", "b")
+
+
+# What a reader of the data must not take for something else
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "../../.."])
+def test_a_link_to_any_folder_above_adds_no_image(tmp_path, target, caplog):
+    root = with_validation(tmp_path / "far" / "photos")
+    (root / "train" / "cat" / "up").symlink_to(target)
+    train, validation = load_splits(str(root))
+    assert (len(train), len(validation)) == (5, 3)
+    assert "loops" in caplog.text
+
+
+def test_folders_with_the_same_folders_in_them_are_classes_with_a_warning(tmp_path, caplog):
+    for patient in ("ann", "bob"):
+        folder_of(tmp_path / "d" / patient, {"benign": 2, "malignant": 2})
+    train, _ = load_splits(str(tmp_path / "d"))
+    assert train.class_names == ("ann", "bob")
+    assert "'ann', 'bob'" in caplog.text and "'benign', 'malignant'" in caplog.text
+
+
+def test_images_of_32_bits_are_named_in_a_warning(tmp_path, caplog):
+    folder = folder_of(tmp_path / "d", CLASSES)
+    for number, mode in enumerate(("I", "F")):
+        Image.new(mode, (9, 9), 1).save(folder / "cat" / f"deep{number}.tif")
+    load_splits(str(folder))
+    assert all(f"mode {mode}" in caplog.text for mode in "IF")
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [(["cat/00", "dog/00"], ".png"), (["https://host/a.png", "http://host/b.png"], "download")],
+)
+def test_files_that_do_not_exist_are_explained(tmp_path, names, hint):
+    folder = folder_of(tmp_path / "d", CLASSES)
+    rows = [["file", "label"], *([name, name[0]] for name in names)]
+    table = write_rows(folder / "list.csv", *rows)
+    refused(table, "list.csv", hint)

@@ -42,6 +42,7 @@ def factories(monkeypatch):
     module.small = small_network
     module.number = lambda: 3
     module.unfinished = missing_package
+    module.broken = lambda: 1 / 0
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return module.__name__
 
@@ -73,6 +74,8 @@ def test_a_factory_that_does_not_return_a_module_is_refused_with_the_returned_ty
 def test_a_factory_with_a_missing_package_is_refused_with_the_command_to_install_it(factories):
     with pytest.raises(ValueError, match=f"{factories}:unfinished.*pip install something"):
         build_network(f"{factories}:unfinished")
+    with pytest.raises(ValueError, match=f"{factories}:broken.*ZeroDivisionError"):
+        build_network(f"{factories}:broken")
 
 
 # Weights

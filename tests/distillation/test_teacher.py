@@ -587,3 +587,16 @@ def test_the_fingerprint_changes_with_weights_pixels_and_names_only():
         fingerprint(dtype=torch.bfloat16),
     ]
     assert len({base, *variants}) == 1 + len(variants)
+
+
+def test_a_factory_without_mean_and_std_gets_those_of_imagenet_with_a_warning(caplog):
+    Teacher.from_factory("tests.helpers.tiny:conv_network", image_std=(0.5, 0.5, 0.5))
+    assert "no image_mean" in caplog.text and "no image_std" not in caplog.text
+
+
+@pytest.mark.parametrize(("function", "warns"), [(torch.softmax, True), (torch.log_softmax, False)])
+def test_a_teacher_that_returns_probabilities_is_named_in_a_warning(function, warns, caplog):
+    network = conv_network()
+    teacher = Teacher(lambda pixels: function(network(pixels), dim=-1), image_size=SIZE)
+    teacher.try_on((SIZE, SIZE))
+    assert ("probabilities" in caplog.text) == warns

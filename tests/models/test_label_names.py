@@ -31,6 +31,8 @@ from hf_deit.models.label_names import (
         ("names.yaml", "- ant\n- bee, honey\n- cat\n"),
         ("names.yml", "0: ant\n1: bee, honey\n2: cat\n"),
         ("names.txt", "0: ant\n1: bee, honey\n2: cat\n"),
+        ("data.yaml", "nc: 3\nnames: [ant, 'bee, honey', cat]\n"),
+        ("data.yml", "path: photos\nnames:\n  0: ant\n  1: bee, honey\n  2: cat\n"),
         ("config.json", json.dumps({"id2label": {"0": "ant", "1": "bee, honey", "2": "cat"}})),
     ],
 )

@@ -228,3 +228,9 @@ def test_a_table_that_cannot_be_read_does_not_stop_the_others(photos):
     (photos / "broken.parquet").write_bytes(b"PAR1 no more")
     images, failures = found("photos/empty.csv", "photos/broken.parquet", "photos/bee")
     assert len(images) == 2 and failures.keys() == {"photos/empty.csv", "photos/broken.parquet"}
+
+
+def test_a_link_to_a_folder_above_adds_no_image(photos):
+    (photos / "bee" / "up").symlink_to("../..")
+    images, _ = found("photos/bee")
+    assert images == {name: label for name, label in IN_FOLDERS.items() if "/bee/" in name}

@@ -170,3 +170,10 @@ def test_a_processor_that_keeps_the_size_of_images_is_asked_image_by_image(tmp_p
     assert len({colour(item).size for item in validation.items}) > 1
     together = predict(str(tmp_path), validation.items)
     assert together == [predict(str(tmp_path), [item])[0] for item in validation.items]
+
+
+def test_a_processor_that_does_not_fit_the_model_is_named(tmp_path, validation):
+    tiny.student(names=NAMES).save_pretrained(tmp_path)
+    DeiTImageProcessor.for_image_size(tiny.SIZE + 8).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{tiny.SIZE + 8} × {tiny.SIZE + 8}.*preprocessor_config.json"):
+        predict(str(tmp_path), [validation.items[0]])
