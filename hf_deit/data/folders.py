@@ -213,7 +213,7 @@ def _class_layout(data: str, path: Path, columns: Columns, selection: Selection,
     names = subfolders(path)
     given = {selection.train_split, selection.validation_split} - {None, NO_SPLIT, WHOLE_FOLDER}
     if selection.train_split == WHOLE_FOLDER:
-        chosen = chosen_splits([*given], replace(selection, train_split=None), data) if given <= set(names) else {}
+        chosen = chosen_splits([*(given & set(names))], replace(selection, train_split=None), data)
         classes = [name for name in names if name not in given]
         splits = {WHOLE_FOLDER: _folder_split(path, columns, classes)}
         splits |= {name: _folder_split(path / name, columns) for name in given & set(names)}

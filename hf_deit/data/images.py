@@ -27,11 +27,11 @@ MAX_CHECKED_FILES = 50_000
 HEAD_BYTES = 16_384
 _TINY_SIDE, _LARGE_PIXELS = 8, 25_000_000
 # Files of cameras. Pillow opens some of them as TIFF, but reads only a small preview.
-_RAW_EXTENSIONS = frozenset(
+RAW_EXTENSIONS = frozenset(
     [".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"]
 )
 # Extensions of images that Pillow alone does not read.
-_UNREADABLE_EXTENSIONS = _RAW_EXTENSIONS | {".heic", ".heif", ".avif", ".jxl", ".svg"}
+_UNREADABLE_EXTENSIONS = RAW_EXTENSIONS | {".heic", ".heif", ".avif", ".jxl", ".svg"}
 
 
 def check_policy(policy: str) -> None:
@@ -125,7 +125,7 @@ def is_image_file(path: Path) -> bool:
         return True
     suffix = path.suffix.lower()
     kind = _known_types().guess_type("file" + suffix)[0] or ""
-    if suffix in _RAW_EXTENSIONS or (kind and not kind.startswith("image/") and kind != "application/octet-stream"):
+    if suffix in RAW_EXTENSIONS or (kind and not kind.startswith("image/") and kind != "application/octet-stream"):
         return False
     try:
         with Image.open(path):

@@ -311,7 +311,7 @@ class _Scan:
         self._read(cells(self.column), _single)
         if _dtype(feature) not in ("string", "large_string"):
             return self._reader_of_classes({value: str(value) for value in sorted(self.distinct)}, _single)
-        if all(map(_looks_like_list, self.distinct)) and None not in map(_parsed_list, self.distinct):
+        if all(map(looks_like_list, self.distinct)) and None not in map(parsed_list, self.distinct):
             self.distinct.clear()
             return self._reader_of_lists(feature, None, cells, is_stream)
         self._check_minus_one()
@@ -334,7 +334,11 @@ class _Scan:
 
     def _check_minus_one(self) -> None:
         """Check that no text is -1, which means that there is no label unless another text has a sign too (+1)."""
-        if self.minus_one is not None and not any(text.startswith("+") for text in self.distinct):
+        if (
+            self.minus_one is not None
+            and "-1" not in (self.training_names or ())
+            and not any(text.startswith("+") for text in self.distinct)
+        ):
             raise unlabelled(self.name, self.minus_one)
 
     # ---- values that are classes ----
@@ -344,7 +348,7 @@ class _Scan:
         numbers = _whole_numbers(self.distinct)
         if numbers is not None:
             return {text: str(numbers[text]) for text in sorted(numbers, key=numbers.__getitem__)}
-        if _spell_fractions(self.distinct):
+        if self.training_names is None and _spell_fractions(self.distinct):
             raise DataError(
                 f"Column {self.column!r} of {self.name} holds numbers of the type float64 ({listed(sorted(self.distinct))}), "
                 "which are no classes: give whole numbers, or names of classes such as 'v1.5'. Regression is not supported "
@@ -526,7 +530,7 @@ def _listed_values(cell: Any) -> list[Any]:
 
 def _parsed_values(cell: str) -> list[Any]:
     """Return the entries of a list that was written as text. A text of another kind counts as one entry."""
-    values = _parsed_list(cell)
+    values = parsed_list(cell)
     return [cell] if values is None else values
 
 
@@ -578,13 +582,13 @@ def _is_structured(text: str) -> bool:
     return in_brackets or text[:1] + text[-1:] == "{}" or re.fullmatch(r"array\(.*\)", text, re.DOTALL) is not None
 
 
-def _looks_like_list(text: str) -> bool:
+def looks_like_list(text: str) -> bool:
     """Return whether a text is in brackets, or consists of several zeros and ones."""
     text = text.strip()
     return text[:1] + text[-1:] in ("[]", "()") or _TEXT_OF_FLAGS.fullmatch(text) is not None
 
 
-def _parsed_list(text: str) -> list[Any] | None:
+def parsed_list(text: str) -> list[Any] | None:
     """Return the entries of a list that was written as text, by Python, JSON or NumPy. None if it is another text.
 
     Raises:

@@ -112,7 +112,7 @@ _NEUTRAL = "|".join(sorted(_NEUTRAL_WORDS, key=len, reverse=True))
 _COMPACT = re.compile(rf"(?:{_NEUTRAL})?({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?:{_NEUTRAL})?")
 _PART = re.compile(r"(?:fold|part|shard|batch|split|set|chunk|group|k)?[\W_]*\d+", re.IGNORECASE)
 # Folders that systems and programs make.
-_SYSTEM_FOLDERS = frozenset(
+SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -253,7 +253,7 @@ def chosen_splits(names: Iterable[str], selection: Selection, where: str) -> dic
     given = {TRAIN: selection.train_split, VALIDATION: selection.validation_split}
     given = {split: name for split, name in given.items() if name is not None}
     for split, name in given.items():
-        if name not in names and name not in (WHOLE_FOLDER, NO_SPLIT):
+        if name not in names and name != NO_SPLIT:
             raise DataError(
                 f"{split}_split={name!r}: {where} has no such split. Its splits are {listed(names) or 'none'}."
             )
@@ -284,13 +284,20 @@ def _is_loop(folder: Path) -> bool:
 
 
 def subfolders(path: Path) -> list[str]:
-    """Return the sorted names of the folders in a folder, except hidden folders, folders of the system and loops."""
+    """Return the sorted names of the folders in a folder, except hidden folders, folders of the system and loops.
+
+    A folder without permission has none; `list_files` records it.
+    """
+    try:
+        entries = list(path.iterdir())
+    except PermissionError:
+        return []
     return sorted(
         entry.name
-        for entry in path.iterdir()
+        for entry in entries
         if entry.is_dir()
         and not entry.name.startswith(".")
-        and entry.name not in _SYSTEM_FOLDERS
+        and entry.name not in SYSTEM_FOLDERS
         and not _is_loop(entry)
     )
 
@@ -334,7 +341,7 @@ def _list_into(listing: Listing, folder: Path, ancestors: frozenset[tuple[int, i
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
+        if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
             listing.skip("hidden files and folders of the system", path)
         elif entry.is_dir():
             identity = _identity(path)
@@ -505,4 +512,4 @@ def other_tables(folder: Path) -> list[Path]:
 def _metadata(folder: Path) -> list[Path]:
     if not folder.is_dir() or folder.name.startswith("."):
         return []
-    return [folder / name for name in METADATA_FILES if (folder / name).is_file()][:1]
+    return [folder / name for name in METADATA_FILES if os.path.isfile(folder / name)][:1]

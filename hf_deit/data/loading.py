@@ -7,6 +7,7 @@ table_files.py opens tables and data sets, and tables.py reads their rows.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .folders import folder_layout, training_folder_has_classes
 from .images import check_policy
 from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, split_of
 from .sources import Source, check_class_names, check_classes, warn_of_shared_files
-from .splits import Layout, Split, dataset_layout, finished, names_only, read_table, table_root
+from .splits import Layout, Split, dataset_layout, finished, move_to_image_folder, names_only, read_table, table_root
 from .table_files import (
     BUILDERS,
     divided,
@@ -224,11 +225,13 @@ def load_stream(
     """
     check_policy(broken_images)
     columns, selection = columns or Columns(), selection or Selection()
-    splits = divided(open_all(data, streaming=True, selection=selection), data, columns, selection)
-    chosen = chosen_splits(splits, names_only(selection, splits), data)
+    opened = open_all(data, streaming=True, selection=selection)
+    splits = divided(opened, data, columns, selection)
+    named = names_only(selection, opened, splits)
+    chosen = chosen_splits(splits, named, data)
     if TRAIN not in chosen:
         raise no_training_split(data, splits)
-    validation = validation_name(splits, names_only(selection, splits), data)
+    validation = validation_name(splits, named, data)
     if validation is None:
         raise DataError(
             f"{data} has no validation split, and a stream cannot be split: add a validation split (such as "
@@ -239,11 +242,13 @@ def load_stream(
     train = train.to_iterable_dataset() if hasattr(train, "__len__") else train
     reader = TableReader(train, columns, f"{data} (train)", root)
     check_class_names(reader.name, reader.class_names, reader.problem_type)
+    if root is not None:
+        move_to_image_folder(reader, [item for item, _ in islice(reader.rows(), 100)], root, TRAIN)
     if Path(data).expanduser().exists():
         held_out = divided(open_all(data), data, columns, selection)[validation]
     else:  # a data set on the Hub: without streaming, `datasets` would download all splits
         held_out = _in_memory(splits[validation])
-    read = read_table(held_out, f"{data} ({validation})", columns, root, reader.class_names)
+    read = read_table(held_out, f"{data} ({validation})", columns, root, reader.class_names, split_of(validation))
     split = Split(lambda names: read, root)
     return reader, finished(split, read, split_of(validation) or VALIDATION, broken_images)
 

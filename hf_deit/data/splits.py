@@ -118,22 +118,28 @@ def _report(name: str, skipped: Mapping[str, list[str]]) -> None:
         return
     lines = [f"{len(paths)} {kind}; the first one is {sorted(paths)[0]}" for kind, paths in sorted(skipped.items())]
     harmless = all(kind in _HARMLESS for kind in skipped)
+    unread = any(kind.endswith(" files") and kind not in _HARMLESS for kind in skipped)
     logger.log(
         logging.INFO if harmless else logging.WARNING,
-        "%s: files and folders that are left out, because they are not images that can be read:%s%s",
+        "%s: files and folders that are left out:%s%s",
         name,
         listed_lines(lines),
-        "" if harmless else "\nConvert images of other formats, such as .heic, to JPEG or PNG to use them.",
+        "" if not unread else "\nConvert images of other formats, such as .heic, to JPEG or PNG to use them.",
     )
 
 
-def names_only(selection: Selection, splits: Mapping[str, Any]) -> Selection:
-    """Return the selection without names that are values of the split column: their rows are now in named splits."""
-    given = {"train_split": selection.train_split, "validation_split": selection.validation_split}
-    divided_by_value = {name: value for name, value in given.items() if value not in splits and value != NO_SPLIT}
-    if selection.split_column in (None, NO_SPLIT):
+def names_only(selection: Selection, splits: Mapping[str, Any], found: Mapping[str, Any]) -> Selection:
+    """Return the selection without names that are values of the split column: their rows are now in named splits.
+
+    Args:
+        selection: Names that the user gave.
+        splits: The splits before `divided`.
+        found: The result of `divided`.
+    """
+    if found is splits and selection.split_column in (None, NO_SPLIT):
         return selection
-    return replace(selection, **dict.fromkeys(divided_by_value))
+    given = {"train_split": selection.train_split, "validation_split": selection.validation_split}
+    return replace(selection, **dict.fromkeys(name for name, value in given.items() if value != NO_SPLIT))
 
 
 def dataset_layout(
@@ -141,9 +147,7 @@ def dataset_layout(
 ) -> Layout:
     """Return the layout of tables or of a data set."""
     found = divided(splits, data, columns, selection)
-    selection = names_only(selection, found)
-    single = len(found) == 1 and TRAIN in found
-    chosen = {TRAIN: TRAIN} if single else chosen_splits(found, selection, data)
+    chosen = chosen_splits(found, names_only(selection, splits, found), data)
     readers = {name: _table_split(dataset, data, name, columns, root) for name, dataset in found.items()}
     unused = [name for name in found if name not in chosen.values()]
     if unused:
@@ -193,22 +197,24 @@ def read_table(
     reader = TableReader(dataset, columns, name, root, class_names)
     items = reader.items()
     if isinstance(items, list):
-        items = _in_image_folder(reader, items, root, split)
+        if move_to_image_folder(reader, items, root, split):
+            items = list(reader.items())
         check_files_exist(items, name, reader.image_column, root)
     return Read(Source(items, reader.labels(), reader.class_names, "", name, reader.problem_type))
 
 
-def _in_image_folder(reader: TableReader, items: list[Any], root: Path | None, split: str | None) -> list[Any]:
-    """Return the items, with paths from a folder beside the table if there are none from the folder of the table.
+def move_to_image_folder(reader: TableReader, items: Sequence[Any], root: Path | None, split: str | None) -> bool:
+    """Let the reader start its paths from a folder beside the table if no file exists from the folder of the table.
 
-    A table often names the files of `train/` or `images/` without that folder.
+    A table often names the files of `train/` or `images/` without that folder. The items are the first ones, or all.
+    Returns whether the folder was changed.
 
     Raises:
         DataError: Several folders hold files of these names.
     """
     paths = [path for path in map(path_of, items) if path is not None]
     if root is None or not paths or any(map(os.path.exists, paths)):
-        return items
+        return False
     relative = [os.path.relpath(path, root) for path in paths]
     folders = subfolders(root)
     for candidates in ([n for n in folders if split_of(n) == split is not None], [n for n in folders if is_neutral(n)]):
@@ -221,8 +227,8 @@ def _in_image_folder(reader: TableReader, items: list[Any], root: Path | None, s
         if found:
             logger.info("%s: the images are in the folder %s.", reader.name, root / found[0])
             reader.root = root / found[0]
-            return list(reader.items())
-    return items
+            return True
+    return False
 
 
 def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
@@ -233,4 +239,5 @@ def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
     named = [name for name in columns.labels if name in dataset.features]
     if not named and (columns.labels or not ({*dataset.features} & LABEL_NAMES or len(typed) == 1)):
         return True
-    return any(set(dataset[name]) <= {-1, None, "-1", ""} for name in named or typed)
+    usual = [name for name in dataset.features if name in LABEL_NAMES]
+    return any(all(cell in (-1, None, "-1", "") for cell in dataset[name]) for name in named or typed or usual)

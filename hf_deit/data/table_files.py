@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -384,12 +385,12 @@ def divided(splits: dict[str, Any], data: str, columns: Columns, selection: Sele
     if set(kinds.values()) == {TRAIN} and selection.validation_split is None:
         return splits
     parts = {split: _rows_of(dataset, column, kinds, split) for split in SPLITS if split in kinds.values()}
-    counts = {value: values.count(value) for value in kinds}
+    counts = Counter(values)
     logger.info(
         "%s: column %r names the split of each row: %s.",
         data,
         column,
-        ", ".join(f"{count} rows {value!r} ({kinds[value] or 'left out'})" for value, count in counts.items()),
+        listed((f"{counts[value]} rows {value!r} ({kind or 'left out'})" for value, kind in kinds.items()), str),
     )
     others = {name: split for name, split in splits.items() if name != names[0]}
     taken = {split_of(name) for name in others} & set(parts)
@@ -496,7 +497,8 @@ def _names_splits(dataset: Any, column: str, data: str) -> bool:
 def _holds_only_splits(dataset: Any, column: str) -> bool:
     """Return whether a column of an unusual name holds the names of at least two splits and nothing else."""
     first = dataset.select_columns([column])[:100][column]
-    if any(cell is None or split_of(str(cell)) is None for cell in first):
+    # A path such as train/1.jpg is no name of a split.
+    if any(cell is None or re.search(r"[/\\.]", str(cell)) or split_of(str(cell)) is None for cell in first):
         return False
     kinds = {split_of(value) for value in set(_values(dataset, column))}
     return None not in kinds and TRAIN in kinds and len(kinds) > 1

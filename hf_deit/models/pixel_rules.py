@@ -317,7 +317,7 @@ def read_processor(name_or_path: str | Path) -> OwnProcessor:
                 f"{name_or_path}: auto_map in preprocessor_config.json names code of its own for the image "
                 "processor, which is never run here. Give a model whose image processor is a class of transformers."
             ) from error
-        return OwnProcessor(fields, None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        return OwnProcessor(fields, None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
     return OwnProcessor(processor_fields(processor), processor)
 
 
@@ -325,8 +325,11 @@ def _stored_fields(name_or_path: str) -> dict[str, Any]:
     """Return preprocessor_config.json, else the settings in a timm checkpoint's config.json, else nothing."""
     try:
         return ImageProcessingMixin.get_image_processor_dict(name_or_path)[0]
-    except OSError:
-        pass
+    except OSError as error:
+        if isinstance(error.__context__, ValueError):  # the file exists, and is not JSON
+            raise UserError(
+                f"The image processor of {name_or_path} cannot be read: {error} Repair the file."
+            ) from error
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, image_processor_filename="config.json")
     except OSError:

@@ -227,7 +227,9 @@ def train(
         from ..distillation.teacher import Teacher
 
         loaded = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-        given.setdefault("distillation_type", "hard")  # a recipe without a teacher has the default "none"
+        given["teacher"] = type(
+            teacher
+        ).__name__  # until the recipe is loaded, for the defaults of a recipe with a teacher
     else:
         loaded, given["teacher"] = None, teacher
     loaded_recipe = _recipe(recipe, given)
@@ -237,7 +239,8 @@ def train(
                 f"teacher_cache={loaded_recipe.teacher.teacher_cache!r} cannot be combined with a teacher that is an "
                 "object. Give the teacher as a folder, or leave out the teacher or the teacher_cache."
             )
-        loaded_recipe = loaded_recipe.replace(teacher=None)  # the given object is used instead
+        # The given object is used instead.
+        loaded_recipe = loaded_recipe.replace(teacher=None, distillation_type=loaded_recipe.training.distillation_type)
     metrics = dict(training.train(loaded_recipe, teacher=loaded) or {})
     broken, split = metrics.pop("broken_images", {}), metrics.pop("split", "validation")
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
@@ -399,7 +402,9 @@ def predict(
         if isinstance(answer, Failure):
             failures.append(answer)
             if broken_images == "raise":
-                raise DataError(f'{answer}. Give broken_images="skip" for the predictions of the other images.')
+                raise DataError(
+                    f'{str(answer).removesuffix(".")}. Give broken_images="skip" for the predictions of the other images.'
+                )
             continue
         names, scores = zip(*answer.best(predictor.class_names, top_k), strict=True)
         predictions.append(ImagePrediction(answer.file, names, scores, answer.label))

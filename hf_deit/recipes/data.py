@@ -163,7 +163,7 @@ def _check_streaming(recipe: Recipe) -> None:
     arguments = recipe.data
     if is_image_folder(arguments.data):
         raise RecipeError(
-            f"streaming: {arguments.data} is a folder of class folders, which cannot be streamed and is never loaded into "
+            f"streaming: {arguments.data} is a folder of images, which cannot be streamed and is never loaded into "
             "memory. Set streaming: false."
         )
     if recipe.run.continues:

@@ -19,12 +19,14 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..data.images import as_item
-from ..data.layouts import split_of
-from ..data.loading import BUILDERS, is_saved_dataset, open_splits, table_files, table_root
+from ..data.images import RAW_EXTENSIONS, as_item
+from ..data.labels import FLAGS, looks_like_list, parsed_list
+from ..data.layouts import SYSTEM_FOLDERS, is_table, split_of
+from ..data.loading import is_saved_dataset, open_splits, table_files, table_root
 from ..data.tables import Columns
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
+from ..models.label_names import class_indices
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ def find_inputs(
     """
     inputs = [given if isinstance(given, Mapping) else os.fspath(given) for given in inputs]
     if split is not None and all(isinstance(given, Mapping) or os.path.isfile(_path(given)) for given in inputs):
-        tables = [given for given in inputs if not isinstance(given, Mapping) and _is_table(_path(given))]
+        tables = [given for given in inputs if not isinstance(given, Mapping) and is_table(_path(given))]
         if not tables:
             raise UserError(
                 f"split={split!r}: it is for folders, tables and data sets, and only image files are given."
@@ -108,10 +110,6 @@ def find_inputs(
 
 def _path(text: str) -> Path:
     return Path(text).expanduser()
-
-
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in BUILDERS and path.is_file()
 
 
 def _same_split(one: str, other: str) -> bool:
@@ -125,6 +123,7 @@ class _Finder:
         self.class_names, self.split, self.columns = tuple(class_names), split, columns
         # Class names by their Unicode normal form; of several classes with one name, the first.
         self._known = {unicodedata.normalize("NFC", name): name for name in reversed(self.class_names)}
+        self._texts_are_numbers = False  # of the label column of the present table
         self._named: set[str] = set()  # files that were given by name
         self._found: set[str] = set()  # files that were found in folders and by patterns
 
@@ -147,7 +146,7 @@ class _Finder:
             yield Failure(repr(given), "cannot be read: the name is empty")
         elif path.is_dir():
             yield from self._of_folder(path)
-        elif _is_table(path):
+        elif is_table(path):
             yield from self._of_data_set(str(path))
         elif path.exists():
             yield from self._of_file(path, given, (path.absolute().parent.name,), by_name)
@@ -224,6 +223,7 @@ class _Finder:
         labels = _label_columns(features, self.columns.labels, name)
         if isinstance(features[image_column], datasets.Image):
             dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self._texts_are_numbers = _are_numbers(dataset[labels[0]]) if len(labels) == 1 else False
         root = table_root(data)
         for number, row in enumerate(dataset.select_columns([image_column, *labels])):
             item = as_item(row[image_column], root, number)
@@ -258,20 +258,25 @@ class _Finder:
         splits = open_splits(data, only=None if chosen is None else (chosen,))
         if chosen is not None and chosen not in splits:
             raise DataError(f"has no split {chosen!r}")
-        is_single = chosen is None or _is_table(_path(data))
+        is_single = chosen is None or is_table(_path(data))
         return next(iter(splits.values())), data if is_single else f"{data} ({chosen})"
 
     def _table_label(self, cells: Sequence[Any], columns: Sequence[str], features: Mapping[str, Any]) -> str | None:
         if len(cells) > 1:  # a column of zeros and ones for each class
-            return ";".join(column for column, cell in zip(columns, cells, strict=True) if cell in (1, "1"))
+            return ";".join(column for column, cell in zip(columns, cells, strict=True) if _is_one(cell))
         if not cells or cells[0] is None:
             return None
         cell, feature = cells[0], features[columns[0]]
         feature_names = getattr(getattr(feature, "feature", None) or feature, "names", None)
+        if isinstance(cell, str) and self._label_text(cell, None) not in self._known and looks_like_list(cell):
+            cell = parsed_list(cell) or cell
         if not isinstance(cell, list | tuple):
             return self._label_text(cell, feature_names)
-        if feature_names is None and len(cell) == len(self.class_names) and all(entry in (0, 1) for entry in cell):
-            return ";".join(name for name, flag in zip(self.class_names, cell, strict=True) if flag)
+        names = self.class_names if feature_names is None else feature_names
+        # A list of classes never holds a class twice.
+        is_flags = feature_names is None or len(set(cell)) < len(cell)
+        if is_flags and len(cell) == len(names) and all(entry in FLAGS for entry in cell):
+            return ";".join(name for name, flag in zip(names, cell, strict=True) if _is_one(flag))
         return ";".join(text for text in (self._label_text(entry, feature_names) for entry in cell) if text is not None)
 
     def _label_text(self, value: Any, feature_names: Sequence[str] | None) -> str | None:
@@ -280,12 +285,24 @@ class _Finder:
             return None
         if isinstance(value, float) and value.is_integer():  # a column of whole numbers, some of which are missing
             value = int(value)
+        if isinstance(value, str) and self._texts_are_numbers and value not in self._known and value != "-1":
+            value = int(value)
         names = self.class_names if feature_names is None else feature_names
         is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
         if is_index and (feature_names is not None or str(value) not in self._known):
             value = names[value]
         text = self._known.get(unicodedata.normalize("NFC", str(value)))
         return None if text is None and value == "-1" else text or str(value)
+
+
+def _is_one(cell: Any) -> bool:
+    return FLAGS.get(cell.strip() if isinstance(cell, str) else cell) == 1
+
+
+def _are_numbers(cells: Sequence[Any]) -> bool:
+    """Return whether all texts of a column are whole numbers; all cells of a CSV file are texts."""
+    texts = {cell for cell in cells if isinstance(cell, str) and cell not in ("", "-1")}
+    return bool(texts) and class_indices(sorted(texts)) is not None
 
 
 def _split_names(data: str) -> list[str] | None:
@@ -359,7 +376,9 @@ def _image_files(folder: Path, left_out: Counter[str]) -> Iterator[Path | Failur
             continue
         seen.add(real)
         left_out["hidden"] += sum(name.startswith(".") for name in files)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", STAGING_PREFIX)))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((".", STAGING_PREFIX)) and name not in SYSTEM_FOLDERS
+        )
         for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(place, name)
             if path.suffix.lower() in extensions or _looks_like_an_image(path):
@@ -372,7 +391,7 @@ def _image_files(folder: Path, left_out: Counter[str]) -> Iterator[Path | Failur
 
 
 def _looks_like_an_image(path: Path) -> bool:
-    if not path.is_file():
+    if not path.is_file() or path.suffix.lower() in RAW_EXTENSIONS:
         return False
     try:
         with Image.open(path):

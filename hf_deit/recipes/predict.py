@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,16 +144,16 @@ class Predictor:
 
     # ---- rows of a table ----
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """Columns of the rows: file, label, prediction, score, and a probability for each class."""
         counts = Counter(self.class_names)
-        names: list[str] = []
+        names: dict[str, None] = {}
         for index, name in enumerate(self.class_names):
             column = f"p_{name}" if counts[name] == 1 else f"p_{name}_{index}"
             while column in names:
                 column += "_"
-            names.append(column)
+            names[column] = None
         return [*_FIRST_COLUMNS, *names]
 
     def row(self, answer: Answer) -> dict[str, Any]:

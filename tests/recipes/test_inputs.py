@@ -234,3 +234,9 @@ def test_a_link_to_a_folder_above_adds_no_image(photos):
     (photos / "bee" / "up").symlink_to("../..")
     images, _ = found("photos/bee")
     assert images == {name: label for name, label in IN_FOLDERS.items() if "/bee/" in name}
+
+
+def test_whole_numbers_in_a_csv_file_are_indices(photos):
+    rows = [f"bee/0{number}.png,{cell}" for number, cell in enumerate(("0", "2", "-1", "7"))]
+    (photos / "table.csv").write_text("\n".join(["file_name,label", *rows]))
+    assert list(found("photos/table.csv")[0].values()) == ["bee", "dog", None, "7"]
