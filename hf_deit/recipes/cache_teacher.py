@@ -80,7 +80,7 @@ def cache_teacher(
         wanted,
         validation=EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio),
         share=(args.process_index, args.world_size),
-        teacher_name=without_machine(recipe.teacher.teacher),
+        teacher_name=_published_teacher_name(recipe.teacher.teacher),
         disable_tqdm=args.disable_tqdm,
     )
     if args.world_size > 1:
@@ -211,3 +211,9 @@ def length_of(recipe: Recipe) -> tuple[float, float]:
 def build_shared_cache(recipe: Recipe, folder: Path) -> None:
     """Build, resume or extend a cache of all logits, which trainings of every kind, tau and alpha can use."""
     cache_teacher(recipe, folder, kind="soft")
+
+
+def _published_teacher_name(name: str) -> str:
+    """Return the name of a teacher for reports and cards. A folder of this machine becomes `./name`, never a Hub name."""
+    path = Path(name).expanduser()
+    return without_machine(str(path.resolve()) if path.exists() else name)

@@ -143,7 +143,10 @@ def own_pixels(processor, picture, **fields):
 @pytest.mark.parametrize("name", CASES)
 def test_the_pixels_of_a_view_are_those_of_the_processor_itself(name, caplog):
     kind, fields, call, size = CASES[name]
-    processor = processor_of(kind, fields)
+    try:
+        processor = processor_of(kind, fields)
+    except ImportError as error:  # transformers 5.17 has some classes with torchvision only
+        pytest.skip(str(error).strip().partition("\n")[0])
     with caplog.at_level(logging.WARNING, logger="hf_deit"):
         pipeline = PixelPipeline.from_processor(processor, "The teacher's")
     assert not pipeline.by_processor and not caplog.text

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hf_deit.distillation.cache import finished_epochs
-from hf_deit.recipes.cache_teacher import cache_folder
+from hf_deit.recipes.cache_teacher import _published_teacher_name, cache_folder
 from hf_deit.recipes.reading import load_recipe
 from tests.helpers.runs import FACTORY, QUIET, STUDENT, TEACHER_LABELS, hf_deit, refused, results, write_splits
 
@@ -289,3 +289,10 @@ def test_the_folder_of_a_shared_cache_depends_on_what_its_outputs_depend_on_only
 def test_a_recipe_without_a_teacher_is_refused(data, tmp_path, capsys):
     message = refused(capsys, "cache-teacher", "--data", data, "--out", tmp_path / "cache", *RUN)
     assert "--teacher" in message
+
+
+def test_a_folder_is_never_called_a_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    assert _published_teacher_name("teacher") == "./teacher"
+    assert _published_teacher_name("owner/teacher") == "owner/teacher"

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 import hf_deit as package
 from hf_deit.data.loading import load_splits
 from hf_deit.errors import UserError
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.label_names import read_class_names
 from hf_deit.recipes.arguments import Recipe
 from hf_deit.recipes.cache_teacher import cache_folder
@@ -31,7 +32,7 @@ def model_folder(path, names, problem_type=None, bias=None):
         with torch.no_grad():
             model.classifier.bias.copy_(torch.tensor(bias))
     model.save_pretrained(path)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(path)
+    DeiTImageProcessor.for_image_size(16, crop_ratio=1.0).save_pretrained(path)
     return str(path)
 
 
