@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from ..errors import RecipeError
 from ..files import parsed_yaml
 from .arguments import Recipe, check_names, field_groups, similar_name
-from .unused_fields import check_layers
+from .unused_fields import check_layers, is_saved, without_refused
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,8 @@ def load_recipe(
     else:
         (base, own), where = read_layers(Path(config)), str(config)
     check_names({**base, **own}, where)
+    if is_saved(own):
+        own = without_refused(own)
     top = _parsed_words(overrides) | dict(given or {})
     check_names(top)
     fields = {**base, **own, **top}

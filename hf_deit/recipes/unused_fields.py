@@ -17,6 +17,7 @@ from ..trainer.fields import (
     CONDITIONS,
     PUSH_FIELDS,
     PYTHON_FIELDS,
+    REFUSED,
     SCRIPT_FIELDS,
     STOCK_FIELDS,
     Condition,
@@ -76,6 +77,15 @@ RECIPE_CONDITIONS = (
 def is_saved(fields: Mapping[str, Any]) -> bool:
     """Return whether fields are those of a `recipe.yaml` that a run saved: it holds all fields, defaults included."""
     return fields.keys() >= set(SCRIPT_FIELDS)
+
+
+def without_refused(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a saved recipe without those that are refused now: an earlier version accepted them."""
+    refused = {name for name, use in STOCK_FIELDS.items() if use.kind == REFUSED and name not in SCRIPT_FIELDS}
+    idle = (refused | PYTHON_FIELDS.keys()) & _changed(saved, _defaults(saved)).keys()
+    if idle:
+        logger.info("The saved recipe has fields without effect, which are left out: %s.", ", ".join(sorted(idle)))
+    return {name: value for name, value in saved.items() if name not in idle}
 
 
 def check_layers(base: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,12 @@ _LENGTH = ("recipe.max_steps", "recipe.num_train_epochs")
 
 
 def check_same_run(
-    checkpoint: Path, present: Mapping[str, Any], *, extend: bool = False, defaults: Mapping[str, Any] | None = None
+    checkpoint: Path,
+    present: Mapping[str, Any],
+    *,
+    extend: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+    unused: Collection[str] = (),
 ) -> None:
     """Check that a checkpoint was written by a run with the same data, recipe, teacher and model.
 
@@ -126,8 +131,13 @@ def check_same_run(
     present = {name: part for name, part in present.items() if name != "extensions"}
     saved.pop("extensions", None)
     changed = changed_fields(saved, present)
+    idle = {f"recipe.{name}" for name in unused if name in own and present["recipe"][name] == own[name]}
+    changed = {field: values for field, values in changed.items() if field not in idle}
     if extend:
         changed = {field: values for field, values in changed.items() if field not in _LENGTH}
+        was, now = changed.get("recipe.num_views", (0, None))
+        if was is None and now is not None and now >= saved_state(checkpoint)["epoch"]:
+            del changed["recipe.num_views"]  # a cache whose views repeat from here on: those so far are the same
     if changed:
         rows = differences(changed, "in the checkpoint", "now")
         if any(field.startswith("teacher.stored") for field in changed):

@@ -146,7 +146,8 @@ def weights_of(
         The weights; None if all classes have the same weight, or if balanced weights are requested without labels.
     """
     if isinstance(weights, Mapping):
-        return torch.tensor([weights[name] for name in _names(class_names, num_labels)]) ** power
+        given = torch.tensor([weights[name] for name in _names(class_names, num_labels)])
+        return torch.where(given > 0, given**power, 0.0)
     if weights == "none" or labels is None:
         return None
     balanced = balanced_weights(labels, num_labels)

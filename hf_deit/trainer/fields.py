@@ -7,6 +7,7 @@ fields of this package are in it only where they depend on another field (`CONDI
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 EFFECT, HARDWARE, REFUSED = "effect", "other hardware", "refused"
@@ -452,7 +453,7 @@ def condition_problems(
         changed: Fields whose value is not the default, by name.
         conditions: Conditions to test.
     """
-    changed = dict(changed)
+    changed = {name: value for name, value in changed.items() if value is not None}
     if not changed.get("distillation_alpha"):
         changed.pop("distillation_alpha", None)  # 0 is also what is filled in without distillation
     for condition in conditions:
@@ -460,6 +461,22 @@ def condition_problems(
         if names and not condition.holds(args):
             given = ", ".join(f"{name}={shown(changed[name])}" for name in names)
             yield names, f"{given} has an effect only with {condition.text}. {condition.remedy}"
+
+
+def names_without_effect(args: Any, recipe: Mapping[str, Any], *, keyed: bool) -> set[str]:
+    """Return the fields of a saved recipe whose values had no effect: earlier versions accepted them.
+
+    Args:
+        args: Present arguments, which give the fields that the saved recipe does not have.
+        recipe: Fields of the saved recipe.
+        keyed: Whether the training data take view keys.
+    """
+    defaults = {entry.name: default_of(entry) for entry in dataclasses.fields(args)}
+    changed = {name: value for name, value in recipe.items() if name in defaults and value != defaults[name]}
+    saved = SimpleNamespace(**{**vars(args), **recipe})
+    names = {name for unused, _ in condition_problems(saved, changed) for name in unused}
+    names |= {name for name in changed if name in STOCK_FIELDS and STOCK_FIELDS[name].kind == REFUSED}
+    return names | ({"data_seed", "train_sampling_strategy"} if keyed else set())
 
 
 def _says_the_default(name: str, value: Any) -> bool:

@@ -24,7 +24,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
-from ..data.dataset_info import describe_dataset
+from ..data.dataset_info import describe_dataset, inspect_dataset
 from ..errors import NonFiniteLossError, RecipeError, ResumeError
 from ..files import STAGING_PREFIX, publish_folder, staged_files, write_json
 from .checkpoints import (
@@ -38,7 +38,7 @@ from .checkpoints import (
     saved_state,
 )
 from .ema import AveragedWeights, AveragingCallback
-from .fields import default_of
+from .fields import default_of, names_without_effect
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -103,16 +103,21 @@ class _PresentCadence(TrainerCallback):
 class EarlyStopping(EarlyStoppingCallback):
     """Early stopping that counts on where the resumed run stopped counting, and stops again if it had stopped."""
 
+    # Whether the present evaluation is one of the schedule: not that of eval_on_start, and none after the training.
+    counts = False
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         # Of a new run these are the states of its own callbacks, in which the counter is 0.
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__) or {}
-        saved = saved[0] if isinstance(saved, list) else saved
-        count = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        count = _early_stopping_count(state.stateful_callbacks)
         self.early_stopping_patience_counter = count if state.global_step else 0
+        self.early_stopping_patience = args.early_stopping_patience  # restored callbacks have those of the checkpoint
+        self.early_stopping_threshold = args.early_stopping_threshold
         self._stop_if_due(args, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if not self.counts:
+            return
         super().on_evaluate(args, state, control, metrics, **kwargs)
         self._stop_if_due(args, control)
 
@@ -125,6 +130,12 @@ class EarlyStopping(EarlyStoppingCallback):
                 self.early_stopping_patience_counter,
                 self.early_stopping_patience,
             )
+
+
+def _early_stopping_count(stateful_callbacks: Any) -> int:
+    saved = (stateful_callbacks or {}).get(EarlyStopping.__name__) or {}
+    saved = saved[0] if isinstance(saved, list) else saved
+    return saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
 
 class ResumableTrainer(Trainer):
@@ -205,7 +216,9 @@ class ResumableTrainer(Trainer):
         """
         description = self.run_description() if with_teacher else self.run_description(with_teacher=False)
         defaults = {entry.name: default_of(entry) for entry in dataclasses.fields(self.args)}
-        check_same_run(checkpoint, description, extend=extend, defaults=defaults)
+        keyed = inspect_dataset(self.train_dataset).takes_view_keys
+        unused = names_without_effect(self.args, saved_run(checkpoint).get("recipe", {}), keyed=keyed)
+        check_same_run(checkpoint, description, extend=extend, defaults=defaults, unused=unused)
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             check_complete(checkpoint)
         if self.args.ema_epochs and not (checkpoint / EMA_FOLDER).is_dir():
@@ -220,6 +233,16 @@ class ResumableTrainer(Trainer):
             raise ResumeError(
                 f"--extend: the run of {checkpoint} has {steps} optimizer steps, and max_steps or num_train_epochs now "
                 f"gives {planned}. Give a greater length."
+            )
+        patience, count = (
+            self.args.early_stopping_patience,
+            _early_stopping_count(saved_state(checkpoint).get("stateful_callbacks")),
+        )
+        if patience is not None and count >= patience and planned != steps:
+            raise ResumeError(
+                f"--extend: the run of {checkpoint} was stopped by early stopping ({count} evaluations without a better "
+                f"metric, early_stopping_patience={patience}), so it would stop again at once. Raise "
+                "early_stopping_patience, or leave it out."
             )
         if self.lr_scheduler is not None and not self._created_lr_scheduler:
             raise ResumeError(
@@ -286,6 +309,17 @@ class ResumableTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, skip_scheduler: bool = False, **kwargs: Any) -> dict[str, float]:
+        """Evaluate during a training. Early stopping counts this unless it is that of `eval_on_start`."""
+        stopping = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
+        for callback in stopping:
+            callback.counts = not skip_scheduler
+        try:
+            return super()._evaluate(*args, skip_scheduler=skip_scheduler, **kwargs)
+        finally:
+            for callback in stopping:
+                callback.counts = False
 
     # ---- averaged weights ----
 

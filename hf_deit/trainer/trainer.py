@@ -740,6 +740,12 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             description["teacher"] = self.cached.fingerprint
         elif with_teacher:
             description["teacher"] = {"fingerprint": self._teacher_fingerprint}
+        args = self.args
+        if self.student.problem_type == ProblemType.MULTI_LABEL and (
+            args.label_smoothing_factor or (args.base_loss == "binary_cross_entropy" and args.mixing.is_on)
+        ):
+            # Earlier versions ignored these fields for multi-label data; their runs are not those of this version.
+            description["model"]["label_loss"] = "smoothed or counted as present"
         if cached:
             # This can differ from `args.num_views`: cached views repeat if the cache has fewer epochs than the run.
             description["recipe"]["num_views"] = self.cached.num_views

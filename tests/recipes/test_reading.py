@@ -535,3 +535,10 @@ def test_every_field_of_a_recipe_is_documented():
     own = DistillationTrainingArguments.__annotations__
     entries = {entry.name: entry for entry in dataclasses.fields(DistillationTrainingArguments)}
     assert [name for name in own if not entries[name].metadata.get("help")] == []
+
+
+def test_a_saved_recipe_with_a_field_that_is_refused_now_is_read_without_it(tmp_path):
+    saved = load_recipe(None, ["--preset", "tiny"]).to_dict() | {"average_tokens_across_devices": False}
+    written(tmp_path / "recipe.yaml", as_yaml(saved))
+    recipe = load_recipe(tmp_path / "recipe.yaml", [])
+    assert recipe.model.preset == "tiny" and recipe.training.average_tokens_across_devices

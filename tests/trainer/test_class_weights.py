@@ -70,7 +70,7 @@ def test_classes_without_a_weight_and_unknown_classes_are_named():
 def test_weights_are_in_the_order_of_the_student_and_softened_by_the_power():
     assert of(OWN).tolist() == [1, 2, 0, 4]
     assert of(OWN, power=0.5).tolist() == pytest.approx([1, 2**0.5, 0, 2])
-    assert of(OWN, power=0.0).tolist() == [1, 1, 1, 1]
+    assert of(OWN, power=0.0).tolist() == [1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
