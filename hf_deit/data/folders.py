@@ -91,7 +91,7 @@ def _table_or_folders(
     try:
         found = open_tables(tables, data)
         layout = dataset_layout(_by_path(found, columns, path, selection), data, columns, path, selection)
-        layout.splits[layout.train()].read(None)
+        layout.train()  # raises an error if there is no training split
         by_table = _images_of(layout)
     except DataError as error:
         if folders is None:

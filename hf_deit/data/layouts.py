@@ -115,7 +115,17 @@ _PART = re.compile(r"(?:fold|part|shard|batch|split|set|chunk|group|k)?[\W_]*\d+
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+# Builder of `datasets` for each extension of a table.
+BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+# Kind of the files that are left out without a remark on their format.
+HIDDEN = "hidden files and folders of the system"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -342,7 +352,7 @@ def _list_into(listing: Listing, folder: Path, ancestors: frozenset[tuple[int, i
     for entry in entries:
         path = folder / entry.name
         if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
-            listing.skip("hidden files and folders of the system", path)
+            listing.skip(HIDDEN, path)
         elif entry.is_dir():
             identity = _identity(path)
             if identity in ancestors:
@@ -455,7 +465,7 @@ def inverted_splits(path: Path, class_names: Sequence[str]) -> dict[str, dict[st
 
 def is_table(path: Path) -> bool:
     """Return whether the extension of a file is that of a table."""
-    return path.suffix.lower() in TABLE_EXTENSIONS and path.is_file() and not path.name.startswith(".")
+    return path.suffix.lower() in BUILDERS and path.is_file() and not path.name.startswith(".")
 
 
 def split_tables(path: Path) -> dict[str, list[str]]:

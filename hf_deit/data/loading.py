@@ -17,32 +17,8 @@ from .images import check_policy
 from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, split_of
 from .sources import Source, check_class_names, check_classes, warn_of_shared_files
 from .splits import Layout, Split, dataset_layout, finished, move_to_image_folder, names_only, read_table, table_root
-from .table_files import (
-    BUILDERS,
-    divided,
-    is_saved_dataset,
-    no_training_split,
-    open_all,
-    open_splits,
-    table_files,
-)
+from .table_files import divided, is_saved_dataset, no_training_split, open_all, refuse_hub_fields, table_files
 from .tables import Columns, TableReader
-
-__all__ = [
-    "BUILDERS",
-    "VALIDATION_NAMES",
-    "Selection",
-    "is_image_folder",
-    "is_saved_dataset",
-    "load_splits",
-    "load_stream",
-    "load_training",
-    "load_validation",
-    "open_splits",
-    "table_files",
-    "table_root",
-    "validation_name",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +253,7 @@ def _find(data: str, columns: Columns | None, broken_images: str, selection: Sel
     columns = columns or Columns()
     path = Path(data).expanduser()
     if path.is_dir() and not is_saved_dataset(path):
-        _refuse_fields_of_datasets(data, selection)
+        refuse_hub_fields(data, selection)
         return folder_layout(data, path, columns, selection)
     if path.exists() and not path.is_dir() and not table_files(path):
         raise DataError(
@@ -285,9 +261,3 @@ def _find(data: str, columns: Columns | None, broken_images: str, selection: Sel
             ".tsv, .jsonl, .parquet), or the name of a data set on the Hub."
         )
     return dataset_layout(open_all(data, selection=selection), data, columns, table_root(data), selection)
-
-
-def _refuse_fields_of_datasets(data: str, selection: Selection) -> None:
-    for name, value in (("data_config", selection.config), ("data_revision", selection.revision)):
-        if value is not None:
-            raise DataError(f"{name}={value!r}: {data} is a folder, and {name} is only for data sets on the Hub.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import DataError, listed, listed_lines
 from .layouts import (
+    HIDDEN,
     NO_SPLIT,
     TEST,
     TRAIN,
@@ -23,14 +24,13 @@ from .layouts import (
     subfolders,
 )
 from .sources import Source, check_files_exist, path_of, with_fingerprint
-from .table_files import LABEL_NAMES, divided, is_saved_dataset, no_training_split, table_files
-from .tables import Columns, TableReader
+from .table_files import divided, is_saved_dataset, no_training_split, table_files
+from .tables import LABEL_NAMES, Columns, TableReader
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN = "hidden files and folders of the system"
 _HARMLESS = {
-    _HIDDEN,
+    HIDDEN,
     *(f"{extension} files" for extension in (".txt", ".md", ".csv", ".json", ".xml", ".db", ".ini", ".py")),
 }
 
@@ -237,7 +237,7 @@ def _is_unlabelled(dataset: Any, columns: Columns) -> bool:
 
     typed = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
     named = [name for name in columns.labels if name in dataset.features]
-    if not named and (columns.labels or not ({*dataset.features} & LABEL_NAMES or len(typed) == 1)):
+    if not named and (columns.labels or not ({*dataset.features} & {*LABEL_NAMES} or len(typed) == 1)):
         return True
     usual = [name for name in dataset.features if name in LABEL_NAMES]
     return any(all(cell in (-1, None, "-1", "") for cell in dataset[name]) for name in named or typed or usual)

@@ -19,20 +19,12 @@ from typing import Any
 
 from ..errors import DataError, listed
 from ..hub_access import check_hub_name, without_network
-from .layouts import NO_SPLIT, SPLITS, TEST, TRAIN, VALIDATION, Selection, chosen_splits, is_table, split_of
+from .layouts import BUILDERS, NO_SPLIT, SPLITS, TEST, TRAIN, VALIDATION, Selection, chosen_splits, is_table, split_of
 from .layouts import split_tables as _split_tables
-from .tables import Columns, text_columns
+from .tables import LABEL_NAMES, Columns, text_columns
 
 logger = logging.getLogger(__name__)
 
-BUILDERS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-}
 _SEPARATORS = (",", ";", "\t", "|")
 _SNIFFED_ROWS = 200
 # Names of columns of splits, without spaces, underscores and upper case.
@@ -60,8 +52,6 @@ _SPLIT_COLUMNS = frozenset(
         "trainvalsplit",
     ]
 )
-# Default names of label columns, which are never taken for a column of splits.
-LABEL_NAMES = frozenset(("label", "labels", "class"))
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -84,17 +74,13 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
 
 
-def open_splits(
-    data: str, streaming: bool = False, only: Sequence[str] | None = None, selection: Selection | None = None
-) -> dict[str, Any]:
+def open_splits(data: str, only: Sequence[str] | None = None) -> dict[str, Any]:
     """Open the splits of tables or of a data set, with their names in the data.
 
     Args:
         data: A table, a folder with train.* and possibly validation.*, a folder saved by `datasets`, or the name of a
             data set on the Hub.
-        streaming: Whether to return `IterableDataset`s, which read the rows later.
-        only: Names of the splits to open. None for all splits.
-        selection: Configuration and revision of a data set on the Hub, and the name of the training split.
+        only: Names of the splits to open. None for all splits, of which one must be the training split.
 
     Returns:
         A `datasets` data set for each split, by name.
@@ -103,15 +89,11 @@ def open_splits(
         DataError: No data is found, the training split is missing, a table is an empty file, or `datasets` cannot read
             the data.
     """
-    selection = selection or Selection()
-    path = Path(data).expanduser()
-    splits = open_all(data, streaming, only, selection)
-    if only is None and TRAIN not in chosen_splits(splits, selection, data):
+    splits = open_all(data, only=only)
+    if only is None and TRAIN not in chosen_splits(splits, Selection(), data):
         raise no_training_split(data, splits)
     if only is not None and TRAIN in only and TRAIN not in splits:
         raise no_training_split(data, splits)
-    if streaming and path.is_dir() and not table_files(path):
-        splits = {name: split.to_iterable_dataset() for name, split in splits.items()}
     return {name: split for name, split in splits.items() if only is None or name in only}
 
 
@@ -132,7 +114,7 @@ def open_all(
     selection = selection or Selection()
     path = Path(data).expanduser()
     if path.exists():
-        _refuse_hub_fields(data, selection)
+        refuse_hub_fields(data, selection)
     files = table_files(path)
     if files:
         return open_tables(files, data, streaming, only)
@@ -201,14 +183,17 @@ def _load_files(files: dict[str, list[str]], streaming: bool) -> Mapping[str, An
     return datasets.load_dataset(BUILDERS[next(iter(suffixes))], **options)
 
 
-def _refuse_hub_fields(data: str, selection: Selection) -> None:
-    given = {"data_config": selection.config, "data_revision": selection.revision}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given:
-        name, value = next(iter(given.items()))
-        raise DataError(
-            f"{name}={value!r}: {data} is a path on this machine, and {name} is only for data sets on the Hub."
-        )
+def refuse_hub_fields(data: str, selection: Selection) -> None:
+    """Check that no field of a data set on the Hub is given for data on this machine.
+
+    Raises:
+        DataError: A configuration or a revision is given.
+    """
+    for name, value in (("data_config", selection.config), ("data_revision", selection.revision)):
+        if value is not None:
+            raise DataError(
+                f"{name}={value!r}: {data} is a path on this machine, and {name} is only for data sets on the Hub."
+            )
 
 
 def _no_data(data: str, error: Exception) -> DataError:
@@ -384,7 +369,7 @@ def divided(splits: dict[str, Any], data: str, columns: Columns, selection: Sele
     kinds = _kinds_of_values(sorted(set(values)), column, data, selection)
     if set(kinds.values()) == {TRAIN} and selection.validation_split is None:
         return splits
-    parts = {split: _rows_of(dataset, column, kinds, split) for split in SPLITS if split in kinds.values()}
+    parts = {split: _rows_of(dataset, column, values, kinds, split) for split in SPLITS if split in kinds.values()}
     counts = Counter(values)
     logger.info(
         "%s: column %r names the split of each row: %s.",
@@ -413,9 +398,9 @@ def _values(dataset: Any, column: str) -> list[str]:
     return ["" if cell is None else str(cell).strip() for cell in cells]
 
 
-def _rows_of(dataset: Any, column: str, kinds: Mapping[str, str | None], split: str) -> Any:
+def _rows_of(dataset: Any, column: str, values: Sequence[str], kinds: Mapping[str, str | None], split: str) -> Any:
     if hasattr(dataset, "__len__"):
-        return dataset.select([row for row, value in enumerate(_values(dataset, column)) if kinds[value] == split])
+        return dataset.select([row for row, value in enumerate(values) if kinds[value] == split])
     return dataset.filter(_RowOf(column, kinds, split))
 
 
@@ -449,7 +434,7 @@ def _split_column(dataset: Any, data: str, columns: Columns, selection: Selectio
             )
         return selection.split_column
     dtypes = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
-    excluded = {*columns.labels, columns.image, *LABEL_NAMES}
+    excluded = {*columns.labels, columns.image, *LABEL_NAMES}  # never taken for a column of splits
     free = [name for name in features if name not in excluded and not hasattr(features[name], "names")]
     texts = [name for name in free if "string" in dtypes[name]]
     flags = [

@@ -16,7 +16,7 @@ from .labels import Label, describe_type, is_label_type, read_labels
 
 # Default names of the columns. They are used if no name is given and no column has the right type.
 _IMAGE_NAMES = ("image", "file_name", "file", "path")
-_LABEL_NAMES = ("label", "labels", "class")
+LABEL_NAMES = ("label", "labels", "class")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TableReader:
         if features is None:  # the columns of a streamed CSV or JSON file are not known before it is read
             dataset = dataset._resolve_features()
             features = dataset.features or {}
-        self.name, self.root, self.separator = name, root, columns.separator
+        self.name, self.root = name, root
         # If the labels of a stream have to be read, its rows are counted.
         self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None
         self.image_column = (
@@ -158,7 +158,7 @@ class TableReader:
         self.label_columns = (
             _check_columns(columns.labels, features, name, "label_column")
             if columns.labels
-            else [_find_column(features, datasets.ClassLabel, _lists_classes, _LABEL_NAMES, "label_column", name)]
+            else [_find_column(features, datasets.ClassLabel, _lists_classes, LABEL_NAMES, "label_column", name)]
         )
         if isinstance(features[self.image_column], datasets.Image):
             dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))

@@ -22,8 +22,9 @@ from PIL import Image
 from ..data.images import RAW_EXTENSIONS, as_item
 from ..data.labels import FLAGS, looks_like_list, parsed_list
 from ..data.layouts import SYSTEM_FOLDERS, is_table, split_of
-from ..data.loading import is_saved_dataset, open_splits, table_files, table_root
-from ..data.tables import Columns
+from ..data.splits import table_root
+from ..data.table_files import is_saved_dataset, open_splits, table_files
+from ..data.tables import LABEL_NAMES, Columns
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
 from ..models.label_names import class_indices
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Names of columns that are used if none is given and no column has the type.
 _IMAGE_NAMES = ("image", "file_name", "filename", "file", "path", "image_path", "filepath")
-_LABEL_NAMES = ("label", "labels", "class")
+_NO_LABEL = ("", "-1")
 _SHOWN_KINDS = 10
 _SPLITS_FILE = "dataset_dict.json"
 
@@ -123,7 +124,6 @@ class _Finder:
         self.class_names, self.split, self.columns = tuple(class_names), split, columns
         # Class names by their Unicode normal form; of several classes with one name, the first.
         self._known = {unicodedata.normalize("NFC", name): name for name in reversed(self.class_names)}
-        self._texts_are_numbers = False  # of the label column of the present table
         self._named: set[str] = set()  # files that were given by name
         self._found: set[str] = set()  # files that were found in folders and by patterns
 
@@ -223,11 +223,12 @@ class _Finder:
         labels = _label_columns(features, self.columns.labels, name)
         if isinstance(features[image_column], datasets.Image):
             dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-        self._texts_are_numbers = _are_numbers(dataset[labels[0]]) if len(labels) == 1 else False
+        spells_numbers = len(labels) == 1 and _holds_texts(features[labels[0]]) and _are_numbers(dataset[labels[0]])
         root = table_root(data)
         for number, row in enumerate(dataset.select_columns([image_column, *labels])):
             item = as_item(row[image_column], root, number)
-            label = self._table_label([row[column] for column in labels], labels, features)
+            cells = [_number(row[column]) if spells_numbers else row[column] for column in labels]
+            label = self._table_label(cells, labels, features)
             place = f"{name}, row {number}"
             if isinstance(item, str):
                 yield InputImage(item, item, label)
@@ -285,8 +286,6 @@ class _Finder:
             return None
         if isinstance(value, float) and value.is_integer():  # a column of whole numbers, some of which are missing
             value = int(value)
-        if isinstance(value, str) and self._texts_are_numbers and value not in self._known and value != "-1":
-            value = int(value)
         names = self.class_names if feature_names is None else feature_names
         is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
         if is_index and (feature_names is not None or str(value) not in self._known):
@@ -299,10 +298,18 @@ def _is_one(cell: Any) -> bool:
     return FLAGS.get(cell.strip() if isinstance(cell, str) else cell) == 1
 
 
-def _are_numbers(cells: Sequence[Any]) -> bool:
+def _holds_texts(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _are_numbers(cells: Sequence[str | None]) -> bool:
     """Return whether all texts of a column are whole numbers; all cells of a CSV file are texts."""
-    texts = {cell for cell in cells if isinstance(cell, str) and cell not in ("", "-1")}
+    texts = {*cells} - {None, *_NO_LABEL}
     return bool(texts) and class_indices(sorted(texts)) is not None
+
+
+def _number(cell: str | None) -> str | int | None:
+    return cell if cell is None or cell in _NO_LABEL else int(cell)
 
 
 def _split_names(data: str) -> list[str] | None:
@@ -352,7 +359,7 @@ def _label_columns(features: Mapping[str, Any], given: Sequence[str], name: str)
     typed = [
         column for column, feature in features.items() if hasattr(getattr(feature, "feature", None) or feature, "names")
     ]
-    found = typed or [column for column in features if column.casefold() in _LABEL_NAMES]
+    found = typed or [column for column in features if column.casefold() in LABEL_NAMES]
     return found if len(found) == 1 else []  # no label, or no way to tell which: the column `label` stays empty
 
 

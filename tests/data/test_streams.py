@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from hf_deit.data.augmentation import Augmentation
-from hf_deit.data.loading import load_splits, load_stream, load_validation, open_splits
+from hf_deit.data.loading import load_splits, load_stream, load_validation
 from hf_deit.data.sampling import ViewKey, view_generator
 from hf_deit.data.streams import ViewStream, shuffled, whole_batches
+from hf_deit.data.table_files import open_all
 from hf_deit.data.tables import Columns, TableReader
 from hf_deit.data.views import collate
 from hf_deit.errors import DataError
@@ -29,7 +30,9 @@ KIND = Columns("file", ("kind",))
 
 
 def reader_of(path, root=None):
-    return TableReader(open_splits(str(path), streaming=True)["train"], KIND, "the stream", root)
+    rows = open_all(str(path), streaming=True)["train"]
+    rows = rows.to_iterable_dataset() if hasattr(rows, "__len__") else rows
+    return TableReader(rows, KIND, "the stream", root)
 
 
 def stream_of(path, buffer=1, root=None, **kwargs):
