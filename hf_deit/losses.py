@@ -62,6 +62,13 @@ def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
         )
 
 
+def _check_tau(tau: float) -> None:
+    if not tau > 0:
+        raise ValueError(
+            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0, use hard distillation."
+        )
+
+
 def soft_distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, tau: float = 3.0, reduction: str = "image"
 ) -> Tensor:
@@ -81,10 +88,7 @@ def soft_distillation_loss(
         ValueError: The shapes differ, τ is not positive, or the reduction is unknown.
     """
     _check_pair(student_logits, teacher_logits)
-    if not tau > 0:
-        raise ValueError(
-            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0, use hard distillation."
-        )
+    _check_tau(tau)
     student_log_probs = F.log_softmax(_at_least_float32(student_logits) / tau, dim=-1)
     teacher_log_probs = F.log_softmax(_at_least_float32(teacher_logits) / tau, dim=-1)
     divergence = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
@@ -109,10 +113,7 @@ def multi_label_soft_distillation_loss(student_logits: Tensor, teacher_logits: T
         ValueError: The shapes differ, or τ is not positive.
     """
     _check_pair(student_logits, teacher_logits)
-    if not tau > 0:
-        raise ValueError(
-            f"tau={tau}: the temperature must be above 0 (paper: 3.0). For the limit τ → 0, use hard distillation."
-        )
+    _check_tau(tau)
     student, teacher = (_at_least_float32(logits) / tau for logits in (student_logits, teacher_logits))
     divergence = sum(
         F.kl_div(F.logsigmoid(sign * student), F.logsigmoid(sign * teacher), reduction="none", log_target=True)

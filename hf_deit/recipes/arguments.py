@@ -7,6 +7,7 @@ transformers only when a recipe is created, so that help texts are shown without
 
 import copy
 import dataclasses
+import functools
 import os
 import re
 import types
@@ -308,6 +309,26 @@ def field_groups() -> dict[str, type]:
     return {**GROUPS, "training": DistillationTrainingArguments}
 
 
+@functools.cache
+def field_entries() -> Mapping[str, tuple[dataclasses.Field, Any]]:
+    """Return every field of a recipe with its type hint, by name."""
+    return types.MappingProxyType(
+        {
+            entry.name: (entry, hints[entry.name])
+            for group in field_groups().values()
+            for hints in [typing.get_type_hints(group)]
+            for entry in _fields_of(group)
+        }
+    )
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of every field by name."""
+    from ..trainer.fields import default_of
+
+    return {name: default_of(entry) for name, (entry, _) in field_entries().items()}
+
+
 def _fields_of(group: type) -> Iterator[dataclasses.Field]:
     return (entry for entry in dataclasses.fields(group) if entry.init)
 
@@ -347,16 +368,12 @@ class Recipe:
         Raises:
             RecipeError: A field is unknown, or a value is not allowed. The message names all problems that are found together.
         """
-        groups = field_groups()
         check_names(fields)
-        hints = {name: hint for group in groups.values() for name, hint in typing.get_type_hints(group).items()}
-        choices = {
-            entry.name: entry.metadata.get("choices") for group in groups.values() for entry in _fields_of(group)
-        }
         values, problems = {}, []
         for name, value in fields.items():
+            entry, hint = field_entries()[name]
             try:
-                values[name] = typed_value(name, value, hints[name], choices[name])
+                values[name] = typed_value(name, value, hint, entry.metadata.get("choices"))
             except RecipeError as error:
                 problems.append(str(error))
         _raise_all(problems)
@@ -365,7 +382,7 @@ class Recipe:
             # An empty teacher (an unset variable of a script) is not the same as none: it is refused later.
             values["distillation_type"] = "hard" if values.keys() & {"teacher", "teacher_cache"} else "none"
         made = {}
-        for attribute, group in groups.items():
+        for attribute, group in field_groups().items():
             try:
                 names = [entry.name for entry in _fields_of(group)]
                 own = {name: values[name] for name in names if name in values}
@@ -390,8 +407,8 @@ class Recipe:
 
     def changed(self) -> dict[str, Any]:
         """Return those of the fields of `to_dict` that were given with another value than their default."""
-        defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in _defaults().items()}
-        return {name: value for name, value in self.to_dict().items() if name in self.given and value != defaults[name]}
+        usual = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults().items()}
+        return {name: value for name, value in self.to_dict().items() if name in self.given and value != usual[name]}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and their values in the form of YAML, defaults included.
@@ -415,10 +432,6 @@ class Recipe:
         return fields
 
 
-def _defaults() -> dict[str, Any]:
-    return {entry.name: entry.default for group in field_groups().values() for entry in _fields_of(group)}
-
-
 def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
     """Check that every field exists.
 
@@ -429,8 +442,7 @@ def check_names(fields: Mapping[str, Any], where: str = "The recipe") -> None:
     Raises:
         RecipeError: A field does not exist. The message names it and a similar field.
     """
-    known = {entry.name for group in field_groups().values() for entry in _fields_of(group)}
-    unknown = sorted(str(name) for name in fields if name not in known)
+    unknown = sorted(str(name) for name in fields if name not in field_entries())
     if unknown:
         raise RecipeError(f"{where} has unknown field(s) {listed(unknown)}.{similar_name(unknown[0])}")
 
@@ -506,8 +518,7 @@ def similar_name(name: str) -> str:
     known_elsewhere = OTHER_TOOLS.get(name.lower().replace("-", "_"))
     if known_elsewhere is not None:
         return f" Did you mean {known_elsewhere}?"
-    known = [entry.name for group in field_groups().values() for entry in _fields_of(group)]
-    close = get_close_matches(name, known, n=1)
+    close = get_close_matches(name, field_entries(), n=1)
     return f" Did you mean {close[0]}?" if close else " `hf-deit train --help` and --help-all list the fields."
 
 

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 
 from ..errors import RecipeError
 from ..files import parsed_yaml
-from .arguments import Recipe, check_names, field_groups, similar_name
+from .arguments import Recipe, check_names, field_entries, field_groups, similar_name
 from .unused_fields import check_layers, is_saved, without_refused
 
 logger = logging.getLogger(__name__)
@@ -208,8 +208,7 @@ def _parsed_words(words: Sequence[str]) -> dict[str, Any]:
     """Return the fields that command-line arguments set, with the types that argparse gives them."""
     parser = recipe_parser()
     not_given = object()
-    names = [entry.name for group in field_groups().values() for entry in dataclasses.fields(group)]
-    parsed, rest = parser.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(names, not_given)))
+    parsed, rest = parser.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(field_entries(), not_given)))
     if rest:
         raise RecipeError(f"Unknown field {rest[0]}.{similar_name(rest[0].lstrip('-').partition('=')[0])}")
     return {name: value for name, value in vars(parsed).items() if value is not not_given}

@@ -5,9 +5,7 @@ arguments). A field is refused in the layer that gives it. A field of a lower la
 layer overrides another one (`--distillation_type none` with a recipe that sets `distillation_tau`); that is logged.
 """
 
-import dataclasses
 import logging
-import typing
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +20,9 @@ from ..trainer.fields import (
     STOCK_FIELDS,
     Condition,
     condition_problems,
-    default_of,
     shown,
 )
-from .arguments import field_groups, typed_value
+from .arguments import defaults, field_entries, typed_value
 
 logger = logging.getLogger(__name__)
 
@@ -115,43 +112,31 @@ def check_layers(base: Mapping[str, Any], own: Mapping[str, Any], given: Mapping
     problems.raise_all()
 
 
-def _entries() -> dict[str, tuple[dataclasses.Field, Any]]:
-    """Return all fields of a recipe with their type hints, by name."""
-    return {
-        entry.name: (entry, hints[entry.name])
-        for group in field_groups().values()
-        for hints in [typing.get_type_hints(group)]
-        for entry in dataclasses.fields(group)
-        if entry.init
-    }
-
-
-def _changed(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields whose value is valid and not the default, with the type of the field."""
     changed = {}
-    for name, (_, hint) in _entries().items():
+    for name, (_, hint) in field_entries().items():
         if name not in fields:
             continue
         try:
             value = typed_value(name, fields[name], hint)
         except RecipeError:
             continue  # reported when the recipe is created
-        if value is not None and value != defaults[name]:
+        if value is not None and value != usual[name]:
             changed[name] = value
     return changed
 
 
 def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {name: default_of(entry) for name, (entry, _) in _entries().items()}
     taught = "teacher" in fields or "teacher_cache" in fields
     # These defaults depend on other fields; see `Recipe.from_fields` and `DistillationTrainingArguments`.
-    return defaults | {"distillation_type": "hard" if taught else "none", "eval_strategy": "epoch"}
+    return defaults() | {"distillation_type": "hard" if taught else "none", "eval_strategy": "epoch"}
 
 
 def _unused(fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    defaults = _defaults(fields)
-    changed = _changed(fields, defaults)
-    return condition_problems(SimpleNamespace(**defaults | changed), changed, (*CONDITIONS, *RECIPE_CONDITIONS))
+    usual = _defaults(fields)
+    changed = _changed(fields, usual)
+    return condition_problems(SimpleNamespace(**usual | changed), changed, (*CONDITIONS, *RECIPE_CONDITIONS))
 
 
 def _command_problems(fields: Mapping[str, Any]) -> Iterator[str]:

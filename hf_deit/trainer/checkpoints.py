@@ -118,6 +118,7 @@ def check_same_run(
             ("teacher") is not compared.
         extend: Whether the length of the run may differ.
         defaults: Defaults of the fields of the recipe. A field that the run file does not have counts as its default.
+        unused: Fields of the recipe whose saved value had no effect. They may have their defaults now.
 
     Raises:
         ResumeError: A field differs. The message names each such field with both values.

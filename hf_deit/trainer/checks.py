@@ -19,7 +19,7 @@ from ..models.label_names import normal_forms
 from ..sizes import as_pair
 from .class_weights import weight_problems
 from .ema import horizon_problems
-from .fields import changed_fields_of, needs_best_metric
+from .fields import KEYED_FIELDS, changed_fields_of, needs_best_metric, shown
 from .metrics import TOP_K, metric_names
 from .optim import layer_depths, optimizer_class, parse_optim_args
 from .student import StudentInfo
@@ -194,14 +194,9 @@ def _sampling_problems(args: DistillationTrainingArguments, dataset: Any, keyed:
                 "ViewDataset, or leave out num_views."
             )
         return
-    for field, default, reason in (
-        ("train_sampling_strategy", "random", "the seed determines the order of view keys. Leave it out."),
-        ("data_seed", None, "the seed of the data set determines the order of its view keys. Leave it out."),
-        ("ignore_data_skip", False, "a resumed run would see views twice. Leave it out: skipping reads no image."),
-        ("dataloader_drop_last", False, "an epoch of view keys has no incomplete step. Leave it out."),
-    ):
-        if getattr(args, field, default) != default:
-            yield f"{field}={getattr(args, field)!r} with {name}: {reason}"
+    for field, value in changed_fields_of(args).items():
+        if field in KEYED_FIELDS:
+            yield f"{field}={shown(value)} with {name}: {KEYED_FIELDS[field]}"
 
 
 def _weight_problems(args: DistillationTrainingArguments, model: nn.Module) -> Iterator[str]:
@@ -280,7 +275,7 @@ def evaluation_problems(
     """Yield the fields that need an evaluation, or a `compute_metrics` function, where there is none.
 
     Args:
-        args: Arguments of the run, after `settle`.
+        args: Arguments of the run, after `settled`.
         has_evaluation_set: Whether there is an evaluation set.
         own_metrics: Whether the user passed `compute_metrics`.
     """
@@ -295,7 +290,7 @@ def evaluation_problems(
             value = getattr(args, field)
             if value != default:
                 yield (
-                    f"{field}={getattr(value, 'value', value)!r} needs an evaluation set, and none was given. Pass "
+                    f"{field}={shown(value)} needs an evaluation set, and none was given. Pass "
                     "eval_dataset, or leave it out."
                 )
         for field, value in (("save_strategy", "best"), ("lr_scheduler_type", "reduce_lr_on_plateau")):

@@ -230,6 +230,15 @@ PYTHON_FIELDS = {
     "ignore_data_skip": "a resumed run would see images twice. Leave it out: skipping reads no image.",
     "dataloader_drop_last": "an epoch has no incomplete step, and an evaluation needs every image. Leave it out.",
 }
+# Fields that have no effect on data with view keys, and why; their defaults are allowed.
+KEYED_FIELDS = {
+    "train_sampling_strategy": "the seed determines the order of view keys. Leave it out.",
+    "data_seed": "the seed of the data set determines the order of its view keys. Leave it out.",
+    "ignore_data_skip": "a resumed run would see views twice. Leave it out: skipping reads no image.",
+    "dataloader_drop_last": "an epoch of view keys has no incomplete step. Leave it out.",
+}
+# Schedules that lower the learning rate when `metric_for_best_model` does not get better. They have no warm-up.
+METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 # Fields of a push, which have an effect without push_to_hub only where a script calls `trainer.push_to_hub()`.
 PUSH_FIELDS = ("hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy")
 
@@ -239,7 +248,7 @@ def needs_best_metric(args: Any) -> bool:
     return bool(
         args.load_best_model_at_end
         or args.save_strategy == "best"
-        or args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        or args.lr_scheduler_type in METRIC_SCHEDULES
         or args.early_stopping_patience is not None
     )
 
@@ -295,13 +304,7 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda args: _tracks(args, "trackio"),
     ),
     Condition(
-        ("activation_checkpointing_kwargs",),
-        "activation_checkpointing",
-        "Set activation_checkpointing=True.",
-        lambda args: args.activation_checkpointing or args.gradient_checkpointing,
-    ),
-    Condition(
-        ("gradient_checkpointing_kwargs",),
+        ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
         "activation_checkpointing",
         "Set activation_checkpointing=True.",
         lambda args: getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing,
@@ -328,9 +331,7 @@ CONDITIONS: tuple[Condition, ...] = (
         ("warmup_steps",),
         "a schedule with a warm-up",
         "Use lr_scheduler_type='constant_with_warmup' instead of 'constant', or set warmup_steps=0.",
-        lambda args: (
-            not args.warmup_steps or args.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau", "greedy")
-        ),
+        lambda args: not args.warmup_steps or args.lr_scheduler_type not in ("constant", *METRIC_SCHEDULES),
     ),
     Condition(
         ("warmup_learning_rate",),
@@ -476,7 +477,7 @@ def names_without_effect(args: Any, recipe: Mapping[str, Any], *, keyed: bool) -
     saved = SimpleNamespace(**{**vars(args), **recipe})
     names = {name for unused, _ in condition_problems(saved, changed) for name in unused}
     names |= {name for name in changed if name in STOCK_FIELDS and STOCK_FIELDS[name].kind == REFUSED}
-    return names | ({"data_seed", "train_sampling_strategy"} if keyed else set())
+    return names | (set(KEYED_FIELDS) if keyed else set())
 
 
 def _says_the_default(name: str, value: Any) -> bool:

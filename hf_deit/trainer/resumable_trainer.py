@@ -228,16 +228,14 @@ class ResumableTrainer(Trainer):
             )
         if not extend:
             return
-        steps, planned = saved_state(checkpoint).get("max_steps"), self.args.planned_updates(self.train_dataset)
+        state = saved_state(checkpoint)
+        steps, planned = state.get("max_steps"), self.args.planned_updates(self.train_dataset)
         if steps is not None and planned is not None and planned < steps:
             raise ResumeError(
                 f"--extend: the run of {checkpoint} has {steps} optimizer steps, and max_steps or num_train_epochs now "
                 f"gives {planned}. Give a greater length."
             )
-        patience, count = (
-            self.args.early_stopping_patience,
-            _early_stopping_count(saved_state(checkpoint).get("stateful_callbacks")),
-        )
+        patience, count = self.args.early_stopping_patience, _early_stopping_count(state.get("stateful_callbacks"))
         if patience is not None and count >= patience and planned != steps:
             raise ResumeError(
                 f"--extend: the run of {checkpoint} was stopped by early stopping ({count} evaluations without a better "

@@ -52,6 +52,7 @@ from .checks import (
 )
 from .class_weights import weights_of
 from .environment import compile_problems, package_problems
+from .fields import METRIC_SCHEDULES
 from .hub_mixin import HubMixin
 from .label_checks import LabelChecker
 from .metrics import (
@@ -78,9 +79,6 @@ from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-# Schedules that lower the learning rate when `metric_for_best_model` does not get better.
-_METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
-
 
 def _peak(args: DistillationTrainingArguments) -> float:
     return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
@@ -103,11 +101,9 @@ def _pixels_of(processing_class: Any, trains: bool) -> PixelPipeline:
     pixels = PixelPipeline.from_processor(processing_class, "The student's")
     if trains and pixels.by_processor:
         raise RecipeError(
-            f"processing_class is a {type(processing_class).__name__}, which does more to the pixels than a student "
-            "can be trained "
-            f"with here: {', '.join(pixels.rules.beyond) or 'its pixels differ from those of its fields'}. Use "
-            "another image "
-            "processor, such as DeiTImageProcessor."
+            f"processing_class is a {type(processing_class).__name__}, which does more to the pixels than a student can "
+            f"be trained with here: {', '.join(pixels.rules.beyond) or 'its pixels differ from those of its fields'}. "
+            "Use another image processor, such as DeiTImageProcessor."
         )
     return pixels
 
@@ -310,6 +306,11 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             pixels=self.pixels,
         )
 
+    @property
+    def _learns_from_cache(self) -> bool:
+        """Whether the training learns from cached teacher outputs, which otherwise serve evaluations only."""
+        return self.cached is not None and self.distillation_target is not None
+
     @functools.cached_property
     def _class_weights(self) -> Tensor | None:
         """Class weights `(num_labels,)` on the device; None if all are equal, or if there are no training labels."""
@@ -339,7 +340,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if not inspect_dataset(dataset).takes_view_keys:
             return super()._get_train_sampler(dataset)
-        learns = self.cached is not None and self.distillation_target is not None
+        learns = self._learns_from_cache
         sampler = ViewSampler if not learns else functools.partial(CachedSampler, self.cached.cache)
         return sampler(
             size=len(dataset),
@@ -370,7 +371,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         if self.mixing.is_on:
             seed = inspect_dataset(self.train_dataset).seed
             collator = MixingCollator(collator, self.mixing, self.args.seed if seed is None else seed)
-        if self.cached is not None and self.distillation_target is not None:
+        if self._learns_from_cache:
             collator = self.cached.training_collator(collator)
         with self._collating(collator), self._pairing():
             return super().get_train_dataloader()
@@ -509,7 +510,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         those of the Trainer. Those that follow a metric know whether a greater value of it is better.
         """
         args = self.args
-        if self.lr_scheduler is None and args.lr_scheduler_type in _METRIC_SCHEDULES:
+        if self.lr_scheduler is None and args.lr_scheduler_type in METRIC_SCHEDULES:
             # PyTorch's default, "min", is for a loss: the rate would be lowered while the accuracy grows.
             mode = {"mode": "max" if args.greater_is_better else "min"}
             self.lr_scheduler = get_scheduler(
@@ -563,7 +564,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         rules = self.pixels.rules
         if set(rules.image_mean) == {0.0} and set(rules.image_std) == {1.0}:
             return  # the image processor does not normalise, so both readings are the same
-        alone = self.teacher is None and (self.cached is None or self.distillation_target is None)
+        alone = self.teacher is None and not self._learns_from_cache
         if alone and self._chose_processor and is_ambiguous_range(pixels):
             # Only the student sees these pixels, so they are taken as they are; the processor is this trainer's own.
             logger.warning(
@@ -734,9 +735,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         names = ("size", "crop_size", "image_mean", "image_std")
         processor = {name: str(getattr(self.processing_class, name, None)) for name in names}
         processor |= self._special_pixels()
-        cached = self.cached is not None and self.distillation_target is not None
         description = {**super().run_description(), "processor": processor}
-        if cached:
+        if self._learns_from_cache:
             description["teacher"] = self.cached.fingerprint
         elif with_teacher:
             description["teacher"] = {"fingerprint": self._teacher_fingerprint}
@@ -746,7 +746,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         ):
             # Earlier versions ignored these fields for multi-label data; their runs are not those of this version.
             description["model"]["label_loss"] = "smoothed or counted as present"
-        if cached:
+        if self._learns_from_cache:
             # This can differ from `args.num_views`: cached views repeat if the cache has fewer epochs than the run.
             description["recipe"]["num_views"] = self.cached.num_views
         return description

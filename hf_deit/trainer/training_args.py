@@ -24,7 +24,7 @@ from ..errors import UserError, numbered
 from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
 from .class_weights import read_class_weights
 from .environment import FP16_REMEDY, device_problems
-from .fields import accelerator_problems, changed_fields_of, condition_problems, refused_problems
+from .fields import accelerator_problems, changed_fields_of, condition_problems, refused_problems, shown
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # Fields that `settle` decides, when it is known whether there are a teacher and an evaluation set.
+        # Fields that `settled` decides, when it is known whether there are a teacher and an evaluation set.
         given = {name: getattr(self, name) for name in _SETTLED}
         self._open_fields = tuple(name for name, value in given.items() if value is None)
         for name in self._open_fields:
@@ -295,7 +295,7 @@ class DistillationTrainingArguments(TrainingArguments):
     def tolerating(cls, names: Collection[str], **fields: Any) -> "DistillationTrainingArguments":
         """Return arguments in which some fields may have no effect, because another field was overridden.
 
-        A recipe with a teacher can so be run without one: its `distillation_tau` then has no effect.
+        This allows a recipe with a teacher to be run without one: its `distillation_tau` then has no effect.
 
         Args:
             names: Names of these fields.
@@ -486,8 +486,7 @@ class DistillationTrainingArguments(TrainingArguments):
                 "tenth of all epochs), or counted_weights='raw'."
             )
         if self.push_to_hub and self.hub_strategy in _REFUSED_HUB_STRATEGIES:
-            strategy = getattr(self.hub_strategy, "value", self.hub_strategy)
             yield (
-                f"hub_strategy={strategy!r} would upload the optimizer state, which is a pickle. Use 'every_save' or "
+                f"hub_strategy={shown(self.hub_strategy)} would upload the optimizer state, which is a pickle. Use 'every_save' or "
                 "'end': checkpoints then stay on disk."
             )
