@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..recipes.metric_titles import METRIC_TITLES
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -88,34 +89,6 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
             print("  ".join("-" * width for width in widths))
 
 
-_METRIC_TITLES = {
-    "accuracy": "top-1 accuracy",
-    "cls_accuracy": "top-1 accuracy, class head",
-    "distillation_accuracy": "top-1 accuracy, distillation head",
-    "top5_accuracy": "top-5 accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "teacher_accuracy": "top-1 accuracy, teacher",
-    "teacher_agreement": "agreement with the teacher",
-    "majority_accuracy": "most frequent class",
-    "mean_average_precision": "mean average precision",
-    "cls_mean_average_precision": "mean average precision, class head",
-    "distillation_mean_average_precision": "mean average precision, distillation head",
-    "teacher_mean_average_precision": "mean average precision, teacher",
-    "chance_mean_average_precision": "mean average precision, chance",
-    **{
-        f"{head}{measure}_{average}": f"{title}, {average}{of}"
-        for measure, title in (("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
-        for average in ("macro", "micro")
-        for head, of in (
-            ("", ""),
-            ("cls_", ", class head"),
-            ("distillation_", ", distillation head"),
-            ("teacher_", ", teacher"),
-        )
-    },
-}
-
-
 def metric_rows(metrics: dict[str, Any], split: str = "validation", loss_on: str | None = None) -> list[list[str]]:
     """Return the rows of the final table: available metrics in percent, losses, and numbers of unreadable images.
 
@@ -123,7 +96,7 @@ def metric_rows(metrics: dict[str, Any], split: str = "validation", loss_on: str
     """
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     rows = [[{"all": "all images"}.get(split, split), ""]]
-    rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in _METRIC_TITLES.items() if name in metrics]
+    rows += [[title, f"{100 * metrics[name]:.2f} %"] for name, title in METRIC_TITLES.items() if name in metrics]
     for name in sorted(name for name in metrics if name.endswith("loss")):
         note = f" ({loss_on})" if loss_on is not None and name != "cls_loss" else ""
         rows.append([name.replace("_", " ") + note, f"{metrics[name]:.4f}"])

@@ -77,12 +77,14 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
                 failures.append(answer)
                 continue
             answered += 1
-            row, best = predictor.row(answer), answer.best(predictor.class_names, options.top_k)
+            best = answer.best(predictor.class_names, options.top_k)
+            if not (options.json or to_files):
+                _print_answer(answer.file, best)
+                continue
+            row = predictor.row(answer)
             add(row)
             if options.json:
                 objects.append({"image": answer.file, **row, "predictions": best})
-            elif not to_files:
-                _print_answer(answer.file, best)
         if to_files and failures and not answered:
             raise failed(failures, answered)  # files of the same name keep earlier predictions
     if options.json:

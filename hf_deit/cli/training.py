@@ -265,14 +265,11 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..data.layouts import Selection
-    from ..data.tables import Columns
     from ..recipes.data import columns_of, selection_of
     from ..recipes.evaluate import evaluate
 
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json {options.json} is in a folder that does not exist. Create the folder first.")
-    columns, selection = columns_of(options), selection_of(options)
     result = evaluate(
         options.model,
         options.data,
@@ -280,9 +277,9 @@ def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
         options.teacher_view_size,
         options.batch_size,
         options.bf16,
-        columns=columns if columns != Columns() else None,
+        columns=columns_of(options),
         split=options.split,
-        selection=selection if selection != Selection() else None,
+        selection=selection_of(options),
         class_names=options.class_names,
         teacher_problem_type=options.teacher_problem_type,
     )

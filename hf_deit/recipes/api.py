@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, RecipeError
+from .metric_titles import METRIC_TITLES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,27 +26,26 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike
 
 # Metrics that the table of a result shows, in this order. All metrics are in `metrics`.
-_SHOWN = {
-    "accuracy": "top-1 accuracy",
-    "cls_accuracy": "top-1 accuracy, class head",
-    "distillation_accuracy": "top-1 accuracy, distillation head",
-    "balanced_accuracy": "balanced accuracy",
-    "teacher_accuracy": "top-1 accuracy, teacher",
-    "teacher_agreement": "agreement with the teacher",
-    "mean_average_precision": "mean average precision",
-    "f1_macro": "F1, macro",
-    "f1_micro": "F1, micro",
-    "precision_macro": "precision, macro",
-    "recall_macro": "recall, macro",
-    "teacher_mean_average_precision": "mean average precision, teacher",
-    "teacher_f1_macro": "F1, macro, teacher",
-    "loss": "loss",
-}
+_SHOWN = (
+    "accuracy",
+    "cls_accuracy",
+    "distillation_accuracy",
+    "balanced_accuracy",
+    "teacher_accuracy",
+    "teacher_agreement",
+    "mean_average_precision",
+    "f1_macro",
+    "f1_micro",
+    "precision_macro",
+    "recall_macro",
+    "teacher_mean_average_precision",
+    "teacher_f1_macro",
+)
 
 
 def _shown(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [(title, metrics[name], name) for name, title in _SHOWN.items() if metrics.get(name) is not None]
-    return [(title, f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %") for title, value, name in rows]
+    rows = [(METRIC_TITLES[name], f"{100 * metrics[name]:.2f} %") for name in _SHOWN if metrics.get(name) is not None]
+    return rows + ([("loss", f"{metrics['loss']:.4f}")] if metrics.get("loss") is not None else [])
 
 
 class _Table:
@@ -227,9 +227,8 @@ def train(
         from ..distillation.teacher import Teacher
 
         loaded = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-        given["teacher"] = type(
-            teacher
-        ).__name__  # until the recipe is loaded, for the defaults of a recipe with a teacher
+        # Until the recipe is loaded, a name stands for the teacher: the defaults are those of a recipe with a teacher.
+        given["teacher"] = type(teacher).__name__
     else:
         loaded, given["teacher"] = None, teacher
     loaded_recipe = _recipe(recipe, given)
@@ -337,8 +336,6 @@ def evaluate(
 
     teacher = None if teacher is None else os.fspath(teacher)
     labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
-    columns = Columns(image_column, labels, label_separator)
-    selection = Selection(data_config, data_revision, split_column, train_split, validation_split)
     return EvaluationResult(
         **evaluation.evaluate(
             os.fspath(model),
@@ -347,9 +344,9 @@ def evaluate(
             teacher_view_size,
             batch_size,
             bf16,
-            columns=columns if columns != Columns() else None,
+            columns=Columns(image_column, labels, label_separator),
             split=split,
-            selection=selection if selection != Selection() else None,
+            selection=Selection(data_config, data_revision, split_column, train_split, validation_split),
             class_names=class_names,
             teacher_problem_type=teacher_problem_type,
         )

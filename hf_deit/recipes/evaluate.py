@@ -176,8 +176,8 @@ def evaluate(
         data,
         share,
         seed,
-        columns or _columns_of(own, data),
-        selection=_selection_of(own, data) if selection is None else selection,
+        _columns_of(own, data) if columns in (None, Columns()) else columns,
+        selection=_selection_of(own, data) if selection in (None, Selection()) else selection,
         split=split,
     )
     logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
@@ -272,8 +272,10 @@ def _use_own_loss(args: DistillationTrainingArguments, own: Recipe | None, has_t
 
 def _teacher_view(own: Recipe | None, side: int | None) -> dict[str, Any]:
     """Return the arguments of `EvaluationDataset` for the view of the teacher; as in the model's own run by default."""
-    size = as_pair(side) if side is not None else None if own is None else own.augmentation.view_size
-    return {"view_size": size} | ({} if own is None else {"crop_ratio": own.data.evaluation_crop_ratio})
+    given = {} if side is None else {"view_size": as_pair(side)}
+    if own is None:
+        return given
+    return {"view_size": own.augmentation.view_size, "crop_ratio": own.data.evaluation_crop_ratio, **given}
 
 
 def _recipe_of(name_or_path: str) -> Recipe | None:

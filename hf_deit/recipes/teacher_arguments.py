@@ -1,6 +1,17 @@
 """Options of `hf-deit train-teacher`. This module imports nothing heavy, so that `--help` is fast."""
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
+
+from .arguments import DataArguments
+
+_DATA_FIELDS = {entry.name: entry for entry in dataclasses.fields(DataArguments)}
+
+
+def _of_data(name: str) -> Any:
+    """Return the field of that name of a recipe, where it is documented, with its default."""
+    return field(default=_DATA_FIELDS[name].default, metadata=_DATA_FIELDS[name].metadata)
 
 
 @dataclass(frozen=True)
@@ -16,47 +27,15 @@ class TeacherTrainingArguments:
         }
     )
     output_dir: str = field(metadata={"help": "Folder in which the teacher is saved."})
-    data_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a data set on the Hub. Default: its default configuration."}
-    )
-    data_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub. Default: the main branch."}
-    )
-    split_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column of a table that names the split of each row. Default: found by usual names; none: no column."
-        },
-    )
-    train_split: str | None = field(
-        default=None, metadata={"help": "Name of the training split in the data. Default: found by usual names."}
-    )
-    validation_split: str | None = field(
-        default=None,
-        metadata={
-            "help": "Name of the validation split in the data. Default: found by usual names; none: split off validation_share."
-        },
-    )
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of a table that holds images or their paths. Default: found by type."}
-    )
-    label_column: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Column of a table that holds the classes; or several columns of 0 and 1, one per class (multi-label). "
-            "Default: found by type."
-        },
-    )
-    label_separator: str | None = field(
-        default=None,
-        metadata={
-            "help": "Separator between several classes of an image in one column (multi-label), for example ';'."
-        },
-    )
-    class_names: str | None = field(
-        default=None,
-        metadata={"help": "File that names the classes, as for hf-deit train. Default: the names of the data."},
-    )
+    data_config: str | None = _of_data("data_config")
+    data_revision: str | None = _of_data("data_revision")
+    split_column: str | None = _of_data("split_column")
+    train_split: str | None = _of_data("train_split")
+    validation_split: str | None = _of_data("validation_split")
+    image_column: str | None = _of_data("image_column")
+    label_column: list[str] | None = _of_data("label_column")
+    label_separator: str | None = _of_data("label_separator")
+    class_names: str | None = _of_data("class_names")
     mode: str = field(
         default="linear",
         metadata={
@@ -72,10 +51,7 @@ class TeacherTrainingArguments:
     crop_scale: tuple[float, float] = field(
         default=(0.25, 1.0), metadata={"help": "Smallest and largest share of the image area that a crop covers."}
     )
-    validation_share: float = field(
-        default=0.1,
-        metadata={"help": "Share of the images to split off for validation if the data has no validation split."},
-    )
+    validation_share: float = _of_data("validation_share")
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast)."})
     seed: int = field(default=0, metadata={"help": "Seed of the validation split, the views and the training."})
 
