@@ -19,7 +19,7 @@ Predict the classes of images. Give one or more of:
   DATASET       a folder saved by datasets, or with --split a name on the Hub
   -             names on standard input, one per line (or from find -print0)
 
-Every readable image is answered. Inputs that cannot be read are listed last, and the exit code is then 2."""
+Every readable image is predicted. Inputs that cannot be read are listed last, and the exit code is then 2."""
 
 
 def _add_predict(commands: Any) -> None:
@@ -67,43 +67,45 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     check_files(options.csv, options.parquet, inputs)
     predictor = Predictor(options.model)
     columns = Columns(options.image_column, tuple(options.label_column or ()))
-    found = predictor.answers(find_inputs(inputs, predictor.class_names, options.split, columns), options.batch_size)
+    found = predictor.predictions(
+        find_inputs(inputs, predictor.class_names, options.split, columns), options.batch_size
+    )
 
-    failures, objects, answered = [], [], 0
+    failures, objects, predicted = [], [], 0
     to_files = options.csv is not None or options.parquet is not None
     with prediction_files(options.csv, options.parquet, predictor.columns) as add:
-        for answer in _with_progress(found) if to_files else found:
-            if isinstance(answer, Failure):
-                failures.append(answer)
+        for prediction in _with_progress(found) if to_files else found:
+            if isinstance(prediction, Failure):
+                failures.append(prediction)
                 continue
-            answered += 1
-            best = answer.best(predictor.class_names, options.top_k)
+            predicted += 1
+            best = prediction.best(predictor.class_names, options.top_k)
             if not (options.json or to_files):
-                _print_answer(answer.file, best)
+                _print_prediction(prediction.file, best)
                 continue
-            row = predictor.row(answer)
+            row = predictor.row(prediction)
             add(row)
             if options.json:
-                objects.append({"image": answer.file, **row, "predictions": best})
-        if to_files and failures and not answered:
-            raise failed(failures, answered)  # files of the same name keep earlier predictions
+                objects.append({"image": prediction.file, **row, "predictions": best})
+        if to_files and failures and not predicted:
+            raise failed(failures, predicted)  # files of the same name keep earlier predictions
     if options.json:
         print(json.dumps(objects))
     for file in (options.csv, options.parquet):
         if file is not None:
-            print(f"Written to {file}: {answered} predictions", file=sys.stderr if options.json else sys.stdout)
+            print(f"Written to {file}: {predicted} predictions", file=sys.stderr if options.json else sys.stdout)
     if failures:
-        sys.stdout.flush()  # the answers come before the failures also where both go to one file
-        raise failed(failures, answered)
+        sys.stdout.flush()  # the predictions come before the failures also where both go to one file
+        raise failed(failures, predicted)
 
 
-def _print_answer(file: str, best: list[tuple[str, float]]) -> None:
+def _print_prediction(file: str, best: list[tuple[str, float]]) -> None:
     from ..recipes.predict import shown
 
     print(f"{shown(file)}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
 
 
-def _with_progress(answers: Iterable[Any]) -> Iterator[Any]:
+def _with_progress(predictions: Iterable[Any]) -> Iterator[Any]:
     from tqdm import tqdm
 
-    return iter(tqdm(answers, unit=" images", disable=None, leave=False))  # None: on a terminal only
+    return iter(tqdm(predictions, unit=" images", disable=None, leave=False))  # None: on a terminal only

@@ -413,8 +413,8 @@ def check_not_parts(path: Path, class_names: Sequence[str]) -> None:
         return
     if not all(_PART.fullmatch(name) for name in class_names):
         logger.warning(
-            "%s: the classes are the folders %s. Each of them has the folders %s. If these are the classes, combine the "
-            "folders of each class in one folder, or name the outer folders train, validation and test.",
+            "%s: the classes are the folders %s. Each of them has the folders %s. If those inner folders are the classes, "
+            "combine the folders of each class in one folder, or name the outer folders train, validation and test.",
             path,
             listed(class_names),
             listed(next(iter(inside))),

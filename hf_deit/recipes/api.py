@@ -395,16 +395,16 @@ def predict(
     predictor = Predictor(os.fspath(model))
     found = find_inputs(map(os.fspath, given), predictor.class_names, split, Columns(image_column, labels))
     predictions, failures = Predictions(), []
-    for answer in predictor.answers(found, batch_size):
-        if isinstance(answer, Failure):
-            failures.append(answer)
+    for prediction in predictor.predictions(found, batch_size):
+        if isinstance(prediction, Failure):
+            failures.append(prediction)
             if broken_images == "raise":
                 raise DataError(
-                    f'{str(answer).removesuffix(".")}. Give broken_images="skip" for the predictions of the other images.'
+                    f'{str(prediction).removesuffix(".")}. Give broken_images="skip" for the predictions of the other images.'
                 )
             continue
-        names, scores = zip(*answer.best(predictor.class_names, top_k), strict=True)
-        predictions.append(ImagePrediction(answer.file, names, scores, answer.label))
+        names, scores = zip(*prediction.best(predictor.class_names, top_k), strict=True)
+        predictions.append(ImagePrediction(prediction.file, names, scores, prediction.label))
     if failures and not predictions:
         raise failed(failures, 0)
     predictions.failures = {failure.file: failure.reason for failure in failures}

@@ -1,7 +1,7 @@
 """The images that `hf-deit predict` is given: files, folders, patterns, tables, data sets, and names on standard input.
 
 `find_inputs` yields the images one by one, in the order in which they are given, each with a name for the result and with its label
-if one is known. An input that cannot be used becomes a `Failure` in its place, so that the others are answered. Nothing is decoded
+if one is known. An input that cannot be used becomes a `Failure` in its place, so that the others can be predicted. Nothing is decoded
 here: predict.py reads the images. `datasets` is imported only for tables and data sets, because the command must start quickly
 (tests/test_import_graph.py holds this).
 """
@@ -10,7 +10,6 @@ import glob
 import json
 import logging
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from ..data.table_files import is_saved_dataset, open_splits, table_files
 from ..data.tables import LABEL_NAMES, Columns
 from ..errors import DataError, UserError
 from ..files import STAGING_PREFIX
-from ..models.label_names import class_indices
+from ..models.label_names import class_indices, normal_form
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ class _Finder:
     def __init__(self, class_names: Sequence[str], split: str | None, columns: Columns):
         self.class_names, self.split, self.columns = tuple(class_names), split, columns
         # Class names by their Unicode normal form; of several classes with one name, the first.
-        self._known = {unicodedata.normalize("NFC", name): name for name in reversed(self.class_names)}
+        self._known = {normal_form(name): name for name in reversed(self.class_names)}
         self._named: set[str] = set()  # files that were given by name
         self._found: set[str] = set()  # files that were found in folders and by patterns
 
@@ -164,7 +163,7 @@ class _Finder:
             yield Failure(given, f"cannot be read: there is no such file or folder{broken_link}{hint}")
 
     def _of_file(self, path: Path, name: str, folders: Sequence[str], by_name: bool) -> Iterator[InputImage]:
-        """Yield the image, unless it was found already. A file that is given twice by its name is answered twice."""
+        """Yield the image, unless it was found already. A file that is given twice by its name is predicted twice."""
         place = os.path.abspath(path)
         if place in self._found or (place in self._named and not by_name):
             return
@@ -209,7 +208,7 @@ class _Finder:
 
     def _folder_label(self, folders: Sequence[str]) -> str | None:
         """Return the first of these folder names that is a class of the model."""
-        names = (self._known.get(unicodedata.normalize("NFC", name)) for name in folders)
+        names = (self._known.get(normal_form(name)) for name in folders)
         return next((name for name in names if name is not None), None)
 
     # ---- tables and data sets ----
@@ -290,7 +289,7 @@ class _Finder:
         is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
         if is_index and (feature_names is not None or str(value) not in self._known):
             value = names[value]
-        text = self._known.get(unicodedata.normalize("NFC", str(value)))
+        text = self._known.get(normal_form(str(value)))
         return None if text is None and value == "-1" else text or str(value)
 
 

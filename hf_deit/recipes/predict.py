@@ -26,7 +26,7 @@ from ..errors import DataError, RecipeError, UserError
 from ..files import check_place, staged_files
 from ..losses import ProblemType
 from ..models.loading import load_model, load_processor, refuse_other_channels
-from .inputs import Failure, InputImage, find_inputs
+from .inputs import Failure, InputImage
 
 BATCH_SIZE = 32
 # A class of a multi-label model is predicted above this probability.
@@ -38,7 +38,7 @@ _ROWS_PER_GROUP = 1000
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """The prediction of one image.
 
     Args:
@@ -78,10 +78,10 @@ class Predictor:
         self.class_names = [config.id2label[index] for index in range(config.num_labels)]
         self.multi_label = config.problem_type == ProblemType.MULTI_LABEL
 
-    def answers(
+    def predictions(
         self, inputs: Iterable[InputImage | Failure], batch_size: int = BATCH_SIZE
-    ) -> Iterator[Answer | Failure]:
-        """Yield an `Answer` for each image that can be read, in order, and a `Failure` for each other input.
+    ) -> Iterator[Prediction | Failure]:
+        """Yield a `Prediction` for each image that can be read, in order, and a `Failure` for each other input.
 
         Images are read in threads. An image that is predicted alone has the same bits as one that the model is called with by hand;
         another batch size changes its probabilities in the last bits only (below 1e-5).
@@ -95,9 +95,9 @@ class Predictor:
         """
         if batch_size < 1:
             raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
-        return self._answers(iter(inputs), batch_size)
+        return self._predictions(iter(inputs), batch_size)
 
-    def _answers(self, inputs: Iterator[InputImage | Failure], batch_size: int) -> Iterator[Answer | Failure]:
+    def _predictions(self, inputs: Iterator[InputImage | Failure], batch_size: int) -> Iterator[Prediction | Failure]:
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
             while batch := list(islice(inputs, batch_size)):
                 read = list(threads.map(self._pixels, batch))
@@ -107,7 +107,7 @@ class Predictor:
                     if isinstance(image, Failure) or isinstance(pixels, Failure):
                         yield pixels
                     else:
-                        yield _answer(image.file, image.label, next(rows))
+                        yield _prediction(image.file, image.label, next(rows))
 
     def _pixels(self, image: InputImage | Failure) -> Tensor | Failure:
         """Return the pixel values of an image, `(1, channels, height, width)`."""
@@ -156,64 +156,38 @@ class Predictor:
             names[column] = None
         return [*_FIRST_COLUMNS, *names]
 
-    def row(self, answer: Answer) -> dict[str, Any]:
-        """Return the row of an answer.
+    def row(self, found: Prediction) -> dict[str, Any]:
+        """Return the row of a prediction.
 
         `prediction` is the most probable class and `score` its probability. For a multi-label model `prediction` holds all classes
         above 0.5, the most probable first, with `;` between them; `score` is the largest probability, whether or not above 0.5.
         """
-        best = answer.best(self.class_names, len(self.class_names))
+        best = found.best(self.class_names, len(self.class_names))
         above = [name for name, probability in best if probability > THRESHOLD]
         prediction = ";".join(above) if self.multi_label else best[0][0]
         return dict(
-            zip(self.columns, [answer.file, answer.label, prediction, best[0][1], *answer.probabilities], strict=True)
+            zip(self.columns, [found.file, found.label, prediction, best[0][1], *found.probabilities], strict=True)
         )
 
 
-def _answer(file: str, label: str | None, probabilities: list[float]) -> Answer | Failure:
+def _prediction(file: str, label: str | None, probabilities: list[float]) -> Prediction | Failure:
     if not all(0 <= probability <= 1 for probability in probabilities):  # NaN fails as well
         return Failure(file, "has no prediction: the outputs of the model are not finite")
-    return Answer(file, label, tuple(probabilities))
+    return Prediction(file, label, tuple(probabilities))
 
 
-def failed(failures: Sequence[Failure], answered: int) -> DataError:
+def failed(failures: Sequence[Failure], predicted: int) -> DataError:
     """Return the error that lists the inputs without a prediction.
 
     Args:
-        failures: They, in order.
-        answered: Number of images with a prediction.
+        failures: These inputs, in order.
+        predicted: Number of images with a prediction.
     """
     rows = "".join(f"\n  {shown(str(failure))}" for failure in failures)
-    others = "The others are answered." if answered else "None is answered."
+    others = "All others were predicted." if predicted else "No image was predicted."
     return DataError(
-        f"{len(failures)} of {len(failures) + answered} image(s) and input(s) have no prediction. {others}{rows}"
+        f"{len(failures)} of {len(failures) + predicted} image(s) and input(s) have no prediction. {others}{rows}"
     )
-
-
-def predict(
-    name_or_path: str, images: Iterable[str | os.PathLike | Mapping[str, Any]], top_k: int = 5
-) -> list[list[tuple[str, float]]]:
-    """Return the `top_k` most probable class names of each image, with their probabilities.
-
-    For a multi-label model, the probability of each class is its own sigmoid; above 0.5 the image has the class.
-
-    Args:
-        name_or_path: Folder or Hub name of the model, as for `load_model`.
-        images: Image files, and whatever else `find_inputs` takes.
-        top_k: Number of classes for each image, at least 1; the number of classes of the model if that is smaller.
-
-    Raises:
-        UserError: `top_k` is below 1, or the model cannot be read.
-        DataError: An image cannot be read; the message names it.
-    """
-    check_top_k(top_k)
-    predictor = Predictor(name_or_path)
-    predictions = []
-    for answer in predictor.answers(find_inputs(images, predictor.class_names)):
-        if isinstance(answer, Failure):
-            raise DataError(f"{answer}.")
-        predictions.append(answer.best(predictor.class_names, top_k))
-    return predictions
 
 
 def check_top_k(top_k: int) -> None:

@@ -39,8 +39,8 @@ def train(
         teacher: Teacher of the recipe, if it is already loaded.
 
     Returns:
-        The validation metrics of the saved weights; `split`, the split of the validation images; and `broken_images`, the number of unreadable images by how they were
-        handled; None in processes other than the first.
+        The validation metrics of the saved weights; `split`, the split of the validation images; and `broken_images`, the
+        number of unreadable images by how they were handled. None in processes other than the first.
 
     Raises:
         UserError: The recipe cannot be trained, or its run cannot be resumed.

@@ -21,7 +21,6 @@ from ..data.loading import load_splits
 from ..data.pixel_pipeline import evaluation_processor
 from ..data.sampling import ViewSampler
 from ..data.sources import Source, without_unreadable
-from ..data.tables import Columns
 from ..data.views import EvaluationDataset, ViewDataset, collate
 from ..distillation.factories import classifier_name, logits_of, replace_classifier
 from ..distillation.objective import DistillationObjective, live_teacher_logits
@@ -34,7 +33,7 @@ from ..models.label_names import read_class_names
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
 from .class_names import with_class_names
-from .data import selection_of
+from .data import columns_of, selection_of
 from .teacher_arguments import TeacherTrainingArguments
 
 
@@ -50,9 +49,12 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
     """
     _check(arguments)
     set_seed(arguments.seed)
-    columns = Columns(arguments.image_column, tuple(arguments.label_column or ()), arguments.label_separator)
     train, validation = load_splits(
-        arguments.data, arguments.validation_share, arguments.seed, columns, selection=selection_of(arguments)
+        arguments.data,
+        arguments.validation_share,
+        arguments.seed,
+        columns_of(arguments),
+        selection=selection_of(arguments),
     )
     names = None if arguments.class_names is None else read_class_names(arguments.class_names)
     train, validation = with_class_names(train, names), without_unreadable(with_class_names(validation, names))

@@ -20,7 +20,6 @@ from hf_deit.models.configuration_deit import DeiTConfig
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
 from hf_deit.recipes.arguments import DataArguments, ModelArguments, RunArguments, TeacherArguments
-from hf_deit.recipes.predict import predict
 from hf_deit.recipes.reading import load_recipe, recipe_names, whole_text
 from hf_deit.recipes.train_teacher import TeacherTrainingArguments
 from hf_deit.trainer.trainer import DistillationTrainer
@@ -32,6 +31,7 @@ from tests.helpers.runs import (
     STUDENT,
     TWO_STEPS,
     hf_deit,
+    predict,
     refused,
     train,
     write_images,

@@ -18,6 +18,7 @@ from transformers import (
     SwinForImageClassification,
 )
 
+import hf_deit as package
 from hf_deit.cli import main
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
@@ -137,3 +138,8 @@ def resnet_folder(path):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetForImageClassification(config).save_pretrained(path)
     return path
+
+
+def predict(model, images, top_k=5):
+    """Return the pairs of class name and probability of each image, as `hf_deit.predict` returns them."""
+    return [list(prediction) for prediction in package.predict(model, images, top_k=top_k)]

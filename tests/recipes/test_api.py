@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 import hf_deit
 from hf_deit.cli.commands import build_parser
 from hf_deit.errors import RecipeError, UserError
-from hf_deit.recipes.predict import predict as predict_of_the_command
 from hf_deit.recipes.teacher_arguments import TeacherTrainingArguments
 from tests.helpers import tiny
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, write_splits
@@ -105,7 +104,10 @@ def test_evaluation_and_prediction_equal_those_of_the_commands(room, result, cap
     assert found.metrics["accuracy"] == recorded["metrics"]["accuracy"] == result.metrics["accuracy"]
     images = sorted((room / "data" / "validation").rglob("*.png"))[:2]
     predictions = hf_deit.predict(room / "python", images, top_k=2)
-    expected = predict_of_the_command(str(room / "python"), [str(image) for image in images], 2)
+    capsys.readouterr()
+    assert command("predict", room / "python", *images, "--top_k", 2, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    expected = [[tuple(pair) for pair in row["predictions"]] for row in rows]
     assert [list(zip(one.labels, one.scores, strict=True)) for one in predictions] == expected
     assert [one.image for one in predictions] == [str(image) for image in images]
     assert [list(one) for one in predictions] == expected

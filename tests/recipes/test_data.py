@@ -18,7 +18,6 @@ from hf_deit.data.streams import NOT_PROMISED
 from hf_deit.data.tables import Columns
 from hf_deit.recipes.data import load_run_data, view_size_of
 from hf_deit.recipes.evaluate import evaluate
-from hf_deit.recipes.predict import predict
 from hf_deit.recipes.reading import load_recipe
 from hf_deit.recipes.train import build_trainer
 from tests.helpers import tiny
@@ -28,6 +27,7 @@ from tests.helpers.runs import (
     STUDENT,
     by_hand,
     hf_deit,
+    predict,
     refused,
     results,
     train,

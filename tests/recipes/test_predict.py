@@ -16,9 +16,9 @@ from hf_deit.data.loading import load_splits
 from hf_deit.errors import DataError, UserError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.recipes.inputs import find_inputs
-from hf_deit.recipes.predict import Predictor, predict
+from hf_deit.recipes.predict import Predictor
 from tests.helpers import tiny
-from tests.helpers.runs import NAMES, by_hand, write_splits
+from tests.helpers.runs import NAMES, by_hand, predict, write_splits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,11 +146,11 @@ def test_an_image_alone_has_the_bits_of_plain_transformers_and_in_a_batch_nearly
     predictor = Predictor(str(model))
     printed = []
     for batch_size, tolerance in ((1, 0), (4, 1e-5), (100, 1e-5)):
-        answers = list(predictor.answers(find_inputs(validation.items, NAMES), batch_size))
-        assert [answer.file for answer in answers] == list(validation.items)
-        for answer, row in zip(answers, expected, strict=True):
-            assert answer.probabilities == pytest.approx(row.tolist(), abs=tolerance, rel=0)
-        printed.append([[(name, f"{100 * score:.1f} %") for name, score in one.best(NAMES, 3)] for one in answers])
+        found = list(predictor.predictions(find_inputs(validation.items, NAMES), batch_size))
+        assert [one.file for one in found] == list(validation.items)
+        for one, row in zip(found, expected, strict=True):
+            assert one.probabilities == pytest.approx(row.tolist(), abs=tolerance, rel=0)
+        printed.append([[(name, f"{100 * score:.1f} %") for name, score in one.best(NAMES, 3)] for one in found])
     assert printed[0] == printed[1] == printed[2]
 
 

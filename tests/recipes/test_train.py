@@ -16,7 +16,6 @@ from hf_deit.data.loading import load_splits
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.loading import load_model
 from hf_deit.recipes.evaluate import evaluate
-from hf_deit.recipes.predict import predict
 from tests.helpers import tiny
 from tests.helpers.runs import (
     FACTORY,
@@ -29,6 +28,7 @@ from tests.helpers.runs import (
     accuracy,
     by_hand,
     hf_deit,
+    predict,
     refused,
     resnet_folder,
     results,
