@@ -26,6 +26,7 @@ _PUBLIC = {
     "card": "recipes.api",
     "evaluate": "recipes.api",
     "predict": "recipes.api",
+    "propose_recipe": "recipes.advice",
     "train": "recipes.api",
     "train_teacher": "recipes.api",
     "DistillationTrainer": "trainer.trainer",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         ViTForImageClassification,
         register_auto_classes,
     )
+    from .recipes.advice import propose_recipe
     from .recipes.api import cache_teacher, card, evaluate, predict, train, train_teacher
     from .trainer.trainer import DistillationTrainer
     from .trainer.training_args import DistillationTrainingArguments

@@ -22,6 +22,7 @@ from .publishing import _add_publishing, _card, _push, _space
 from .training import (
     _add_cache_commands,
     _add_evaluate,
+    _add_recipes,
     _add_show,
     _add_teacher_fields,
     _cache_teacher,
@@ -76,13 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--help-all", action="store_true", help="also list every field of TrainingArguments, and exit")
     _add_recipe_options(train)
 
-    recipes = commands.add_parser("recipes", help="list the recipes of the package, or print one")
-    recipes.add_argument(
-        "name",
-        nargs="?",
-        metavar="NAME",
-        help="print this recipe, including the fields of its base (default: list the recipes)",
-    )
+    _add_recipes(commands)
 
     teacher = commands.add_parser(
         "train-teacher", help="train a teacher: a linear head on a frozen network, or all weights (fine-tuning)"
@@ -159,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, fields = parser.parse_known_args(_without_values(given))
     options.given = given
-    if fields and options.command not in ("train", "show-augmentations", "cache-teacher", "sweep"):
+    if fields and options.command not in ("train", "show-augmentations", "cache-teacher", "sweep", "recipes"):
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     from ..errors import own_message
 

@@ -8,14 +8,21 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
 from ..recipes.metric_titles import METRIC_TITLES
 
+if TYPE_CHECKING:
+    from ..recipes.arguments import Recipe
+
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", metavar="NAME", help="a recipe of the package; `hf-deit recipes` lists them")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="a recipe of the package (`hf-deit recipes` lists them); auto follows `hf-deit recipes --for DATA`",
+    )
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -118,6 +125,21 @@ def _recipe_file(options: argparse.Namespace) -> str | Path | None:
     if options.config is not None:
         raise RecipeError(
             f"--recipe {options.recipe} and --config {options.config} are both given. Give only one of them. A file "
-            f"with the line `base: {options.recipe}` takes the fields of that recipe."
+            "with a line such as `base: finetune_96` takes the fields of that recipe."
         )
     return recipe_path(options.recipe)
+
+
+def load_given(options: argparse.Namespace, fields: Sequence[str]) -> "Recipe":
+    """Load the recipe that --recipe or --config names, with the fields that are given; --recipe auto proposes one.
+
+    Raises:
+        UserError: Both are given, the recipe is unknown, or as in `load_recipe` and `load_proposed`.
+    """
+    from ..recipes.reading import AUTO, load_recipe
+
+    if options.recipe == AUTO and options.config is None:
+        from ..recipes.advice import load_proposed
+
+        return load_proposed(fields)
+    return load_recipe(_recipe_file(options), fields)

@@ -4,15 +4,16 @@ import argparse
 import dataclasses
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, UserError
 from .common import (
     _add_recipe_options,
-    _recipe_file,
     add_fields,
     field_help,
+    load_given,
     metric_rows,
     print_table,
 )
@@ -206,15 +207,17 @@ def _add_cache_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..recipes.reading import load_recipe, recipe_parser
+    from ..recipes.advice import warn_of_defaults
+    from ..recipes.reading import recipe_parser
     from ..recipes.train import train
 
     if options.help_all:
         recipe_parser().print_help()
         return
-    loaded = load_recipe(_recipe_file(options), fields)
+    loaded = load_given(options, fields)
+    without_recipe = options.recipe is None and options.config is None
     try:
-        metrics = train(loaded)
+        metrics = train(loaded, partial(warn_of_defaults, loaded) if without_recipe else None)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
     if metrics is not None:
@@ -236,9 +239,67 @@ def _how_to_continue(output_dir: Path) -> str:
     return f"Add --resume to the same command to continue from {found[-1]}."
 
 
+def _add_recipes(commands: Any) -> None:
+    recipes = commands.add_parser(
+        "recipes",
+        help="list the recipes of the package, print one, or propose one for your data",
+        epilog="With --for, the fields of a training that describe the data can also be given, as for train: "
+        "--label_column tags, --teacher_weights FILE, …",
+        allow_abbrev=False,
+    )
+    recipes.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="print this recipe, including the fields of its base (default: list the recipes)",
+    )
+    _add_advice_options(recipes)
+
+
+def _add_advice_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--for", metavar="DATA", action="append", help="propose a recipe for this data, with the reason and the command"
+    )
+    add("--model", help="with --for: folder, Hub name or short name of weights to start from")
+    add("--teacher", help="with --for: folder, Hub name or package.module:factory of a teacher")
+    add(
+        "--unlabelled",
+        metavar="DATA",
+        help="with --for: folder, table, saved data set or Hub name of images without labels",
+    )
+
+
+def _propose(words: Sequence[str]) -> None:
+    """Print the proposal for the words of the command line after `hf-deit recipes`."""
+    from ..recipes.advice import propose
+    from ..recipes.reading import parsed_words
+
+    # The parser of the command would take the value of a field for NAME.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_advice_options(parser)
+    options, fields = parser.parse_known_args(words)
+    data = getattr(options, "for")
+    if len(data) > 1 or "--data" in fields or (fields and not fields[0].startswith("--")):
+        given = [*(f"--for {one}" for one in data), *fields[:2]]
+        raise UserError(
+            f"{' '.join(given)}: give one data set with --for DATA. The name of a recipe and --data cannot be given with it."
+        )
+    named = {"data": data[0], "model": options.model, "teacher": options.teacher, "unlabelled": options.unlabelled}
+    given = {name: value for name, value in named.items() if value is not None}
+    print(propose({**given, **parsed_words(fields)}, check_teacher=True))
+
+
 def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.reading import listed_recipes, whole_text
 
+    if getattr(options, "for") is not None:
+        _propose(options.given[1:])
+        return
+    idle = [word for word in fields if word.startswith("-")]
+    idle += [f"--{name}" for name in ("model", "teacher", "unlabelled") if getattr(options, name) is not None]
+    if idle or fields:
+        raise UserError(f"{(idle or fields)[0]} has an effect only with --for: hf-deit recipes --for DATA.")
     if options.name is not None:
         print(whole_text(options.name), end="")
         return
@@ -248,6 +309,7 @@ def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
         print(f"{name.ljust(width)}  {accuracy.rjust(6)}  {description}")
     print(
         "\nhf-deit recipes NAME prints a recipe with its launch command; hf-deit train --recipe NAME … trains with it."
+        "\nhf-deit recipes --for DATA proposes a recipe for your images."
     )
     print("paper: the top-1 accuracy that the paper reports; it was not measured here.")
 
@@ -310,7 +372,6 @@ def _per_class_rows(per_class: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.contact_sheet import show_augmentations
-    from ..recipes.reading import load_recipe
 
     # argparse does not know the fields of a recipe. If one of them precedes DATA, argparse takes its value for DATA.
     before = options.given[: options.given.index(options.data)]
@@ -320,7 +381,7 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
             f"{misread[0]} stands before DATA, which was read as {options.data!r}. Give the fields of a recipe after "
             "DATA: hf-deit show-augmentations DATA --out FILE --field value."
         )
-    recipe = load_recipe(_recipe_file(options), [*fields, "--data", options.data])
+    recipe = load_given(options, [*fields, "--data", options.data])
     rows = show_augmentations(recipe, options.out, options.images, options.views)
     print(
         f"Written to {options.out}: training images {', '.join(map(str, rows))} from the top, {options.views} views "
@@ -330,7 +391,7 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.cache_teacher import cache_teacher, summary_rows
-    from ..recipes.reading import given_names, load_recipe
+    from ..recipes.reading import given_names
 
     wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
     if wrong:
@@ -338,7 +399,7 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
             f"--{wrong[0]} is a field for training. cache-teacher runs the teacher itself and writes its outputs to "
             f"--out. Leave --{wrong[0]} out."
         )
-    recipe = load_recipe(_recipe_file(options), fields)
+    recipe = load_given(options, fields)
     names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
     summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})
     if summary is None:

@@ -212,6 +212,22 @@ def _unusual(image: Image.Image) -> list[str]:
     return kinds
 
 
+def shorter_edges(items: Sequence[Any], count: int) -> list[int]:
+    """Return the shorter edges in pixels of at most `count` images, evenly spaced, from their headers.
+
+    Images whose header cannot be read are left out.
+    """
+    edges = []
+    count = min(len(items), count)
+    for index in (number * len(items) // count for number in range(count)):
+        try:
+            with _open_item(items[index]) as image:
+                edges.append(min(image.size))
+        except Exception:  # of many classes, as in read_image
+            continue
+    return edges
+
+
 def find_unreadable(items: Sequence[Any]) -> dict[int, str]:
     """Decode all images once, in threads. Return the index of each image that cannot be decoded, with the reason."""
 

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -187,8 +188,13 @@ class CacheResult(_Table):
 
 
 def _recipe(recipe: StrPath | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> "Recipe":
-    from .reading import load_recipe, recipe_names, recipe_path
+    from .reading import AUTO, load_recipe, recipe_names, recipe_path
 
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in fields.items()}
+    if recipe == AUTO and not Path(AUTO).is_file():
+        from .advice import load_proposed
+
+        return load_proposed([], {name: value for name, value in given.items() if value is not None})
     if isinstance(recipe, Mapping):
         recipe, fields = None, {**recipe, **fields}
     elif recipe is not None:
@@ -213,7 +219,8 @@ def train(
         output_dir: Folder in which the student is saved.
         teacher: Folder, Hub name or `package.module:factory` of a teacher; or a `Teacher`; or a model, which is
             wrapped in a `Teacher`. Default: the teacher of the recipe, if it has one.
-        recipe: Name of a recipe of the package (`hf-deit recipes` lists them), path of a YAML file, or mapping of fields.
+        recipe: Name of a recipe of the package (`hf-deit recipes` lists them), path of a YAML file, or mapping of fields; or
+            "auto" for the recipe that `propose_recipe` proposes for the data.
         **fields: Fields that replace those of `recipe`.
 
     Raises:
@@ -221,6 +228,7 @@ def train(
         NonFiniteLossError: The training diverged.
     """
     from . import train as training
+    from .advice import warn_of_defaults
 
     given = {"data": data, "output_dir": output_dir, **fields}
     if teacher is not None and not isinstance(teacher, str | os.PathLike):
@@ -240,7 +248,8 @@ def train(
             )
         # The given object is used instead.
         loaded_recipe = loaded_recipe.replace(teacher=None, distillation_type=loaded_recipe.training.distillation_type)
-    metrics = dict(training.train(loaded_recipe, teacher=loaded) or {})
+    prepare = {"prepare": partial(warn_of_defaults, loaded_recipe)} if recipe is None else {}
+    metrics = dict(training.train(loaded_recipe, teacher=loaded, **prepare) or {})
     broken, split = metrics.pop("broken_images", {}), metrics.pop("split", "validation")
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken, split)

@@ -345,6 +345,7 @@ class Recipe:
         run: Fields of the run.
         training: Fields of optimisation and distillation. A trainer gets a copy of them.
         given: Values that were given, by field name; all other fields have their defaults.
+        proposal: If the recipe was proposed for the data (advice.py), its name (`recipe`) and the `reason`; else None.
     """
 
     model: ModelArguments
@@ -354,6 +355,7 @@ class Recipe:
     run: RunArguments
     training: "DistillationTrainingArguments"
     given: Mapping[str, Any] = field(repr=False)
+    proposal: Mapping[str, str] | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], tolerated: Collection[str] = ()) -> "Recipe":
@@ -403,7 +405,7 @@ class Recipe:
             RecipeError: As in `from_fields`.
         """
         fields = {**self.given, **changes}
-        return Recipe.from_fields(fields, tolerated=fields)
+        return dataclasses.replace(Recipe.from_fields(fields, tolerated=fields), proposal=self.proposal)
 
     def changed(self) -> dict[str, Any]:
         """Return those of the fields of `to_dict` that were given with another value than their default."""

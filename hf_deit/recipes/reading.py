@@ -25,7 +25,11 @@ from .unused_fields import check_layers, is_saved, without_refused
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "configs"
-_ACCURACY = "# The paper's accuracy: "
+_ACCURACY, _COST = "# The paper's accuracy: ", "# Cost: "
+# Begins the line of a saved recipe that names the recipe which was proposed for the data.
+_PROPOSAL = "# proposal: "
+# Stands for the recipe that advice.py proposes, where a recipe is named for a training.
+AUTO = "auto"
 
 
 def recipe_names() -> list[str]:
@@ -42,6 +46,12 @@ def recipe_path(name: str) -> Path:
     names = recipe_names()
     if name in names:
         return FOLDER / f"{name}.yaml"
+    if name == AUTO:
+        raise RecipeError(
+            f"{AUTO!r} is not the name of a recipe. With train, cache-teacher and show-augmentations, --recipe {AUTO} (in "
+            f'Python recipe="{AUTO}") follows what `hf-deit recipes --for DATA` proposes. Everywhere else, name the proposed '
+            "recipe, so that results name their recipe."
+        )
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     similar = f" Did you mean {' or '.join(close)}?" if close else ""
     raise RecipeError(
@@ -136,6 +146,32 @@ def launch_commands(text: str) -> list[str]:
     return "\n".join(indented).replace("\\\n", "").splitlines()
 
 
+def stated_cost(text: str) -> str | None:
+    """Return the sentence about the cost in the header of a recipe, or None if there is none."""
+    lines = header(text)
+    start = next((number for number, line in enumerate(lines) if line.startswith(_COST)), None)
+    if start is None:
+        return None
+    words = [lines[start].removeprefix(_COST)]
+    for line in lines[start + 1 :]:
+        if words[-1].endswith(".") or line.startswith("#   "):
+            break
+        words.append(line.removeprefix("# "))
+    return " ".join(words)
+
+
+def proposal_line(proposal: Mapping[str, str]) -> str:
+    """Return the line of a saved recipe that names the recipe which was proposed for the data, and the reason."""
+    text = yaml.safe_dump(dict(proposal), default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return f"{_PROPOSAL}{text.strip()}\n"
+
+
+def proposal_in(text: str) -> dict[str, str] | None:
+    """Return what `proposal_line` wrote into a saved recipe; None if its recipe was not proposed."""
+    lines = [line.removeprefix(_PROPOSAL) for line in header(text) if line.startswith(_PROPOSAL)]
+    return yaml.safe_load(lines[0]) if lines else None
+
+
 def listed_recipes() -> list[tuple[str, str, str]]:
     """Return name, description and the paper's accuracy ("–" if the header states none) of every recipe of the package."""
     rows = []
@@ -194,7 +230,7 @@ def load_recipe(
     check_names({**base, **own}, where)
     if is_saved(own):
         own = without_refused(own)
-    top = _parsed_words(overrides) | dict(given or {})
+    top = parsed_words(overrides) | dict(given or {})
     check_names(top)
     fields = {**base, **own, **top}
     if not fields.keys() & {"distillation_type", "teacher", "teacher_cache"}:
@@ -204,8 +240,12 @@ def load_recipe(
     return recipe
 
 
-def _parsed_words(words: Sequence[str]) -> dict[str, Any]:
-    """Return the fields that command-line arguments set, with the types that argparse gives them."""
+def parsed_words(words: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that command-line arguments set, with the types that argparse gives them.
+
+    Raises:
+        RecipeError: A field is unknown, or a value is not allowed.
+    """
     parser = recipe_parser()
     not_given = object()
     parsed, rest = parser.parse_known_args(list(words), argparse.Namespace(**dict.fromkeys(field_entries(), not_given)))

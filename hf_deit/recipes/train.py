@@ -19,6 +19,7 @@ from ..trainer.checkpoints import newest_checkpoint
 from ..trainer.trainer import DistillationTrainer
 from .arguments import Recipe
 from .build import build_trainer
+from .reading import proposal_line
 from .validate import load_validated
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def train(
         trainer.check_resumable(newest_checkpoint(output_dir), extend=recipe.run.extend)
     if trainer.is_world_process_zero():
         with staged_files(output_dir) as folder:
-            (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=True))
+            (folder / RECIPE_FILE).write_text(_recipe_text(recipe), encoding="utf-8")
     try:
         trained = trainer.train(resume_from_checkpoint=recipe.run.continues or None, extend=recipe.run.extend)
     except KeyboardInterrupt:
@@ -70,20 +71,29 @@ def train(
     metrics["split"] = data.validation.split_name
     metrics["broken_images"] = data.broken_images(trainer.train_dataset, trainer.accelerator)
     if trainer.is_world_process_zero():
-        _write_results(trainer, output_dir, metrics | trained.metrics)
+        _write_results(trainer, recipe, metrics | trained.metrics)
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     return metrics if trainer.is_world_process_zero() else None
 
 
-def _write_results(trainer: DistillationTrainer, output_dir: Path, metrics: dict[str, Any]) -> None:
+def _recipe_text(recipe: Recipe) -> str:
+    """Return the text of the saved recipe. If the recipe was proposed for the data, its first line states this."""
+    line = "" if recipe.proposal is None else proposal_line(recipe.proposal)
+    return line + yaml.safe_dump(recipe.to_dict(), sort_keys=True)
+
+
+def _write_results(trainer: DistillationTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
     """Write results.json, the log and the model card into the folder of the weights."""
+    output_dir = Path(recipe.training.output_dir)
     speed = ("train_runtime", "train_samples_per_second")
     results = {name: value for name, value in metrics.items() if name.startswith("eval_") or name in speed}
     results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     results |= {"broken_images": metrics["broken_images"], "run": trainer.summary().run}
     if trainer.extensions:
         results["extensions"] = trainer.extensions
+    if recipe.proposal is not None:
+        results["proposal"] = dict(recipe.proposal)
     write_json(output_dir / RESULTS_FILE, results)
     write_json(output_dir / LOG_FILE, trainer.state.log_history)
     try:
