@@ -8,6 +8,7 @@ import argparse
 import copy
 import dataclasses
 import difflib
+import json
 import logging
 import typing
 from collections.abc import Mapping, Sequence
@@ -162,14 +163,13 @@ def stated_cost(text: str) -> str | None:
 
 def proposal_line(proposal: Mapping[str, str]) -> str:
     """Return the line of a saved recipe that names the recipe which was proposed for the data, and the reason."""
-    text = yaml.safe_dump(dict(proposal), default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return f"{_PROPOSAL}{text.strip()}\n"
+    return f"{_PROPOSAL}{json.dumps(dict(proposal), ensure_ascii=False)}\n"  # JSON is YAML in one line
 
 
 def proposal_in(text: str) -> dict[str, str] | None:
     """Return what `proposal_line` wrote into a saved recipe; None if its recipe was not proposed."""
     lines = [line.removeprefix(_PROPOSAL) for line in header(text) if line.startswith(_PROPOSAL)]
-    return yaml.safe_load(lines[0]) if lines else None
+    return json.loads(lines[0]) if lines else None
 
 
 def listed_recipes() -> list[tuple[str, str, str]]:
