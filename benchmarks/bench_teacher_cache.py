@@ -231,14 +231,13 @@ def plot(medians: dict[str, float], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(medians) + 1))
+    figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(medians) + 1), layout="constrained")
     bars = axes.barh(list(medians), list(medians.values()), color="#4477aa")
     axes.bar_label(bars, fmt="%.1f s", padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("seconds per epoch (median)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
-    figure.tight_layout()
+    axes.margins(x=0.16)
     figure.savefig(path, dpi=120)
 
 

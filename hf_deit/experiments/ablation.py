@@ -20,6 +20,7 @@ from ..errors import RecipeError
 from ..files import check_folder, parsed_yaml, staged_files
 from ..fingerprints import short_digest_of
 from ..recipes.reading import read_fields, recipe_path
+from .charts import draw_accuracies
 
 # Fields that are set by the command line or by run_ablation.py.
 _NOT_HERE = ("data", "teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "output_dir", "resume")
@@ -355,34 +356,8 @@ def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str,
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def _plot(ablation: Ablation, rows: Sequence[Figures], path: Path) -> None:
-    """Draw a bar for each row and a dot for each seed. Rows without values are left out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    # matplotlib would read a dollar sign as the start of a formula.
-    shown = [
-        (row.title.replace("$", r"\$"), list(own.values.values()))
-        for row, own in zip(ablation.rows, rows, strict=True)
-        if own.values
-    ]
-    figure, axes = pyplot.subplots(figsize=(7.5, 0.42 * len(shown) + 1.2))
-    axes.barh([title for title, _ in shown], [statistics.fmean(values) for _, values in shown], color="#88aacc")
-    for height, (_, values) in enumerate(shown):
-        axes.plot(values, [height] * len(values), "o", color="#223355", markersize=4)
-    axes.set_xlim(left=max(0.0, min(min(values) for _, values in shown) - 5))
-    axes.invert_yaxis()
-    axes.set_xlabel("top-1 on the validation images, % (bar: mean, dot: a seed)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
 def write_report(ablation: Ablation, folder: Path, name: str) -> tuple[str, list[str]]:
-    """Write the table and, if matplotlib is installed, a plot beside the results.
+    """Write the table and, if matplotlib is installed, a chart beside the results. Rows without values are not in the chart.
 
     Args:
         ablation: The definition.
@@ -405,5 +380,7 @@ def write_report(ablation: Ablation, folder: Path, name: str) -> tuple[str, list
         (staging / files[0]).write_text(table, encoding="utf-8")
         if importlib.util.find_spec("matplotlib") is not None and any(row.values for row in rows):
             files.append(f"{name}.png")
-            _plot(ablation, rows, staging / files[1])
+            shown = zip(ablation.rows, rows, strict=True)
+            seeds = {row.title: list(own.values.values()) for row, own in shown if own.values}
+            draw_accuracies(seeds, staging / files[1])
     return table, files
