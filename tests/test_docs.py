@@ -23,7 +23,7 @@ from PIL import Image
 import hf_deit
 from hf_deit.cli.commands import COMMANDS, build_parser
 from hf_deit.errors import RecipeError
-from hf_deit.recipes.reading import load_recipe, recipe_names, recipe_parser
+from hf_deit.recipes.reading import AUTO, load_recipe, recipe_names, recipe_parser
 from hf_deit.trainer.training_args import DistillationTrainingArguments
 
 from .helpers.images import folder_of
@@ -202,7 +202,8 @@ def check_names(words):
         if word.startswith("--") and word != "--":
             assert word.partition("=")[0] in known, f"hf-deit {command} has no {word}"
         if word == "--recipe" and number + 1 < len(rest) and re.fullmatch(r"[a-z0-9_]+", rest[number + 1]):
-            assert rest[number + 1] in recipe_names(), f"no recipe {rest[number + 1]}"
+            known_recipes = (*recipe_names(), AUTO) if command != "sweep" else recipe_names()
+            assert rest[number + 1] in known_recipes, f"no recipe {rest[number + 1]}"
 
 
 def check_command(words, capsys):
