@@ -217,7 +217,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
     loaded = load_given(options, fields)
     without_recipe = options.recipe is None and options.config is None
     try:
-        metrics = train(loaded, partial(warn_of_defaults, loaded) if without_recipe else None)
+        metrics = train(loaded, prepare=partial(warn_of_defaults, loaded) if without_recipe else None)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
     if metrics is not None:

@@ -459,7 +459,7 @@ def _recipe_of_run(fields: Mapping[str, Any], overrides: Sequence[str], given: M
     """Load the recipe that a run saved when it was started."""
     if fields.get("output_dir") is None:
         raise RecipeError(f"--recipe {AUTO} with --resume or --extend: set output_dir to the folder of the run.")
-    file = Path(fields["output_dir"]) / RECIPE_FILE
+    file = Path(fields["output_dir"]).expanduser() / RECIPE_FILE
     newest_checkpoint(file.parent)
     if not file.is_file():
         raise RecipeError(

@@ -248,8 +248,8 @@ def train(
             )
         # The given object is used instead.
         loaded_recipe = loaded_recipe.replace(teacher=None, distillation_type=loaded_recipe.training.distillation_type)
-    prepare = {"prepare": partial(warn_of_defaults, loaded_recipe)} if recipe is None else {}
-    metrics = dict(training.train(loaded_recipe, teacher=loaded, **prepare) or {})
+    prepare = partial(warn_of_defaults, loaded_recipe) if recipe is None else None
+    metrics = dict(training.train(loaded_recipe, prepare=prepare, teacher=loaded) or {})
     broken, split = metrics.pop("broken_images", {}), metrics.pop("split", "validation")
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken, split)
@@ -439,7 +439,7 @@ def cache_teacher(
         data: As in `train`.
         out: Folder of the cache. It is new, or holds a cache of the same views, which is resumed or extended.
         teacher: Folder, Hub name or factory of the teacher. Default: the teacher of the recipe.
-        recipe: As in `train`.
+        recipe: As in `train`. With "auto", the training must name the same data and weights.
         views: Number of epochs of views. Default: up to the last one that the training shows.
         first_view: Number of the first epoch of views; above 0 to build a part that is merged later.
         kind: "hard" (classes) or "soft" (logits). Default: the `distillation_type` of the recipe.

@@ -304,7 +304,7 @@ def test_an_interrupted_run_exits_with_130_and_names_what_continues_it(tmp_path,
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_is_not_told_to_resume(tmp_path, monkeypatch, capsys, data):
-    def interrupted(recipe):
+    def interrupted(recipe, prepare):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_deit.recipes.train.train", interrupted)
@@ -337,7 +337,7 @@ def test_only_fields_that_differ_from_their_defaults_are_logged(tmp_path, caplog
 
 
 def test_an_error_of_the_program_has_a_traceback_and_an_exit_code_of_its_own(tmp_path, monkeypatch, capsys, data):
-    def faulty(recipe):
+    def faulty(recipe, prepare):
         raise RuntimeError("a fault")
 
     monkeypatch.setattr("hf_deit.recipes.train.train", faulty)
@@ -346,7 +346,7 @@ def test_an_error_of_the_program_has_a_traceback_and_an_exit_code_of_its_own(tmp
 
 
 def test_only_the_main_process_prints_a_table(tmp_path, monkeypatch, capsys, data):
-    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe: None)
+    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare: None)
     assert train(data, tmp_path, *STUDENT) == 0
     assert capsys.readouterr().out == ""
 
