@@ -292,11 +292,13 @@ def _situation(source: Source, given: Mapping[str, Any], share: float) -> Situat
     """
     multi_label = source.problem_type == ProblemType.MULTI_LABEL
     labels = np.asarray(source.labels)
+    labelled = labels.min(axis=1) >= 0 if multi_label else labels >= 0  # the label of an image without one is negative
+    labels, missing = labels[labelled], len(labels) - int(labelled.sum())
     counts = labels.sum(axis=0) if multi_label else np.bincount(labels, minlength=len(source.class_names))
     edges = shorter_edges(source.items, SAMPLED_IMAGES)
     return Situation(
-        images=round(share * len(source)),
-        unlabelled=0 if given.get(_UNLABELLED) is None else count_images(given[_UNLABELLED]),
+        images=round(share * len(labels)),
+        unlabelled=missing + (0 if given.get(_UNLABELLED) is None else count_images(given[_UNLABELLED])),
         class_names=source.class_names,
         counts=[round(share * int(count)) for count in counts],
         multi_label=multi_label,
@@ -322,7 +324,7 @@ def _proposal(case: Situation, given: Mapping[str, Any], patch: int | None = Non
         )
     if case.images < FEW_IMAGES:
         sentences.append(f"{case.images} images are fewer than were measured, so expect less.")
-    preparation, command = _commands(name, own, {**given, **fields})
+    preparation, command = _commands(name, own, {**given, **fields}, needs_teacher=case.unlabelled > 0)
     return Proposal(
         name, fields, " ".join(sentences), stated_cost(text), _hints(case, given), preparation, command, str(case)
     )
@@ -379,17 +381,20 @@ def _hints(case: Situation, given: Mapping[str, Any]) -> list[str]:
     return hints
 
 
-def _commands(name: str, own: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[list[str], str]:
+def _commands(
+    name: str, own: Mapping[str, Any], fields: Mapping[str, Any], *, needs_teacher: bool
+) -> tuple[list[str], str]:
     """Return the commands that prepare a training by a recipe, and the command of the training.
 
     Args:
         name: Name of the recipe.
         own: Fields of the recipe.
         fields: Fields to set besides.
+        needs_teacher: Whether a teacher is trained first if none is given.
     """
     launch = next(iter(launch_commands(recipe_path(name).read_text(encoding="utf-8"))), "hf-deit train")
     program, preparation, fields = launch.partition(" train ")[0], [], dict(fields)
-    if _UNLABELLED in fields and not _is_taught(fields):
+    if needs_teacher and not _is_taught(fields):
         preparation.append(_teacher_command(own, fields))
         fields["teacher"] = _TEACHER_FOLDER
         if fields.get("distillation_type") == "none":

@@ -143,6 +143,18 @@ def test_images_without_labels_are_counted_at_any_depth_and_need_a_teacher(data,
         propose_recipe(data, unlabelled=tmp_path / "none")
 
 
+@pytest.mark.parametrize("problem_type", [ProblemType.SINGLE_LABEL, ProblemType.MULTI_LABEL])
+def test_training_images_without_a_label_are_counted_apart(many, problem_type):
+    source = many([30, 20], problem_type=problem_type)
+    missing = -100 if problem_type == ProblemType.SINGLE_LABEL else (-100, -100)
+    source.labels[:] = [*source.labels[:25], *[missing] * 5, *source.labels[30:]]
+    found = propose({"data": "d"})
+    assert "45 labelled training images" in found.situation and "5 images without labels" in found.situation
+    assert "largest class: 25 images, smallest: 20" in found.situation
+    assert found.preparation[0].startswith("hf-deit train-teacher ") and "11.1" in found.reason
+    assert propose({"data": "d", "teacher_cache": "c"}).preparation == []
+
+
 def test_the_size_of_the_images_chooses_among_recipes_of_a_kind(data, tmp_path, monkeypatch):
     folder = tmp_path / "recipes"
     folder.mkdir()
