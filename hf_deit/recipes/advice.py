@@ -49,6 +49,7 @@ from .reading import (
     recipe_path,
     stated_cost,
 )
+from .teacher_arguments import TeacherTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -412,14 +413,16 @@ def _commands(
 
 def _teacher_command(own: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     """Return the command that trains a teacher on the labelled images: the given weights, or a CNN with its ImageNet weights."""
-    about_data = [entry.name for entry in dataclasses.fields(DataArguments)]
-    data = {name: value for name, value in fields.items() if name in about_data and name != _UNLABELLED}
+    about_data = {entry.name for entry in dataclasses.fields(DataArguments)}
+    data = {name: value for name, value in fields.items() if name in about_data and not name.startswith(_UNLABELLED)}
     size = as_size("view_size", own.get("view_size", own.get("image_size")))[0]
     if "model" in fields:
         words = {"model": fields["model"], **data, "student": "plain", "distillation_type": "none"}
         return f"hf-deit train --recipe {_recipe_of_size('finetune_*', size)} {_words({**words, 'output_dir': _TEACHER_FOLDER})}"
-    words = {**data, "network": "hf_deit.networks:efficientnet_lite0", "image_size": size, "bf16": True}
-    return f"hf-deit train-teacher {_words({**words, 'output_dir': _TEACHER_FOLDER})}"
+    known = {entry.name for entry in dataclasses.fields(TeacherTrainingArguments)}
+    words = {name: value for name, value in data.items() if name in known}
+    words |= {"network": "hf_deit.networks:efficientnet_lite0", "image_size": size}
+    return f"hf-deit train-teacher {_words({**words, 'output_dir': _TEACHER_FOLDER})} --bf16"
 
 
 def _words(fields: Mapping[str, Any]) -> str:

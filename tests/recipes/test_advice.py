@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 import hf_deit as package
+from hf_deit.cli.commands import build_parser
 from hf_deit.data.sources import Source
 from hf_deit.errors import DataError, RecipeError, ResumeError, TeacherError
 from hf_deit.experiments.ablation import read_ablation
@@ -131,9 +132,12 @@ def test_classes_of_different_size_lead_to_class_weights(many):
 def test_images_without_labels_are_counted_at_any_depth_and_need_a_teacher(data, tmp_path):
     folder_of(tmp_path / "more" / "deep", {"a": 2, "b": 3})
     (tmp_path / "more" / "notes.txt").write_text("no image")
-    found = propose_recipe(data, unlabelled=tmp_path / "more")
+    found = propose_recipe(data, unlabelled=tmp_path / "more", validation_share=0.2, broken_images="raise")
     assert "5 images without labels" in found.situation and "11.1" in found.reason
-    assert shlex.split(found.preparation[0])[:2] == ["hf-deit", "train-teacher"]
+    program, *words = shlex.split(found.preparation[0])
+    options, rest = build_parser().parse_known_args(words)
+    assert (program, options.command, rest) == ("hf-deit", "train-teacher", [])
+    assert (options.data, options.validation_share, options.bf16) == (str(data), 0.2, True)
     assert "--unlabelled" not in found.preparation[0] and "--teacher teacher" in found.preparation[1]
     assert f"--unlabelled {tmp_path / 'more'}" in found.command and "distillation_type" not in found.command
     with pytest.raises(DataError, match="nowhere"):
