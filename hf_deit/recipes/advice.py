@@ -502,8 +502,9 @@ def warn_of_defaults(recipe: Recipe, trainer: DistillationTrainer) -> None:
         return
     if not isinstance(source, Source):  # a stream
         return
-    case = _situation(source, recipe.given, 1.0)
-    proposal = _proposal(case, recipe.given)
+    # The proposed size and length do not depend on further images without labels, which would have to be listed again.
+    given = {name: value for name, value in recipe.given.items() if not name.startswith(_UNLABELLED)}
+    proposal = _proposal(_situation(source, given, 1.0), given)
     proposed = {**read_fields(recipe_path(proposal.recipe)), **proposal.fields}
     present = {
         "image_size": recipe.model.image_size or (224, 224),
@@ -518,7 +519,7 @@ def warn_of_defaults(recipe: Recipe, trainer: DistillationTrainer) -> None:
         logger.warning(
             "For %s training images without published weights, the recipe %s is proposed, and these defaults are a poor choice: "
             '%s. Use --recipe auto to follow it (in Python recipe="auto"); `hf-deit recipes --for` gives the reason.',
-            f"{case.images:,}",
+            f"{len(source):,}",
             proposal.recipe,
             ", ".join(poor),
         )
