@@ -373,7 +373,7 @@ def _hints(case: Situation, given: Mapping[str, Any]) -> list[str]:
             "rare classes more weight; its effect was not measured here, so compare the balanced accuracy."
         )
     if case.unlabelled and not case.teacher:
-        hints.append("Images without labels need a teacher. The first command trains one on the labelled images.")
+        hints.append("Images without labels need a teacher. `hf-deit train-teacher` trains one on the labelled images.")
     if not case.weights and not case.unlabelled and case.images < MANY_IMAGES:
         hints.append(
             "If you have photographs of the same kind without labels, use them: with labels for half of the photographs, the "
