@@ -52,7 +52,7 @@ from hf_deit.distillation.cache import (
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import CacheWriter
 from hf_deit.distillation.factories import FACTORY_NORMALIZATION, efficientnet_lite0, replace_classifier
-from hf_deit.distillation.objective import view_logits
+from hf_deit.distillation.objective import view_outputs
 from hf_deit.distillation.teacher import Teacher
 from hf_deit.distillation.view_schedule import ViewSchedule
 from hf_deit.models.configuration_deit import DeiTConfig
@@ -176,7 +176,7 @@ def measure_building(options: argparse.Namespace) -> dict[str, Any]:
             record_format = RecordFormat("hard", len(views.dataset.class_names))
             build_teacher_cache(options.work / f"building-{title}", teacher, views, record_format, range(epoch + 1))
             middle = time.perf_counter()
-            for _ in view_logits(teacher, ready):
+            for _ in view_outputs(teacher, ready):
                 pass
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

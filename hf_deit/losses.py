@@ -5,7 +5,8 @@ any number of images, batches and processes. `distillation_terms` combines the l
 trainer logs. The averaging itself is in trainer/.
 
 Paper: Touvron et al., arXiv:2012.12877, section 4 (soft: eq. 2, hard: eq. 3); soft distillation: Hinton et al.,
-arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3.
+arXiv:1503.02531; binary cross-entropy: DeiT III, arXiv:2204.07118, section 3; guidance by patch features: locality
+guidance, Li et al., arXiv:2207.10026.
 """
 
 import functools
@@ -22,6 +23,10 @@ BASE_LOSSES = ("cross_entropy", "binary_cross_entropy")
 DISTILLATION_TYPES = ("none", "soft", "hard")
 DISTILLATION_TARGETS = ("token", "class")
 DISTILLATION_REDUCTIONS = ("image", "official")
+# Apart from "none", these are the keys of GUIDANCE_LOSSES at the end of this file.
+GUIDANCE_KINDS = ("none", "features", "similarity")
+# Temperature of the softmax over the other patches in the guidance by similarities.
+SIMILARITY_TEMPERATURE = 0.1
 # The `ignore_index` of the cross-entropy. PyTorch ignores labels of -100 by default. Here every image has a label, and
 # an invalid label such as -100 must raise an error and must not give a loss of 0.
 _NOTHING = torch.iinfo(torch.int64).min
@@ -498,3 +503,101 @@ def _multi_label_hard_loss(teacher_outputs: Mapping[str, Tensor], **unused: Any)
 DISTILLATION_LOSSES = {"soft": _soft_loss, "hard": _hard_loss}
 # The same for multi-label data. A type that is missing here is refused for them.
 MULTI_LABEL_DISTILLATION_LOSSES = {"soft": _multi_label_soft_loss, "hard": _multi_label_hard_loss}
+
+
+# ---- guidance: the features of the patches ----
+
+
+def _normalized(features: Tensor) -> Tensor:
+    return F.layer_norm(_at_least_float32(features), features.shape[-1:])
+
+
+def _check_patches(student: Tensor, teacher: Tensor) -> None:
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"Student features are {tuple(student.shape)}, teacher features {tuple(teacher.shape)}: both must be (batch, "
+            "patches, channels) with the same images and patches. Resize the teacher's grid of patches first."
+        )
+
+
+def feature_guidance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the difference between the features of student and teacher, patch by patch.
+
+    Both are normalised over the channels of each patch (a layer norm without parameters). The loss is the smooth L1
+    distance with β = 1 as a mean over patches and channels.
+
+    Args:
+        student: Features `(batch, patches, channels)`, projected to the number of channels of the teacher.
+        teacher: Features `(batch, patches, channels)`.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_patches(student, teacher)
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(
+            f"Student features have {student.shape[-1]} channels, teacher features {teacher.shape[-1]}: project the "
+            "student's features to the channels of the teacher first."
+        )
+    difference = F.smooth_l1_loss(_normalized(student), _normalized(teacher), reduction="none")
+    return difference.flatten(1).mean(dim=-1)
+
+
+def patch_similarities(features: Tensor) -> Tensor:
+    """Compute the cosine similarity of each pair of patches of an image.
+
+    Args:
+        features: `(batch, patches, channels)`.
+
+    Returns:
+        `(batch, patches, patches)` in [-1, 1], in float32 (float64 for float64 features).
+    """
+    unit = F.normalize(_at_least_float32(features), dim=-1)
+    with torch.autocast(features.device.type, enabled=False):  # a matrix product, which autocast would round
+        return unit @ unit.transpose(1, 2)
+
+
+def similarity_guidance_loss(student: Tensor, teacher: Tensor, temperature: float = SIMILARITY_TEMPERATURE) -> Tensor:
+    """Compute the difference between the similarities of patches in student and teacher.
+
+    For each patch, the cosine similarities to all other patches are divided by the temperature and turned into a
+    distribution (softmax). The loss is KL(teacher ‖ student) as a mean over the patches.
+
+    Args:
+        student: Cosine similarities `(batch, patches, patches)` of the student's features, see `patch_similarities`.
+        teacher: The same for the teacher. The numbers of channels of the two may differ.
+        temperature: Temperature of the softmax, above 0.
+
+    Returns:
+        `(batch,)`.
+
+    Raises:
+        ValueError: The shapes differ, or there are fewer than two patches.
+    """
+    _check_patches(student, teacher)
+    if student.shape != teacher.shape or student.shape[-1] < 2:
+        raise ValueError(
+            f"Similarities of the student are {tuple(student.shape)}, those of the teacher {tuple(teacher.shape)}: both "
+            "must be (batch, patches, patches) with at least two patches."
+        )
+    itself = torch.eye(student.shape[-1], dtype=torch.bool, device=student.device)
+
+    def log_shares(similarities: Tensor) -> Tensor:
+        # The lowest float instead of -inf, whose gradient would be NaN.
+        scaled = _at_least_float32(similarities) / temperature
+        return F.log_softmax(scaled.masked_fill(itself, torch.finfo(scaled.dtype).min), dim=-1)
+
+    ours, theirs = log_shares(student), log_shares(teacher)
+    divergence = (theirs.exp() * (theirs - ours)).masked_fill(itself, 0.0)
+    return divergence.sum(dim=-1).mean(dim=-1)
+
+
+# The losses on the patches, by `guidance`. Each entry is a function of the student's and of the teacher's features
+# `(batch, patches, channels)`, or of their similarities `(batch, patches, patches)` for an entry of
+# `GUIDED_BY_SIMILARITY`; it returns the loss `(batch,)`. A new loss is added here and to GUIDANCE_KINDS.
+GUIDANCE_LOSSES = {"features": feature_guidance_loss, "similarity": similarity_guidance_loss}
+# Kinds that compare similarities, and so need no projection of the student's features.
+GUIDED_BY_SIMILARITY = frozenset({"similarity"})

@@ -48,6 +48,10 @@ _COMMON_TRAINING_FIELDS = (
     "distillation_alpha",
     "distillation_tau",
     "distillation_reduction",
+    "guidance",
+    "guidance_weight",
+    "guidance_student_layers",
+    "guidance_teacher_layers",
     "base_loss",
     "class_weights",
     "class_weights_power",
@@ -189,7 +193,9 @@ def _add_cache_commands(commands: Any) -> None:
         "--first_view", type=int, default=0, help="first epoch of views, to build a part of a cache (default: 0)"
     )
     cache.add_argument(
-        "--kind", choices=("hard", "soft"), help="hard: class indices; soft: logits (default: distillation_type)"
+        "--kind",
+        choices=("hard", "soft"),
+        help="hard: class indices; soft: logits (default: distillation_type, or soft for guidance without logits)",
     )
     cache.add_argument(
         "--top_k", type=int, help="keep the K largest logits and the log-sum-exp of the rest (default: all logits)"

@@ -6,15 +6,18 @@ A cache is a folder:
 - `epoch-00000.npy` holds one record for each position (`data/sampling.py`) of an epoch of views. A record is found by
   (epoch of views, position). This key does not depend on the batch size or on the number of workers and processes, so
   one cache serves all of these settings.
-- `epoch-00000.features.npy` holds an extra array of the same records, here "features", if the record format has one.
+- `epoch-00000.features_0.npy` holds an extra array of the same records, here "features_0", if the record format has one.
+  The arrays of guidance (guidance.py) are such arrays; the manifest then states under "guidance" what they hold.
 - `epoch-00000.json`, the sidecar, holds the size and the SHA-256 of these files. It is written last.
-- `validation.npy` and `validation.json` hold the teacher's outputs for the validation images, by index.
+- `validation.npy` and `validation.json` hold the teacher's outputs for the validation images, by index. They have no extra
+  arrays.
 
 The arrays are NumPy files and are memory-mapped. `cache_writer.py` writes a cache, `cache_builder.py` computes its
 records with the teacher, and `cached_teacher.py` uses the cache in a training run. Storing the outputs for views that
 can be rendered again follows FKD (Shen & Xing, arXiv:2112.01528) and TinyViT (Wu et al., arXiv:2207.10666).
 """
 
+import copy
 import json
 import logging
 import math
@@ -195,6 +198,14 @@ class RecordFormat:
             return np.dtype((logit, (self.num_labels,)))
         return np.dtype([("logits", logit, (self.top_k,)), ("indices", index, (self.top_k,)), ("rest", "<f4")])
 
+    def arrays_of(self, name: str) -> dict[str, np.dtype]:
+        """Return the `dtypes` of the arrays that an epoch of views has, or that the validation images have.
+
+        Args:
+            name: Name of the epoch of views (`epoch_name`), or `VALIDATION`, which has no extra arrays.
+        """
+        return {OUTPUTS: self._outputs_dtype} if name == VALIDATION else self.dtypes
+
     @property
     def bytes_per_view(self) -> int:
         """Number of bytes that are stored for each view, summed over all arrays."""
@@ -276,11 +287,13 @@ class RecordFormat:
             For "hard": `teacher_labels` `(batch,)` int64 or, for multi-label data, `(batch, num_labels)` bool. For
             "dense": `teacher_logits` `(batch, num_labels)` float32.
             For "top_k": `teacher_top_logits` `(batch, top_k)` float32, `teacher_top_indices` `(batch, top_k)` int64 and
-            `teacher_rest` `(batch,)` float32. For each extra array also `teacher_{name}` `(batch, *shape)` float32.
+            `teacher_rest` `(batch,)` float32. For each extra array among the records also `teacher_{name}`
+            `(batch, *shape)` in its stored type: it is large, and is converted on the device.
         """
         extra = {
-            f"teacher_{array.name}": torch.from_numpy(records[array.name].astype(np.float32))
+            f"teacher_{array.name}": torch.from_numpy(records[array.name].astype(np.dtype(array.dtype), copy=False))
             for array in self.extra_arrays
+            if array.name in records
         }
         return self._decode_outputs(records[OUTPUTS]) | extra
 
@@ -317,6 +330,8 @@ FORMAT_VERSION = 1
 CHECKED_AT_ONCE = 4 * 2**30
 _MAPS_KEPT = 3
 _DESCRIPTION = ("teacher", "layout", "views", "validation")
+# Key of the manifest that describes the extra arrays of guidance (`Guidance.describe`). Only caches with them have it.
+GUIDANCE = "guidance"
 # Key of the manifest for facts about the teacher that do not identify the cache. Older caches do not have it.
 TEACHER_FACTS = "teacher_facts"
 # Names of the two origins of a value in the output of `differences`.
@@ -343,7 +358,8 @@ def description_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
     The values have the types that they have after being written to JSON and read again.
     """
-    return json.loads(json.dumps({name: manifest[name] for name in _DESCRIPTION}, default=str))
+    names = (*_DESCRIPTION, *((GUIDANCE,) if GUIDANCE in manifest else ()))
+    return json.loads(json.dumps({name: manifest[name] for name in names}, default=str))
 
 
 def cache_id(manifest: Mapping[str, Any]) -> str:
@@ -484,15 +500,18 @@ class TeacherCache:
 
     Args:
         folder: Folder that `hf-deit cache-teacher` wrote. The epochs of views before the first missing one are used.
+        arrays: Names of the extra arrays to read; the content of the others is neither read nor checked. Default: all.
 
     Raises:
         TeacherCacheError: If the folder is not a cache, is damaged, or has no complete epoch of views 0.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, arrays: Sequence[str] | None = None):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.record_format = RecordFormat.from_manifest(self.manifest["layout"])
+        known = [array.name for array in self.record_format.extra_arrays]
+        self._read = {OUTPUTS, *(known if arrays is None else [name for name in known if name in arrays])}
         self._id = cache_id(self.manifest)
         self._maps: dict[str, dict[str, np.ndarray]] = {}
         finished = finished_epochs(self.folder)
@@ -527,15 +546,26 @@ class TeacherCache:
         """Number of views in an epoch of views."""
         return int(self.manifest["views"]["records"])
 
+    def reading(self, arrays: Sequence[str]) -> "TeacherCache":
+        """Return a reader of the same files that reads only these extra arrays."""
+        reader = copy.copy(self)
+        reader._read, reader._maps = {OUTPUTS, *(name for name in self._read if name in arrays)}, {}
+        return reader
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # each worker maps the files itself
 
     def _check_files(self, names: Sequence[str]) -> None:
         sidecars = [checked_sidecar(self.folder, name, self._id) for name in names]
-        total = sum(stated["bytes"] for sidecar in sidecars for stated in files_of(sidecar).values())
+        total = sum(stated["bytes"] for sidecar in sidecars for stated in self._files(sidecar).values())
         if total <= CHECKED_AT_ONCE:
             for name in names:
                 self._check_digests(name)
+
+    def _files(self, sidecar: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return `bytes` and `sha256` of the files of a sidecar that are read, by file name."""
+        read = {file_name(sidecar["name"], array) for array in self._read}
+        return {file: stated for file, stated in files_of(sidecar).items() if file in read}
 
     def check_epoch_file(self, epoch: int) -> None:
         """Check the files of an epoch of views, unless this process or a data worker has already checked them.
@@ -563,7 +593,7 @@ class TeacherCache:
             self._check_digests(VALIDATION)
 
     def _check_digests(self, name: str) -> None:
-        for file, stated in files_of(checked_sidecar(self.folder, name, self._id)).items():
+        for file, stated in self._files(checked_sidecar(self.folder, name, self._id)).items():
             if file_digest(self.folder / file) != stated["sha256"]:
                 raise damaged(self.folder / file, "its SHA-256 differs from the one in its sidecar")
         self._checked[-1 if name == VALIDATION else int(name.removeprefix("epoch-"))] = 1
@@ -574,7 +604,8 @@ class TeacherCache:
                 del self._maps[next(iter(self._maps))]
             self._maps[name] = {
                 array: np.load(self.folder / file_name(name, array), mmap_mode="r", allow_pickle=False)
-                for array in self.record_format.dtypes
+                for array in self.record_format.arrays_of(name)
+                if array in self._read
             }
         return {array: records[list(places)] for array, records in self._maps[name].items()}
 
@@ -647,6 +678,8 @@ class TeacherCache:
         teacher = {"name": None, "parameters": None, "class": self.manifest["teacher"].get("class")}
         teacher |= self.manifest.get(TEACHER_FACTS, {})
         stored = {name: value for name, value in self.record_format.describe().items() if name != "num_labels"}
+        if GUIDANCE in self.manifest:
+            stored[GUIDANCE] = self.manifest[GUIDANCE]
         return {"teacher": teacher, "outputs": {**stored, "view_epochs": self.epochs}}
 
     def summary(self) -> dict[str, Any]:

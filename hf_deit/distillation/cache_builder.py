@@ -9,8 +9,10 @@ serves other batch sizes. `cache_writer.py` writes the files.
 
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,20 @@ from tqdm.auto import tqdm
 from ..data.views import EvaluationDataset, ViewDataset, collate
 from ..errors import TeacherCacheError
 from ..losses import teacher_decisions
-from .cache import FORMAT, FORMAT_VERSION, OUTPUTS, TEACHER_FACTS, VALIDATION, RecordFormat, epoch_name, is_finished
+from .cache import (
+    FORMAT,
+    FORMAT_VERSION,
+    GUIDANCE,
+    OUTPUTS,
+    TEACHER_FACTS,
+    VALIDATION,
+    RecordFormat,
+    epoch_name,
+    is_finished,
+)
 from .cache_writer import PART_RECORDS, Batches, CacheWriter, Records
-from .objective import view_logits
+from .guidance import Guidance
+from .objective import view_outputs
 from .teacher import Teacher
 from .view_schedule import ViewSchedule, describe_validation, describe_views
 
@@ -43,6 +56,7 @@ def build_teacher_cache(
     part_records: int = PART_RECORDS,
     share: tuple[int, int] = (0, 1),
     teacher_name: str | None = None,
+    guidance: Guidance | None = None,
     disable_tqdm: bool = False,
 ) -> CacheWriter:
     """Build a teacher cache, resume its build, or add epochs of views to it.
@@ -51,13 +65,13 @@ def build_teacher_cache(
         folder: New or empty folder, or a folder of the same cache.
         teacher: Teacher on its device, aligned with the classes of the data (`Teacher.align`).
         schedule: Views of the training run.
-        record_format: What is stored for each view. Extra arrays are not allowed, because this function does not
-            compute them.
+        record_format: What is stored for each view. Its extra arrays must be those of the guidance.
         epochs: Numbers of the epochs of views to build, counted from 0.
         validation: Images whose outputs are stored too, for the teacher's accuracy and the agreement with the teacher.
         part_records: Approximate maximum number of records that are computed again after a build was killed.
         share: Rank of this process and number of processes. Each process builds different epochs.
         teacher_name: Name of the teacher for reports and model cards; it is not part of the identity of the cache.
+        guidance: What is stored of the teacher's features for each view, if anything.
         disable_tqdm: Whether to hide the progress bar. Only the first process shows one.
 
     Returns:
@@ -65,22 +79,27 @@ def build_teacher_cache(
 
     Raises:
         TeacherCacheError: If the folder holds another cache, the data set and the record format have different problem
-            types, the record format has extra arrays, the folder cannot be written, the disk is full, or a teacher logit
-            is not finite.
+            types, the extra arrays are not those of the guidance, the folder cannot be written, the disk has too little
+            space, or an output of the teacher is not finite.
         TeacherError: If the teacher has another problem type than the data.
     """
     _check_problem_type(schedule.dataset, record_format)
     teacher.check_problem_type(schedule.dataset.problem_type)
-    if record_format.extra_arrays:
-        names = ", ".join(array.name for array in record_format.extra_arrays)
+    if record_format.extra_arrays != (() if guidance is None else guidance.arrays):
+        names = ", ".join(array.name for array in record_format.extra_arrays) or "none"
         raise TeacherCacheError(
-            f"extra_arrays={names}: build_teacher_cache computes only the teacher's logits. Leave the extra arrays out."
+            f"extra_arrays={names}: build_teacher_cache computes the teacher's logits and the arrays of `guidance`. Give "
+            "the record format exactly those (Guidance.arrays), or leave both out."
         )
     manifest = _manifest(teacher, schedule, record_format, validation, teacher_name)
+    if guidance is not None:
+        manifest[GUIDANCE] = guidance.describe()
     rank, processes = share
     # The first process creates the folder and the manifest; the others find them.
     with contextlib.nullcontext() if processes == 1 else PartialState().main_process_first():
         writer = CacheWriter(folder, manifest, part_records)
+        if rank == 0:
+            _check_space(writer, schedule.records, [epoch_name(epoch) for epoch in epochs])
     own = list(epochs)[rank::processes]
     total = schedule.records * sum(not is_finished(writer.folder, epoch_name(epoch)) for epoch in own)
     if validation is not None and rank == 0 and not is_finished(writer.folder, VALIDATION):
@@ -94,7 +113,7 @@ def build_teacher_cache(
 
             def outputs_of(batches: Batches, epoch: int = epoch) -> Iterator[Records]:
                 progress.total -= schedule.records - sum(map(len, batches))  # records that an earlier build computed
-                return _records(teacher, schedule.loader(epoch, batches), record_format, progress)
+                return _records(teacher, schedule.loader(epoch, batches), record_format, progress, guidance)
 
             count += writer.fill(epoch_name(epoch), schedule.batches(epoch), outputs_of)
     seconds = time.monotonic() - start
@@ -107,10 +126,50 @@ def build_teacher_cache(
     return writer
 
 
-def _records(teacher: Teacher, loader: Iterable, record_format: RecordFormat, progress: tqdm) -> Iterator[Records]:
-    for logits in view_logits(teacher, loader):
+def _records(
+    teacher: Teacher,
+    loader: Iterable,
+    record_format: RecordFormat,
+    progress: tqdm,
+    guidance: Guidance | None = None,
+) -> Iterator[Records]:
+    for logits, extra in view_outputs(teacher, loader, guidance):
         progress.update(len(logits))
-        yield record_format.encode(logits)
+        yield record_format.encode(logits, **extra)
+
+
+def _check_space(writer: CacheWriter, records: int, names: Sequence[str]) -> None:
+    """State the size of the epochs of views that are not built yet, and refuse to begin if the disk cannot hold them.
+
+    Args:
+        writer: Writer of the cache.
+        records: Number of views per epoch.
+        names: Names of the epochs of views to build.
+
+    Raises:
+        TeacherCacheError: If the free disk space is too small.
+    """
+    per_view = writer.record_format.bytes_per_view
+    missing = [name for name in names if not is_finished(writer.folder, name)]
+    total = len(missing) * records * per_view
+    reserved = sum(writer.reserved_bytes(name) for name in missing)
+    free = shutil.disk_usage(writer.folder).free
+    logger.info(
+        "The cache has %d bytes per view: %s for the %d views to build.",
+        per_view,
+        _size(total),
+        len(missing) * records,
+    )
+    if total - reserved > free:
+        raise TeacherCacheError(
+            f"{len(missing)} epoch(s) of {records} views with {per_view} bytes each need {_size(total - reserved)}, but the "
+            f"disk of {writer.folder} has {_size(free)} free. Free some space, build fewer epochs of views (--views, with "
+            "num_views in the training), or choose another folder."
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def _check_problem_type(dataset: ViewDataset, record_format: RecordFormat) -> None:
@@ -160,7 +219,7 @@ def _store_validation(
     def outputs_of(missing: Batches) -> Iterator[Records]:
         progress.total -= len(dataset) - sum(map(len, missing))
         loader = DataLoader(dataset, batch_sampler=list(missing), collate_fn=collate, num_workers=schedule.workers)
-        return _records(teacher, loader, writer.record_format, progress)
+        return _records(teacher, loader, replace(writer.record_format, extra_arrays=()), progress)
 
     count = writer.fill(VALIDATION, batches, outputs_of)
     metric = "teacher_f1_micro" if writer.record_format.is_multi_label else "teacher_accuracy"

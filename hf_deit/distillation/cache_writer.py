@@ -148,7 +148,7 @@ class _Unfinished:
 
     def __init__(self, folder: Path, name: str, record_format: RecordFormat, batches: Batches, identity: str):
         self.folder, self.name = folder, name
-        self.arrays = record_format.dtypes
+        self.arrays = record_format.arrays_of(name)
         count = sum(map(len, batches))
         self.headers = {array: _header(dtype, count) for array, dtype in self.arrays.items()}
         self.sizes = {array: len(self.headers[array]) + count * dtype.itemsize for array, dtype in self.arrays.items()}
@@ -322,6 +322,12 @@ class CacheWriter:
 
     def _lock_file(self, name: str) -> Path:
         return self.folder / f"{STAGING_PREFIX}{name}.lock"
+
+    def reserved_bytes(self, name: str) -> int:
+        """Return the disk space in bytes that an unfinished build of an epoch of views has already taken."""
+        files = self.folder.glob(f"{STAGING_PREFIX}{name}*.npy")
+        # A sparse file takes less than its size; Windows does not tell.
+        return sum(min(file.stat().st_size, 512 * getattr(file.stat(), "st_blocks", 0)) for file in files)
 
     def add_to_manifest(self, **facts: Any) -> None:
         """Add facts to the manifest that do not identify the cache, such as the teacher's accuracy."""

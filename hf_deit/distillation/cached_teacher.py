@@ -10,20 +10,23 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.sampling import ViewSampler
 from ..data.views import EvaluationDataset
 from ..errors import TeacherCacheError
+from ..fingerprints import changed_fields, differences
 from ..losses import ProblemType, teacher_decisions
-from .cache import TeacherCache
-from .objective import view_logits
+from .cache import CACHE_AND_NOW, GUIDANCE, TeacherCache
+from .guidance import Guidance, MapShape, TeacherLayers, name_of
+from .objective import view_outputs
 from .teacher import Teacher
 from .view_schedule import ViewSchedule, describe_validation, describe_views
 
@@ -37,7 +40,8 @@ class Agreement:
     Args:
         records: Number of compared records.
         same_decision: Share of the records for which the teacher predicts the cached class or, for multi-label data,
-            exactly the cached classes, in [0, 1].
+            exactly the cached classes, in [0, 1]; with guidance, the cached features must also be the same except for
+            rounding.
         equal: Share of the records that are equal to the last bit.
     """
 
@@ -47,7 +51,12 @@ class Agreement:
 
 
 def verify_teacher_cache(
-    cache: TeacherCache, teacher: Teacher, schedule: ViewSchedule, count: int, seed: int | None = None
+    cache: TeacherCache,
+    teacher: Teacher,
+    schedule: ViewSchedule,
+    count: int,
+    seed: int | None = None,
+    guidance: Guidance | None = None,
 ) -> Agreement:
     """Compute the teacher's outputs again for randomly drawn records and compare them with the cached outputs.
 
@@ -58,6 +67,7 @@ def verify_teacher_cache(
         count: Number of records. An odd number is rounded up, because partners, which may be mixed, are drawn together.
             If the cache has fewer records, all records are compared.
         seed: Seed of the draw. If None, each call draws other records.
+        guidance: What the cache stores for guidance. None: only the logits are compared.
 
     Raises:
         TeacherCacheError: If `count` is below 1.
@@ -70,20 +80,36 @@ def verify_teacher_cache(
     for number in random.Random(seed).sample(range(cache.epochs * pairs), total):
         position = 2 * (number % pairs)
         drawn.setdefault(number // pairs, []).extend((position, position + 1))
-    record_format = replace(cache.record_format, extra_arrays=())  # the teacher computes only logits
+    record_format = cache.record_format
+    if guidance is None:
+        record_format, cache = replace(record_format, extra_arrays=()), cache.reading(())
     same, equal = [], []
     for epoch, positions in sorted(drawn.items()):
         size = schedule.batch_size
         batches = [positions[start : start + size] for start in range(0, len(positions), size)]
-        for batch, logits in zip(batches, view_logits(teacher, schedule.loader(epoch, batches)), strict=True):
-            live, stored = record_format.decode(record_format.encode(logits)), cache.outputs(epoch, batch)
+        views = view_outputs(teacher, schedule.loader(epoch, batches), guidance)
+        for batch, (logits, extra) in zip(batches, views, strict=True):
+            live, stored = record_format.decode(record_format.encode(logits, **extra)), cache.outputs(epoch, batch)
             decisions = [teacher_decisions(outputs, record_format.problem_type) for outputs in (stored, live)]
-            same.append(torch.eq(*decisions).reshape(len(batch), -1).all(dim=1).numpy())
+            agree = torch.eq(*decisions).reshape(len(batch), -1).all(dim=1)
+            for name in extra:
+                agree &= _nearly_equal(stored[f"teacher_{name}"], live[f"teacher_{name}"])
+            same.append(agree.numpy())
             equal.append(
                 np.all([(stored[name] == live[name]).reshape(len(batch), -1).all(1).numpy() for name in live], axis=0)
             )
     same, equal = np.concatenate(same), np.concatenate(equal)
     return Agreement(len(same), same.mean().item(), equal.mean().item())
+
+
+# Largest distance between stored and computed features, as a share of their length, that rounding explains.
+_SAME_FEATURES = 0.02
+
+
+def _nearly_equal(stored: Tensor, live: Tensor) -> Tensor:
+    """Return for each record `(batch,)` whether its features are the same except for rounding."""
+    stored, live = (values.float().flatten(1) for values in (stored, live))
+    return (stored - live).norm(dim=1) <= _SAME_FEATURES * stored.norm(dim=1)
 
 
 # Share of the records whose predicted class may differ from the cached one, because results are rounded differently in
@@ -171,6 +197,11 @@ class CachedTeacher:
         tau: Temperature of soft distillation.
         problem_type: Problem type of the student's labels.
         is_main_process: Whether this is the process that verifies records, if records are to be verified.
+        guided: Shape of the map of each guided layer of the student. None: the run has no guidance, and what a cache
+            stores for it is not read.
+        guidance: `guidance` of the run.
+        guidance_weight: Weight of the guidance loss.
+        teacher_layers: Layers of the teacher that the run names. None: those of the cache.
 
     Raises:
         TeacherCacheError: If the cache is damaged or was built for other data, views or settings. The message names
@@ -186,8 +217,19 @@ class CachedTeacher:
         tau: float,
         problem_type: str = ProblemType.SINGLE_LABEL,
         is_main_process: bool = True,
+        guided: Sequence[MapShape] | None = None,
+        guidance: str = "none",
+        guidance_weight: float = 1.0,
+        teacher_layers: Sequence[str] | None = None,
     ):
-        self.cache = cache if isinstance(cache, TeacherCache) else TeacherCache(cache)
+        arrays = () if guided is None else None
+        if isinstance(cache, TeacherCache):
+            self.cache = cache if arrays is None else cache.reading(arrays)
+        else:
+            self.cache = TeacherCache(cache, arrays)
+        self.guidance = (
+            None if guided is None else _guidance_of(self.cache, guided, guidance, guidance_weight, teacher_layers)
+        )
         self.num_views = None
         self._verifies = is_main_process
         self._schedule = schedule
@@ -265,7 +307,9 @@ class CachedTeacher:
         """
         teacher: dict[str, Any] = {"fingerprint": self.cache.manifest["teacher"]["fingerprint"]}
         if not self.cache.record_format.is_exact:
-            teacher["stored"] = self.cache.manifest["layout"]
+            # The records of guidance are exact, and a run with another guidance is refused by its fields.
+            layout = self.cache.manifest["layout"]
+            teacher["stored"] = {name: value for name, value in layout.items() if name != "extra_arrays"}
         return teacher
 
     def check_teacher(self, teacher: Teacher, count: int) -> Agreement | None:
@@ -287,7 +331,9 @@ class CachedTeacher:
             )
         if not count or not self._verifies:
             return None
-        found = verify_teacher_cache(self.cache, teacher, self._schedule, count)
+        if self.guidance is not None:
+            self._check_layers(teacher)
+        found = verify_teacher_cache(self.cache, teacher, self._schedule, count, guidance=self.guidance)
         logger.info(
             "%d stored outputs verified: for %.2f %% of them the teacher predicts the same class, and %.2f %% are "
             "equal to the last bit.",
@@ -313,6 +359,22 @@ class CachedTeacher:
             )
         return found
 
+    def _check_layers(self, teacher: Teacher) -> None:
+        """Check that the teacher has the layers of the cache, with maps of the same shapes."""
+        stored = self.guidance.teacher
+        names = stored.names(stored.layers)
+        functions = {name_of(function): function for function in teacher.feature_maps}
+        layers = [functions.get(name, name) for name in names]
+        found = teacher.find_layers(layers, [shape.grid for shape in self.guidance.student], teacher.view_size)
+        self.guidance = replace(self.guidance, teacher=found)
+        stated, present = ({GUIDANCE: part} for part in (self.cache.manifest[GUIDANCE], self.guidance.describe()))
+        changed = changed_fields(stated, present)
+        if changed:
+            raise TeacherCacheError(
+                f"{self.cache.folder} holds other features of the teacher:\n{differences(changed, *CACHE_AND_NOW)}\nBuild "
+                "the cache again in another folder."
+            )
+
     def training_collator(self, collator: Callable) -> CachedCollator:
         """Return a collator of training rows that adds the cached outputs.
 
@@ -337,6 +399,44 @@ class CachedTeacher:
             return dataset, collator
         self.cache.check_validation_file()
         return _Indexed(dataset), CachedCollator(collator, self.cache)
+
+
+def _guidance_of(
+    cache: TeacherCache,
+    guided: Sequence[MapShape],
+    kind: str,
+    weight: float,
+    layers: Sequence[str] | None,
+) -> Guidance:
+    """Return the guidance of a run from what its cache stores.
+
+    Raises:
+        TeacherCacheError: If the cache stores nothing for guidance, or something else than the run compares.
+    """
+    described = cache.manifest.get(GUIDANCE)
+    if described is None:
+        raise TeacherCacheError(
+            f"{cache.folder} holds no features of the teacher:\n  guidance: none in the cache, {kind!r} now\nBuild a cache "
+            "with the guidance of this recipe (hf-deit cache-teacher), train with the live teacher, or set "
+            "guidance='none'."
+        )
+    stored = TeacherLayers.from_description(described)
+    names = stored.names(layers) if layers is not None else list(stored.layers)
+    if names != list(stored.layers) or len(names) != len(guided):
+        raise TeacherCacheError(
+            f"{cache.folder} holds the features of other layers:\n  guidance.layers: {list(stored.layers)} in the cache, "
+            f"{names} now, for {len(guided)} layer(s) of the student\nSet guidance_teacher_layers and "
+            "guidance_student_layers as for the cache, or build a cache for this recipe (hf-deit cache-teacher)."
+        )
+    guidance = Guidance(kind, weight, tuple(guided), stored)
+    changed = changed_fields({GUIDANCE: described}, {GUIDANCE: guidance.describe()})
+    if changed:
+        raise TeacherCacheError(
+            f"{cache.folder} was built for another guidance:\n{differences(changed, *CACHE_AND_NOW)}\nUse the kind of "
+            "guidance and the student (image_size, patch_size, layers) of the cache, or build a cache for this recipe "
+            "(hf-deit cache-teacher)."
+        )
+    return guidance
 
 
 def _check_problem_type(cache: TeacherCache, problem_type: str) -> None:

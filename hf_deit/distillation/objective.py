@@ -9,7 +9,7 @@ Paper: Touvron et al., arXiv:2012.12877, section 4.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.batch_ops import mix_labels, mix_pixels, resize
 from ..data.pixel_pipeline import UNCHANGED, PixelPipeline
+from ..errors import TeacherError
 from ..losses import (
     TEACHER_OUTPUTS,
     ProblemType,
@@ -24,6 +25,7 @@ from ..losses import (
     supervised_loss,
     teacher_loss,
 )
+from .guidance import Guidance
 from .teacher import Teacher
 
 # Entries of a batch that are not passed to the student as they are.
@@ -67,6 +69,8 @@ class DistillationObjective:
             weight.
         image_size: `(height, width)` of the student's images, in pixels. If None, the student takes any size.
         pixels: What the student's image processor does to pixels. Default: nothing.
+        guidance: How the student's patches learn from those of the teacher. None: they do not.
+        projections: Projections of the student's features for the guidance, see `Guidance.loss`.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class DistillationObjective:
         class_weights: Tensor | None = None,
         image_size: tuple[int, int] | None = None,
         pixels: PixelPipeline = UNCHANGED,
+        guidance: Guidance | None = None,
+        projections: Sequence[Callable[[Tensor], Tensor]] = (),
     ):
         self.num_labels = num_labels
         self.problem_type = problem_type
@@ -99,6 +105,8 @@ class DistillationObjective:
         self.class_weights = class_weights
         self.image_size = image_size
         self.pixels = pixels
+        self.guidance = guidance
+        self.projections = projections
 
     # ---- the batch ----
 
@@ -167,26 +175,39 @@ class DistillationObjective:
         """Return whether the teacher must be run: there is a live teacher, and the batch holds no cached outputs."""
         return self.teacher is not None and not any(name in batch for name in TEACHER_OUTPUTS)
 
-    def teacher_outputs(self, batch: Mapping[str, Any], teacher_pixels: Tensor | None) -> dict[str, Tensor]:
+    def teacher_outputs(
+        self, batch: Mapping[str, Any], teacher_pixels: Tensor | None, *, guides: bool = False
+    ) -> dict[str, Tensor]:
         """Return the cached outputs in a batch; if it holds none, return the outputs of the live teacher.
 
         Args:
             batch: Batch as for `prepare`. Cached outputs are in it under the names of `losses.TEACHER_OUTPUTS`.
             teacher_pixels: The teacher's pixels from `prepare`. Only a live teacher uses them.
+            guides: Whether the records for the guidance are needed too. Without `guidance` there are none.
 
         Returns:
             Outputs by name. A live teacher or a dense cache: `teacher_logits` `(batch, num_labels)`. A hard cache:
             `teacher_labels`, `(batch,)` or, for multi-label data, `(batch, num_labels)`. A top-K cache:
             `teacher_top_logits` and `teacher_top_indices` `(batch, K)`, and `teacher_rest` `(batch,)`. The dictionary is empty if there is neither a teacher nor a cached output.
+            For a guidance also its records, under the names of its arrays with the prefix `teacher_`.
         """
+        guidance = self.guidance if guides else None
         if self.needs_live_teacher(batch):
-            return {"teacher_logits": self.teacher(teacher_pixels)}
-        return {name: batch[name] for name in TEACHER_OUTPUTS if name in batch}
+            if guidance is None:
+                return {"teacher_logits": self.teacher(teacher_pixels)}
+            logits, maps = self.teacher.logits_and_maps(teacher_pixels, guidance.teacher.layers)
+            return {"teacher_logits": logits} | _checked_records(guidance.records(maps))
+        arrays = () if guidance is None else (f"teacher_{array.name}" for array in guidance.arrays)
+        return {name: batch[name] for name in (*TEACHER_OUTPUTS, *arrays) if name in batch}
 
     # ---- the losses ----
 
     def terms(
-        self, student_outputs: Mapping[str, Tensor], teacher_outputs: Mapping[str, Tensor], labels: Tensor
+        self,
+        student_outputs: Mapping[str, Tensor],
+        teacher_outputs: Mapping[str, Tensor],
+        labels: Tensor,
+        student_maps: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss of each image and its named parts.
 
@@ -195,9 +216,12 @@ class DistillationObjective:
                 `distillation_logits`. Other entries are not used.
             teacher_outputs: The teacher's outputs, as the method `teacher_outputs` returns them.
             labels: The labels from `prepare`.
+            student_maps: Map `(batch, channels, height, width)` of each layer of the student that is guided. Default:
+                no guidance term.
 
         Returns:
-            `loss`, `cls_loss` and, where it exists, `distillation_loss`, each `(batch,)` in float32 and not reduced.
+            `loss`, `cls_loss` and, where they exist, `distillation_loss` and `guidance_loss` (not weighted), each
+            `(batch,)` in float32 and not reduced.
             The table in `losses.distillation_terms` lists which head learns from the labels and which from the teacher.
         """
         names = ("logits", "cls_logits", "distillation_logits")
@@ -213,7 +237,15 @@ class DistillationObjective:
             )
             if loss_on_teacher is None:  # an evaluation of images for which no outputs are cached
                 heads = {"logits": heads.get("cls_logits", heads["logits"])}
-        return distillation_terms(heads, self._label_loss(labels), loss_on_teacher, self.alpha)
+        terms = distillation_terms(heads, self._label_loss(labels), loss_on_teacher, self.alpha)
+        return terms if student_maps is None else self._guided(terms, teacher_outputs, student_maps)
+
+    def _guided(
+        self, terms: dict[str, Tensor], teacher_outputs: Mapping[str, Tensor], student_maps: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Add the guidance loss to the terms and, weighted, to the loss. Every image counts the same."""
+        loss = self.guidance.loss(student_maps, teacher_outputs, self.projections)
+        return {**terms, "loss": terms["loss"] + self.guidance.weight * loss, "guidance_loss": loss}
 
     def _label_loss(self, labels: Tensor) -> functools.partial:
         return functools.partial(
@@ -226,18 +258,44 @@ class DistillationObjective:
         )
 
 
+def _checked_records(records: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the records of a live teacher under the names that they have in a batch."""
+    for name, values in records.items():
+        if not bool(values.isfinite().all()):
+            raise TeacherError(
+                f"The teacher's features for guidance ({name}) are not finite in {values.dtype}, in which they are "
+                "compared: choose other layers (guidance_teacher_layers), or guidance='similarity'."
+            )
+    return {f"teacher_{name}": values for name, values in records.items()}
+
+
 @torch.no_grad()
-def live_teacher_logits(objective: DistillationObjective, batch: Mapping[str, Tensor]) -> Tensor:
-    """Move a batch of views to the teacher's device and return the live teacher's logits `(batch, num_labels)`."""
+def live_teacher_outputs(objective: DistillationObjective, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move a batch of views to the teacher's device and return the outputs of the live teacher, with its records."""
     view = "teacher_pixel_values" if "teacher_pixel_values" in batch else "pixel_values"
     used = {"pixel_values": batch[view], "mixes": batch.get("mixes")}
     batch = {name: value.to(objective.teacher.device) for name, value in used.items() if value is not None}
     prepared = objective.prepare(batch, for_student=False)
-    return objective.teacher_outputs(batch, prepared.teacher_pixels)["teacher_logits"]
+    return objective.teacher_outputs(batch, prepared.teacher_pixels, guides=objective.guidance is not None)
 
 
-def view_logits(teacher: Teacher, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Tensor]:
-    """Yield the teacher's logits `(batch, num_labels)` for batches of `ViewSchedule.loader`."""
-    objective = DistillationObjective(num_labels=0, teacher=teacher)
+def live_teacher_logits(objective: DistillationObjective, batch: Mapping[str, Tensor]) -> Tensor:
+    """Move a batch of views to the teacher's device and return the live teacher's logits `(batch, num_labels)`."""
+    return live_teacher_outputs(objective, batch)["teacher_logits"]
+
+
+def view_outputs(
+    teacher: Teacher, batches: Iterable[Mapping[str, Tensor]], guidance: Guidance | None = None
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield the teacher's logits `(batch, num_labels)` and its records by name, for batches of `ViewSchedule.loader`.
+
+    Args:
+        teacher: Teacher on its device.
+        batches: Batches of views.
+        guidance: What is recorded besides the logits. None: nothing.
+    """
+    objective = DistillationObjective(num_labels=0, teacher=teacher, guidance=guidance)
+    names = [] if guidance is None else [array.name for array in guidance.arrays]
     for batch in batches:
-        yield live_teacher_logits(objective, batch)
+        outputs = live_teacher_outputs(objective, batch)
+        yield outputs["teacher_logits"], {name: outputs[f"teacher_{name}"] for name in names}

@@ -27,6 +27,7 @@ from ..models.pixel_rules import OwnProcessor, PixelRules, read_processor
 from ..models.weights import load_weights
 from ..sizes import as_pair
 from .factories import FACTORY_NORMALIZATION, build_network, logits_of, replace_classifier
+from .guidance import Layer, LayerReader, MapShape, TeacherLayers, counted_from_end, default_layer
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Teacher:
         problem_type: What the logits were trained for: "single_label_classification" (one softmax over the classes) or
             "multi_label_classification" (one sigmoid per class). Default: the model's `config.problem_type`. If neither
             states it, it is unknown, and the teacher is taken for a single-label one.
+        feature_maps: For guidance by a teacher whose layers have no names: a function, or several, each of which maps
+            the teacher's normalised pixels to a feature map `(batch, channels, height, width)` or to tokens
+            `(batch, tokens, channels)`. Default: the layers of the model.
 
     Raises:
         TeacherError: If `model` is not callable, `id2label` does not name the classes 0, 1, 2, …, or the problem type
@@ -73,6 +77,7 @@ class Teacher:
         dtype: torch.dtype | None = None,
         image_processor: Any = None,
         problem_type: str | None = None,
+        feature_maps: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]] | None = None,
     ):
         if not callable(model):
             raise TeacherError(
@@ -105,6 +110,8 @@ class Teacher:
         self.device = torch.device("cpu")
         self._order: Tensor | None = None
         self._has_weights = True
+        self.feature_maps = _functions(feature_maps)
+        self._reader: LayerReader | None = None
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
             # On CPUs and tensor cores, convolutions are several times faster in this memory layout. The values are the
@@ -371,14 +378,103 @@ class Teacher:
         Returns:
             Logits `(batch, num_labels)` in float32. After `align` they are in the student's class order.
         """
+        with self._own_autocast(pixels.device):
+            return self._logits(self.model(self._input(pixels)))
+
+    def _input(self, pixels: Tensor) -> Tensor:
+        """Return the pixels as the network takes them."""
         pixels = self.pixels(pixels, self.image_size).contiguous(memory_format=torch.channels_last)
+        return pixels.to(self._weight_dtype())
+
+    def _own_autocast(self, device: torch.device) -> torch.autocast:
+        """Return the autocast of the teacher. It replaces that of the trainer, in which the teacher is called."""
         autocast = self.dtype not in (None, torch.float32)
-        # This call is inside the trainer's autocast: switch that off, or set it to the teacher's type.
-        with torch.autocast(pixels.device.type, dtype=self.dtype if autocast else torch.bfloat16, enabled=autocast):
-            logits = logits_of(self.model(pixels.to(self._weight_dtype()))).float()
+        return torch.autocast(device.type, dtype=self.dtype if autocast else torch.bfloat16, enabled=autocast)
+
+    def _logits(self, outputs: Any) -> Tensor:
+        logits = logits_of(outputs).float()
         logits = logits if self._order is None else logits[:, self._order]
         self._check_finite(logits)
         return logits
+
+    # ---- features for guidance ----
+
+    @property
+    def view_size(self) -> tuple[int, int] | None:
+        """`(height, width)` of the views that the teacher was aligned with; None before `align`."""
+        return self._view_size
+
+    @torch.no_grad()
+    def logits_and_maps(self, pixels: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Tensor]]:
+        """Compute the teacher's logits and the feature maps of some layers in one forward pass.
+
+        Args:
+            pixels: As for calling the teacher.
+            layers: Layers as `find_layers` returns them.
+
+        Returns:
+            The logits, as calling the teacher returns them, and the map `(batch, channels, height, width)` of each
+            layer in float32.
+
+        Raises:
+            TeacherError: If logits or features are not finite.
+            UserError: If a layer does not exist or gives no feature map.
+        """
+        reader = self._reader_of(layers)
+        with self._own_autocast(pixels.device), reader.recording():
+            pixels = self._input(pixels)
+            outputs = self.model(pixels, **reader.arguments)
+            maps = [values.float() for values in reader.maps(outputs, pixels)]
+            return self._logits(outputs), maps
+
+    def _reader_of(self, layers: Sequence[Layer]) -> LayerReader:
+        layers = list(layers)
+        if self._reader is None or self._reader.layers != layers:
+            self._reader = LayerReader(
+                self.model,
+                layers,
+                owner=f"the teacher ({type(self.model).__name__})",
+                field="guidance_teacher_layers",
+            )
+        return self._reader
+
+    @torch.no_grad()
+    def find_layers(
+        self, layers: Sequence[Layer] | None, grids: Sequence[tuple[int, int]], view_size: tuple[int, int]
+    ) -> TeacherLayers:
+        """Find the layers that guide a student, and the shapes of their maps, by running the teacher on a black view.
+
+        Args:
+            layers: Layers of the teacher. Default: `feature_maps`, if the teacher has them; else, for each layer of the
+                student, the last one whose grid of patches is about as fine as that of the student (or finer), or the
+                last one if no layer is.
+            grids: Grid `(height, width)` of the patches of each layer of the student.
+            view_size: `(height, width)` of the views, in pixels.
+
+        Raises:
+            TeacherError: If the teacher is a function without `feature_maps`, or has no layer with a grid of patches.
+            UserError: If a layer does not exist or gives no feature map.
+        """
+        views = torch.zeros(1, 3, *view_size, device=self.device)
+        with self._own_autocast(views.device):
+            pixels = self._input(views)
+            if layers is None and self.feature_maps:
+                layers = self.feature_maps
+            if layers is None:
+                layers = [default_layer(self.model, self.model, pixels, grid) for grid in grids]
+            if None in layers or not (isinstance(self.model, nn.Module) or all(map(callable, layers))):
+                raise TeacherError(
+                    f"guidance needs the features of the teacher, but the teacher ({type(self.model).__name__}) has no "
+                    "layer with a grid of patches that can be read. Give a teacher that is a network and name its "
+                    "layers (guidance_teacher_layers), give Teacher(…, feature_maps=function), or leave guidance out."
+                )
+            reader = self._reader_of(layers)
+            with reader.recording():
+                outputs = self.model(pixels, **reader.arguments)
+            indexed = reader.indexed(outputs)
+            shapes = tuple(MapShape.of(values) for values in reader.maps(outputs, pixels))
+        named = (layer if callable(layer) else counted_from_end(layer, indexed) for layer in reader.layers)
+        return TeacherLayers(tuple(named), shapes, indexed)
 
     def _check_finite(self, logits: Tensor) -> None:
         """Raise an error for logits that nothing can be learned from: their largest would be the first class."""
@@ -447,6 +543,16 @@ def _saved_processor(model: Any) -> OwnProcessor | None:
         type(model).__name__,
     )
     return None
+
+
+def _functions(feature_maps: Any) -> list[Callable[[Tensor], Tensor]]:
+    functions = [feature_maps] if callable(feature_maps) else list(feature_maps or ())
+    if not all(map(callable, functions)):
+        raise TeacherError(
+            f"feature_maps={feature_maps!r}: give a function of the teacher's pixels that returns a feature map, or a "
+            "list of such functions."
+        )
+    return functions
 
 
 def _pipeline(image_processor: Any) -> PixelPipeline:

@@ -77,7 +77,7 @@ class Run:
     @property
     def distils(self) -> bool:
         """Whether the run has a teacher."""
-        return self.fields.get("distillation_type") != "none"
+        return self.fields.get("distillation_type") != "none" or self.fields.get("guidance", "none") != "none"
 
     @property
     def key(self) -> str:

@@ -8,21 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from ..data.views import EvaluationDataset
 from ..distillation.cache import RecordFormat, TeacherCache, finished_epochs
 from ..distillation.cache_builder import build_teacher_cache
 from ..distillation.cache_writer import check_cache_folder
+from ..distillation.guidance import Guidance
+from ..distillation.teacher import Teacher
 from ..distillation.view_schedule import describe_views
 from ..errors import RecipeError, TeacherCacheError
 from ..fingerprints import short_digest_of
 from ..hub.facts import without_machine
 from ..losses import ProblemType
 from ..trainer.checks import odd_batch_problems
+from ..trainer.guided_student import guided_student
+from ..trainer.student import inspect_student
 from ..trainer.training_args import DistillationTrainingArguments
 from .arguments import Recipe
-from .build import build_teacher
+from .build import build_teacher, student_of
 from .data import load_run_data, view_size_of
 
 
@@ -38,11 +43,13 @@ def cache_teacher(
     """Build the teacher cache of a recipe, resume its build, or extend it.
 
     Args:
-        recipe: Recipe of the training: its data, augmentation, mixing, seed, batch size, teacher and temperature are used.
+        recipe: Recipe of the training: its data, augmentation, mixing, seed, batch size, teacher and temperature are used, and
+            with guidance also its student, whose patches decide what is stored.
         out: Folder of the cache.
         epochs: Number of epochs of views. Default: up to the last one that the training shows.
         first: Number of the first epoch of views; above 0 to build a part that is merged later.
-        kind: "hard" (decisions) or "soft" (logits). Default: the distillation_type of the recipe.
+        kind: "hard" (decisions) or "soft" (logits). Default: the distillation_type of the recipe; soft if it is none and
+            the recipe has guidance.
         top_k: Number of largest logits to keep, with the log-sum-exp of the others at distillation_tau; only for kind "soft".
             Default: all logits. It is refused for multi-label data.
         dtype: Data type of cached logits, "float32" or "float16".
@@ -72,6 +79,9 @@ def cache_teacher(
     )
     teacher.check_problem_type(dataset.problem_type)
     teacher.to(args.device).align(names, len(names), view_size)
+    guidance = _guidance(recipe, teacher, dataset, view_size)
+    if guidance is not None:
+        record_format = dataclasses.replace(record_format, extra_arrays=guidance.arrays)
     build_teacher_cache(
         out,
         teacher,
@@ -81,6 +91,7 @@ def cache_teacher(
         validation=EvaluationDataset(data.validation, view_size, recipe.data.evaluation_crop_ratio),
         share=(args.process_index, args.world_size),
         teacher_name=_published_teacher_name(recipe.teacher.teacher),
+        guidance=guidance,
         disable_tqdm=args.disable_tqdm,
     )
     if args.world_size > 1:
@@ -116,6 +127,19 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _guidance(recipe: Recipe, teacher: Teacher, dataset: Any, view_size: tuple[int, int]) -> Guidance | None:
+    """Return what is stored for the guidance of a recipe; None if it has none. The student's weights are not read."""
+    args = recipe.training
+    if args.guidance == "none":
+        return None
+    state = torch.get_rng_state()
+    student = student_of(recipe, dataset.class_names, dataset.problem_type, with_weights=False)
+    torch.set_rng_state(state)
+    guided = guided_student(student, args, inspect_student(student, view_size), view_size)
+    layers = teacher.find_layers(args.guidance_teacher_layers, [shape.grid for shape in guided.shapes], view_size)
+    return Guidance(args.guidance, args.guidance_weight, guided.shapes, layers)
+
+
 def _epochs(shown: int, epochs: int | None, first: int) -> range:
     """Return the epochs of views to build, given the number of epochs of views that the training shows."""
     if epochs is None and first >= shown:
@@ -142,7 +166,8 @@ def _record_format(
     dtype: str,
     problem_type: ProblemType,
 ) -> RecordFormat:
-    kind = kind if kind is not None else args.distillation_type
+    if kind is None:
+        kind = "soft" if args.distillation_type == "none" and args.guidance != "none" else args.distillation_type
     if kind not in ("hard", "soft"):
         raise RecipeError(
             f"kind={kind!r}: choose hard (classes) or soft (logits). The default is the distillation_type of the recipe."

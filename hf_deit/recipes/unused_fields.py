@@ -41,7 +41,9 @@ RECIPE_CONDITIONS = (
         "Give a teacher, or leave it out.",
         # The command that builds a cache and the training that uses it may have the same fields. A distillation without
         # a teacher is refused for that.
-        lambda fields: bool(fields.teacher or fields.teacher_cache or fields.distillation_type != "none"),
+        lambda fields: bool(
+            fields.teacher or fields.teacher_cache or fields.distillation_type != "none" or fields.guidance != "none"
+        ),
     ),
     Condition(
         _OF_RANDAUGMENT,

@@ -132,6 +132,10 @@ def _usable(
         changes["teacher"] = TeacherArguments(teacher_cache=cache)
         if named and cache is None:
             teacher = _any_teacher(names, problem_type)
+    if changes.keys() & {"model", "teacher"} and recipe.training.guidance != "none":
+        # A placeholder does not have the layers of the student or of the teacher.
+        changes["training"] = copy.copy(recipe.training)
+        changes["training"].guidance = "none"
     return dataclasses.replace(recipe, **changes) if changes else recipe, data, teacher
 
 

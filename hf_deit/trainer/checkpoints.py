@@ -18,13 +18,21 @@ from ..fingerprints import changed_fields, differences
 
 # Folder in a checkpoint that holds the averaged model; the raw weights are in the checkpoint itself.
 EMA_FOLDER = "ema"
+# File in each checkpoint with the weights that are trained beside the model and are not part of it, if there are any.
+AUXILIARY_FILE = "auxiliary.safetensors"
 # File in each checkpoint that describes the run (model, recipe, data); see `changed_fields`.
 RUN_FILE = "hf_deit_run.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _STATE = "trainer_state.json"
 # Fields of the recipe that earlier versions did not have. In their run files they count as the default.
-_ADDED = ("class_weights_power",)
+_ADDED = (
+    "class_weights_power",
+    "guidance",
+    "guidance_weight",
+    "guidance_student_layers",
+    "guidance_teacher_layers",
+)
 
 
 def remove_staging(output_dir: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..data.dataset_info import DatasetInfo, inspect_dataset
 from ..errors import DataError, UserError, listed
-from ..losses import ProblemType
+from ..losses import GUIDED_BY_SIMILARITY, ProblemType
 from ..models.label_names import normal_forms
 from ..sizes import as_pair
 from .class_weights import weight_problems
@@ -425,4 +425,29 @@ def trainer_problems(
         yield (
             f"ema_epochs={args.ema_epochs} with FSDP or DeepSpeed: weights cannot be averaged where a process holds "
             "only a part of each. Set ema_epochs=0, or use plain data parallelism (DDP)."
+        )
+
+
+def guidance_problems(
+    args: DistillationTrainingArguments, brings_optimizer: bool, shards_parameters: bool
+) -> Iterator[str]:
+    """Yield the problems between guidance and the way in which the trainer is used.
+
+    Args:
+        args: Arguments of the run.
+        brings_optimizer: Whether the caller passed an optimizer, which cannot hold the projections of the guidance.
+        shards_parameters: Whether FSDP or DeepSpeed is used.
+    """
+    if args.guidance == "none":
+        return
+    if args.guidance not in GUIDED_BY_SIMILARITY and brings_optimizer:
+        yield (
+            f"guidance={args.guidance!r} with an optimizer of your own: the projections of the guidance must be trained "
+            "too, and the trainer creates them. Leave out the optimizer (optimizer_class takes any class), or use "
+            "guidance='similarity', which has no projections."
+        )
+    if shards_parameters:
+        yield (
+            f"guidance={args.guidance!r} with FSDP or DeepSpeed: features and projections are not sharded. Use plain "
+            "data parallelism (DDP), or set guidance='none'."
         )

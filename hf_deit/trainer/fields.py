@@ -370,6 +370,12 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda args: args.distillation_type == "soft",
     ),
     Condition(
+        ("guidance_weight", "guidance_student_layers", "guidance_teacher_layers"),
+        "guidance",
+        "Leave it out, or set guidance='features' or 'similarity'.",
+        lambda args: args.guidance != "none",
+    ),
+    Condition(
         ("mix_probability",),
         "mixup or CutMix",
         "Set mixup_alpha or cutmix_alpha.",

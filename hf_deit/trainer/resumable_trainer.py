@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_check
 from ..data.dataset_info import describe_dataset, inspect_dataset
 from ..errors import NonFiniteLossError, RecipeError, ResumeError
 from ..files import STAGING_PREFIX, publish_folder, staged_files, write_json
+from .auxiliary import GradientReset, average_gradients, load_auxiliary, save_auxiliary, trained_together
 from .checkpoints import (
     EMA_FOLDER,
     RUN_FILE,
@@ -153,6 +154,9 @@ class ResumableTrainer(Trainer):
     # The averaged weights during a training with `ema_epochs`. At its end this is None again, and the model holds the
     # weights that `counted_weights` selects.
     average: AveragedWeights | None = None
+    # Module that is trained together with the model: in the optimizer, in gradient clipping and in checkpoints, but
+    # never in a saved model. Each process holds all of it. It must be set before the training.
+    auxiliary: nn.Module | None = None
     _extends = False
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -167,6 +171,7 @@ class ResumableTrainer(Trainer):
             self.add_callback(EarlyStopping(self.args.early_stopping_patience, threshold))
         if self.args.ema_epochs:
             self.add_callback(AveragingCallback(self))
+        self.add_callback(GradientReset(self))
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, extend: bool = False, **kwargs: Any
@@ -211,8 +216,8 @@ class ResumableTrainer(Trainer):
             with_teacher: Whether to compare a live teacher, which needs its weights.
 
         Raises:
-            ResumeError: The checkpoint belongs to another run, or a part of it is missing, or the new length is not
-                greater.
+            ResumeError: The checkpoint belongs to another run, or a part of it is missing or does not fit, or the new
+                length is not greater.
         """
         description = self.run_description() if with_teacher else self.run_description(with_teacher=False)
         defaults = {entry.name: default_of(entry) for entry in dataclasses.fields(self.args)}
@@ -226,6 +231,8 @@ class ResumableTrainer(Trainer):
                 f"ema_epochs={self.args.ema_epochs}, but {checkpoint} holds no averaged weights ({EMA_FOLDER}/). Resume "
                 "with ema_epochs=0, or start a new run from the checkpoint (--model CHECKPOINT, new output_dir)."
             )
+        if self.auxiliary is not None:
+            load_auxiliary(checkpoint, self.auxiliary, check_only=True)
         if not extend:
             return
         state = saved_state(checkpoint)
@@ -319,6 +326,33 @@ class ResumableTrainer(Trainer):
             for callback in stopping:
                 callback.counts = False
 
+    # ---- weights that are trained beside the model ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer as the stock Trainer does, for the model and the auxiliary module."""
+        return super().create_optimizer(self._trained(model))
+
+    def _trained(self, model: nn.Module | None = None) -> nn.Module | None:
+        """Return the module whose parameters are trained: the model, joined with the auxiliary module if there is one."""
+        return (
+            model
+            if self.auxiliary is None
+            else trained_together(self.model if model is None else model, self.auxiliary)
+        )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the gradients of a batch. Those of the auxiliary module are averaged over all processes."""
+        loss = super().training_step(*args, **kwargs)
+        if self.auxiliary is not None and self.accelerator.sync_gradients:
+            average_gradients(self.auxiliary)
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        if self.auxiliary is None:
+            return super()._clip_grad_norm(model)
+        parameters = [*model.parameters(), *self.auxiliary.parameters()]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
     # ---- averaged weights ----
 
     @property
@@ -373,6 +407,8 @@ class ResumableTrainer(Trainer):
             staging = run_dir / f"{STAGING_PREFIX}checkpoint" / name
             self.state.save_to_json(str(staging / "trainer_state.json"))
             write_json(staging / RUN_FILE, self.run_description())
+            if self.auxiliary is not None and not self.args.save_only_model:
+                save_auxiliary(staging, self.auxiliary)
             publish_folder(staging, run_dir / name)
             shutil.rmtree(staging.parent)  # and no other: a model card may be written beside it now
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, best_model_checkpoint, use_mtime=True)
@@ -401,7 +437,8 @@ class ResumableTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _check_weights(self) -> None:
-        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        trained = self.model if self.auxiliary is None else self._trained()
+        broken = [name for name, weight in trained.named_parameters() if not torch.isfinite(weight).all()]
         if broken:
             raise NonFiniteLossError(
                 f"After step {self.state.global_step} (learning rate {self._get_learning_rate():g}) {len(broken)} "
@@ -452,6 +489,8 @@ class ResumableTrainer(Trainer):
             self._load_weights(str(folder), model)
             self.average = AveragedWeights(self.model)
         self._load_weights(resume_from_checkpoint, model)
+        if self.auxiliary is not None:
+            load_auxiliary(Path(resume_from_checkpoint), self.auxiliary)
 
     def _load_weights(self, checkpoint: str, model: nn.Module | None) -> None:
         if not self._restore_by_from_pretrained(checkpoint):

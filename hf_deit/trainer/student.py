@@ -96,7 +96,7 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
         "token" (the distillation head), "class" (the only head), or None without distillation.
 
     Raises:
-        RecipeError: `distillation_type` needs a teacher and there is none; the student's labels are numbers, or
+        RecipeError: `distillation_type` or `guidance` needs a teacher and there is none; the student's labels are numbers, or
             `distillation_reduction` is not for its labels; or the student does not have the heads that
             `distillation_target` needs.
     """
@@ -105,6 +105,11 @@ def distillation_target(args: DistillationTrainingArguments, student: StudentInf
             f"The student's problem_type is {str(student.problem_type)!r}, but a teacher teaches classes (distillation_type="
             f"{args.distillation_type!r}), and numbers are learned from the labels only. Set distillation_type='none', and "
             "leave out the teacher and the teacher cache."
+        )
+    if args.guidance != "none" and not has_teacher:
+        raise RecipeError(
+            f"guidance={args.guidance!r} needs a teacher and none was given. Give a teacher, or a teacher cache that was "
+            "built with guidance, or set guidance='none'."
         )
     if args.distillation_type == "none":
         return None

@@ -32,6 +32,7 @@ from ..data.sampling import ViewSampler
 from ..data.views import MixingCollator, ViewDataset, collate
 from ..distillation.cache import TeacherCache
 from ..distillation.cached_teacher import CachedSampler, CachedTeacher
+from ..distillation.guidance import Guidance
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import DataError, Problems, RecipeError
@@ -42,6 +43,7 @@ from ..models.pixel_rules import PixelRules, pixel_rules, processor_fields
 from ..sizes import as_pair
 from .checks import (
     evaluation_problems,
+    guidance_problems,
     is_ambiguous_range,
     metric_problems,
     pixel_range_of,
@@ -53,6 +55,7 @@ from .checks import (
 from .class_weights import weights_of
 from .environment import compile_problems, package_problems
 from .fields import METRIC_SCHEDULES
+from .guided_student import GuidedStudent, guided_student, projections_of
 from .hub_mixin import HubMixin
 from .label_checks import LabelChecker
 from .metrics import (
@@ -127,8 +130,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         model: The student: a model of this package, or any module that returns `logits` (any
             `AutoModelForImageClassification`).
         teacher: A `Teacher`; a model, which is wrapped in a `Teacher`; a name or path for `Teacher.from_pretrained`; or
-            None. With `distillation_type="none"`, the teacher is run only in evaluations, for its accuracy and its
-            agreement with the student.
+            None. With `distillation_type="none"` and no guidance, the teacher is run only in evaluations, for its
+            accuracy and its agreement with the student.
         args: Arguments of the run. Default: `DistillationTrainingArguments(output_dir="trainer_output")`.
         data_collator: Function that makes a batch of a list of rows. Default: `data.views.collate`.
         train_dataset: A `ViewDataset`, whose views are drawn from keys: resuming is exact, and the number of workers
@@ -172,12 +175,17 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         _check_types(model, args)
         self.student = inspect_student(model, inspect_dataset(train_dataset).view_size)
         self.distillation_target = self.teacher = self.cached = None
+        self.guided: GuidedStudent | None = None
+        self.guidance: Guidance | None = None
         problems = Problems()
         has_teacher = teacher is not None or teacher_cache is not None
         has_evaluation_set = eval_dataset is not None
         args = args.settled(has_teacher=has_teacher, has_evaluation_set=has_evaluation_set)
         with problems.gathered():
             self.distillation_target = distillation_target(args, self.student, has_teacher)
+            if args.guidance != "none":
+                view_size = inspect_dataset(train_dataset).view_size
+                self.guided = guided_student(model, args, self.student, view_size)
         self._chose_processor = processing_class is None
         processing_class = processing_class if processing_class is not None else _default_processor(self.student)
         self.pixels = _pixels_of(processing_class, trains=train_dataset is not None)
@@ -219,6 +227,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self.mixing = args.mixing
         with problems.gathered():
             self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
+        with problems.gathered():
+            self._prepare_guidance()
         self._running = RunningTerms(self.args.device)
         self._kept: list[dict[str, Tensor]] = []
         # If `keep_rows` is True, an evaluation stores its per-image values in `rows` (see `metrics.reduce_batch`).
@@ -229,6 +239,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self._evaluated: Any = None
         brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
         problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
+        problems.add(
+            guidance_problems(args, self.optimizer is not None, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        )
         if train_dataset is not None:
             updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
@@ -266,7 +279,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                     "leave verify_teacher_cache at 0."
                 )
             return None
-        learns = self.distillation_target is not None  # otherwise the cached outputs serve evaluations only
+        learns = self._learns_from_teacher  # otherwise the cached outputs serve evaluations only
         cached = CachedTeacher(
             cache,
             self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
@@ -275,6 +288,10 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             tau=self.args.distillation_tau,
             problem_type=self.student.problem_type,
             is_main_process=self.args.process_index == 0,
+            guided=None if self.guided is None else self.guided.shapes,
+            guidance=self.args.guidance,
+            guidance_weight=self.args.guidance_weight,
+            teacher_layers=self.args.guidance_teacher_layers,
         )
         if self.teacher is not None:
             cached.check_teacher(self.teacher, verified)
@@ -285,6 +302,40 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 "well, or leave verify_teacher_cache at 0."
             )
         return cached
+
+    def _prepare_guidance(self) -> None:
+        """Find what guides the student, in the cache or by running the live teacher, and create the projections."""
+        args, guided = self.args, self.guided
+        if guided is None:
+            return
+        if self.cached is not None:
+            self.guidance = self.cached.guidance
+        elif self.teacher is not None and self.teacher.view_size is not None:  # it is aligned
+            layers = self.teacher.find_layers(
+                args.guidance_teacher_layers, [shape.grid for shape in guided.shapes], self.teacher.view_size
+            )
+            self.guidance = Guidance(args.guidance, args.guidance_weight, guided.shapes, layers)
+        if self.guidance is None:  # there is a problem, which is reported
+            return
+        projections = projections_of(self.guidance.projection_shapes, args.seed).to(args.device)
+        self.auxiliary = projections if len(projections) else None
+        teacher = self.guidance.teacher
+        for own, shape, theirs, name in zip(
+            guided.layers, guided.shapes, teacher.shapes, teacher.names(teacher.layers), strict=True
+        ):
+            logger.info(
+                "Guidance (%s): layer %s of the student, %s, learns from layer %s of the teacher, %s.",
+                args.guidance,
+                own,
+                shape,
+                name,
+                theirs,
+            )
+
+    @property
+    def _learns_from_teacher(self) -> bool:
+        """Whether the training needs the teacher: for its logits, or for its features."""
+        return self.distillation_target is not None or self.guided is not None
 
     @property
     def objective(self) -> DistillationObjective:
@@ -304,12 +355,14 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             class_weights=self._class_weights,
             image_size=self.student.image_size,
             pixels=self.pixels,
+            guidance=self.guidance,
+            projections=() if self.auxiliary is None else self.auxiliary,
         )
 
     @property
     def _learns_from_cache(self) -> bool:
         """Whether the training learns from cached teacher outputs, which otherwise serve evaluations only."""
-        return self.cached is not None and self.distillation_target is not None
+        return self.cached is not None and self._learns_from_teacher
 
     @functools.cached_property
     def _class_weights(self) -> Tensor | None:
@@ -498,7 +551,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 "the documentation of the class lists its arguments."
             ) from error
         if args.layer_decay != 1:
-            split_by_depth(self.optimizer, self.model if model is None else model, args.layer_decay)
+            split_by_depth(self.optimizer, self._trained(self.model if model is None else model), args.layer_decay)
         return self.optimizer
 
     def create_scheduler(
@@ -581,22 +634,38 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             raise DataError(problem)
 
     def _forward(
-        self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool, guides: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None, list[Tensor] | None]:
         """Run the student and, if its outputs are needed and not cached, the teacher.
+
+        Args:
+            model: The student, which may be wrapped.
+            inputs: The batch.
+            needs_teacher: Whether the teacher outputs are needed.
+            guides: Whether the features for the guidance are needed too.
 
         Returns:
             The logits of the student's heads by name, each `(batch, num_labels)`; the teacher outputs as
-            `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; and the labels, mixed
-            like the pixels.
+            `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; the labels, mixed
+            like the pixels; and the maps of the student's guided layers, or None.
         """
         inputs = self._with_known_range(inputs, model.training)
         objective = self.objective
         prepared = objective.prepare(inputs, for_teacher=needs_teacher and objective.needs_live_teacher(inputs))
-        outputs = model(pixel_values=prepared.student_pixels, **objective.other_inputs(inputs))
+        pixels, others = prepared.student_pixels, objective.other_inputs(inputs)
+        maps = None
+        if guides:
+            reader = self.guided.reader
+            with reader.recording():
+                outputs = model(pixel_values=pixels, **{**others, **reader.arguments})
+            maps = reader.maps(outputs, pixels)
+        else:
+            outputs = model(pixel_values=pixels, **others)
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
-        teacher_outputs = objective.teacher_outputs(inputs, prepared.teacher_pixels) if needs_teacher else {}
-        return heads, teacher_outputs, prepared.labels
+        teacher_outputs = {}
+        if needs_teacher:
+            teacher_outputs = objective.teacher_outputs(inputs, prepared.teacher_pixels, guides=guides)
+        return heads, teacher_outputs, prepared.labels, maps
 
     def compute_loss(
         self,
@@ -626,10 +695,11 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 f"The batch has only {', '.join(inputs)}, but the loss needs 'labels'. Add them to the rows of the "
                 "data set."
             )
-        heads, teacher_outputs, labels = self._forward(
-            model, inputs, needs_teacher=self.distillation_target is not None
+        guides = self.guidance is not None and model.training  # an evaluation reports the other terms
+        heads, teacher_outputs, labels, maps = self._forward(
+            model, inputs, needs_teacher=self._learns_from_teacher, guides=guides
         )
-        terms = self.objective.terms(heads, teacher_outputs, labels)
+        terms = self.objective.terms(heads, teacher_outputs, labels, maps)
         if model.training:
             logged = dict(terms)
             if (agreement := teacher_agreement(heads | teacher_outputs, self.student.problem_type)) is not None:
@@ -690,7 +760,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():
-            heads, teacher_outputs, _ = self._forward(model, inputs, needs_teacher=labels is not None)
+            heads, teacher_outputs, *_ = self._forward(model, inputs, needs_teacher=labels is not None)
             if labels is None:
                 return None, heads["logits"].detach(), None
             kept = self.objective.terms(heads, teacher_outputs, labels)
@@ -740,6 +810,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             description["teacher"] = self.cached.fingerprint
         elif with_teacher:
             description["teacher"] = {"fingerprint": self._teacher_fingerprint}
+        if self.guidance is not None:
+            description["guidance"] = {"student": self.guided.describe(), "teacher": self.guidance.describe()}
         args = self.args
         if self.student.problem_type == ProblemType.MULTI_LABEL and (
             args.label_smoothing_factor or (args.base_loss == "binary_cross_entropy" and args.mixing.is_on)
@@ -768,7 +840,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     def _teacher_fingerprint(self) -> str | None:
         # Computed once per run instead of at every save: the teacher is frozen, and its weights may be large and on a
         # device.
-        return self.teacher.fingerprint() if self.distillation_target is not None else None
+        return self.teacher.fingerprint() if self._learns_from_teacher else None
 
     # ---- what the model card shows ----
 
@@ -807,5 +879,23 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 "epochs": state.epoch,
                 "run": run,
                 **({"extensions": self.extensions} if self.extensions else {}),
+                **self._guidance_facts(),
             },
         )
+
+    def _guidance_facts(self) -> dict[str, Any]:
+        """Return the kind, weight and layers of the guidance, for results.json and the model card; empty without one."""
+        if self.guidance is None:
+            return {}
+        teacher = self.guidance.describe()
+        return {
+            "guidance": {
+                "kind": self.guidance.kind,
+                "weight": self.guidance.weight,
+                "student_layers": self.guided.layers,
+                "student_grids": [list(shape.grid) for shape in self.guided.shapes],
+                "teacher_layers": teacher["layers"],
+                "teacher_grids": teacher["teacher_grids"],
+                "teacher_channels": teacher["channels"],
+            }
+        }

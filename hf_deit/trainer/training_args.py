@@ -21,7 +21,14 @@ from ..data.batch_ops import Mixing
 from ..data.dataset_info import inspect_dataset
 from ..distillation.view_schedule import ViewSchedule
 from ..errors import UserError, numbered
-from ..losses import BASE_LOSSES, DEFAULT_ALPHA, DISTILLATION_REDUCTIONS, DISTILLATION_TARGETS, DISTILLATION_TYPES
+from ..losses import (
+    BASE_LOSSES,
+    DEFAULT_ALPHA,
+    DISTILLATION_REDUCTIONS,
+    DISTILLATION_TARGETS,
+    DISTILLATION_TYPES,
+    GUIDANCE_KINDS,
+)
 from .class_weights import read_class_weights
 from .environment import FP16_REMEDY, device_problems
 from .fields import accelerator_problems, changed_fields_of, condition_problems, refused_problems, shown
@@ -36,6 +43,13 @@ COUNTED_WEIGHTS = ("raw", "ema")
 _TOLERATED: ContextVar[frozenset[str]] = ContextVar("tolerated", default=frozenset())
 # Fields whose default depends on the teacher and the evaluation set, and the value that they have until then.
 _SETTLED = {"distillation_type": "hard", "eval_strategy": "epoch"}
+
+
+def _layers(layers: Any) -> list[str] | None:
+    """Return the layers of a field as a list of texts."""
+    if layers is None:
+        return None
+    return [str(layer).strip() for layer in (layers if isinstance(layers, list | tuple) else [layers])]
 
 
 @dataclass
@@ -81,6 +95,34 @@ class DistillationTrainingArguments(TrainingArguments):
             "help": "Reduction of the soft distillation loss: image (the KL divergence of each image) or official (the "
             "same divided by the number of classes, as in the official code). For single-label data; the losses of "
             "multi-label data are always a mean over the classes."
+        },
+    )
+    guidance: str = field(
+        default="none",
+        metadata={
+            "help": "Spatial guidance, besides or instead of the logits: none, features (the patches of the student learn "
+            "the features of the teacher's patches, through a projection that is not saved with the model) or similarity "
+            "(they learn how similar the teacher's patches are to each other). Needs a teacher, or a teacher cache that was "
+            "built with it. Also works with distillation_type none.",
+            "choices": list(GUIDANCE_KINDS),
+        },
+    )
+    guidance_weight: float = field(
+        default=40.0, metadata={"help": "Weight of the guidance loss, which is added to the loss; above 0."}
+    )
+    guidance_student_layers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of the student that are guided: indices of hidden states (-1: the last one, before the final "
+            "norm) or names of modules. Default: the last one with a grid of patches."
+        },
+    )
+    guidance_teacher_layers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of the teacher that guide those of the student, pair by pair: indices of hidden states or of "
+            "timm's feature_info, or names of modules. Default: the last one whose grid of patches is about as fine as "
+            "that of the student."
         },
     )
     base_loss: str = field(
@@ -247,6 +289,8 @@ class DistillationTrainingArguments(TrainingArguments):
         self._open_alpha = self.distillation_alpha is None
         if self._open_alpha:
             self.distillation_alpha = DEFAULT_ALPHA.get(self.distillation_type, 0.0)
+        self.guidance_student_layers = _layers(self.guidance_student_layers)
+        self.guidance_teacher_layers = _layers(self.guidance_teacher_layers)
         problems = []
         try:
             self.class_weights = read_class_weights(self.class_weights)
@@ -255,6 +299,7 @@ class DistillationTrainingArguments(TrainingArguments):
         problems += [
             *self._choice_problems(),
             *self._loss_problems(),
+            *self._guidance_problems(),
             *self._number_problems(),
             *self._length_problems(),
             *self._result_problems(),
@@ -386,6 +431,7 @@ class DistillationTrainingArguments(TrainingArguments):
             ("distillation_target", (None, *DISTILLATION_TARGETS)),
             ("distillation_reduction", DISTILLATION_REDUCTIONS),
             ("base_loss", BASE_LOSSES),
+            ("guidance", GUIDANCE_KINDS),
             ("counted_weights", COUNTED_WEIGHTS),
         ):
             if getattr(self, name) not in allowed:
@@ -404,6 +450,25 @@ class DistillationTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} with base_loss='binary_cross_entropy': "
                 "smoothing makes all labels larger than 0, and this loss counts each such class as present. Set "
                 "label_smoothing_factor=0, or base_loss='cross_entropy'."
+            )
+
+    def _guidance_problems(self) -> Iterator[str]:
+        if not 0 < self.guidance_weight < math.inf:
+            yield (
+                f"guidance_weight={self.guidance_weight}: it must be above 0 and finite. Without guidance, set "
+                "guidance='none'."
+            )
+        given = {name: getattr(self, name) for name in ("guidance_student_layers", "guidance_teacher_layers")}
+        for name, layers in given.items():
+            if layers is not None and not (layers and all(layers)):
+                yield f"{name}={layers}: give at least one layer, and no empty name, or leave it out."
+        # By default, there is one layer of the student, and one of the teacher for each layer of the student.
+        student, teacher = (None if layers is None else len(layers) for layers in given.values())
+        if teacher is not None and teacher != (student or 1):
+            yield (
+                f"guidance_teacher_layers={given['guidance_teacher_layers']} and guidance_student_layers="
+                f"{given['guidance_student_layers']}: give as many layers of the teacher as of the student, because they "
+                "are compared pair by pair."
             )
 
     def _number_problems(self) -> Iterator[str]:
