@@ -27,8 +27,9 @@ from .cache import ExtraArray
 RECORD_DTYPE = torch.float16
 # By default, the last layer whose grid has at least this share of the student's patches in height and in width.
 _ABOUT = 0.75
-# More tokens before the patches than any known network has.
-_MOST_PREFIX_TOKENS = 16
+# Largest number of tokens before the patches, if the patch size is known and if it is not. Five of them are a class token
+# and four registers.
+_MOST_PREFIX_TOKENS, _USUAL_PREFIX_TOKENS = 16, 5
 
 Layer = str | Callable[[Tensor], Tensor]
 
@@ -94,7 +95,7 @@ def _grid_of_tokens(model: Any, tokens: int, size: tuple[int, int]) -> tuple[int
         grid = size[0] // patch[0], size[1] // patch[1]
         if 0 < math.prod(grid) <= tokens <= math.prod(grid) + _MOST_PREFIX_TOKENS:
             return grid
-    for prefix in range(_MOST_PREFIX_TOKENS + 1):
+    for prefix in range(_USUAL_PREFIX_TOKENS + 1):
         height = math.isqrt(max(0, tokens - prefix) * size[0] // size[1])
         if height and (tokens - prefix) % height == 0:
             grid = height, (tokens - prefix) // height

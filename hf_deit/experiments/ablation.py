@@ -33,6 +33,7 @@ _ABOUT_FILES = frozenset(
 _ABOUT_TEACHER = frozenset(
     {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}
     | {"teacher_image_mean", "teacher_image_std", "teacher_image_size", "teacher_labels"}
+    | {"guidance", "guidance_weight", "guidance_student_layers", "guidance_teacher_layers"}
 )
 # The keys of a definition; for each, the Python type of its value and a description for messages.
 _CONTENT = {

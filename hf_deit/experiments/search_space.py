@@ -227,9 +227,17 @@ def _types(space: Space, own_type: str) -> tuple[Any, ...]:
     return searched[0] if searched else (own_type,)
 
 
-def asks_teacher(space: Space, own_type: str) -> bool:
-    """Return whether any trial may distil. `own_type` is the distillation_type of the recipe."""
-    return any(kind != "none" for kind in _types(space, own_type))
+def asks_teacher(space: Space, own_type: str, own_guidance: str = "none") -> bool:
+    """Return whether any trial may use a teacher.
+
+    Args:
+        space: The space.
+        own_type: The distillation_type of the recipe.
+        own_guidance: The guidance of the recipe.
+    """
+    searched = [parameter.choices for parameter in space if parameter.name == "guidance"]
+    guidance = searched[0] if searched else (own_guidance,)
+    return any(kind != "none" for kind in (*_types(space, own_type), *guidance))
 
 
 def types_where_it_counts(parameter: Parameter, space: Space, own_type: str) -> list[str]:

@@ -175,7 +175,8 @@ def write_report(sweep: Sweep, study: Any) -> dict[str, Any]:
         if best is not None:
             error = standard_error(best.accuracy, sweep.images)
             report["best"] = {**vars(best), "standard_error": error}
-            teacher = " --teacher TEACHER" * (best.fields.get("distillation_type", sweep.own_type) != "none")
+            trained = sweep.recipe(**best.fields).training
+            teacher = " --teacher TEACHER" * (trained.distillation_type != "none" or trained.guidance != "none")
             comment = (
                 f"# Trial {best.number} of a sweep, the best of {len(trials)} trials: {100 * best.accuracy:.1f} % on "
                 f"{sweep.images} validation images.\n# This figure is too high by selection; see report.md.\n"
@@ -257,7 +258,7 @@ def plan_sweep(
     check_space(chosen, own_type, has_teacher)
     checks = RecipeChecks(load_run_data(recipe))
     checks.data.check_one_class_an_image(RecipeError)
-    teacher = checks.teacher(recipe) if asks_teacher(chosen, own_type) else None
+    teacher = checks.teacher(recipe) if asks_teacher(chosen, own_type, recipe.training.guidance) else None
     sweep = Sweep(
         fields=dict(fields),
         overrides=tuple(overrides),
@@ -529,10 +530,10 @@ class _Objective:
             shutil.rmtree(out, ignore_errors=True)
 
     def _recipe(self, fields: Mapping[str, Any], out: Path) -> Recipe:
-        """Return the recipe of a trial. If it distils, it uses the teacher cache of its views, built here if missing."""
+        """Return the recipe of a trial. If it has a teacher, it uses the teacher cache of its views, built here if missing."""
         quiet = {**_QUIET, "output_dir": str(out)}
         recipe = self.sweep.recipe(**fields, **quiet)
-        if recipe.training.distillation_type == "none":
+        if recipe.training.distillation_type == "none" and recipe.training.guidance == "none":
             return recipe.replace(teacher=None)  # the teacher would not be used
         folder = cache_folder(self.sweep.out / "work" / "caches", recipe, self.sweep.teacher)
         if folder not in self.caches:

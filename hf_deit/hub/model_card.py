@@ -163,7 +163,7 @@ def _eval_results(summary: RunSummary, data: str | None, metadata: CardMetadata)
 
 
 def _card_data(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata, title: str) -> ModelCardData:
-    distilled = recipe.get("distillation_type") in ("soft", "hard")
+    distilled = recipe.get("distillation_type") in ("soft", "hard") or recipe.get("guidance", "none") != "none"
     return ModelCardData(
         **metadata.hub_fields(),
         library_name="transformers",

@@ -225,7 +225,19 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
         "num_views": args.num_views,
         "length": length,
         "teacher": {**settings, "fingerprint": teacher},
+        **_describe_guidance(recipe),
     }
+
+
+def _describe_guidance(recipe: Recipe) -> dict[str, Any]:
+    """Return what the records for guidance depend on in a recipe; empty if it has no guidance."""
+    args, model = recipe.training, recipe.model
+    if args.guidance == "none":
+        return {}
+    layers = {name: getattr(args, name) for name in ("guidance_student_layers", "guidance_teacher_layers")}
+    # The grid of the student's patches.
+    grid = {"model": recipe.to_dict()["model"], "image_size": model.image_size, "patch_size": model.patch_size}
+    return {"guidance": {"kind": args.guidance, **layers, **grid}}
 
 
 def length_of(recipe: Recipe) -> tuple[float, float]:

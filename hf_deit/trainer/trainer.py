@@ -877,9 +877,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 **metrics,
                 "steps": state.global_step,
                 "epochs": state.epoch,
-                "run": run,
+                "run": run | self._guidance_facts(),
                 **({"extensions": self.extensions} if self.extensions else {}),
-                **self._guidance_facts(),
             },
         )
 

@@ -27,6 +27,11 @@ RUNS = {
     "none": ({"distillation_type": "none"}, True),
     "mixed": ({"distillation_type": "soft", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}, True),
     "accumulated": ({"distillation_type": "soft", "gradient_accumulation_steps": 2}, True),
+    # The projection is not part of the model, so it is averaged by another way than the gradients of the model.
+    "guided": (
+        {"distillation_type": "none", "guidance": "features", "gradient_accumulation_steps": 2, "max_grad_norm": 1.0},
+        False,
+    ),
 }
 # None of these numbers is a multiple of the 8 images that two processes with batches of 4 evaluate at once.
 EVALUATION_SIZES = (11, 9, 3, 1)
@@ -68,7 +73,8 @@ def measure(folder, name):
     trainer.train()
     teacher = {"images": counted.images, "pid": os.getpid(), "fingerprint": trainer.teacher.fingerprint()}
     evaluations = {count: trainer.evaluate(evaluation_data(count)) for count in EVALUATION_SIZES}
-    terms = {term: logged(trainer, term) for term in ("loss", "cls_loss", "distillation_loss", "teacher_agreement")}
+    names = ("loss", "cls_loss", "distillation_loss", "teacher_agreement", "guidance_loss", "grad_norm")
+    terms = {term: values for term in names[: 6 if name == "guided" else 4] if (values := logged(trainer, term))}
     predictions = trainer.predict(evaluation_data(11)).predictions
     return {
         "terms": terms,
@@ -76,6 +82,7 @@ def measure(folder, name):
         "teacher": teacher,
         "predictions": torch.from_numpy(predictions),
         "gradients": callback.gradients,
+        "projection": {} if trainer.auxiliary is None else trainer.auxiliary.state_dict(),
     }
 
 

@@ -50,10 +50,11 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_equal_those_of_one_process(both, alone, name):
     for term, expected in alone[name]["terms"].items():
-        if name != "none" or term != "teacher_agreement":  # without distillation the teacher is not run in training
-            assert len(expected) == 20
+        assert len(expected) == 20
         for rank in (0, 1):
             np.testing.assert_allclose(both[rank][name]["terms"][term], expected, rtol=0, atol=1e-5)
+    # Without distillation the teacher is not run in training.
+    assert ("teacher_agreement" in alone[name]["terms"]) == (name != "none")
     losses = alone[name]["terms"]["loss"]
     assert max(losses) - min(losses) > 0.05
 
@@ -94,6 +95,14 @@ def test_each_process_runs_its_own_teacher_on_its_own_images(both, alone, name):
     assert alone[name]["teacher"]["images"] == 20 * GLOBAL_BATCH
     assert [teacher["images"] for teacher in teachers] == [alone[name]["teacher"]["images"] // 2] * 2
     assert {teacher["fingerprint"] for teacher in teachers} == {alone[name]["teacher"]["fingerprint"]}
+
+
+def test_the_projection_of_guidance_is_the_same_in_all_processes_and_equals_that_of_one_process(both, alone):
+    assert alone["guided"]["projection"].keys() == {"0.weight", "0.bias"}
+    for name, expected in alone["guided"]["projection"].items():
+        assert torch.equal(both[0]["guided"]["projection"][name], both[1]["guided"]["projection"][name])
+        torch.testing.assert_close(both[0]["guided"]["projection"][name], expected, rtol=0, atol=1e-4)
+    assert alone["guided"]["terms"]["guidance_loss"][-1] < alone["guided"]["terms"]["guidance_loss"][0]
 
 
 def test_two_processes_resume_exactly_and_refuse_another_run(both):

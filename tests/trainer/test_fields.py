@@ -114,6 +114,9 @@ CASES = {
     ),
     "min_learning_rate": ({"min_learning_rate": 1e-4, "lr_scheduler_type": "linear"}, {"lr_scheduler_type": "cosine"}),
     "optim_target_modules": ({"optim_target_modules": ["layer"]}, {"optim": "galore_adamw"}),
+    "guidance_weight": ({"guidance_weight": 2.0}, {"guidance": "features"}),
+    "guidance_student_layers": ({"guidance_student_layers": ["-2"]}, {"guidance": "similarity"}),
+    "guidance_teacher_layers": ({"guidance_teacher_layers": "-2"}, {"guidance": "features"}),
     "adam_beta1": ({"adam_beta1": 0.8, "optimizer_class": "torch.optim:SGD"}, {"optimizer_class": None}),
     "optim": ({"optim": "sgd", "optimizer_class": "torch.optim:SGD"}, {"optimizer_class": None}),
     "distillation_target": (
