@@ -29,7 +29,13 @@ RUNS = {
     "accumulated": ({"distillation_type": "soft", "gradient_accumulation_steps": 2}, True),
     # The projection is not part of the model, so it is averaged by another way than the gradients of the model.
     "guided": (
-        {"distillation_type": "none", "guidance": "features", "gradient_accumulation_steps": 2, "max_grad_norm": 1.0},
+        {
+            "distillation_type": "none",
+            "guidance": "features",
+            "guidance_weight": 1.0,
+            "gradient_accumulation_steps": 2,
+            "max_grad_norm": 1.0,
+        },
         False,
     ),
 }

