@@ -116,6 +116,11 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             }[shown.pop("kind")]
         )
         rows = [("teacher outputs", rows[0])]
+    if "extra_arrays" in shown:
+        rows += [
+            ("guidance", f"{array['name']}, {' × '.join(map(str, array['shape']))}, {array['dtype']}")
+            for array in shown.pop("extra_arrays")
+        ]
     titles = {"first": "first epoch of views", "num_labels": "classes", "view_epochs": "epochs of views"}
     titles |= {"teacher_accuracy": "top-1 accuracy, teacher", "teacher_f1_micro": "F1, micro, teacher"}
     for name, value in shown.items():

@@ -446,6 +446,11 @@ def guidance_problems(
             "too, and the trainer creates them. Leave out the optimizer (optimizer_class takes any class), or use "
             "guidance='similarity', which has no projections."
         )
+    if args.n_gpu > 1:
+        yield (
+            f"guidance={args.guidance!r} with {args.n_gpu} GPUs in one process: start one process for each GPU "
+            "(accelerate launch, or torchrun)."
+        )
     if shards_parameters:
         yield (
             f"guidance={args.guidance!r} with FSDP or DeepSpeed: features and projections are not sharded. Use plain "

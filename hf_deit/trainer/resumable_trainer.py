@@ -350,8 +350,16 @@ class ResumableTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         if self.auxiliary is None:
             return super()._clip_grad_norm(model)
-        parameters = [*model.parameters(), *self.auxiliary.parameters()]
-        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        return self._joint_norm(model, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> torch.Tensor | float:
+        if self.auxiliary is not None and grad_norm is None:
+            grad_norm = self._joint_norm(model, float("inf"))
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _joint_norm(self, model: nn.Module, largest: float) -> torch.Tensor:
+        """Clip the gradients of model and auxiliary module to a common norm, and return the norm before."""
+        return self.accelerator.clip_grad_norm_([*model.parameters(), *self.auxiliary.parameters()], largest)
 
     # ---- averaged weights ----
 

@@ -49,7 +49,8 @@ def _layers(layers: Any) -> list[str] | None:
     """Return the layers of a field as a list of texts."""
     if layers is None:
         return None
-    return [str(layer).strip() for layer in (layers if isinstance(layers, list | tuple) else [layers])]
+    layers = list(layers) if isinstance(layers, list | tuple) else [layers]
+    return [str(layer).strip() if isinstance(layer, str | int) else layer for layer in layers]
 
 
 @dataclass
@@ -460,7 +461,12 @@ class DistillationTrainingArguments(TrainingArguments):
             )
         given = {name: getattr(self, name) for name in ("guidance_student_layers", "guidance_teacher_layers")}
         for name, layers in given.items():
-            if layers is not None and not (layers and all(layers)):
+            if layers is not None and not all(isinstance(layer, str) for layer in layers):
+                yield (
+                    f"{name}={layers}: give indices or names of modules. A function that computes features is given to the "
+                    "teacher: Teacher(…, feature_maps=function)."
+                )
+            elif layers is not None and not (layers and all(layers)):
                 yield f"{name}={layers}: give at least one layer, and no empty name, or leave it out."
         # By default, there is one layer of the student, and one of the teacher for each layer of the student.
         student, teacher = (None if layers is None else len(layers) for layers in given.values())

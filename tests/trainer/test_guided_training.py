@@ -388,6 +388,8 @@ def test_what_cannot_be_guided_is_refused_before_the_first_step(tmp_path, change
         ({"guidance_weight": float("inf")}, "guidance_weight=inf"),
         ({"guidance_student_layers": []}, r"guidance_student_layers=\[\]"),
         ({"guidance_teacher_layers": ["-1", ""]}, "guidance_teacher_layers"),
+        ({"guidance_teacher_layers": [torch.relu]}, "feature_maps"),
+        ({"guidance_student_layers": [1.5]}, r"guidance_student_layers=\[1.5\]"),
         ({"guidance_teacher_layers": ["-1", "-2"]}, "as many layers"),
         ({"guidance_teacher_layers": "-1", "guidance_student_layers": [1, 2]}, "as many layers"),
     ],
