@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_cached_and_live_multi_label_teachers_train_equal_students_bit_for_bit(t
     absent = {"eval_teacher_mean_average_precision"} if kind == "hard" else set()
     assert {name: value for name, value in live[2].items() if name not in absent} == cached[2]
     assert {"eval_f1_macro", "eval_recall_micro", "eval_teacher_f1_macro", "eval_teacher_agreement"} <= live[2].keys()
+
+
+@pytest.mark.parametrize("kind", ["features", "similarity"])
+def test_guidance_trains_the_same_multi_label_student_live_and_from_a_cache_of_decisions(tmp_path, kind):
+    fields = {"guidance": kind, "distillation_type": "hard", "mixup_alpha": 0.8}
+    live = multi_trainer(tmp_path / "live", multi_teacher(), **fields)
+    record_format = replace(FORMATS["hard"], extra_arrays=live.guidance.arrays)
+    views = tiny_views(multi_data(), mixing=Mixing(0.8, 0.0))
+    options = {"teacher": live.teacher, "validation": multi_evaluation(), "guidance": live.guidance}
+    cached = multi_trainer(
+        tmp_path / "run", cache=build(tmp_path / "cache", record_format, views=views, **options), **fields
+    )
+    (weights, losses, _), (own_weights, own_losses, _) = trained(live), trained(cached)
+    assert losses == own_losses and logged(live, "guidance_loss") == logged(cached, "guidance_loss")
+    assert all(torch.equal(weight, own_weights[name]) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("distillation_type", ["soft", "hard"])
