@@ -200,7 +200,6 @@ class CachedTeacher:
         guided: Shape of the map of each guided layer of the student. None: the run has no guidance, and what a cache
             stores for it is not read.
         guidance: `guidance` of the run.
-        guidance_weight: Weight of the guidance loss.
         teacher_layers: Layers of the teacher that the run names. None: those of the cache.
 
     Raises:
@@ -219,7 +218,6 @@ class CachedTeacher:
         is_main_process: bool = True,
         guided: Sequence[MapShape] | None = None,
         guidance: str = "none",
-        guidance_weight: float = 1.0,
         teacher_layers: Sequence[str] | None = None,
     ):
         arrays = () if guided is None else None
@@ -227,9 +225,7 @@ class CachedTeacher:
             self.cache = cache if arrays is None else cache.reading(arrays)
         else:
             self.cache = TeacherCache(cache, arrays)
-        self.guidance = (
-            None if guided is None else _guidance_of(self.cache, guided, guidance, guidance_weight, teacher_layers)
-        )
+        self.guidance = None if guided is None else _guidance_of(self.cache, guided, guidance, teacher_layers)
         self.num_views = None
         self._verifies = is_main_process
         self._schedule = schedule
@@ -405,7 +401,6 @@ def _guidance_of(
     cache: TeacherCache,
     guided: Sequence[MapShape],
     kind: str,
-    weight: float,
     layers: Sequence[str] | None,
 ) -> Guidance:
     """Return the guidance of a run from what its cache stores.
@@ -428,7 +423,7 @@ def _guidance_of(
             f"{names} now, for {len(guided)} layer(s) of the student\nSet guidance_teacher_layers and "
             "guidance_student_layers as for the cache, or build a cache for this recipe (hf-deit cache-teacher)."
         )
-    guidance = Guidance(kind, weight, tuple(guided), stored)
+    guidance = Guidance(kind, tuple(guided), stored)
     changed = changed_fields({GUIDANCE: described}, {GUIDANCE: guidance.describe()})
     if changed:
         raise TeacherCacheError(

@@ -417,13 +417,11 @@ class Guidance:
 
     Args:
         kind: "features" or "similarity", see `losses.GUIDANCE_LOSSES`.
-        weight: Weight of the loss.
         student: Shape of the map of each layer of the student.
         teacher: Layers of the teacher, one for each layer of the student.
     """
 
     kind: str
-    weight: float
     student: tuple[MapShape, ...]
     teacher: TeacherLayers
 

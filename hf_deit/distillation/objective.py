@@ -70,6 +70,7 @@ class DistillationObjective:
         image_size: `(height, width)` of the student's images, in pixels. If None, the student takes any size.
         pixels: What the student's image processor does to pixels. Default: nothing.
         guidance: How the student's patches learn from those of the teacher. None: they do not.
+        guidance_weight: Weight of the guidance loss, which is added to the loss.
         projections: Projections of the student's features for the guidance, see `Guidance.loss`.
     """
 
@@ -90,6 +91,7 @@ class DistillationObjective:
         image_size: tuple[int, int] | None = None,
         pixels: PixelPipeline = UNCHANGED,
         guidance: Guidance | None = None,
+        guidance_weight: float = 1.0,
         projections: Sequence[Callable[[Tensor], Tensor]] = (),
     ):
         self.num_labels = num_labels
@@ -106,6 +108,7 @@ class DistillationObjective:
         self.image_size = image_size
         self.pixels = pixels
         self.guidance = guidance
+        self.guidance_weight = guidance_weight
         self.projections = projections
 
     # ---- the batch ----
@@ -245,7 +248,7 @@ class DistillationObjective:
     ) -> dict[str, Tensor]:
         """Add the guidance loss to the terms and, weighted, to the loss. Every image counts the same."""
         loss = self.guidance.loss(student_maps, teacher_outputs, self.projections)
-        return {**terms, "loss": terms["loss"] + self.guidance.weight * loss, "guidance_loss": loss}
+        return {**terms, "loss": terms["loss"] + self.guidance_weight * loss, "guidance_loss": loss}
 
     def _label_loss(self, labels: Tensor) -> functools.partial:
         return functools.partial(

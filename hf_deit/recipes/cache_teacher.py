@@ -142,7 +142,7 @@ def _guidance(recipe: Recipe, teacher: Teacher, dataset: Any, view_size: tuple[i
     torch.set_rng_state(state)
     guided = guided_student(student, args, inspect_student(student, view_size), view_size)
     layers = teacher.find_layers(args.guidance_teacher_layers, [shape.grid for shape in guided.shapes], view_size)
-    return Guidance(args.guidance, args.guidance_weight, guided.shapes, layers)
+    return Guidance(args.guidance, guided.shapes, layers)
 
 
 def _epochs(shown: int, epochs: int | None, first: int) -> range:

@@ -5,6 +5,7 @@ the student: they are in the optimizer, in gradient clipping and in checkpoints,
 `state_dict` or a saved model (see `ResumableTrainer.auxiliary`).
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distillation.guidance import LayerReader, MapShape, counted_from_end, default_layer
+from ..distillation.guidance import Guidance, LayerReader, MapShape, counted_from_end, default_layer
 from ..errors import RecipeError, UserError
 from .student import StudentInfo
 from .training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class GuidedStudent:
@@ -117,3 +120,31 @@ def projections_of(shapes: Sequence[tuple[int, int]], seed: int) -> nn.ModuleLis
             linear.bias.zero_()
         projections.append(linear)
     return projections
+
+
+def log_guidance(guidance: Guidance, guided: GuidedStudent) -> None:
+    """Log which layer of the student learns from which layer of the teacher."""
+    pairs = zip(guided.layers, guided.shapes, guidance.describe()["layers"], guidance.teacher.shapes, strict=True)
+    for own, shape, layer, theirs in pairs:
+        logger.info(
+            "Guidance (%s): layer %s of the student, %s, learns from layer %s of the teacher, %s.",
+            guidance.kind,
+            own,
+            shape,
+            layer,
+            theirs,
+        )
+
+
+def guidance_facts(guidance: Guidance, weight: float, guided: GuidedStudent) -> dict[str, Any]:
+    """Return the kind, weight, layers and grids of a guidance, for results.json and the model card."""
+    teacher = guidance.describe()
+    return {
+        "kind": guidance.kind,
+        "weight": weight,
+        "student_layers": guided.layers,
+        "student_grids": [list(shape.grid) for shape in guided.shapes],
+        "teacher_layers": teacher["layers"],
+        "teacher_grids": teacher["teacher_grids"],
+        "teacher_channels": teacher["channels"],
+    }

@@ -55,7 +55,7 @@ from .checks import (
 from .class_weights import weights_of
 from .environment import compile_problems, package_problems
 from .fields import METRIC_SCHEDULES
-from .guided_student import GuidedStudent, guided_student, projections_of
+from .guided_student import GuidedStudent, guidance_facts, guided_student, log_guidance, projections_of
 from .hub_mixin import HubMixin
 from .label_checks import LabelChecker
 from .metrics import (
@@ -290,7 +290,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             is_main_process=self.args.process_index == 0,
             guided=None if self.guided is None else self.guided.shapes,
             guidance=self.args.guidance,
-            guidance_weight=self.args.guidance_weight,
             teacher_layers=self.args.guidance_teacher_layers,
         )
         if self.teacher is not None:
@@ -314,23 +313,12 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             layers = self.teacher.find_layers(
                 args.guidance_teacher_layers, [shape.grid for shape in guided.shapes], self.teacher.view_size
             )
-            self.guidance = Guidance(args.guidance, args.guidance_weight, guided.shapes, layers)
+            self.guidance = Guidance(args.guidance, guided.shapes, layers)
         if self.guidance is None:  # there is a problem, which is reported
             return
         projections = projections_of(self.guidance.projection_shapes, args.seed).to(args.device)
         self.auxiliary = projections if len(projections) else None
-        teacher = self.guidance.teacher
-        for own, shape, theirs, name in zip(
-            guided.layers, guided.shapes, teacher.shapes, teacher.names(teacher.layers), strict=True
-        ):
-            logger.info(
-                "Guidance (%s): layer %s of the student, %s, learns from layer %s of the teacher, %s.",
-                args.guidance,
-                own,
-                shape,
-                name,
-                theirs,
-            )
+        log_guidance(self.guidance, guided)
 
     @property
     def _learns_from_teacher(self) -> bool:
@@ -356,6 +344,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             image_size=self.student.image_size,
             pixels=self.pixels,
             guidance=self.guidance,
+            guidance_weight=args.guidance_weight,
             projections=() if self.auxiliary is None else self.auxiliary,
         )
 
@@ -868,6 +857,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             best_step=state.best_global_step if holds_best else None,
             ema_counts=self._ema_counts,
         )
+        guided = {}
+        if self.guidance is not None:
+            guided = {"guidance": guidance_facts(self.guidance, args.guidance_weight, self.guided)}
         config = getattr(model, "config", None)
         has_config = hasattr(config, "to_json_string")  # any torch module can be a student
         return RunSummary(
@@ -877,24 +869,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 **metrics,
                 "steps": state.global_step,
                 "epochs": state.epoch,
-                "run": run | self._guidance_facts(),
+                "run": run | guided,
                 **({"extensions": self.extensions} if self.extensions else {}),
             },
         )
-
-    def _guidance_facts(self) -> dict[str, Any]:
-        """Return the kind, weight and layers of the guidance, for results.json and the model card; empty without one."""
-        if self.guidance is None:
-            return {}
-        teacher = self.guidance.describe()
-        return {
-            "guidance": {
-                "kind": self.guidance.kind,
-                "weight": self.guidance.weight,
-                "student_layers": self.guided.layers,
-                "student_grids": [list(shape.grid) for shape in self.guided.shapes],
-                "teacher_layers": teacher["layers"],
-                "teacher_grids": teacher["teacher_grids"],
-                "teacher_channels": teacher["channels"],
-            }
-        }

@@ -260,7 +260,7 @@ def test_grids_are_resized_as_interpolate_does(own, wanted, expected):
 
 def guidance_of(kind, student=(2, 2), channels=8, teacher=(2, 2), width=5):
     layers = TeacherLayers(("-1",), (MapShape(width, teacher),), 3)
-    return Guidance(kind, 1.0, (MapShape(channels, student),), layers)
+    return Guidance(kind, (MapShape(channels, student),), layers)
 
 
 @pytest.mark.parametrize(
@@ -291,13 +291,13 @@ def test_the_smallest_record_that_serves_the_comparison_is_stored(kind, student,
 
 def test_the_loss_of_several_layers_is_the_mean_over_the_pairs():
     layers = TeacherLayers(("-1", "-2"), (MapShape(5, (2, 2)), MapShape(6, (4, 4))))
-    pair = Guidance("features", 1.0, (MapShape(8, (2, 2)), MapShape(3, (2, 2))), layers)
+    pair = Guidance("features", (MapShape(8, (2, 2)), MapShape(3, (2, 2))), layers)
     maps = [torch.randn(3, 5, 2, 2), torch.randn(3, 6, 4, 4)]
     student, projections = [torch.randn(3, 8, 2, 2), torch.randn(3, 3, 2, 2)], [nn.Linear(8, 5), nn.Linear(3, 6)]
     found = pair.loss(student, {f"teacher_{name}": value for name, value in pair.records(maps).items()}, projections)
     alone = []
     for index in (0, 1):
-        own = Guidance("features", 1.0, (pair.student[index],), TeacherLayers(("x",), (layers.shapes[index],)))
+        own = Guidance("features", (pair.student[index],), TeacherLayers(("x",), (layers.shapes[index],)))
         outputs = {f"teacher_{name}": value for name, value in own.records([maps[index]]).items()}
         alone.append(own.loss([student[index]], outputs, [projections[index]]))
     torch.testing.assert_close(found, (alone[0] + alone[1]) / 2)

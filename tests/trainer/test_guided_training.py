@@ -143,6 +143,17 @@ def test_the_loss_is_the_other_terms_plus_the_weighted_guidance_of_every_image(t
     assert evaluation["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_callback_may_change_the_weight_during_a_run(tmp_path):
+    class Off(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            args.guidance_weight = 2.0 if state.global_step else 1.0
+
+    trainer = trainer_of(tmp_path, vit_teacher(), callbacks=[Off()], max_steps=2)
+    trainer.train()
+    for entry, weight in zip(trainer.state.log_history, (1.0, 2.0), strict=False):
+        assert entry["loss"] == pytest.approx(entry["cls_loss"] + weight * entry["guidance_loss"], rel=1e-5)
+
+
 def test_the_guidance_loss_is_that_of_the_formula_on_the_features_of_the_same_mixed_view(tmp_path):
     trainer = trainer_of(tmp_path, vit_teacher(), **MIXED)
     batch = next(iter(trainer.get_train_dataloader()))
