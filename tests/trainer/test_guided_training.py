@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import DeiTForImageClassificationWithTeacher as StockDeiT
 from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback
 from transformers import ViTForImageClassification as StockViT
 
@@ -16,6 +17,8 @@ from hf_deit.distillation.cache import GUIDANCE, RecordFormat, TeacherCache
 from hf_deit.distillation.cached_teacher import verify_teacher_cache
 from hf_deit.distillation.teacher import Teacher
 from hf_deit.errors import NonFiniteLossError, RecipeError, ResumeError, TeacherCacheError, TeacherError, UserError
+from hf_deit.hub.model_card import render_card
+from hf_deit.hub.publishing import published_files
 from hf_deit.trainer.checkpoints import AUXILIARY_FILE
 from hf_deit.trainer.guided_student import projections_of
 from hf_deit.trainer.trainer import DistillationTrainer
@@ -331,9 +334,14 @@ def test_the_saved_student_has_the_keys_of_stock_transformers_and_no_file_holds_
     files = {path.name for path in tmp_path.iterdir() if path.is_file()}
     assert AUXILIARY_FILE not in files
     assert (tmp_path / "checkpoint-7" / AUXILIARY_FILE).is_file()
-    if not two_heads:
-        _, info = StockViT.from_pretrained(tmp_path, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    _, info = (StockDeiT if two_heads else StockViT).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for folder in (tmp_path, tmp_path / "checkpoint-7"):
+        published = {file.path_in_repo for file in published_files(folder, "owner/name")}
+        assert "model.safetensors" in published and AUXILIARY_FILE not in published
+    card = str(render_card(trainer.summary(), "guided"))
+    assert "weight 40: layer `-1` of the student learns from layer `-1` of the teacher (2×2 patches)" in card
+    assert ("without a teacher" in card) is False and "without the logits of a teacher" in card
     facts = trainer.summary().run
     assert facts["parameters"] == facts["learning_parameters"] == sum(value.numel() for value in model.parameters())
     assert facts["guidance"]["kind"] == "features" and facts["guidance"]["teacher_layers"] == ["-1"]
