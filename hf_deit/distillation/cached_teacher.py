@@ -25,7 +25,7 @@ from ..losses import ProblemType, teacher_decisions
 from .cache import TeacherCache
 from .objective import view_logits
 from .teacher import Teacher
-from .view_schedule import ViewSchedule, describe_validation, describe_views
+from .view_schedule import ViewSchedule, describe_validation
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class CachedTeacher:
         _check_problem_type(self.cache, problem_type)
         _check_record_format(self.cache, distillation_type, tau)
         if schedule is not None:
-            self.cache.check("views", describe_views(schedule.dataset, schedule.mixing))
+            self.cache.check("views", schedule.describe())
             self.num_views = schedule.num_views
             self._check_length(schedule)
         self._check_validation(eval_dataset)

@@ -49,6 +49,7 @@ from .checks import (
     set_best_metric,
     trainer_problems,
     training_problems,
+    unlabelled_problems,
 )
 from .class_weights import weights_of
 from .environment import compile_problems, package_problems
@@ -232,6 +233,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         if train_dataset is not None:
             updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
+            problems.add(unlabelled_problems(args, train_dataset, self._learns_from_unlabelled))
             if not brings_optimizer:
                 problems.add(optimizer_problems(args, lambda tried: self.get_optimizer_cls_and_kwargs(tried, model)))
         problems.raise_all()
@@ -304,7 +306,13 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             class_weights=self._class_weights,
             image_size=self.student.image_size,
             pixels=self.pixels,
+            allows_unlabelled=self._learns_from_unlabelled,
         )
+
+    @property
+    def _learns_from_unlabelled(self) -> bool:
+        """Whether the student learns something from an image without a label: from a teacher's term of its loss."""
+        return self.distillation_target is not None and self.args.distillation_alpha > 0
 
     @property
     def _learns_from_cache(self) -> bool:
@@ -318,7 +326,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             self.args.class_weights,
             class_names=self.student.class_names,
             num_labels=self.student.num_labels,
-            labels=inspect_dataset(self.train_dataset).labels,
+            labels=inspect_dataset(self.train_dataset).labelled,
             power=self.args.class_weights_power,
         )
         return None if weights is None else weights.to(self.args.device)
@@ -348,10 +356,25 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             seed=dataset.seed,
             num_views=self.cached.num_views if learns else self.args.num_views,
             repeats=self.args.repeated_augmentation,
+            **inspect_dataset(dataset).sampler_fields,
         )
 
     def _log_epoch(self) -> None:
-        if inspect_dataset(self.train_dataset).takes_view_keys:
+        info = inspect_dataset(self.train_dataset)
+        if info.takes_view_keys and info.extra_unlabelled:
+            shares = self._get_train_sampler().shares
+            logger.info(
+                "An epoch is %d optimizer steps of %d images (%d labelled, %d unlabelled), one pass over the %d unlabelled "
+                "images: it shows %.2g views of each of the %d other images.",
+                shares.num_batches,
+                shares.global_batch_size,
+                shares.global_batch_size - 2 * shares.unlabelled_pairs,
+                2 * shares.unlabelled_pairs,
+                shares.unlabelled,
+                2 * shares.labelled_pairs_per_epoch / shares.labelled,
+                shares.labelled,
+            )
+        elif info.takes_view_keys:
             sampler = self._get_train_sampler()
             views = (
                 f"{self.args.repeated_augmentation} views per image, " if self.args.repeated_augmentation > 1 else ""
@@ -363,11 +386,16 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 views,
                 len(self.train_dataset),
             )
+        own = (info.unlabelled_images or 0) - info.extra_unlabelled
+        if own:
+            logger.info("%d training images have no label: the student learns them from the teacher alone.", own)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the Trainer's loader of the training data; mixing and cached outputs are added to its batches."""
         self._keep_views()
         collator = self.data_collator
+        if isinstance(collator, LabelChecker):
+            collator = dataclasses.replace(collator, allows_unlabelled=self._learns_from_unlabelled)
         if self.mixing.is_on:
             seed = inspect_dataset(self.train_dataset).seed
             collator = MixingCollator(collator, self.mixing, self.args.seed if seed is None else seed)
@@ -582,13 +610,13 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     def _forward(
         self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None, Tensor | None]:
         """Run the student and, if its outputs are needed and not cached, the teacher.
 
         Returns:
             The logits of the student's heads by name, each `(batch, num_labels)`; the teacher outputs as
-            `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; and the labels, mixed
-            like the pixels.
+            `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; the labels, mixed like the
+            pixels; and the label weights (`objective.PreparedBatch`).
         """
         inputs = self._with_known_range(inputs, model.training)
         objective = self.objective
@@ -596,7 +624,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         outputs = model(pixel_values=prepared.student_pixels, **objective.other_inputs(inputs))
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}
         teacher_outputs = objective.teacher_outputs(inputs, prepared.teacher_pixels) if needs_teacher else {}
-        return heads, teacher_outputs, prepared.labels
+        return heads, teacher_outputs, prepared.labels, prepared.label_weights
 
     def compute_loss(
         self,
@@ -626,10 +654,10 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 f"The batch has only {', '.join(inputs)}, but the loss needs 'labels'. Add them to the rows of the "
                 "data set."
             )
-        heads, teacher_outputs, labels = self._forward(
+        heads, teacher_outputs, labels, label_weights = self._forward(
             model, inputs, needs_teacher=self.distillation_target is not None
         )
-        terms = self.objective.terms(heads, teacher_outputs, labels)
+        terms = self.objective.terms(heads, teacher_outputs, labels, label_weights)
         if model.training:
             logged = dict(terms)
             if (agreement := teacher_agreement(heads | teacher_outputs, self.student.problem_type)) is not None:
@@ -690,7 +718,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
         with self.compute_loss_context_manager():
-            heads, teacher_outputs, _ = self._forward(model, inputs, needs_teacher=labels is not None)
+            heads, teacher_outputs, *_ = self._forward(model, inputs, needs_teacher=labels is not None)
             if labels is None:
                 return None, heads["logits"].detach(), None
             kept = self.objective.terms(heads, teacher_outputs, labels)
