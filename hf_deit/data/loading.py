@@ -96,6 +96,8 @@ def _with_labels(source: Source, unlabelled_rows: str) -> Source:
         )
         return source
     labelled = source.labelled_part()
+    if not len(labelled):
+        refuse_unlabelled(source.name, source.labels, "No image has one: give labels, or choose a labelled split.")
     if len(labelled) < len(source):
         logger.warning(
             "%s: %d of %d images have no label and are left out.",

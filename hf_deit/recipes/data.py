@@ -5,7 +5,7 @@ data/loading.py finds the images. build.py builds student, teacher and trainer f
 
 import logging
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class RunData:
         unlabelled: Unlabelled images beside the training images, without those that are validation images. None if the
             recipe names none.
         comparison: What the comparison of images without labels with the other images found; None if there are none.
+            `validation_images`: number of those that were left out because they are validation images.
+            `labelled_images`: number of images of `unlabelled` that are labelled training images too, which are kept.
     """
 
     train: Source | TableReader
@@ -111,6 +113,18 @@ class RunData:
             )
         return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, step_size, policy)
 
+    def unlabelled_counts(self, training_set: ViewDataset | ViewStream) -> dict[str, int] | None:
+        """Return the number of training images without labels, and what the comparison found; None if there are none."""
+        images = training_set.unlabelled_images
+        if not images and self.comparison is None:
+            return None
+        found = self.comparison or {}
+        return {
+            "images": images,
+            **({} if self.unlabelled is None else {"also_labelled": found["labelled_images"]}),
+            **({"left_out_validation_images": found["validation_images"]} if found else {}),
+        }
+
     def broken_images(self, training_set: ViewDataset | ViewStream, accelerator: Any) -> dict[str, int]:
         """Return the number of unreadable images, by how they were handled. All processes must call this method.
 
@@ -170,13 +184,44 @@ def load_run_data(recipe: Recipe) -> RunData:
     train, validation = with_class_names(train, names), with_class_names(validation, names)
     at_scan = len(validation.left_out) + (len(train.left_out) if isinstance(train, Source) else 0)
     readable = without_unreadable(validation, policy)
-    unlabelled, comparison = None, None
+    data = RunData(train, readable, arguments, at_scan, len(validation) - len(readable))
+    return with_unlabelled(data, arguments)
+
+
+def with_unlabelled(data: RunData, arguments: DataArguments) -> RunData:
+    """Return the data of a run with other unlabelled images beside the training images.
+
+    Args:
+        data: Data of a run, without unlabelled images.
+        arguments: Data fields of the recipe that names the unlabelled images, or none.
+
+    Raises:
+        DataError: The unlabelled images cannot be found or read, or all of them are validation images.
+    """
+    unlabelled, train, comparison = None, data.train, None
     if arguments.unlabelled is not None:
-        unlabelled = load_unlabelled(arguments.unlabelled, arguments.image_column, arguments.unlabelled_split, policy)
-        at_scan += len(unlabelled.left_out)
+        unlabelled = load_unlabelled(
+            arguments.unlabelled, arguments.image_column, arguments.unlabelled_split, arguments.broken_images
+        )
+    at_scan = data.left_out_at_scan + (0 if unlabelled is None else len(unlabelled.left_out))
     if isinstance(train, Source) and (unlabelled is not None or train.unlabelled):
-        train, unlabelled, comparison = _without_validation_images(train, validation, unlabelled)
-    return RunData(train, readable, arguments, at_scan, len(validation) - len(readable), unlabelled, comparison)
+        train, unlabelled, comparison = _without_validation_images(train, data.validation, unlabelled)
+    return replace(
+        data,
+        train=train,
+        arguments=arguments,
+        left_out_at_scan=at_scan,
+        unlabelled=unlabelled,
+        comparison=comparison,
+    )
+
+
+def without_unlabelled(data: RunData) -> RunData:
+    """Return the data of a run without its unlabelled images beside the training images."""
+    if data.unlabelled is None:
+        return data
+    at_scan = data.left_out_at_scan - len(data.unlabelled.left_out)
+    return replace(data, unlabelled=None, left_out_at_scan=at_scan)
 
 
 def _without_validation_images(
