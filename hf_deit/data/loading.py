@@ -68,7 +68,9 @@ def load_splits(
         )
     selection = selection or Selection()
     layout = _find(data, columns, broken_images, selection)
-    train = _with_labels(_load(layout, TRAIN, broken_images), unlabelled_rows)
+    train = _load(layout, TRAIN, broken_images)
+    if unlabelled_rows != LEAVE_OUT:
+        train = _with_labels(train, unlabelled_rows)
     held_out = layout.held_out(selection)
     validation = None if held_out is None else _load(layout, held_out, broken_images, train.class_names)
     if validation is not None:
@@ -79,6 +81,8 @@ def load_splits(
         validation = replace(validation, left_out=())  # the training source already lists them
     elif held_out == TEST:
         logger.info("%s has no validation split: the test split %r is used for validation.", data, layout.chosen[TEST])
+    if unlabelled_rows == LEAVE_OUT:  # after the split, so that the validation images are those of KEEP
+        train = _with_labels(train, unlabelled_rows)
     warn_of_shared_files(train.items, validation.items, data)
     return train, validation
 

@@ -114,7 +114,7 @@ def describe_views(dataset: ViewDataset, mixing: Mixing, rounds: int = 1) -> dic
     if "unlabelled" in data:
         # The share decides how many of the views a run shows, but not which pixels they have.
         unlabelled = {name: value for name, value in data["unlabelled"].items() if name != "share"}
-        data["unlabelled"] = unlabelled | ({"rounds": rounds} if rounds > 1 else {})
+        data["unlabelled"] = unlabelled | ({"labelled_pass_epochs": rounds} if rounds > 1 else {})
     return {"data": data, "mixing": mixing.describe()}
 
 
