@@ -49,7 +49,9 @@ class DatasetInfo:
     @property
     def labelled(self) -> Sequence[Any] | None:
         """Labels of the images that have one. None if the labels are not known before the images are read."""
-        return None if self.labels is None else [label for label in self.labels if has_label(label)]
+        if self.labels is None or all(map(has_label, self.labels)):
+            return self.labels
+        return [label for label in self.labels if has_label(label)]
 
     @property
     def sampler_fields(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def inspect_dataset(dataset: Any) -> DatasetInfo:
     problem_type = getattr(dataset, "problem_type", None)
     # Other libraries use the name `labels` for other things, so it is used only if the data set also has a problem type.
     own = problem_type is not None
-    unlabelled = getattr(dataset, "unlabelled", None) if own else None
+    share = getattr(dataset, "unlabelled_share", None) if own else None
     return DatasetInfo(
         images=len(dataset) if has_length(dataset) else None,
         labels=getattr(dataset, "labels", None) if own else None,
@@ -82,8 +84,8 @@ def inspect_dataset(dataset: Any) -> DatasetInfo:
         takes_view_keys=bool(getattr(dataset, "takes_view_keys", False)),
         makes_view_keys=bool(getattr(dataset, "makes_view_keys", False)),
         unlabelled_images=getattr(dataset, "unlabelled_images", None) if own else None,
-        extra_unlabelled=0 if unlabelled is None else len(unlabelled),
-        unlabelled_share=None if unlabelled is None else dataset.unlabelled_share,
+        extra_unlabelled=0 if share is None else len(dataset.unlabelled),
+        unlabelled_share=share,
     )
 
 

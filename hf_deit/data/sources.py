@@ -216,13 +216,13 @@ class Source:
         return replace(self, items=items, labels=[self.labels[i] for i in indices], fingerprint=digest, name=name)
 
     @property
-    def unlabelled(self) -> list[int]:
+    def unlabelled_indices(self) -> list[int]:
         """Indices of the images without a label."""
         return [index for index, label in enumerate(self.labels) if not has_label(label)]
 
     def labelled_part(self) -> "Source":
         """Return a source of the images with a label; the source itself if all images have one."""
-        missing = set(self.unlabelled)
+        missing = set(self.unlabelled_indices)
         if not missing:
             return self
         return self.subset([index for index in range(len(self)) if index not in missing], self.name)

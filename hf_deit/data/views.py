@@ -263,7 +263,7 @@ class ViewDataset(_SourceDataset):
     @functools.cached_property
     def unlabelled_images(self) -> int:
         """Number of images without a label."""
-        return len(self.source.unlabelled) + (0 if self.unlabelled is None else len(self.unlabelled))
+        return len(self.source.unlabelled_indices) + (0 if self.unlabelled is None else len(self.unlabelled))
 
     def image(self, index: int) -> Image.Image:
         """Read an image as upright 8-bit RGB.

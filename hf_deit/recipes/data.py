@@ -204,7 +204,7 @@ def with_unlabelled(data: RunData, arguments: DataArguments) -> RunData:
             arguments.unlabelled, arguments.image_column, arguments.unlabelled_split, arguments.broken_images
         )
     at_scan = data.left_out_at_scan + (0 if unlabelled is None else len(unlabelled.left_out))
-    if isinstance(train, Source) and (unlabelled is not None or train.unlabelled):
+    if isinstance(train, Source) and (unlabelled is not None or train.unlabelled_indices):
         train, unlabelled, comparison = _without_validation_images(train, data.validation, unlabelled)
     return replace(
         data,
@@ -241,7 +241,7 @@ def _without_validation_images(
     Raises:
         DataError: All unlabelled images are validation images.
     """
-    rows = train.unlabelled
+    rows = train.unlabelled_indices
     held_out = {rows[place] for place in duplicates(train.subset(rows, train.name).items, validation.items)}
     labelled = train.labelled_part()
     if held_out:
@@ -260,10 +260,10 @@ def _without_validation_images(
         found += len(shown)
         both = len(duplicates(unlabelled.items, labelled.items))
         logger.info(
-            "%s: %d images, of which %d are labelled training images too.", unlabelled.name, len(unlabelled), both
+            "%s: %d images, %d of which are labelled training images too.", unlabelled.name, len(unlabelled), both
         )
     if found:
-        logger.warning("%d images without a label are validation images (same content) and are left out.", found)
+        logger.warning("%d image(s) without a label are validation images (same content) and are left out.", found)
     return train, unlabelled, {"validation_images": found, "labelled_images": both}
 
 

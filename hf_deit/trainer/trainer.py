@@ -359,6 +359,13 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             **inspect_dataset(dataset).sampler_fields,
         )
 
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the number of images in an epoch, from which the Trainer computes the images per second."""
+        info = inspect_dataset(self.train_dataset)
+        if info.extra_unlabelled and getattr(dataloader, "dataset", None) is self.train_dataset:
+            return len(self._get_train_sampler())  # the labelled images repeat
+        return super().num_examples(dataloader)
+
     def _log_epoch(self) -> None:
         info = inspect_dataset(self.train_dataset)
         if info.takes_view_keys and info.extra_unlabelled:

@@ -141,15 +141,17 @@ def test_rows_without_a_label_are_kept_left_out_or_refused(photos, make):
         data = saved(datasets.Dataset.from_dict(rows, features=features), photos / "set")
     options = {"validation_share": 0.3, "columns": KIND}
     kept, validation = load_splits(data, unlabelled_rows=KEEP, **options)
-    assert len(kept.unlabelled) == 2
+    assert len(kept.unlabelled_indices) == 2
     assert len(kept.class_names) == 3
-    assert not validation.unlabelled
+    assert not validation.unlabelled_indices
     without, same = load_splits(data, unlabelled_rows=LEAVE_OUT, **options)
     assert len(without) == len(kept) - 2
-    assert [kept.labels[index] for index in range(len(kept)) if index not in kept.unlabelled] == without.labels
+    assert [kept.labels[index] for index in range(len(kept)) if index not in kept.unlabelled_indices] == without.labels
     assert (
         same.fingerprint == validation.fingerprint
     )  # a teacher trained on the labelled rows has not seen the student's validation images
+    again = load_validation(data, 0.3, columns=KIND, unlabelled_rows=LEAVE_OUT)
+    assert again.fingerprint == validation.fingerprint
     with pytest.raises(DataError, match="2 image.*row 6.*teacher"):
         load_splits(data, **options)
     assert len(load_validation(data, columns=KIND, unlabelled_rows=LEAVE_OUT)) == 8
@@ -159,7 +161,7 @@ def test_minus_one_stays_an_error_and_minus_100_is_a_class_among_numbers_with_si
     with pytest.raises(DataError, match="row 4"):
         load_splits(table(photos, [*KINDS[:4], "-1", *KINDS[5:]]), columns=KIND, unlabelled_rows=KEEP)
     found, _ = load_splits(table(photos, [*KINDS[:4], "-100", *KINDS[5:]]), 0.3, columns=KIND, unlabelled_rows=KEEP)
-    assert len(found.unlabelled) == 1
+    assert len(found.unlabelled_indices) == 1
     signs = load_validation(table(photos, ["+100", "-100"] * 5), columns=KIND)
     assert set(signs.class_names) == {"+100", "-100"}
     words = load_validation(table(photos, ["unlabelled", "cat"] * 5), columns=KIND)
@@ -181,7 +183,7 @@ def test_a_row_of_empty_flags_has_no_label_and_a_partly_empty_one_is_a_mistake(p
 
     columns = Columns(labels=("a", "b"))
     found, _ = load_splits(data(), 0.3, columns=columns, unlabelled_rows=KEEP)
-    assert [found.labels[index] for index in found.unlabelled] == [(UNLABELLED, UNLABELLED)]
+    assert [found.labels[index] for index in found.unlabelled_indices] == [(UNLABELLED, UNLABELLED)]
     rows[4] = ["1", cells[0]]
     with pytest.raises(DataError, match="row|Row 4"):
         load_splits(data(), 0.3, columns=columns, unlabelled_rows=KEEP)

@@ -252,6 +252,26 @@ def test_rows_and_a_folder_of_unlabelled_images_can_be_used_together(tmp_path, p
     assert (found["run"]["train_images"], found["run"]["unlabelled_images"]) == (16, 29)
 
 
+def test_a_row_without_a_label_that_is_a_validation_image_is_left_out(tmp_path, data):
+    rows = [(path, path.parent.name) for path in sorted((data / "train").glob("*/*.png"))]
+    rows += [(path, "") for path, _ in rows]  # every file once more, without a label
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "label"), *rows])
+    fields = {"data": str(tmp_path / "t.csv"), "validation_share": 0.25, "output_dir": str(tmp_path / "out")}
+    found = load_run_data(load_recipe(fields, []))
+    assert found.comparison["validation_images"] == len(found.validation) == 6
+    assert not {str(item) for item in found.train.items} & {str(item) for item in found.validation.items}
+    assert len(found.train) == 2 * (24 - 6)
+
+
+def test_the_speed_counts_every_image_of_an_epoch(tmp_path, data, more):
+    run = ("--unlabelled", more, *TEACHER, "--max_steps", -1, "--num_train_epochs", 2)
+    assert hf_deit(*words(data, tmp_path, *run)) == 0
+    found = results(tmp_path)
+    assert found["steps"] == 10
+    assert found["train_samples_per_second"] * found["train_runtime"] == pytest.approx(80, rel=0.01)
+
+
 def test_a_stream_with_rows_without_a_label_trains_with_a_teacher_only(tmp_path, capsys, partly):
     stream = ("--streaming", "true", "--max_steps", 2)
     assert hf_deit(*words(partly, tmp_path / "out", *TEACHER, *stream)) == 0
