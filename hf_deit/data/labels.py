@@ -243,7 +243,7 @@ class _FlagColumns:
 
     def __call__(self, row: Mapping[str, Any]) -> Label:
         cells = row if self.column is None else row[self.column]
-        if cells is None or all(_is_empty(cells[key]) or cells[key] == _TEXT_OF_UNLABELLED for key in self.keys):
+        if cells is None or all(_is_empty(cells[key]) or _is_unlabelled_text(cells[key]) for key in self.keys):
             raise _NoLabel
         return tuple(_flag(cells[key], f"label column {key!r}") for key in self.keys)
 
@@ -276,7 +276,7 @@ class _Classes:
 
     def __call__(self, row: Mapping[str, Any]) -> Label:
         cell = row[self.column]
-        if _lacks_label(cell, self.entries) or (cell == _TEXT_OF_UNLABELLED and cell not in self.index):
+        if _lacks_label(cell, self.entries) or (_is_unlabelled_text(cell) and cell not in self.index):
             raise _NoLabel
         values = self.entries(cell)
         unknown = [value for value in values if value not in self.index]
@@ -334,12 +334,16 @@ def _is_empty(cell: Any) -> bool:
 _TEXT_OF_UNLABELLED = str(UNLABELLED)
 
 
+def _is_unlabelled_text(cell: Any) -> bool:
+    return isinstance(cell, str) and cell == _TEXT_OF_UNLABELLED
+
+
 def _lacks_label(cell: Any, entries: Callable[[Any], list[Any]]) -> bool:
     """Return whether a cell of one label column is that of an image without a label.
 
     In a column of texts with a separator, an empty text is that of an image that has none of the classes.
     """
-    return _is_empty(cell) and not (cell == "" and isinstance(entries, _Separated))
+    return _is_empty(cell) and not (isinstance(cell, str) and isinstance(entries, _Separated))
 
 
 def _is_missing(value: Any) -> bool:
@@ -392,9 +396,9 @@ class _Scan:
         self.unlabelled_rows, unlabelled_row = 0, None
         for number, cell in enumerate(cells):
             self.rows += 1
-            if _lacks_label(cell, entries) or cell == _TEXT_OF_UNLABELLED:
+            if _lacks_label(cell, entries) or _is_unlabelled_text(cell):
                 unlabelled_row = number if unlabelled_row is None else unlabelled_row
-                if cell == _TEXT_OF_UNLABELLED:
+                if _is_unlabelled_text(cell):
                     self.distinct.add(cell)
                 self.unlabelled_rows += 1
                 continue

@@ -179,7 +179,7 @@ def duplicates(items: Sequence[Any], others: Sequence[Any]) -> list[int]:
     places, sizes = _places_and_sizes(others)
     own_places, own_sizes = _places_and_sizes(items)
     common = {size for size in sizes if size is not None} & set(own_sizes)
-    content = {_digest(others[index]) for index, size in enumerate(sizes) if size in common}
+    content = {_digest(others[index]) for index, size in enumerate(sizes) if size in common} - {None}
     known = {place for place in places if place is not None}
     return [
         index
@@ -213,9 +213,13 @@ def _path_and_content(item: Any) -> tuple[str | None, bytes | None]:
     return (None if item is None or content is not None else item["path"]), content
 
 
-def _digest(item: Any) -> bytes:
+def _digest(item: Any) -> bytes | None:
+    """Return the digest of an item's content; None if the file cannot be read, which is reported elsewhere."""
     path, content = _path_and_content(item)
     if content is not None:
         return hashlib.sha256(content).digest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None
