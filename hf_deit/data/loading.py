@@ -13,9 +13,9 @@ from typing import Any
 
 from ..errors import DataError, listed
 from .folders import folder_layout, training_folder_has_classes
-from .images import check_policy, is_image_file
+from .images import check_policy
 from .labels import refuse_unlabelled
-from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, list_files, split_of
+from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, split_of
 from .sources import Source, check_class_names, check_classes, warn_of_shared_files
 from .splits import Layout, Split, dataset_layout, finished, move_to_image_folder, names_only, read_table, table_root
 from .table_files import divided, is_saved_dataset, no_training_split, open_all, refuse_hub_fields, table_files
@@ -164,22 +164,6 @@ def list_training(
     source = layout.splits[layout.train()].read(None).source
     check_classes(source.name, source.labels, source.class_names, source.problem_type)
     return source, layout.held_out(selection) is not None
-
-
-def count_images(data: str) -> int:
-    """Return the number of images in a folder of any nesting, in a table or in a data set. Labels are not needed.
-
-    Raises:
-        DataError: No data or no image is found.
-    """
-    path = Path(data).expanduser()
-    if path.is_dir() and not is_saved_dataset(path) and not table_files(path):
-        count = sum(map(is_image_file, list_files(path).files))
-    else:
-        count = sum(len(split) for split in open_all(data).values())
-    if not count:
-        raise DataError(f"{data} has no images. Give a folder, a table or a data set with images.")
-    return count
 
 
 def load_validation(

@@ -75,6 +75,26 @@ def load_unlabelled(
     return _table(data, image_column, split, broken_images)
 
 
+def count_unlabelled(data: str, split: str | None = None) -> int:
+    """Return the number of images that `load_unlabelled` would find, without reading them.
+
+    The arguments are those of `load_unlabelled`.
+
+    Raises:
+        DataError: No data or no image is found, or the split does not exist.
+    """
+    path = Path(data).expanduser()
+    count = 0
+    if path.is_dir() and not is_saved_dataset(path):
+        count = sum(map(is_image_file, list_files(path).files))
+    if not count and (not path.is_dir() or is_saved_dataset(path) or table_files(path)):
+        splits = open_all(data)
+        count = sum(len(splits[name]) for name in _chosen(data, list(splits), split))
+    if not count:
+        raise DataError(f"unlabelled={data!r} has no images. Give a folder, a table or a data set with images.")
+    return count
+
+
 def _source(items: Sequence[Any], name: str, left_out: Iterable[str] = ()) -> Source:
     return Source(items, [UNLABELLED] * len(items), (), "", name, left_out=tuple(left_out))
 
