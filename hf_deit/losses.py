@@ -27,9 +27,14 @@ DISTILLATION_REDUCTIONS = ("image", "official")
 GUIDANCE_KINDS = ("none", "features", "similarity")
 # Temperature of the softmax over the other patches in the guidance by similarities.
 SIMILARITY_TEMPERATURE = 0.1
-# The `ignore_index` of the cross-entropy. PyTorch ignores labels of -100 by default. Here every image has a label, and
-# an invalid label such as -100 must raise an error and must not give a loss of 0.
+# The label of an image without a label: this number or, for multi-label data, one for each class.
+UNLABELLED = -100
+# The `ignore_index` of the cross-entropy. PyTorch ignores labels of -100 by default. Here `split_labels` replaces them
+# first, and an invalid label that reaches a loss must raise an error and must not give a loss of 0.
 _NOTHING = torch.iinfo(torch.int64).min
+# Weight of the teacher's term for an image without a label. False: α, as for other images, so that the loss of the image
+# is α · teacher term. True: 1, because the teacher's term takes the weight of the missing label term.
+UNLABELLED_TEACHER_TERM_WEIGHS_ONE = False
 # Default weight α of the distillation term for each type, from the paper.
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 
@@ -314,6 +319,32 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
         )
 
 
+def is_labelled(labels: Tensor) -> Tensor:
+    """Return whether each image has a label, `(batch,)` in bool.
+
+    Args:
+        labels: Class indices `(batch,)`, or soft or multi-hot labels `(batch, num_labels)`. The label of an image
+            without a label is `UNLABELLED`, in each column.
+    """
+    present = labels != UNLABELLED
+    return present.any(dim=1) if labels.ndim == 2 else present
+
+
+def split_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Separate the labels of a batch from the information which images have one.
+
+    Args:
+        labels: As in `is_labelled`.
+
+    Returns:
+        The labels, with a valid value in place of each missing label; and 1 for each image with a label, else 0,
+        `(batch,)` in float32. The label loss of an image must be multiplied by this weight.
+    """
+    labelled = is_labelled(labels)
+    known = labelled[:, None] if labels.ndim == 2 else labelled
+    return torch.where(known, labels, torch.zeros_like(labels)), labelled.float()
+
+
 def supervised_loss(
     logits: Tensor,
     labels: Tensor,
@@ -376,6 +407,7 @@ def distillation_terms(
     label_loss: Callable[[Tensor], Tensor],
     teacher_loss: Callable[[Tensor], Tensor] | None = None,
     alpha: float = 0.0,
+    label_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the training loss and its terms, by name. The table shows what each head learns from.
 
@@ -386,27 +418,49 @@ def distillation_terms(
     | one head | yes | head on labels | head on the teacher | (1-α)·cls + α·dist |
     | one head | no | head on labels | – | cls |
 
+    For an image without a label, cls_loss is 0: a class head of two learns nothing from it. α in the table is then that
+    of `teacher_weights`. A mean over a batch divides by all images, so it does not depend on how images with and without
+    a label are distributed over batches and processes.
+
     Args:
         heads: `logits`, and for two heads `cls_logits` and `distillation_logits`, each `(batch, num_labels)`.
         label_loss: Function that returns the loss `(batch,)` of a head's logits on the labels.
         teacher_loss: Function that returns the loss `(batch,)` of a head's logits on the teacher outputs; None without
             a teacher.
         alpha: Weight α in [0, 1] of the distillation term, for soft and hard distillation (the paper's λ).
+        label_weights: Share of each image that has a label, in [0, 1], `(batch,)`: 1 or 0, or a share if an image with
+            and an image without a label are mixed. None if all images have labels.
 
     Returns:
         `loss`, `cls_loss` and, except for one head without a teacher, `distillation_loss`, each `(batch,)`.
     """
-    cls_loss = label_loss(heads.get("cls_logits", heads["logits"]))
+    cls_loss = _weighted(label_loss(heads.get("cls_logits", heads["logits"])), label_weights)
     distillation_head = heads.get("distillation_logits", heads["logits"])
     if teacher_loss is not None:
         distillation_loss = teacher_loss(distillation_head)
-        loss = (1 - alpha) * cls_loss + alpha * distillation_loss
+        loss = (1 - alpha) * cls_loss + teacher_weights(alpha, label_weights) * distillation_loss
     elif "distillation_logits" in heads:
-        distillation_loss = label_loss(distillation_head)
+        distillation_loss = _weighted(label_loss(distillation_head), label_weights)
         loss = (cls_loss + distillation_loss) / 2
     else:
         return {"loss": cls_loss, "cls_loss": cls_loss}
     return {"loss": loss, "cls_loss": cls_loss, "distillation_loss": distillation_loss}
+
+
+def _weighted(loss: Tensor, weights: Tensor | None) -> Tensor:
+    return loss if weights is None else weights.to(loss) * loss
+
+
+def teacher_weights(alpha: float, label_weights: Tensor | None) -> Tensor | float:
+    """Return the weight of the teacher's term, one number or one per image `(batch,)`.
+
+    Args:
+        alpha: Weight α in [0, 1] of the distillation term of an image with a label.
+        label_weights: As in `distillation_terms`.
+    """
+    if label_weights is None or not UNLABELLED_TEACHER_TERM_WEIGHS_ONE:
+        return alpha
+    return alpha + (1 - alpha) * (1 - label_weights)
 
 
 # Names of the teacher outputs in a batch. A live teacher and a dense cache provide `teacher_logits` `(batch,

@@ -163,6 +163,33 @@ def mix_labels(labels: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, 
     return soft * share + _partners(soft) * (1 - share)
 
 
+def mix_partial_labels(
+    labels: Tensor, labelled: Tensor, mixes: Tensor, num_labels: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Mix the labels of a batch in which images may have no label.
+
+    A mixed image of a labelled and an unlabelled one has the label of the labelled one alone, and its share as the weight.
+
+    Args:
+        labels: As in `mix_labels`, with any valid value for an image without a label.
+        labelled: 1 for each image with a label, else 0, `(batch,)`.
+        mixes: As in `mix_labels`.
+        num_labels: As in `mix_labels`.
+        size: As in `mix_labels`.
+
+    Returns:
+        Soft labels `(batch, num_labels)` float32, and the labelled share of each mixed image `(batch,)` float32. If all
+        images have labels, the soft labels are those of `mix_labels` and the shares are exactly 1.
+    """
+    soft = F.one_hot(labels.long(), num_labels).float() if labels.ndim == 1 else labels.float()
+    share, own, other = own_share(mixes, *size), labelled.float(), _partners(labelled.float())
+    both = own * other > 0
+    mixed = soft * share[:, None] + _partners(soft) * (1 - share[:, None])
+    alone = soft * own[:, None] + _partners(soft) * other[:, None]  # of at most one labelled partner
+    weights = torch.where(both, torch.ones_like(share), own * share + other * (1 - share))
+    return torch.where(both[:, None], mixed, alone), weights
+
+
 def draw_mixes(mixing: Mixing, generators: list[random.Random], height: int, width: int) -> Tensor:
     """Draw the mixes of a batch from one random generator per pair.
 

@@ -11,6 +11,7 @@ from typing import Any
 from transformers.trainer_utils import has_length
 
 from ..losses import ProblemType
+from .labels import has_label
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class DatasetInfo:
         takes_view_keys: Whether the data set is indexed by the view keys of sampling.py. If so, the trainer creates the
             sampler that yields them.
         makes_view_keys: Whether the rows of a stream contain view keys.
+        unlabelled_images: Number of images without a label. None if it is not known before the images are read.
+        extra_unlabelled: Number of images, the last ones, that are a set of unlabelled images beside the others.
+        unlabelled_share: Share of each global batch that these images have. None if there are none.
     """
 
     images: int | None = None
@@ -38,6 +42,23 @@ class DatasetInfo:
     seed: int | None = None
     takes_view_keys: bool = False
     makes_view_keys: bool = False
+    unlabelled_images: int | None = None
+    extra_unlabelled: int = 0
+    unlabelled_share: float | None = None
+
+    @property
+    def labelled(self) -> Sequence[Any] | None:
+        """Labels of the images that have one. None if the labels are not known before the images are read."""
+        if self.labels is None or all(map(has_label, self.labels)):
+            return self.labels
+        return [label for label in self.labels if has_label(label)]
+
+    @property
+    def sampler_fields(self) -> dict[str, Any]:
+        """The arguments of `sampling.ViewSampler` that describe the unlabelled images; empty if there are none."""
+        if not self.extra_unlabelled:
+            return {}
+        return {"unlabelled": self.extra_unlabelled, "unlabelled_share": self.unlabelled_share}
 
 
 def inspect_dataset(dataset: Any) -> DatasetInfo:
@@ -50,17 +71,21 @@ def inspect_dataset(dataset: Any) -> DatasetInfo:
         ValueError: The `problem_type` of the data set is unknown.
     """
     problem_type = getattr(dataset, "problem_type", None)
+    # Other libraries use the name `labels` for other things, so it is used only if the data set also has a problem type.
+    own = problem_type is not None
+    share = getattr(dataset, "unlabelled_share", None) if own else None
     return DatasetInfo(
         images=len(dataset) if has_length(dataset) else None,
-        # Other libraries use the name `labels` for other things, so it is used only if the data set also has a problem
-        # type.
-        labels=None if problem_type is None else getattr(dataset, "labels", None),
+        labels=getattr(dataset, "labels", None) if own else None,
         class_names=tuple(getattr(dataset, "class_names", None) or ()) or None,
         problem_type=None if problem_type is None else ProblemType(problem_type),
         view_size=getattr(dataset, "view_size", None),
         seed=getattr(dataset, "seed", None),
         takes_view_keys=bool(getattr(dataset, "takes_view_keys", False)),
         makes_view_keys=bool(getattr(dataset, "makes_view_keys", False)),
+        unlabelled_images=getattr(dataset, "unlabelled_images", None) if own else None,
+        extra_unlabelled=0 if share is None else len(dataset.unlabelled),
+        unlabelled_share=share,
     )
 
 

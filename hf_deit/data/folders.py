@@ -15,6 +15,7 @@ from ..errors import DataError, listed
 from ..losses import ProblemType
 from ..models.label_names import normal_form
 from .images import has_image_extension, is_image_file, is_unsupported_image, kind_of_file
+from .labels import has_label
 from .layouts import (
     NO_SPLIT,
     SPLITS,
@@ -195,7 +196,7 @@ def _labels_by_file(sources: Sequence[Source]) -> dict[str, str] | None:
             return None
         for item, label in zip(source.items, source.labels, strict=True):
             path = path_of(item)
-            if path is not None and os.path.exists(path):
+            if path is not None and has_label(label) and os.path.exists(path):
                 found[os.path.realpath(path)] = source.class_names[label]
     return found
 

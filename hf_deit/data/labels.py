@@ -16,8 +16,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..errors import DataError, listed
-from ..losses import ProblemType
+from ..losses import UNLABELLED, ProblemType
 from ..models.label_names import normal_form
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,14 @@ _CLASS_TYPES = ("string", "large_string", "bool", *_INTEGERS)
 _PEEKED_ROWS = 100  # of a stream of ClassLabel lists, which is not read in advance
 
 
+def has_label(label: Any) -> bool:
+    """Return whether the label of an image is one: neither `losses.UNLABELLED` nor a sequence of that number."""
+    if isinstance(label, int):
+        return label != UNLABELLED
+    values = np.asarray(label)
+    return not (values.size and bool((values == UNLABELLED).all()))
+
+
 @dataclass(frozen=True)
 class LabelReader:
     """Reader of the labels of rows.
@@ -47,6 +57,7 @@ class LabelReader:
         problem_type: Problem type: single-label or multi-label.
         name: Name of the data in messages.
         row_count: Number of rows, if they were counted.
+        unlabelled_rows: Number of rows without a label, if all cells were read.
     """
 
     convert: Callable[[Mapping[str, Any]], Label]
@@ -54,19 +65,26 @@ class LabelReader:
     problem_type: ProblemType
     name: str
     row_count: int | None = None
+    unlabelled_rows: int | None = None
 
     def label(self, row: Mapping[str, Any], number: int) -> Label:
         """Return the label of a row: a class index or, for multi-label data, zeros and ones `(classes,)`.
+
+        The label of a row without a label is `losses.UNLABELLED`, for multi-label data for each class.
 
         Args:
             row: Values of the row by column name.
             number: Number of the row, for messages.
 
         Raises:
-            DataError: The row has no label, an unknown class, or a value that is neither 0 nor 1 where one is expected.
+            DataError: The row has an unknown class, a label that looks like a mistake, or a value that is neither 0 nor 1
+                where one is expected.
         """
         try:
             return self.convert(row)
+        except _NoLabel:
+            single = self.problem_type == ProblemType.SINGLE_LABEL
+            return UNLABELLED if single else (UNLABELLED,) * len(self.class_names)
         except _CellError as error:
             if error.problem is None:
                 raise unlabelled(self.name, number) from error
@@ -81,17 +99,41 @@ class _CellError(Exception):
         self.problem = problem
 
 
+class _NoLabel(Exception):
+    """A row whose cells are empty: the image has no label."""
+
+
 def unlabelled(name: str, number: int, in_list: bool = False) -> DataError:
     """Return the error about a row without a label, or with an entry without a label in a list."""
     remedy = (
         "In lists of one number per class, write 0 for a class that the image does not have."
         if in_list
-        else "If -1 is a class, give it another name, such as 'negative'."
+        else "If -1 is a class, give it another name, such as 'negative'. If it stands for a missing label, leave the "
+        "cells empty."
     )
     return DataError(
         f"{name} has images without a label (-1, null or empty); the first one is in row {number}. Give each image a "
         f"label, or choose a labelled split. {remedy}"
     )
+
+
+def refuse_unlabelled(name: str, labels: Sequence[Label], remedy: str) -> None:
+    """Check that all images have labels.
+
+    Args:
+        name: Name of the data in messages.
+        labels: Label of each image.
+        remedy: How to fix it, as a sentence.
+
+    Raises:
+        DataError: An image has no label.
+    """
+    missing = [number for number, label in enumerate(labels) if not has_label(label)]
+    if missing:
+        raise DataError(
+            f"{name} has {len(missing)} image(s) without a label (null, empty or {UNLABELLED}); the first one is in row "
+            f"{missing[0]}. {remedy}"
+        )
 
 
 def read_labels(
@@ -201,8 +243,8 @@ class _FlagColumns:
 
     def __call__(self, row: Mapping[str, Any]) -> Label:
         cells = row if self.column is None else row[self.column]
-        if cells is None:
-            raise _CellError
+        if cells is None or all(_is_empty(cells[key]) or _is_unlabelled_text(cells[key]) for key in self.keys):
+            raise _NoLabel
         return tuple(_flag(cells[key], f"label column {key!r}") for key in self.keys)
 
 
@@ -234,7 +276,9 @@ class _Classes:
 
     def __call__(self, row: Mapping[str, Any]) -> Label:
         cell = row[self.column]
-        values = [None] if cell is None else self.entries(cell)
+        if _lacks_label(cell, self.entries) or (_is_unlabelled_text(cell) and cell not in self.index):
+            raise _NoLabel
+        values = self.entries(cell)
         unknown = [value for value in values if value not in self.index]
         if unknown and _is_missing(unknown[0]):
             raise _CellError
@@ -254,8 +298,8 @@ class _MultiHot:
 
     def __call__(self, row: Mapping[str, Any]) -> Label:
         cell = row[self.column]
-        if cell is None:
-            raise _CellError
+        if _is_empty(cell):
+            raise _NoLabel
         values = self.entries(cell)
         if len(values) != self.count:
             raise _CellError(
@@ -272,6 +316,34 @@ class _Separated:
 
     def __call__(self, cell: str) -> list[str]:
         return [text.strip() for text in cell.split(self.separator) if text.strip()]
+
+
+def _is_empty(cell: Any) -> bool:
+    """Return whether a cell says that the image has no label: null, an empty text, or `losses.UNLABELLED` as a number.
+
+    A list of that number for each class says it, too.
+    """
+    if cell is None or isinstance(cell, str):
+        return not cell
+    if isinstance(cell, list):
+        return bool(cell) and all(isinstance(value, int | float) and value == UNLABELLED for value in cell)
+    return isinstance(cell, int | np.integer | np.ndarray) and not has_label(cell)
+
+
+# The text of a label of -100 in a table whose cells are texts.
+_TEXT_OF_UNLABELLED = str(UNLABELLED)
+
+
+def _is_unlabelled_text(cell: Any) -> bool:
+    return isinstance(cell, str) and cell == _TEXT_OF_UNLABELLED
+
+
+def _lacks_label(cell: Any, entries: Callable[[Any], list[Any]]) -> bool:
+    """Return whether a cell of one label column is that of an image without a label.
+
+    In a column of texts with a separator, an empty text is that of an image that has none of the classes.
+    """
+    return _is_empty(cell) and not (isinstance(cell, str) and isinstance(entries, _Separated))
 
 
 def _is_missing(value: Any) -> bool:
@@ -298,6 +370,7 @@ class _Scan:
     repeating: int | None = None  # the first row that lists a value twice
     minus_one: int | None = None  # the first row with the text -1
     rows: int = 0
+    unlabelled_rows: int = 0
 
     def reader(self, feature: Any, cells: Callable[[str], Iterable[Any]], is_stream: bool) -> LabelReader:
         """Return the reader of the column."""
@@ -318,10 +391,18 @@ class _Scan:
         return self._reader_of_classes(self._texts(), _single)
 
     def _read(self, cells: Iterable[Any], entries: Callable[[Any], list[Any]]) -> None:
-        """Look at cells. Raise a DataError if a label is missing."""
+        """Look at cells. Raise a DataError if a label looks like a mistake, or if no row has a label."""
         self.rows, self.lengths, self.repeating, self.minus_one = 0, {}, None, None
+        self.unlabelled_rows, unlabelled_row = 0, None
         for number, cell in enumerate(cells):
-            values = [None] if cell is None else entries(cell)
+            self.rows += 1
+            if _lacks_label(cell, entries) or _is_unlabelled_text(cell):
+                unlabelled_row = number if unlabelled_row is None else unlabelled_row
+                if _is_unlabelled_text(cell):
+                    self.distinct.add(cell)
+                self.unlabelled_rows += 1
+                continue
+            values = entries(cell)
             if any(map(_is_missing, values)):
                 raise unlabelled(self.name, number, in_list=len(values) > 1)
             if self.minus_one is None and "-1" in values:
@@ -330,16 +411,21 @@ class _Scan:
             self.lengths.setdefault(len(values), number)
             if self.repeating is None and len(set(values)) < len(values):
                 self.repeating = number
-            self.rows += 1
+        if _TEXT_OF_UNLABELLED in self.distinct and not self._has_signs():
+            self.distinct.remove(_TEXT_OF_UNLABELLED)
+        if not self.lengths and unlabelled_row is not None and self.training_names is None:
+            raise unlabelled(self.name, unlabelled_row)
 
     def _check_minus_one(self) -> None:
         """Check that no text is -1, which means that there is no label unless another text has a sign too (+1)."""
-        if (
-            self.minus_one is not None
-            and "-1" not in (self.training_names or ())
-            and not any(text.startswith("+") for text in self.distinct)
-        ):
+        if self.minus_one is not None and "-1" not in (self.training_names or ()) and not self._has_signs():
             raise unlabelled(self.name, self.minus_one)
+
+    def _has_signs(self) -> bool:
+        """Return whether -100 is a class, because the texts are numbers with signs, or a class of the training images."""
+        return _TEXT_OF_UNLABELLED in (self.training_names or ()) or any(
+            isinstance(text, str) and text.startswith("+") for text in self.distinct
+        )
 
     # ---- values that are classes ----
 
@@ -406,7 +492,13 @@ class _Scan:
         single = entries is _single
         convert = _Classes(self.column, entries, index, None if single else len(names))
         problem_type = ProblemType.SINGLE_LABEL if single else ProblemType.MULTI_LABEL
-        return LabelReader(convert, names, problem_type, self.name, self.rows or None)
+        return self._label_reader(convert, names, problem_type)
+
+    def _label_reader(
+        self, convert: Callable[[Mapping[str, Any]], Label], names: tuple[str, ...], problem_type: ProblemType
+    ) -> LabelReader:
+        counted = (self.rows, self.unlabelled_rows) if self.rows else (None, None)
+        return LabelReader(convert, names, problem_type, self.name, *counted)
 
     # ---- several classes per image ----
 
@@ -500,7 +592,7 @@ class _Scan:
         class_names = tuple(known) if named else tuple(map(str, range(count)))
 
         convert = _MultiHot(self.column, entries, count)
-        return LabelReader(convert, class_names, ProblemType.MULTI_LABEL, self.name, self.rows or None)
+        return self._label_reader(convert, class_names, ProblemType.MULTI_LABEL)
 
     def _error(self, what: str) -> DataError:
         return DataError(
@@ -631,7 +723,7 @@ def contradictory_files(items: Sequence[Any], labels: Sequence[Label]) -> dict[s
         return {}  # embedded images: all of them would have to be read
     seen: dict[str, list[Label]] = {}
     for item, label in zip(items, labels, strict=True):
-        if isinstance(item, str):
+        if isinstance(item, str) and has_label(label):
             found = seen.setdefault(os.path.normpath(item), [])
             if label not in found:
                 found.append(label)
@@ -640,6 +732,7 @@ def contradictory_files(items: Sequence[Any], labels: Sequence[Label]) -> dict[s
 
 def constant_classes(labels: Sequence[Label], class_names: Sequence[str]) -> list[str]:
     """Return the classes of multi-label data that every image has, from which nothing can be learned."""
+    labels = [label for label in labels if has_label(label)]
     if not labels:
         return []
     return [name for index, name in enumerate(class_names) if all(row[index] for row in labels)]

@@ -13,14 +13,19 @@ from typing import Any
 
 from ..errors import DataError, listed
 from .folders import folder_layout, training_folder_has_classes
-from .images import check_policy, is_image_file
-from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, list_files, split_of
+from .images import check_policy
+from .labels import refuse_unlabelled
+from .layouts import NO_SPLIT, TEST, TRAIN, VALIDATION, VALIDATION_NAMES, Selection, chosen_splits, split_of
 from .sources import Source, check_class_names, check_classes, warn_of_shared_files
 from .splits import Layout, Split, dataset_layout, finished, move_to_image_folder, names_only, read_table, table_root
 from .table_files import divided, is_saved_dataset, no_training_split, open_all, refuse_hub_fields, table_files
 from .tables import Columns, TableReader
 
 logger = logging.getLogger(__name__)
+
+
+# What to do with images without a label (empty cells of a table).
+REFUSE, KEEP, LEAVE_OUT = UNLABELLED_ROWS = ("refuse", "keep", "leave_out")
 
 
 def load_splits(
@@ -30,6 +35,7 @@ def load_splits(
     columns: Columns | None = None,
     broken_images: str = "skip",
     selection: Selection | None = None,
+    unlabelled_rows: str = REFUSE,
 ) -> tuple[Source, Source]:
     """Find the training and the validation images of a path or of a data set on the Hub.
 
@@ -45,6 +51,9 @@ def load_splits(
         broken_images: What to do with a file whose header is not that of an image. "skip": leave it out and log a
             warning. "raise": raise a DataError.
         selection: Configuration, revision, split column and names of splits. None to find them by usual names.
+        unlabelled_rows: What to do with training images without a label, which tables and data sets may have. "refuse":
+            raise a DataError. "keep": keep them. "leave_out": leave them out and log their number. Validation images
+            always need labels.
 
     Returns:
         The training source and the validation source. Both have the same classes.
@@ -60,16 +69,47 @@ def load_splits(
     selection = selection or Selection()
     layout = _find(data, columns, broken_images, selection)
     train = _load(layout, TRAIN, broken_images)
+    if unlabelled_rows != LEAVE_OUT:
+        train = _with_labels(train, unlabelled_rows)
     held_out = layout.held_out(selection)
     validation = None if held_out is None else _load(layout, held_out, broken_images, train.class_names)
+    if validation is not None:
+        refuse_unlabelled(validation.name, validation.labels, "Validation images always need labels: add them.")
     check_classes(train.name, train.labels, train.class_names, train.problem_type)
     if validation is None:
         train, validation = train.split(validation_share, seed)
         validation = replace(validation, left_out=())  # the training source already lists them
     elif held_out == TEST:
         logger.info("%s has no validation split: the test split %r is used for validation.", data, layout.chosen[TEST])
+    if unlabelled_rows == LEAVE_OUT:  # after the split, so that the validation images are those of KEEP
+        train = _with_labels(train, unlabelled_rows)
     warn_of_shared_files(train.items, validation.items, data)
     return train, validation
+
+
+def _with_labels(source: Source, unlabelled_rows: str) -> Source:
+    """Treat the images without a label as `unlabelled_rows` says, see `load_splits`."""
+    if unlabelled_rows == KEEP:
+        return source
+    if unlabelled_rows != LEAVE_OUT:
+        refuse_unlabelled(
+            source.name,
+            source.labels,
+            "Give each image a label, or choose a labelled split. A student learns from images without a label if it has a "
+            "teacher or a teacher cache.",
+        )
+        return source
+    labelled = source.labelled_part()
+    if not len(labelled):
+        refuse_unlabelled(source.name, source.labels, "No image has one: give labels, or choose a labelled split.")
+    if len(labelled) < len(source):
+        logger.warning(
+            "%s: %d of %d images have no label and are left out.",
+            source.name,
+            len(source) - len(labelled),
+            len(source),
+        )
+    return labelled
 
 
 def _load(layout: Layout, split: str, broken_images: str, class_names: Sequence[str] | None = None) -> Source:
@@ -89,7 +129,7 @@ def load_training(
     """Find the training images in order to display them.
 
     The result is the training source of `load_splits` or, if no validation share can be split off, a source of all
-    images. The arguments are those of `load_splits`.
+    images. Images without a label are kept. The arguments are those of `load_splits`.
 
     Raises:
         DataError: As in `load_splits`, but a single class or image is allowed.
@@ -126,22 +166,6 @@ def list_training(
     return source, layout.held_out(selection) is not None
 
 
-def count_images(data: str) -> int:
-    """Return the number of images in a folder of any nesting, in a table or in a data set. Labels are not needed.
-
-    Raises:
-        DataError: No data or no image is found.
-    """
-    path = Path(data).expanduser()
-    if path.is_dir() and not is_saved_dataset(path) and not table_files(path):
-        count = sum(map(is_image_file, list_files(path).files))
-    else:
-        count = sum(len(split) for split in open_all(data).values())
-    if not count:
-        raise DataError(f"{data} has no images. Give a folder, a table or a data set with images.")
-    return count
-
-
 def load_validation(
     data: str,
     validation_share: float | None = None,
@@ -150,6 +174,7 @@ def load_validation(
     broken_images: str = "skip",
     selection: Selection | None = None,
     split: str | None = None,
+    unlabelled_rows: str = REFUSE,
 ) -> Source:
     """Find the images for an evaluation. `split_name` of the source is the split that they are.
 
@@ -166,6 +191,7 @@ def load_validation(
         selection: As in `load_splits`.
         split: Split to use instead: train, validation or test, under any of their usual names, or the name of a split in
             the data.
+        unlabelled_rows: What to do with images without a label: "refuse" or "leave_out", as in `load_splits`.
 
     Raises:
         DataError: As in `load_splits`, but a single class is allowed; or the data has no such split, or it has no labels.
@@ -176,14 +202,15 @@ def load_validation(
     known = TRAIN in layout.chosen and wanted not in (None, TRAIN)
     class_names = layout.splits[layout.train()].read(None).source.class_names if known else None
     if wanted not in (None, TRAIN):
-        return _load(layout, wanted, broken_images, class_names)
+        return _with_labels(_load(layout, wanted, broken_images, class_names), unlabelled_rows)
     held_out = layout.held_out(selection)
     train = _load(layout, TRAIN, broken_images)
+    if held_out is None and validation_share is not None:
+        parts = train.split(validation_share, seed)
+        return _with_labels(parts[0] if wanted == TRAIN else parts[1], unlabelled_rows)
+    train = _with_labels(train, unlabelled_rows)
     if wanted == TRAIN and held_out is not None:
         return train
-    if validation_share is not None:
-        parts = train.split(validation_share, seed)
-        return parts[0] if wanted == TRAIN else parts[1]
     if split is not None and split_of(split) == VALIDATION:
         raise DataError(f"split={split!r}: {data} has no validation split. Leave the split out to evaluate all images.")
     return replace(train, split_name="all" if len(layout.splits) == 1 and held_out is None else TRAIN)
@@ -262,6 +289,7 @@ def load_stream(
     else:  # a data set on the Hub: without streaming, `datasets` would download all splits
         held_out = _in_memory(splits[validation])
     read = read_table(held_out, f"{data} ({validation})", columns, root, reader.class_names, split_of(validation))
+    refuse_unlabelled(read.source.name, read.source.labels, "Validation images always need labels: add them.")
     split = Split(lambda names: read, root)
     return reader, finished(split, read, split_of(validation) or VALIDATION, broken_images)
 

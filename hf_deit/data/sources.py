@@ -20,7 +20,7 @@ from ..errors import DataError, listed, listed_lines
 from ..losses import ProblemType
 from ..models.label_names import normal_form
 from .images import find_unreadable, read_image, scan_images
-from .labels import constant_classes, contradictory_files
+from .labels import constant_classes, contradictory_files, has_label
 from .sampling import permutation
 from .tables import Label
 
@@ -74,7 +74,8 @@ def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], 
 
     Args:
         name: Name of the data in messages.
-        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`.
+        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`. Images without a
+            label are not counted.
         class_names: Name of each class, in index order.
         problem_type: Problem type: single-label or multi-label.
 
@@ -83,6 +84,7 @@ def check_classes(name: str, labels: Sequence[Any], class_names: Sequence[str], 
             and a class is in every image.
     """
     check_class_names(name, class_names, problem_type)
+    labels = [label for label in labels if has_label(label)]
     counts = Counter(labels)
     if problem_type == ProblemType.MULTI_LABEL:
         counts = Counter({label: sum(row[label] for row in labels) for label in range(len(class_names))})
@@ -167,7 +169,8 @@ class Source:
 
     Args:
         items: Undecoded images, see images.py: a list of paths, or a sequence that reads a `datasets` column on access.
-        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`.
+        labels: Label of each image: a class index or, for multi-label data, zeros and ones `(classes,)`. The label of an
+            image without a label is `losses.UNLABELLED`, for multi-label data for each class.
         class_names: Name of each class, in index order.
         fingerprint: Digest that changes when an image, a label, their order or a class changes. For a file it covers
             the name, the size and the first 16 KiB. If there are more than 50,000 images, it covers the first 16 KiB of
@@ -212,10 +215,23 @@ class Source:
         digest = hashlib.sha256(f"{self.fingerprint}:{indices}".encode()).hexdigest()
         return replace(self, items=items, labels=[self.labels[i] for i in indices], fingerprint=digest, name=name)
 
+    @property
+    def unlabelled_indices(self) -> list[int]:
+        """Indices of the images without a label."""
+        return [index for index, label in enumerate(self.labels) if not has_label(label)]
+
+    def labelled_part(self) -> "Source":
+        """Return a source of the images with a label; the source itself if all images have one."""
+        missing = set(self.unlabelled_indices)
+        if not missing:
+            return self
+        return self.subset([index for index in range(len(self)) if index not in missing], self.name)
+
     def split(self, share: float, seed: int) -> tuple["Source", "Source"]:
         """Split off `share` of every class (at least one image) for validation. The seed determines the split.
 
-        For multi-label data, `share` of all images is split off, regardless of their classes.
+        For multi-label data, `share` of all images is split off, regardless of their classes. Images without a label are
+        not split off.
 
         Returns:
             The remaining images, and the images that are split off.
@@ -225,7 +241,8 @@ class Source:
         """
         order = permutation(seed, 0, len(self), purpose="split").tolist()
         if self.problem_type == ProblemType.MULTI_LABEL:
-            return self._split_at(order[: min(max(round(share * len(self)), 1), len(self) - 1)])
+            order = [index for index in order if has_label(self.labels[index])]
+            return self._split_at(order[: min(max(round(share * len(order)), 1), len(order) - 1)])
         validation: list[int] = []
         for label, name in enumerate(self.class_names):
             members = [index for index in order if self.labels[index] == label]

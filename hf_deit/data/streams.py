@@ -129,6 +129,11 @@ class ViewStream(torch.utils.data.IterableDataset):
         return self.reader.problem_type
 
     @property
+    def unlabelled_images(self) -> int | None:
+        """Number of images without a label. None if it is not known before the rows are read."""
+        return self.reader.unlabelled_rows
+
+    @property
     def view_size(self) -> tuple[int, int]:
         """`(height, width)` of a view, in pixels."""
         return self.augmentation.require_view_size()
@@ -157,7 +162,7 @@ class ViewStream(torch.utils.data.IterableDataset):
         """Yield the rows of one pass or, in a worker, the worker's share of them.
 
         Raises:
-            DataError: The label of a row is missing or invalid, an image cannot be decoded and `broken_images` is
+            DataError: The label of a row is invalid, an image cannot be decoded and `broken_images` is
                 "raise", or no worker can fill a batch.
         """
         epoch = int(self._epoch)

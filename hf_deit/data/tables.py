@@ -113,6 +113,61 @@ def _find_column(
     return candidates[0]
 
 
+class ImageReader:
+    """Reader of the images of a data set, whatever its other columns are.
+
+    Args:
+        dataset: A `datasets` data set whose columns are known.
+        column: Column of images. None for the only image column, or one with a default name.
+        name: Name of the data in messages.
+        root: Folder that relative paths are relative to. None for the working folder.
+
+    Raises:
+        DataError: The column is missing or ambiguous.
+    """
+
+    def __init__(self, dataset: Any, column: str | None, name: str, root: Path | None = None):
+        import datasets
+
+        features = dataset.features
+        self.name, self.root = name, root
+        self.column = (
+            _check_columns([column], features, name, "image_column")[0]
+            if column is not None
+            else _find_column(features, datasets.Image, _is_embedded, _IMAGE_NAMES, "image_column", name)
+        )
+        self._feature = features[self.column]
+        self._is_image = isinstance(self._feature, datasets.Image)
+        self._holds_paths = getattr(self._feature, "dtype", None) in ("string", "large_string")
+        if self._is_image:
+            dataset = dataset.cast_column(self.column, datasets.Image(decode=False))
+        self.dataset = dataset
+
+    @property
+    def image_column(self) -> str:
+        """Column of images."""
+        return self.column
+
+    def check(self) -> None:
+        """Check the type of the column.
+
+        Raises:
+            DataError: The column holds neither paths nor images.
+        """
+        if not (self._holds_paths or _is_embedded(self._feature) or self._is_image):
+            raise DataError(
+                f"Column {self.column!r} of {self.name} holds neither paths nor images: set image_column to another "
+                f"column. Its columns are {_describe_columns(self.dataset.features)}."
+            )
+
+    def items(self) -> Sequence[Any]:
+        """Return the undecoded images of all rows: a list of items, or a sequence that reads the column on access."""
+        if self._holds_paths:
+            return [as_item(value, self.root, number) for number, value in enumerate(self.dataset[self.column])]
+        column = self.dataset.select_columns([self.column])
+        return _ImageColumn(column, self.column, self.root, range(len(column)))
+
+
 class TableReader:
     """Reader that converts the rows of a data set to items and labels.
 
@@ -147,32 +202,18 @@ class TableReader:
         if features is None:  # the columns of a streamed CSV or JSON file are not known before it is read
             dataset = dataset._resolve_features()
             features = dataset.features or {}
-        self.name, self.root = name, root
+        self.name = name
         # If the labels of a stream have to be read, its rows are counted.
         self.row_count: int | None = len(dataset) if hasattr(dataset, "__len__") else None
-        self.image_column = (
-            _check_columns([columns.image], features, name, "image_column")[0]
-            if columns.image is not None
-            else _find_column(features, datasets.Image, _is_embedded, _IMAGE_NAMES, "image_column", name)
-        )
+        images = ImageReader(dataset, columns.image, name, root)
+        self.image_column = images.column
         self.label_columns = (
             _check_columns(columns.labels, features, name, "label_column")
             if columns.labels
             else [_find_column(features, datasets.ClassLabel, _lists_classes, LABEL_NAMES, "label_column", name)]
         )
-        if isinstance(features[self.image_column], datasets.Image):
-            dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self.dataset = dataset
-        self._holds_paths = getattr(features[self.image_column], "dtype", None) in ("string", "large_string")
-        if not (
-            self._holds_paths
-            or _is_embedded(features[self.image_column])
-            or isinstance(features[self.image_column], datasets.Image)
-        ):
-            raise DataError(
-                f"Column {self.image_column!r} of {name} holds neither paths nor images: set image_column to another "
-                f"column. Its columns are {_describe_columns(features)}."
-            )
+        images.check()
+        self._images, self.dataset = images, images.dataset
         self._labels = read_labels(
             features,
             self.label_columns,
@@ -186,6 +227,15 @@ class TableReader:
             self.row_count = self._labels.row_count
 
     @property
+    def root(self) -> Path | None:
+        """Folder that relative paths are relative to. None for the working folder."""
+        return self._images.root
+
+    @root.setter
+    def root(self, folder: Path | None) -> None:
+        self._images.root = folder
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class, in index order."""
         return self._labels.class_names
@@ -194,6 +244,11 @@ class TableReader:
     def problem_type(self) -> ProblemType:
         """Problem type: single-label or multi-label."""
         return self._labels.problem_type
+
+    @property
+    def unlabelled_rows(self) -> int | None:
+        """Number of rows without a label. None if the labels were not read when the reader was created."""
+        return self._labels.unlabelled_rows
 
     def rename_classes(self, names: Sequence[str]) -> None:
         """Give the classes other names, in index order."""
@@ -206,12 +261,14 @@ class TableReader:
     def label(self, row: Mapping[str, Any], number: int) -> Label:
         """Return the label of a row: a class index or, for multi-label data, zeros and ones `(classes,)`.
 
+        A row without a label gets `losses.UNLABELLED`, for multi-label data for each class.
+
         Args:
             row: Values of the row by column name.
             number: Number of the row, for messages.
 
         Raises:
-            DataError: The row has no label or an unknown class, or a value that must be 0 or 1 is neither.
+            DataError: The row has an unknown class or a label of -1, or a value that must be 0 or 1 is neither.
         """
         return self._labels.label(row, number)
 
@@ -219,7 +276,7 @@ class TableReader:
         """Return the labels of all rows.
 
         Raises:
-            DataError: The label of a row is missing or invalid, see `label`.
+            DataError: The label of a row is invalid, see `label`.
         """
         columns = [self.dataset[column] for column in self.label_columns]
         rows = zip(*columns, strict=True)
@@ -227,11 +284,7 @@ class TableReader:
 
     def items(self) -> Sequence[Any]:
         """Return the undecoded images of all rows: a list of items, or a sequence that reads the column on access."""
-        if self._holds_paths:
-            cells = enumerate(self.dataset[self.image_column])
-            return [as_item(value, self.root, number) for number, value in cells]
-        column = self.dataset.select_columns([self.image_column])
-        return _ImageColumn(column, self.image_column, self.root, range(len(column)))
+        return self._images.items()
 
     def rows(self) -> Iterator[tuple[Any, Label]]:
         """Yield the item and the label of each row, for a stream."""

@@ -8,6 +8,7 @@ If a training image cannot be decoded, the next readable image of its class is u
 image and counted. An unreadable image is never replaced by a black image.
 """
 
+import functools
 import logging
 import math
 import mmap
@@ -21,11 +22,12 @@ import torch
 from PIL import Image
 
 from ..errors import DataError
-from ..losses import ProblemType
+from ..losses import UNLABELLED, ProblemType
 from ..models.image_processing_deit import evaluation_view
 from .augmentation import Augmentation
 from .batch_ops import Mixing, draw_mixes
 from .images import check_policy
+from .labels import has_label
 from .sampling import ViewKey, pair_generator, view_generator
 from .sources import Source
 from .tables import Label
@@ -48,26 +50,34 @@ class KeptViews:
         images: Number of images.
         repeats: Number of views per image in an epoch.
         view_size: `(height, width)` of a view, in pixels.
+        shown_once: Number of further images, after the others, that have one view in an epoch.
     """
 
-    def __init__(self, num_views: int, images: int, repeats: int, view_size: tuple[int, int]):
-        self.shape = (num_views, images, repeats)
-        count = math.prod(self.shape)
+    def __init__(self, num_views: int, images: int, repeats: int, view_size: tuple[int, int], shown_once: int = 0):
+        self.shape = (num_views, images, repeats, view_size, shown_once)
+        places = (num_views, images * repeats + shown_once)
+        count = math.prod(places)
         # share_memory_() is not used: it needs /dev/shm, which is small in containers, and a process that exceeds it is
         # killed.
-        memory = mmap.mmap(-1, self.bytes_for(*self.shape, view_size))
-        self._known = torch.frombuffer(memory, dtype=torch.uint8, count=count).view(self.shape)
+        memory = mmap.mmap(-1, self.bytes_for(*self.shape))
+        self._known = torch.frombuffer(memory, dtype=torch.uint8, count=count).view(places)
         pixels = torch.frombuffer(memory, dtype=torch.uint8, offset=count)
-        self._pixels = pixels.view(*self.shape, 3, *view_size)
+        self._pixels = pixels.view(*places, 3, *view_size)
 
     @staticmethod
-    def bytes_for(num_views: int, images: int, repeats: int, view_size: tuple[int, int]) -> int:
+    def bytes_for(num_views: int, images: int, repeats: int, view_size: tuple[int, int], shown_once: int = 0) -> int:
         """Return the number of bytes needed: the pixels and one byte per view that marks it as stored."""
-        return num_views * images * repeats * (1 + 3 * math.prod(view_size))
+        return num_views * (images * repeats + shown_once) * (1 + 3 * math.prod(view_size))
+
+    def _place(self, key: ViewKey) -> tuple[int, int]:
+        _, images, repeats, _, _ = self.shape
+        if key.index < images:
+            return key.epoch, key.index * repeats + key.view
+        return key.epoch, images * repeats + key.index - images
 
     def get(self, key: ViewKey) -> torch.Tensor | None:
         """Return a copy of a view, `(3, height, width)` uint8, or None if it has not been stored."""
-        place = key.epoch, key.index, key.view
+        place = self._place(key)
         return self._pixels[place].clone() if self._known[place] else None
 
     def keep(self, key: ViewKey, pixels: torch.Tensor) -> None:
@@ -76,7 +86,7 @@ class KeptViews:
         Several workers may store a view at the same time: they write the same pixels, and mark the view as stored
         afterwards.
         """
-        place = key.epoch, key.index, key.view
+        place = self._place(key)
         self._pixels[place] = pixels
         self._known[place] = 1
 
@@ -180,15 +190,20 @@ class ViewDataset(_SourceDataset):
         seed: Seed of the run.
         broken_images: What to do if an image cannot be decoded. "skip": use the next readable image with the same
             label, in index order, with the random numbers of the requested key; in multi-label data, if there is none,
-            the next readable image with other labels. "raise": raise a DataError.
+            the next readable image with other labels. An image without a label is replaced by the next one without a
+            label. "raise": raise a DataError.
         concurrent_trainings: Number of runs that train on this machine at the same time and share its memory, including
             this run.
         memory_limit: Largest number of bytes in which all these runs together keep views that are shown again. Views
             never take more than half of the memory that is free on the machine. Lower the limit in a container or batch
             job of less than 8 GB; raise it for a large data set on a machine with much memory.
+        unlabelled: Images without labels beside those of `source`. Their indices follow those of `source`. They need a
+            teacher, and `unlabelled_share`. The images of `source` may lack labels too; these belong to an ordinary epoch.
+        unlabelled_share: Share in (0, 1) of each global batch that is taken from `unlabelled`.
 
     Raises:
-        DataError: `broken_images` is unknown, `concurrent_trainings` is below 1, or `memory_limit` is negative.
+        DataError: `broken_images` is unknown, `concurrent_trainings` is below 1, `memory_limit` is negative, or only one
+            of `unlabelled` and `unlabelled_share` is given.
         RecipeError: The augmentation has no `view_size`.
     """
 
@@ -204,8 +219,15 @@ class ViewDataset(_SourceDataset):
         *,
         concurrent_trainings: int = 1,
         memory_limit: int = DEFAULT_MEMORY_LIMIT,
+        unlabelled: Source | None = None,
+        unlabelled_share: float | None = None,
     ):
         check_policy(broken_images)
+        if (unlabelled is None) != (unlabelled_share is None):
+            raise DataError(
+                f"unlabelled={getattr(unlabelled, 'name', None)!r}, unlabelled_share={unlabelled_share}: give both, the images "
+                "and their share of each batch, or neither."
+            )
         augmentation.require_view_size()
         if concurrent_trainings < 1 or memory_limit < 0:
             raise DataError(
@@ -218,10 +240,40 @@ class ViewDataset(_SourceDataset):
         self.broken_images = broken_images
         self.concurrent_trainings = concurrent_trainings
         self.memory_limit = memory_limit
+        self.unlabelled = unlabelled
+        self.unlabelled_share = unlabelled_share
         # 1 for each image that was found unreadable. The tensor is shared with the workers, so that only one worker
         # logs an image and the images of all workers are counted.
-        self.broken = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+        self.broken = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
         self._kept: KeptViews | None = None
+
+    def __len__(self) -> int:
+        return len(self.source) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+    @functools.cached_property
+    def labels(self) -> Sequence[Label]:
+        """Label of each image, see `Source`. An image without a label has `losses.UNLABELLED`."""
+        return self.source.labels if self.unlabelled is None else [*self.source.labels, *self._no_labels()]
+
+    def _no_labels(self) -> list[Label]:
+        single = self.problem_type == ProblemType.SINGLE_LABEL
+        label = UNLABELLED if single else (UNLABELLED,) * len(self.class_names)
+        return [label] * len(self.unlabelled)
+
+    @functools.cached_property
+    def unlabelled_images(self) -> int:
+        """Number of images without a label."""
+        return len(self.source.unlabelled_indices) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+    def image(self, index: int) -> Image.Image:
+        """Read an image as upright 8-bit RGB.
+
+        Raises:
+            DataError: The image cannot be decoded. The message names it.
+        """
+        if index < len(self.source):
+            return self.source.image(index)
+        return self.unlabelled.image(index - len(self.source))
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -233,26 +285,34 @@ class ViewDataset(_SourceDataset):
 
         Args:
             num_views: Number of epochs with distinct views.
-            repeats: Largest number of views per image in an epoch.
+            repeats: Largest number of views per image in an epoch; with `unlabelled`, per image of `source`.
             processes: Number of training processes on this machine. Each process keeps its own views.
         """
-        shape = (num_views, len(self), repeats)
+        shown_once = 0 if self.unlabelled is None else len(self.unlabelled)
+        shape = (num_views, len(self.source), repeats, self.view_size, shown_once)
         if self._kept is None or self._kept.shape != shape:
             free = free_memory()
             limit = self.memory_limit if free is None else min(self.memory_limit, int(_SHARE_OF_MEMORY * free))
             allowed = limit // (processes * self.concurrent_trainings)
-            self._kept = memory_for_views(allowed, *shape, self.view_size)
+            self._kept = memory_for_views(allowed, *shape)
 
     def describe(self) -> dict[str, Any]:
         """Return the properties of the data that must be the same when a run is resumed."""
-        return {
+        described = {
             "fingerprint": self.fingerprint,
-            "images": len(self),
+            "images": len(self.source),
             "classes": list(self.class_names),
             "augmentation": self.augmentation.describe(),
             "seed": self.seed,
             "broken_images": self.broken_images,
         }
+        if self.unlabelled is not None:
+            described["unlabelled"] = {
+                "fingerprint": self.unlabelled.fingerprint,
+                "images": len(self.unlabelled),
+                "share": self.unlabelled_share,
+            }
+        return described
 
     def __getitem__(self, key: ViewKey) -> dict[str, Any]:
         """Return `pixel_values` `(3, height, width)` uint8, `labels` (a class index, or zeros and ones `(classes,)`)
@@ -272,7 +332,7 @@ class ViewDataset(_SourceDataset):
         if kept is not None:
             return {"pixel_values": kept, "labels": self.labels[key.index], "view_key": key}
         if self.broken_images == "raise":
-            image, index = self.source.image(key.index), key.index
+            image, index = self.image(key.index), key.index
         else:
             image, index = self._readable(key.index)
         row = view_row(image, self.labels[index], self.augmentation, self.seed, key)
@@ -286,12 +346,14 @@ class ViewDataset(_SourceDataset):
             if self.broken[candidate]:
                 continue
             try:
-                return self.source.image(candidate), candidate
+                return self.image(candidate), candidate
             except DataError as error:
                 self.broken[candidate] = 1
-                logger.warning("%s In training, the next readable image with the same label takes its place.", error)
+                kind = "with the same label" if has_label(self.labels[candidate]) else "without a label"
+                logger.warning("%s In training, the next readable image %s takes its place.", error, kind)
         label = self.labels[index]
-        which = f"of class {self.class_names[label]!r} " if isinstance(label, int) else ""
+        which = f"of class {self.class_names[label]!r} " if isinstance(label, int) and has_label(label) else ""
+        which = which if has_label(label) else "without a label "
         raise DataError(
             f"None of the images {which}of {self.name} can be decoded: repair the images, or leave the class out."
         )
@@ -301,8 +363,9 @@ class ViewDataset(_SourceDataset):
         yield index
         following = [(index + step) % len(labels) for step in range(1, len(labels))]
         yield from (other for other in following if labels[other] == labels[index])
-        if not isinstance(labels[index], int):  # multi-label: it is possible that no other image has this combination
-            yield from (other for other in following if labels[other] != labels[index])
+        # Multi-label: it is possible that no other image has this combination.
+        if not isinstance(labels[index], int) and has_label(labels[index]):
+            yield from (other for other in following if labels[other] != labels[index] and has_label(labels[other]))
 
 
 class EvaluationDataset(_SourceDataset):

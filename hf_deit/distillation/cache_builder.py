@@ -40,7 +40,7 @@ from .cache_writer import PART_RECORDS, Batches, CacheWriter, Records
 from .guidance import Guidance
 from .objective import view_outputs
 from .teacher import Teacher
-from .view_schedule import ViewSchedule, describe_validation, describe_views
+from .view_schedule import ViewSchedule, describe_validation
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _manifest(
         "version": FORMAT_VERSION,
         "teacher": {"fingerprint": teacher.fingerprint(), "class": type(teacher.model).__name__},
         "layout": record_format.describe(),
-        "views": {**describe_views(schedule.dataset, schedule.mixing), "records": schedule.records},
+        "views": {**schedule.describe(), "records": schedule.records},
         "validation": None if validation is None else describe_validation(validation),
         TEACHER_FACTS: _teacher_facts(teacher, teacher_name),
     }

@@ -28,7 +28,7 @@ from .cache import CACHE_AND_NOW, GUIDANCE, TeacherCache
 from .guidance import Guidance, MapShape, TeacherLayers, name_of
 from .objective import view_outputs
 from .teacher import Teacher
-from .view_schedule import ViewSchedule, describe_validation, describe_views
+from .view_schedule import ViewSchedule, describe_validation
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class CachedTeacher:
         _check_problem_type(self.cache, problem_type)
         _check_record_format(self.cache, distillation_type, tau)
         if schedule is not None:
-            self.cache.check("views", describe_views(schedule.dataset, schedule.mixing))
+            self.cache.check("views", schedule.describe())
             self.num_views = schedule.num_views
             self._check_length(schedule)
         self._check_validation(eval_dataset)

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.batch_ops import mix_labels, mix_pixels, resize
+from ..data.batch_ops import mix_labels, mix_partial_labels, mix_pixels, resize
 from ..data.pixel_pipeline import UNCHANGED, PixelPipeline
 from ..errors import TeacherError
 from ..losses import (
     TEACHER_OUTPUTS,
     ProblemType,
     distillation_terms,
+    split_labels,
     supervised_loss,
     teacher_loss,
 )
@@ -41,11 +42,14 @@ class PreparedBatch(NamedTuple):
         teacher_pixels: `(batch, channels, height, width)` in [0, 1], mixed. The teacher itself resizes and normalises
             them. None if they were not requested.
         labels: `(batch,)`, or mixed `(batch, num_labels)`. None if the batch has no labels.
+        label_weights: Share of each image that has a label, `(batch,)` in [0, 1]. None if the objective allows no images
+            without a label, or the batch has no labels.
     """
 
     student_pixels: Tensor | None
     teacher_pixels: Tensor | None
     labels: Tensor | None
+    label_weights: Tensor | None = None
 
 
 class DistillationObjective:
@@ -72,6 +76,7 @@ class DistillationObjective:
         guidance: How the student's patches learn from those of the teacher. None: they do not.
         guidance_weight: Weight of the guidance loss, which is added to the loss.
         projections: Projections of the student's features for the guidance, see `Guidance.loss`.
+        allows_unlabelled: Whether images may have no label (`losses.UNLABELLED`). They have no label term.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class DistillationObjective:
         guidance: Guidance | None = None,
         guidance_weight: float = 1.0,
         projections: Sequence[Callable[[Tensor], Tensor]] = (),
+        allows_unlabelled: bool = False,
     ):
         self.num_labels = num_labels
         self.problem_type = problem_type
@@ -110,6 +116,7 @@ class DistillationObjective:
         self.guidance = guidance
         self.guidance_weight = guidance_weight
         self.projections = projections
+        self.allows_unlabelled = allows_unlabelled
 
     # ---- the batch ----
 
@@ -140,7 +147,7 @@ class DistillationObjective:
                 teacher_pixels = self._view(own_view, mixes)
             else:
                 teacher_pixels = view if view is not None else self._view(pixel_values, mixes)
-        return PreparedBatch(student_pixels, teacher_pixels, self._labels(batch))
+        return PreparedBatch(student_pixels, teacher_pixels, *self._labels(batch))
 
     def _is_ready(self, pixel_values: Tensor) -> bool:
         """Return whether the pixels are floats of the student's size. Such pixels are already normalised."""
@@ -157,11 +164,17 @@ class DistillationObjective:
             view = resize(view, self.image_size)
         return self.pixels(view)
 
-    def _labels(self, batch: Mapping[str, Any]) -> Tensor | None:
-        labels, mixes = batch.get("labels"), batch.get("mixes")
+    def _labels(self, batch: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the labels, mixed if there are `mixes`, and the share of each image that has a label."""
+        labels, mixes, weights = batch.get("labels"), batch.get("mixes"), None
+        if labels is not None and self.allows_unlabelled:
+            labels, weights = split_labels(labels)
         if labels is None or mixes is None:
-            return labels
-        return mix_labels(labels, mixes, self.num_labels, tuple(batch["pixel_values"].shape[-2:]))
+            return labels, weights
+        size = tuple(batch["pixel_values"].shape[-2:])
+        if weights is None:
+            return mix_labels(labels, mixes, self.num_labels, size), None
+        return mix_partial_labels(labels, weights, mixes, self.num_labels, size)
 
     @staticmethod
     def other_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +223,7 @@ class DistillationObjective:
         student_outputs: Mapping[str, Tensor],
         teacher_outputs: Mapping[str, Tensor],
         labels: Tensor,
+        label_weights: Tensor | None = None,
         student_maps: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss of each image and its named parts.
@@ -219,6 +233,7 @@ class DistillationObjective:
                 `distillation_logits`. Other entries are not used.
             teacher_outputs: The teacher's outputs, as the method `teacher_outputs` returns them.
             labels: The labels from `prepare`.
+            label_weights: The label weights from `prepare`.
             student_maps: Map `(batch, channels, height, width)` of each layer of the student that is guided. Default:
                 no guidance term.
 
@@ -240,7 +255,7 @@ class DistillationObjective:
             )
             if loss_on_teacher is None:  # an evaluation of images for which no outputs are cached
                 heads = {"logits": heads.get("cls_logits", heads["logits"])}
-        terms = distillation_terms(heads, self._label_loss(labels), loss_on_teacher, self.alpha)
+        terms = distillation_terms(heads, self._label_loss(labels), loss_on_teacher, self.alpha, label_weights)
         return terms if student_maps is None else self._guided(terms, teacher_outputs, student_maps)
 
     def _guided(

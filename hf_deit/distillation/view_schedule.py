@@ -51,7 +51,12 @@ class ViewSchedule:
             ValueError: If the global batch size is odd with repeats, or the data set has fewer than two images.
         """
         sampler = ViewSampler(
-            len(self.dataset), self.global_batch_size, self.dataset.seed, num_views=None, repeats=self.repeats
+            len(self.dataset),
+            self.global_batch_size,
+            self.dataset.seed,
+            num_views=None,
+            repeats=self.repeats,
+            **inspect_dataset(self.dataset).sampler_fields,
         )
         sampler.set_epoch(epoch)
         return sampler
@@ -59,7 +64,12 @@ class ViewSchedule:
     @property
     def records(self) -> int:
         """Number of views per epoch of views that get a record: those of all pairs and all repeats."""
-        return 2 * (len(self.dataset) // 2) * self.sampler(0).views_per_image
+        return self.sampler(0).records
+
+    def describe(self) -> dict[str, Any]:
+        """Return `describe_views` of these views."""
+        has_shares = bool(inspect_dataset(self.dataset).extra_unlabelled)
+        return describe_views(self.dataset, self.mixing, self.sampler(0).shares.rounds if has_shares else 1)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Return the positions of an epoch of views in batches: first those of the run, then the remaining ones."""
@@ -73,18 +83,23 @@ class ViewSchedule:
 
     def loader(self, epoch: int, batches: Sequence[Sequence[int]]) -> DataLoader:
         """Return a loader of the batches at these positions. The batches are equal to those of the run's own loader."""
-        flat = iter(
-            keys_at(self.dataset.seed, len(self.dataset), epoch, [position for batch in batches for position in batch])
-        )
+        positions = [position for batch in batches for position in batch]
+        shares = self.sampler(epoch).shares
+        flat = iter(keys_at(self.dataset.seed, len(self.dataset), epoch, positions, shares))
         keys: list[list[ViewKey]] = [[next(flat) for _ in batch] for batch in batches]
         collator = MixingCollator(collate, self.mixing, self.dataset.seed) if self.mixing.is_on else collate
         return DataLoader(self.dataset, batch_sampler=keys, collate_fn=collator, num_workers=self.workers)
 
 
-def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
+def describe_views(dataset: ViewDataset, mixing: Mixing, rounds: int = 1) -> dict[str, Any]:
     """Return everything that determines the pixels of the views and their order, and nothing else.
 
     Settings that a run may change while it uses the same cache are therefore not included.
+
+    Args:
+        dataset: The training images.
+        mixing: How partners are mixed.
+        rounds: Number of epochs for which labelled partners stay together, see `sampling.BatchShares`.
 
     Raises:
         TeacherCacheError: If the data set is a stream, or does not take view keys for another reason.
@@ -95,7 +110,12 @@ def describe_views(dataset: ViewDataset, mixing: Mixing) -> dict[str, Any]:
             "keys: its images have no index, or are augmented with a global random generator. Use a ViewDataset "
             "(streaming: false)."
         )
-    return {"data": dataset.describe(), "mixing": mixing.describe()}
+    data = dataset.describe()
+    if "unlabelled" in data:
+        # The share decides how many of the views a run shows, but not which pixels they have.
+        unlabelled = {name: value for name, value in data["unlabelled"].items() if name != "share"}
+        data["unlabelled"] = unlabelled | ({"labelled_pass_epochs": rounds} if rounds > 1 else {})
+    return {"data": data, "mixing": mixing.describe()}
 
 
 def describe_validation(dataset: EvaluationDataset) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Checks of the recipes of one experiment, before its first training."""
 
+import dataclasses
+
 from ..distillation.teacher import Teacher
 from ..errors import Problems
 from ..recipes.arguments import Recipe, TeacherArguments
 from ..recipes.build import teacher_of
-from ..recipes.data import RunData
+from ..recipes.data import RunData, with_unlabelled, without_unlabelled
 from ..recipes.validate import validate
 
 
 class RecipeChecks:
-    """Checker of recipes that have the same data. A teacher that recipes share is loaded once.
+    """Checker of recipes that have the same data, apart from their unlabelled images. A teacher that recipes share is loaded once.
 
     Args:
         data: The data of all recipes.
@@ -17,6 +19,8 @@ class RecipeChecks:
 
     def __init__(self, data: RunData):
         self.data = data
+        self._labelled = without_unlabelled(data)
+        self._unlabelled: dict[tuple[str, str | None], RunData] = {}
         self._arguments: TeacherArguments | None = None
         self._teacher: Teacher | None = None
 
@@ -47,5 +51,19 @@ class RecipeChecks:
         problems, teacher = Problems(), None
         with problems.gathered():
             teacher = self.teacher(recipe)
-        problems.extend(validate(recipe, self.data, teacher) if not problems.errors else ())
+        if not problems.errors:
+            with problems.gathered():
+                problems.extend(validate(recipe, self._data_of(recipe), teacher))
         problems.raise_all()
+
+    def _data_of(self, recipe: Recipe) -> RunData:
+        """Return the data with the unlabelled images of a recipe, which are read once for recipes that share them."""
+        own = recipe.data
+        if own == self.data.arguments:
+            return self.data
+        if own.unlabelled is None:
+            return dataclasses.replace(self._labelled, arguments=own)
+        named = (own.unlabelled, own.unlabelled_split)
+        if named not in self._unlabelled:
+            self._unlabelled[named] = with_unlabelled(self._labelled, own)
+        return dataclasses.replace(self._unlabelled[named], arguments=own)

@@ -4,6 +4,7 @@ A killed run resumes from its last checkpoint. A run that has a result is not re
 result. experiments/ablation.py reads the definition and makes the table; experiments/workers.py runs the processes.
 """
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -220,8 +221,13 @@ def _check_same_data(runs: Mapping[str, Run], recipes: Mapping[str, Recipe]) -> 
 
 
 def _load_data(ablation: Ablation, place: Place) -> RunData:
-    """Load the data of all runs, split with seed 0, so that the name of the data does not depend on the runs' seeds."""
-    data = load_run_data(_loaded(place, ablation.run(next(iter(ablation.variants)), 0)))
+    """Load the data of all runs, split with seed 0, so that the name of the data does not depend on the runs' seeds.
+
+    The unlabelled images are a field of each variant, and are not part of the name.
+    """
+    recipe = _loaded(place, ablation.run(next(iter(ablation.variants)), 0))
+    labelled = dataclasses.replace(recipe.data, unlabelled=None, unlabelled_split=None)
+    data = load_run_data(dataclasses.replace(recipe, data=labelled))
     data.check_one_class_an_image(RecipeError)
     return data
 

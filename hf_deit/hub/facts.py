@@ -118,7 +118,8 @@ def describe_run(
     Returns:
         `train_images`, `validation_images`, `classes` (`{name: {"train": images, "validation": images}}`, for
         single-label data), `parameters`, `learning_parameters`, `teacher`, `stored_answers`, `device`, `processes`,
-        `versions`. An unknown value is None. If the validation images are those of another split, `validation_split` is its
+        `versions`. An unknown value is None. `train_images` counts the images with labels; if there are others,
+        `unlabelled_images` is their number. If the validation images are those of another split, `validation_split` is its
         name, such as "test".
     """
     sets = {"train": train_dataset, "validation": eval_dataset}
@@ -127,6 +128,7 @@ def describe_run(
             f"{name}_images": None if isinstance(data, dict) else inspect_dataset(data).images
             for name, data in sets.items()
         },
+        **_unlabelled(train_dataset),
         **_other_split(eval_dataset),
         "classes": _class_counts(sets),
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -137,6 +139,14 @@ def describe_run(
         "processes": processes,
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _unlabelled(dataset: Any) -> dict[str, int]:
+    info = inspect_dataset(dataset)
+    if not info.unlabelled_images:
+        return {}
+    labelled = None if info.images is None else info.images - info.unlabelled_images
+    return {"train_images": labelled, "unlabelled_images": info.unlabelled_images}
 
 
 def _other_split(dataset: Any) -> dict[str, str]:

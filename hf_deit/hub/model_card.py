@@ -200,6 +200,7 @@ def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata)
         "extensions": summary.results.get("extensions", []),
         "class_counts": _class_counts(summary),
         "broken_images": results.get("broken_images"),
+        "unlabelled": results.get("unlabelled") or {},
         "steps": results.get("steps"),
         "train_runtime": results.get("train_runtime"),
         "run": run,

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..data.images import shorter_edges
-from ..data.loading import count_images, list_training
+from ..data.loading import list_training
 from ..data.sources import Source
+from ..data.unlabelled import count_unlabelled
 from ..errors import RecipeError
 from ..hub.facts import RECIPE_FILE
 from ..losses import ProblemType
@@ -62,6 +63,7 @@ FEW_IMAGES = 1_000
 IMBALANCE = 10
 # Number of images whose headers are read for the median of the shorter edges.
 SAMPLED_IMAGES = 500
+# The names of the fields of unlabelled images begin with this text.
 _UNLABELLED = "unlabelled"
 # Folders in proposed commands.
 _TEACHER_FOLDER, _CACHE_FOLDER = "teacher", "cache"
@@ -254,13 +256,12 @@ def propose(fields: Mapping[str, Any], *, check_teacher: bool = False) -> Propos
 def _typed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields with the types that they have in a recipe, without those that are None."""
     fields = {name: value for name, value in fields.items() if value is not None}
-    unlabelled = fields.pop(_UNLABELLED, None)
     check_names(fields)
     typed = {}
     for name, value in fields.items():
         entry, hint = field_entries()[name]
         typed[name] = typed_value(name, value, hint, entry.metadata.get("choices"))
-    return typed if unlabelled is None else {**typed, _UNLABELLED: unlabelled}
+    return typed
 
 
 def _group(group: type, fields: Mapping[str, Any]) -> Any:
@@ -296,10 +297,10 @@ def _situation(source: Source, given: Mapping[str, Any], share: float) -> Situat
     labelled = labels.min(axis=1) >= 0 if multi_label else labels >= 0  # the label of an image without one is negative
     labels, missing = labels[labelled], len(labels) - int(labelled.sum())
     counts = labels.sum(axis=0) if multi_label else np.bincount(labels, minlength=len(source.class_names))
-    edges = shorter_edges(source.items, SAMPLED_IMAGES)
+    edges, more = shorter_edges(source.items, SAMPLED_IMAGES), given.get("unlabelled")
     return Situation(
         images=round(share * len(labels)),
-        unlabelled=missing + (0 if given.get(_UNLABELLED) is None else count_images(given[_UNLABELLED])),
+        unlabelled=missing + (0 if more is None else count_unlabelled(more, given.get("unlabelled_split"))),
         class_names=source.class_names,
         counts=[round(share * int(count)) for count in counts],
         multi_label=multi_label,

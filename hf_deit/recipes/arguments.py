@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ..trainer.training_args import DistillationTrainingArguments
 
 
+# Default share of unlabelled images in each batch.
+UNLABELLED_SHARE = 0.5
+
+
 def _normalize(group: Any, name: str, value: Any) -> None:
     object.__setattr__(group, name, value)  # __post_init__ of a frozen dataclass cannot assign attributes
 
@@ -192,9 +196,35 @@ class DataArguments:
     evaluation_crop_ratio: float = field(
         default=0.875, metadata={"help": "Share of the resized image that the centre crop keeps at evaluation."}
     )
+    unlabelled: str | None = field(
+        default=None,
+        metadata={
+            "help": "Further training images without labels, for which the teacher answers: folder (images in any nesting; the "
+            "names of folders are ignored), table, saved datasets folder, or Hub name. Requires a teacher or a teacher cache."
+        },
+    )
+    unlabelled_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of the unlabelled images in a data set or folder of tables, or all. Default: unlabelled "
+            "(unlabeled, unsupervised), else train, else the only split."
+        },
+    )
+    unlabelled_share: float = field(
+        default=UNLABELLED_SHARE,
+        metadata={
+            "help": "Share in (0, 1) of each batch that is taken from unlabelled, rounded to whole pairs. An epoch is one pass "
+            "over the unlabelled images; the labelled ones repeat within it with new views."
+        },
+    )
 
     def __post_init__(self) -> None:
         _normalize(self, "data", _expanded(self.data))
+        _normalize(self, "unlabelled", _expanded(self.unlabelled or None))
+        if not 0 < self.unlabelled_share < 1:
+            raise RecipeError(
+                f"unlabelled_share={self.unlabelled_share}: it must be between 0 and 1 (exclusive), for example 0.5."
+            )
         _normalize(self, "class_names", _expanded(self.class_names))
         if not 0 <= self.views_memory < float("inf"):
             raise RecipeError(f"views_memory={self.views_memory}: give a number of gigabytes, at least 0.")
@@ -299,7 +329,7 @@ _NOT_SAVED = ("hub_token", "use_cpu")
 # What transformers raises for values of training arguments, and for packages and files that are missing.
 _VALUE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 _SIZES = ("image_size", "view_size", "teacher_image_size")
-_PATHS = ("data", "class_names", "model", "teacher", "teacher_weights", "teacher_cache")
+_PATHS = ("data", "unlabelled", "class_names", "model", "teacher", "teacher_weights", "teacher_cache")
 
 
 def field_groups() -> dict[str, type]:

@@ -22,7 +22,7 @@ from ..errors import RecipeError, TeacherCacheError
 from ..fingerprints import short_digest_of
 from ..hub.facts import without_machine
 from ..losses import ProblemType
-from ..trainer.checks import odd_batch_problems
+from ..trainer.checks import odd_batch_problems, unlabelled_problems
 from ..trainer.guided_student import guided_student
 from ..trainer.student import inspect_student
 from ..trainer.training_args import DistillationTrainingArguments
@@ -68,6 +68,8 @@ def cache_teacher(
     augmentation = dataclasses.replace(recipe.augmentation, view_size=view_size)
     dataset = data.training_set(augmentation, args.seed, args.global_batch_size)
     describe_views(dataset, args.mixing)  # raises an error for a stream before the teacher is loaded
+    for message in unlabelled_problems(args, dataset, learns=True):
+        raise RecipeError(message)
     schedule = args.view_schedule(dataset, args.dataloader_num_workers)
     wanted = _epochs(schedule.epochs_shown, epochs, first)
     teacher = build_teacher(recipe.teacher)
@@ -203,7 +205,16 @@ def cache_folder(caches: Path, recipe: Recipe, teacher: str) -> Path:
 
 
 # Fields of the data that a description holds only if they are given.
-_LATER_DATA_FIELDS = ("class_names", "data_config", "data_revision", "split_column", "train_split", "validation_split")
+_LATER_DATA_FIELDS = (
+    "class_names",
+    "data_config",
+    "data_revision",
+    "split_column",
+    "train_split",
+    "validation_split",
+    "unlabelled",
+    "unlabelled_split",
+)
 
 
 def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
@@ -213,6 +224,10 @@ def _describe_outputs(recipe: Recipe, teacher: str) -> dict[str, Any]:
     for name in _LATER_DATA_FIELDS:  # caches of earlier versions are described without them
         if data[name] is None:
             del data[name]
+    if recipe.data.unlabelled is None:
+        del data["unlabelled_share"]
+    else:
+        data["unlabelled"] = recipe.to_dict()["unlabelled"]
     # The fingerprint identifies the teacher; its outputs do not depend on its problem type.
     for name in ("teacher", "teacher_weights", "teacher_cache", "verify_teacher_cache", "teacher_problem_type"):
         del settings[name]

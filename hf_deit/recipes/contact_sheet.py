@@ -13,10 +13,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.augmentation import Augmentation
+from ..data.labels import has_label
 from ..data.loading import load_training
 from ..data.sampling import ViewKey, view_generator
 from ..data.sources import Source
-from ..errors import DataError, UserError
+from ..data.unlabelled import load_unlabelled
+from ..data.views import ViewDataset
+from ..errors import DataError, UserError, listed
 from ..files import STAGING_PREFIX
 from .arguments import Recipe
 from .data import columns_of, selection_of, view_size_of
@@ -29,7 +32,7 @@ MAX_PIXELS = 400_000_000
 
 
 def draw_sheet(
-    source: Source, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
+    source: Source | ViewDataset, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
 ) -> Image.Image:
     """Draw a contact sheet. Each row shows the original image, fitted into its cell, and then its views of epochs 0, 1 …
 
@@ -112,11 +115,12 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
         recipe: Recipe whose data, augmentation, seed and view size (or image size) are used. The default size is that of the
             weights that the student starts from, or 224 pixels.
         out: Image file to write; its extension determines the format.
-        images: Number of rows, spread evenly over the training images; fewer if there are fewer images.
+        images: Number of rows, spread evenly over the training images; fewer if there are fewer images. If the recipe names
+            unlabelled images, they have the last rows, `unlabelled_share` of them.
         views: Number of views per image.
 
     Returns:
-        The indices of the images shown, from the top. With `broken_images` "skip", the next readable image replaces an image
+        The indices of the images shown, from the top; the indices of unlabelled images follow those of the others. With `broken_images` "skip", the next readable image replaces an image
         that cannot be decoded.
 
     Raises:
@@ -133,12 +137,26 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
     source = load_training(
         data.data, data.validation_share, seed, columns_of(data), data.broken_images, selection_of(data)
     )
+    if data.unlabelled is None:
+        shown, indices = source, _chosen(source, images, data.broken_images)
+    else:
+        unlabelled = load_unlabelled(data.unlabelled, data.image_column, data.unlabelled_split, data.broken_images)
+        count = min(max(round(images * data.unlabelled_share), 1), max(images - 1, 1))
+        indices = _chosen(source, images - count, data.broken_images)
+        indices += [len(source) + index for index in _chosen(unlabelled, count, data.broken_images)]
+        shown = ViewDataset(source, augmentation, seed, unlabelled=unlabelled, unlabelled_share=data.unlabelled_share)
+    without = [row for row, index in enumerate(indices, 1) if not has_label(shown.labels[index])]
+    if without:
+        logger.info("Images without a label are in row(s) %s from the top.", listed(without, str))
+    save_image(draw_sheet(shown, indices, augmentation, seed, views), out)
+    return indices
+
+
+def _chosen(source: Source, images: int, broken_images: str) -> list[int]:
+    """Return the indices of up to `images` images, spread evenly over a source."""
     rows = min(images, len(source))
     indices = [row * len(source) // rows for row in range(rows)]
-    if data.broken_images == "skip":
-        indices = _readable(source, indices)
-    save_image(draw_sheet(source, indices, augmentation, seed, views), out)
-    return indices
+    return _readable(source, indices) if broken_images == "skip" and rows else indices
 
 
 def _readable(source: Source, wanted: Sequence[int]) -> list[int]:

@@ -5,17 +5,18 @@ data/loading.py finds the images. build.py builds student, teacher and trainer f
 
 import logging
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..data.augmentation import Augmentation
 from ..data.layouts import Selection
-from ..data.loading import is_image_folder, load_splits, load_stream
+from ..data.loading import KEEP, is_image_folder, load_splits, load_stream
 from ..data.sources import Source, without_unreadable
 from ..data.streams import NOT_PROMISED, ViewStream
 from ..data.tables import Columns, TableReader
+from ..data.unlabelled import duplicates, load_unlabelled
 from ..data.views import ViewDataset
 from ..errors import DataError, RecipeError, UserError
 from ..fingerprints import short_digest_of
@@ -39,6 +40,11 @@ class RunData:
         arguments: Data fields of the recipe.
         left_out_at_scan: Number of images left out because their file is missing, or its header is not that of an image.
         left_out_of_validation: Number of validation images that cannot be decoded.
+        unlabelled: Unlabelled images beside the training images, without those that are validation images. None if the
+            recipe names none.
+        comparison: What the comparison of images without labels with the other images found; None if there are none.
+            `validation_images`: number of those that were left out because they are validation images.
+            `labelled_images`: number of images of `unlabelled` that are labelled training images too, which are kept.
     """
 
     train: Source | TableReader
@@ -46,11 +52,16 @@ class RunData:
     arguments: DataArguments
     left_out_at_scan: int
     left_out_of_validation: int
+    unlabelled: Source | None = None
+    comparison: dict[str, int] | None = None
 
     @property
     def name(self) -> str:
         """Short digest of the training and validation images, their labels and their order."""
-        return short_digest_of([self.train.fingerprint, self.validation.fingerprint])
+        fingerprints = [self.train.fingerprint, self.validation.fingerprint]
+        return short_digest_of(
+            fingerprints if self.unlabelled is None else [*fingerprints, self.unlabelled.fingerprint]
+        )
 
     def check_one_class_an_image(self, error: type[UserError]) -> None:
         """Check that every image has one class, so that accuracies can be compared.
@@ -91,6 +102,8 @@ class RunData:
                 policy,
                 concurrent_trainings=concurrent_trainings,
                 memory_limit=int(self.arguments.views_memory * 1e9),
+                unlabelled=self.unlabelled,
+                unlabelled_share=None if self.unlabelled is None else self.arguments.unlabelled_share,
             )
         if self.train.row_count is not None and self.train.row_count < step_size:
             raise DataError(
@@ -99,6 +112,18 @@ class RunData:
                 "gradient_accumulation_steps, or set streaming: false."
             )
         return ViewStream(self.train, augmentation, seed, self.arguments.shuffle_buffer, step_size, policy)
+
+    def unlabelled_counts(self, training_set: ViewDataset | ViewStream) -> dict[str, int] | None:
+        """Return the number of training images without labels, and what the comparison found; None if there are none."""
+        images = training_set.unlabelled_images
+        if not images and self.comparison is None:
+            return None
+        found = self.comparison or {}
+        return {
+            "images": images,
+            **({} if self.unlabelled is None else {"also_labelled": found["labelled_images"]}),
+            **({"left_out_validation_images": found["validation_images"]} if found else {}),
+        }
 
     def broken_images(self, training_set: ViewDataset | ViewStream, accelerator: Any) -> dict[str, int]:
         """Return the number of unreadable images, by how they were handled. All processes must call this method.
@@ -151,16 +176,104 @@ def load_run_data(recipe: Recipe) -> RunData:
         train, validation = load_stream(arguments.data, columns, policy, selection)
         logger.warning(NOT_PROMISED)
     else:
-        train, validation = load_splits(arguments.data, arguments.validation_share, seed, columns, policy, selection)
+        # Whether the run can learn from images without labels is checked with its teacher, by the trainer.
+        train, validation = load_splits(
+            arguments.data, arguments.validation_share, seed, columns, policy, selection, unlabelled_rows=KEEP
+        )
     names = None if arguments.class_names is None else read_class_names(arguments.class_names)
     train, validation = with_class_names(train, names), with_class_names(validation, names)
     at_scan = len(validation.left_out) + (len(train.left_out) if isinstance(train, Source) else 0)
     readable = without_unreadable(validation, policy)
-    return RunData(train, readable, arguments, at_scan, len(validation) - len(readable))
+    data = RunData(train, readable, arguments, at_scan, len(validation) - len(readable))
+    return with_unlabelled(data, arguments)
+
+
+def with_unlabelled(data: RunData, arguments: DataArguments) -> RunData:
+    """Return the data of a run with other unlabelled images beside the training images.
+
+    Args:
+        data: Data of a run, without unlabelled images.
+        arguments: Data fields of the recipe that names the unlabelled images, or none.
+
+    Raises:
+        DataError: The unlabelled images cannot be found or read, or all of them are validation images.
+    """
+    unlabelled, train, comparison = None, data.train, None
+    if arguments.unlabelled is not None:
+        unlabelled = load_unlabelled(
+            arguments.unlabelled, arguments.image_column, arguments.unlabelled_split, arguments.broken_images
+        )
+    at_scan = data.left_out_at_scan + (0 if unlabelled is None else len(unlabelled.left_out))
+    if isinstance(train, Source) and (unlabelled is not None or train.unlabelled_indices):
+        train, unlabelled, comparison = _without_validation_images(train, data.validation, unlabelled)
+    return replace(
+        data,
+        train=train,
+        arguments=arguments,
+        left_out_at_scan=at_scan,
+        unlabelled=unlabelled,
+        comparison=comparison,
+    )
+
+
+def without_unlabelled(data: RunData) -> RunData:
+    """Return the data of a run without its unlabelled images beside the training images."""
+    if data.unlabelled is None:
+        return data
+    at_scan = data.left_out_at_scan - len(data.unlabelled.left_out)
+    return replace(data, unlabelled=None, left_out_at_scan=at_scan)
+
+
+def _without_validation_images(
+    train: Source, validation: Source, unlabelled: Source | None
+) -> tuple[Source, Source | None, dict[str, int]]:
+    """Leave out images without labels that are validation images.
+
+    Args:
+        train: Training images, of which some may have no label.
+        validation: Validation images.
+        unlabelled: Unlabelled images beside them, if there are any.
+
+    Returns:
+        The two sources without these images; and the numbers of images that were left out (`validation_images`) and of
+        unlabelled images that are labelled training images too (`labelled_images`), which are kept.
+
+    Raises:
+        DataError: All unlabelled images are validation images.
+    """
+    rows = train.unlabelled_indices
+    held_out = {rows[place] for place in duplicates(train.subset(rows, train.name).items, validation.items)}
+    labelled = train.labelled_part()
+    if held_out:
+        train = train.subset([row for row in range(len(train)) if row not in held_out], train.name)
+    found, both = len(held_out), 0
+    if unlabelled is not None:
+        shown = set(duplicates(unlabelled.items, validation.items))
+        if len(shown) == len(unlabelled):
+            raise DataError(
+                f"All {len(unlabelled)} images of {unlabelled.name} are validation images, which a student must not see in "
+                "training: give other images as unlabelled."
+            )
+        if shown:
+            kept = [index for index in range(len(unlabelled)) if index not in shown]
+            unlabelled = unlabelled.subset(kept, unlabelled.name)
+        found += len(shown)
+        both = len(duplicates(unlabelled.items, labelled.items))
+        logger.info(
+            "%s: %d images, %d of which are labelled training images too.", unlabelled.name, len(unlabelled), both
+        )
+    if found:
+        logger.warning("%d image(s) without a label are validation images (same content) and are left out.", found)
+    return train, unlabelled, {"validation_images": found, "labelled_images": both}
 
 
 def _check_streaming(recipe: Recipe) -> None:
     arguments = recipe.data
+    if arguments.unlabelled is not None:
+        raise RecipeError(
+            f"unlabelled={arguments.unlabelled!r} with streaming: the images of a stream have no index, so their share of a "
+            "batch cannot be kept. Set streaming: false. Rows without a label in the stream itself can be used."
+        )
     if is_image_folder(arguments.data):
         raise RecipeError(
             f"streaming: {arguments.data} is a folder of images, which cannot be streamed and is never loaded into "

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data.labels import constant_classes
 from ..data.layouts import Selection
-from ..data.loading import is_image_folder, load_validation
+from ..data.loading import LEAVE_OUT, is_image_folder, load_validation
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
 from ..data.views import EvaluationDataset
@@ -134,7 +134,7 @@ def evaluate(
 
     The default is the validation split or, if there is none, a labelled test split. If the data have neither, all images are
     used. The exception are data that the model was trained on, according to its own recipe.yaml: then only the images that its run
-    split off for validation are used.
+    split off for validation are used. Images without a label are left out, and their number is logged.
 
     Args:
         name_or_path: Folder or Hub name of the model.
@@ -179,6 +179,7 @@ def evaluate(
         _columns_of(own, data) if columns in (None, Columns()) else columns,
         selection=_selection_of(own, data) if selection in (None, Selection()) else selection,
         split=split,
+        unlabelled_rows=LEAVE_OUT,
     )
     logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
     validation = without_unreadable(found)

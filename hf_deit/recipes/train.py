@@ -70,8 +70,9 @@ def train(
     metrics: dict[str, Any] = trainer.evaluate()
     metrics["split"] = data.validation.split_name
     metrics["broken_images"] = data.broken_images(trainer.train_dataset, trainer.accelerator)
+    unlabelled = data.unlabelled_counts(trainer.train_dataset)
     if trainer.is_world_process_zero():
-        _write_results(trainer, recipe, metrics | trained.metrics)
+        _write_results(trainer, recipe, metrics | trained.metrics, unlabelled)
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     return metrics if trainer.is_world_process_zero() else None
@@ -83,13 +84,17 @@ def _recipe_text(recipe: Recipe) -> str:
     return line + yaml.safe_dump(recipe.to_dict(), sort_keys=True)
 
 
-def _write_results(trainer: DistillationTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
+def _write_results(
+    trainer: DistillationTrainer, recipe: Recipe, metrics: dict[str, Any], unlabelled: dict[str, int] | None
+) -> None:
     """Write results.json, the log and the model card into the folder of the weights."""
     output_dir = Path(recipe.training.output_dir)
     speed = ("train_runtime", "train_samples_per_second")
     results = {name: value for name, value in metrics.items() if name.startswith("eval_") or name in speed}
     results |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
     results |= {"broken_images": metrics["broken_images"], "run": trainer.summary().run}
+    if unlabelled is not None:
+        results["unlabelled"] = unlabelled
     if trainer.extensions:
         results["extensions"] = trainer.extensions
     if recipe.proposal is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..data.augmentation import Augmentation
-from ..data.loading import load_splits
+from ..data.loading import LEAVE_OUT, load_splits
 from ..data.pixel_pipeline import evaluation_processor
 from ..data.sampling import ViewSampler
 from ..data.sources import Source, without_unreadable
@@ -55,6 +55,7 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
         arguments.seed,
         columns_of(arguments),
         selection=selection_of(arguments),
+        unlabelled_rows=LEAVE_OUT,
     )
     names = None if arguments.class_names is None else read_class_names(arguments.class_names)
     train, validation = with_class_names(train, names), without_unreadable(with_class_names(validation, names))

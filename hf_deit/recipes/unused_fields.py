@@ -58,6 +58,12 @@ RECIPE_CONDITIONS = (
         lambda fields: fields.streaming,
     ),
     Condition(
+        ("unlabelled_split", "unlabelled_share"),
+        "unlabelled",
+        "Give unlabelled images, or leave it out.",
+        lambda fields: bool(fields.unlabelled),
+    ),
+    Condition(
         ("num_views",),
         "data that are not streamed",
         "Set streaming=False, or leave it out.",

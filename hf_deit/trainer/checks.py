@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.dataset_info import DatasetInfo, inspect_dataset
+from ..data.sampling import BatchShares
 from ..errors import DataError, UserError, listed
 from ..losses import GUIDED_BY_SIMILARITY, ProblemType
 from ..models.label_names import normal_forms
@@ -164,6 +165,40 @@ def _data_problems(args: DistillationTrainingArguments, student: StudentInfo, da
             )
         return
     yield from _class_problems(student, info)
+
+
+def unlabelled_problems(args: DistillationTrainingArguments, dataset: Any, learns: bool) -> Iterator[str]:
+    """Yield the problems of training images without labels.
+
+    Args:
+        args: Arguments of the run.
+        dataset: The training data.
+        learns: Whether the student learns something from an image without a label.
+    """
+    info = inspect_dataset(dataset)
+    if info.unlabelled_images and not learns:
+        field = "unlabelled: " if info.extra_unlabelled else ""
+        yield (
+            f"{field}{info.unlabelled_images} training image(s) have no label, and with "
+            f"distillation_type={args.distillation_type!r}, distillation_alpha={args.distillation_alpha} the student learns "
+            "nothing from them. Give a teacher or a teacher cache, and a distillation_alpha above 0 or guidance; or leave these "
+            "images out."
+        )
+    if info.extra_unlabelled and info.takes_view_keys:
+        try:
+            BatchShares(
+                info.images - info.extra_unlabelled,
+                info.extra_unlabelled,
+                args.global_batch_size,
+                info.unlabelled_share,
+            )
+        except ValueError as error:
+            yield str(error)
+        if args.repeated_augmentation > 1:
+            yield (
+                f"repeated_augmentation={args.repeated_augmentation} with unlabelled images: an epoch already shows several "
+                "views of the labelled images. Set repeated_augmentation=1, or leave out unlabelled."
+            )
 
 
 def _class_problems(student: StudentInfo, info: DatasetInfo) -> Iterator[str]:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, listed
-from ..losses import ProblemType
+from ..losses import UNLABELLED, ProblemType, is_labelled
+
+# End of messages about images without a label where they cannot be used.
+NEEDS_TEACHER = (
+    f"The label {UNLABELLED} is that of an image without a label. A student learns from such images only in training, from a "
+    "teacher or a teacher cache; validation images always need labels. Give a teacher, or leave these images out."
+)
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,13 @@ class LabelChecker:
         collator: Function that makes a batch of a list of rows.
         num_labels: Number of classes of the student.
         problem_type: Problem type of the student.
+        allows_unlabelled: Whether an image may have no label (`losses.UNLABELLED`): in a training with a teacher.
     """
 
     collator: Callable[[list[Any]], Any]
     num_labels: int
     problem_type: ProblemType
+    allows_unlabelled: bool = False
 
     def __call__(self, rows: list[Any]) -> Any:
         """Return the batch of the collator.
@@ -38,6 +46,8 @@ class LabelChecker:
         batch = self.collator(rows)
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if isinstance(labels, Tensor):
+            if self.allows_unlabelled and self.problem_type != ProblemType.REGRESSION and labels.ndim in (1, 2):
+                labels = labels[is_labelled(labels)]
             check_labels(labels, self.num_labels, self.problem_type)
         return batch
 
@@ -74,7 +84,12 @@ def _check_single_label(labels: Tensor, num_labels: int) -> None:
     wrong = labels[(labels < 0) | (labels >= num_labels)].unique().tolist()
     if wrong:
         missing = (
-            " A negative label stands for an image without a label: leave these images out." if wrong[0] < 0 else ""
+            f" {NEEDS_TEACHER}"
+            if UNLABELLED in wrong
+            else " A negative label stands for an image without a label: leave these images out, or give them the label "
+            f"{UNLABELLED} and train with a teacher."
+            if wrong[0] < 0
+            else ""
         )
         raise DataError(
             f"Labels out of range in a batch: {listed(wrong)}. The student has num_labels={num_labels}, so a label must be a "
@@ -92,5 +107,5 @@ def _check_multi_label(labels: Tensor, num_labels: int) -> None:
     if wrong:
         raise DataError(
             f"Labels out of range in a batch: {listed(wrong)}. The student is multi-label, so each label must be 0 or 1 (or "
-            "a number in between)."
+            f"a number in between).{f' {NEEDS_TEACHER}' if UNLABELLED in wrong else ''}"
         )

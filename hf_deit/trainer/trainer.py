@@ -17,7 +17,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ from .checks import (
     set_best_metric,
     trainer_problems,
     training_problems,
+    unlabelled_problems,
 )
 from .class_weights import weights_of
 from .environment import compile_problems, package_problems
@@ -109,6 +110,25 @@ def _pixels_of(processing_class: Any, trains: bool) -> PixelPipeline:
             "Use another image processor, such as DeiTImageProcessor."
         )
     return pixels
+
+
+class _StepOutputs(NamedTuple):
+    """Outputs of student and teacher for a batch, from which the loss is computed.
+
+    Attributes:
+        heads: Logits of the student's heads by name, each `(batch, num_labels)`.
+        teacher_outputs: Teacher outputs as `DistillationObjective.teacher_outputs` returns them, empty if they are not
+            needed.
+        labels: The labels, mixed like the pixels.
+        label_weights: The label weights, see `objective.PreparedBatch`.
+        maps: Maps of the student's guided layers, each `(batch, channels, height, width)`. None if there are none.
+    """
+
+    heads: dict[str, Tensor]
+    teacher_outputs: dict[str, Tensor]
+    labels: Tensor | None
+    label_weights: Tensor | None
+    maps: list[Tensor] | None
 
 
 def _check_types(model: Any, args: Any) -> None:
@@ -245,6 +265,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         if train_dataset is not None:
             updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
+            problems.add(unlabelled_problems(args, train_dataset, self._learns_from_unlabelled))
             if not brings_optimizer:
                 problems.add(optimizer_problems(args, lambda tried: self.get_optimizer_cls_and_kwargs(tried, model)))
         problems.raise_all()
@@ -346,7 +367,14 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             guidance=self.guidance,
             guidance_weight=args.guidance_weight,
             projections=() if self.auxiliary is None else self.auxiliary,
+            allows_unlabelled=self._learns_from_unlabelled,
         )
+
+    @property
+    def _learns_from_unlabelled(self) -> bool:
+        """Whether the student learns something from an image without a label: the teacher's logits, or its features."""
+        learns_logits = self.distillation_target is not None and self.args.distillation_alpha > 0
+        return learns_logits or self.guidance is not None
 
     @property
     def _learns_from_cache(self) -> bool:
@@ -360,7 +388,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             self.args.class_weights,
             class_names=self.student.class_names,
             num_labels=self.student.num_labels,
-            labels=inspect_dataset(self.train_dataset).labels,
+            labels=inspect_dataset(self.train_dataset).labelled,
             power=self.args.class_weights_power,
         )
         return None if weights is None else weights.to(self.args.device)
@@ -390,10 +418,32 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             seed=dataset.seed,
             num_views=self.cached.num_views if learns else self.args.num_views,
             repeats=self.args.repeated_augmentation,
+            **inspect_dataset(dataset).sampler_fields,
         )
 
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the number of images in an epoch, from which the Trainer computes the images per second."""
+        info = inspect_dataset(self.train_dataset)
+        if info.extra_unlabelled and getattr(dataloader, "dataset", None) is self.train_dataset:
+            return len(self._get_train_sampler())  # the labelled images repeat
+        return super().num_examples(dataloader)
+
     def _log_epoch(self) -> None:
-        if inspect_dataset(self.train_dataset).takes_view_keys:
+        info = inspect_dataset(self.train_dataset)
+        if info.takes_view_keys and info.extra_unlabelled:
+            shares = self._get_train_sampler().shares
+            logger.info(
+                "An epoch is %d optimizer steps of %d images (%d labelled, %d unlabelled), one pass over the %d unlabelled "
+                "images: it shows %.2g views of each of the %d other images.",
+                shares.num_batches,
+                shares.global_batch_size,
+                shares.global_batch_size - 2 * shares.unlabelled_pairs,
+                2 * shares.unlabelled_pairs,
+                shares.unlabelled,
+                2 * shares.labelled_pairs_per_epoch / shares.labelled,
+                shares.labelled,
+            )
+        elif info.takes_view_keys:
             sampler = self._get_train_sampler()
             views = (
                 f"{self.args.repeated_augmentation} views per image, " if self.args.repeated_augmentation > 1 else ""
@@ -405,11 +455,16 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 views,
                 len(self.train_dataset),
             )
+        own = (info.unlabelled_images or 0) - info.extra_unlabelled
+        if own:
+            logger.info("%d training images have no label: the student learns them from the teacher alone.", own)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the Trainer's loader of the training data; mixing and cached outputs are added to its batches."""
         self._keep_views()
         collator = self.data_collator
+        if isinstance(collator, LabelChecker):
+            collator = dataclasses.replace(collator, allows_unlabelled=self._learns_from_unlabelled)
         if self.mixing.is_on:
             seed = inspect_dataset(self.train_dataset).seed
             collator = MixingCollator(collator, self.mixing, self.args.seed if seed is None else seed)
@@ -624,7 +679,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
 
     def _forward(
         self, model: nn.Module, inputs: dict[str, Any], needs_teacher: bool, guides: bool = False
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None, list[Tensor] | None]:
+    ) -> _StepOutputs:
         """Run the student and, if its outputs are needed and not cached, the teacher.
 
         Args:
@@ -632,11 +687,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             inputs: The batch.
             needs_teacher: Whether the teacher outputs are needed.
             guides: Whether the features for the guidance are needed too.
-
-        Returns:
-            The logits of the student's heads by name, each `(batch, num_labels)`; the teacher outputs as
-            `DistillationObjective.teacher_outputs` returns them, empty if they are not needed; the labels, mixed
-            like the pixels; and the maps of the student's guided layers, or None.
         """
         inputs = self._with_known_range(inputs, model.training)
         objective = self.objective
@@ -654,7 +704,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         teacher_outputs = {}
         if needs_teacher:
             teacher_outputs = objective.teacher_outputs(inputs, prepared.teacher_pixels, guides=guides)
-        return heads, teacher_outputs, prepared.labels, maps
+        return _StepOutputs(heads, teacher_outputs, prepared.labels, prepared.label_weights, maps)
 
     def compute_loss(
         self,
@@ -685,10 +735,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 "data set."
             )
         guides = self.guidance is not None and model.training  # an evaluation reports the other terms
-        heads, teacher_outputs, labels, maps = self._forward(
-            model, inputs, needs_teacher=self._learns_from_teacher, guides=guides
-        )
-        terms = self.objective.terms(heads, teacher_outputs, labels, maps)
+        step = self._forward(model, inputs, needs_teacher=self._learns_from_teacher, guides=guides)
+        heads, teacher_outputs = step.heads, step.teacher_outputs
+        terms = self.objective.terms(heads, teacher_outputs, step.labels, step.label_weights, step.maps)
         if model.training:
             logged = dict(terms)
             if (agreement := teacher_agreement(heads | teacher_outputs, self.student.problem_type)) is not None:

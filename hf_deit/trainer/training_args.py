@@ -19,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..data.batch_ops import Mixing
 from ..data.dataset_info import inspect_dataset
+from ..data.sampling import BatchShares
 from ..distillation.view_schedule import ViewSchedule
 from ..errors import UserError, numbered
 from ..losses import (
@@ -404,6 +405,14 @@ class DistillationTrainingArguments(TrainingArguments):
         info = inspect_dataset(dataset)
         if info.images is None:
             return None
+        if info.extra_unlabelled and info.takes_view_keys:
+            labelled = info.images - info.extra_unlabelled
+            try:
+                return BatchShares(
+                    labelled, info.extra_unlabelled, self.global_batch_size, info.unlabelled_share
+                ).num_batches
+            except ValueError:  # reported by the checks of the trainer
+                return None
         batches = info.images / self.global_batch_size
         # With view keys or mixing, the incomplete last step of an epoch is dropped; the stock sampler trains on it.
         return max(1, math.floor(batches) if info.takes_view_keys or self.mixing.is_on else math.ceil(batches))

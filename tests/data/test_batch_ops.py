@@ -164,7 +164,7 @@ def batches(tmp_path, batch_size=8, workers=0, epochs=2, repeats=1, **fields):
         loader.set_epoch(epoch)
         keys = iter(sampler)
         for batch in loader:
-            pixels, view, labels = trainer.objective.prepare(batch)
+            pixels, view, labels, _ = trainer.objective.prepare(batch)
             for row in range(len(labels)):
                 found[next(keys)[:3]] = (view[row], pixels[row], labels[row])
     return found

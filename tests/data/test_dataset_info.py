@@ -20,7 +20,14 @@ def test_a_view_dataset_has_all_properties_except_those_of_a_stream():
     source = tiny.source(12)
     info = inspect_dataset(ViewDataset(source, Augmentation((8, 12)), seed=3))
     assert info == DatasetInfo(
-        12, source.labels, source.class_names, ProblemType.SINGLE_LABEL, (8, 12), seed=3, takes_view_keys=True
+        12,
+        source.labels,
+        source.class_names,
+        ProblemType.SINGLE_LABEL,
+        (8, 12),
+        seed=3,
+        takes_view_keys=True,
+        unlabelled_images=0,
     )
 
 
@@ -38,7 +45,12 @@ def test_a_stream_has_classes_but_neither_labels_nor_length():
     reader = TableReader(table, Columns(separator=";", labels=("label",)), "the stream")
     info = inspect_dataset(ViewStream(reader, Augmentation((8, 8)), seed=5))
     assert info == DatasetInfo(
-        class_names=("x", "y"), problem_type=ProblemType.MULTI_LABEL, view_size=(8, 8), seed=5, makes_view_keys=True
+        class_names=("x", "y"),
+        problem_type=ProblemType.MULTI_LABEL,
+        view_size=(8, 8),
+        seed=5,
+        makes_view_keys=True,
+        unlabelled_images=0,
     )
 
 

@@ -144,7 +144,6 @@ def test_lists_of_classes_stay_lists_of_classes(rows, classes, labels):
         ([[0], [1], [0]], ["'kind'", "0 or 1"]),
         ([[1.0, float("nan")], [1.0, 0.0]], ["'kind'", "nan"]),
         ([[-1, 1, 1], [1, -1, -1]], ["-1", "row 0"]),
-        ([[0, 1], None, [1, 1]], ["without a label", "row 1"]),
     ],
 )
 def test_lists_that_are_neither_classes_nor_zeros_and_ones_are_refused(rows, parts):

@@ -263,9 +263,14 @@ def test_a_stream_of_one_class_is_refused_like_an_indexed_data_set(photos):
     assert str(streamed.value) == str(indexed.value)
 
 
-def test_a_row_without_a_label_is_reported_before_training(photos):
+def test_a_row_without_a_label_is_counted_before_training_and_yielded_as_such(photos):
     table(photos, [*KINDS[:6], "", *KINDS[7:]], "train.csv")
     table(photos, KINDS, "validation.csv")
+    reader, _ = load_stream(str(photos), KIND)
+    assert reader.unlabelled_rows == 1
+    assert reader.class_names == ("cat", "dog", "eel")
+    assert [label for _, label in reader.rows()][6] == -100
+    table(photos, [*KINDS[:6], "-1", *KINDS[7:]], "train.csv")
     with pytest.raises(DataError, match="without a label.*row 6"):
         load_stream(str(photos), KIND)
 

@@ -30,6 +30,7 @@ from tests.helpers.tiny import (
     SIZE,
     arguments,
     conv_teacher,
+    partly_labelled_data,
     pixels_of,
     student,
     training_data,
@@ -129,9 +130,11 @@ def distillation_trainer(run):
     # 43 images give 5 steps of 8 images per epoch, and 3 images are left over. Checkpoints are saved in the middle of
     # epochs and, at step 10, at the end of an epoch.
     args = arguments(Path(run["folder"]), **changes)
-    return DistillationTrainer(
-        model_of(run.get("model")), conv_teacher(), args, train_dataset=training_data(43, **run.get("augmentation", {}))
-    )
+    # With unlabelled images, 43 of them and half of each batch make an epoch of 10 steps.
+    make = partly_labelled_data if run.get("unlabelled") else training_data
+    counts = (11, 43) if run.get("unlabelled") else (43,)
+    data = make(*counts, **run.get("augmentation", {}))
+    return DistillationTrainer(model_of(run.get("model")), conv_teacher(), args, train_dataset=data)
 
 
 def plain_trainer(run):
@@ -159,7 +162,7 @@ def train(run):
     Args:
         run: Description of the run. `folder` is the output_dir. The following entries are optional: `trainer` ("plain"
             for the Trainer of transformers), `model`, `workers`, `changes` (of the training arguments), `augmentation`
-            (its fields), `resume`, `without_hook` (switches the renaming of weights off), `save_first` (saves the
+            (its fields), `unlabelled` (images without labels beside the others), `resume`, `without_hook` (switches the renaming of weights off), `save_first` (saves the
             untrained model), `copy` (a folder to start from, see `main`), and `kill` (a pair of a step and "middle",
             "end" or a moment of the save).
     """

@@ -6,6 +6,7 @@ identical models and data.
 
 import gc
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,15 @@ def source(count, seed=0, names=NAMES, fingerprint=None):
 
 def training_data(count=64, seed=0, view_size=(SIZE, SIZE), names=NAMES, **changes):
     return ViewDataset(source(count, seed, names), Augmentation(view_size, **{"crop_scale": (0.5, 1.0), **changes}), 0)
+
+
+def partly_labelled_data(count=18, unlabelled=30, share=0.5, missing=2, seed=0, **changes):
+    """Return views of `count` images, the last `missing` of which have no label, and of `unlabelled` images beside them."""
+    own, others = source(count, seed), source(unlabelled, seed + 3)
+    own = replace(own, labels=[*own.labels[: count - missing], *[-100] * missing])
+    others = replace(others, labels=[-100] * unlabelled, class_names=())
+    augmentation = Augmentation((SIZE, SIZE), **{"crop_scale": (0.5, 1.0), **changes})
+    return ViewDataset(own, augmentation, 0, unlabelled=others, unlabelled_share=share)
 
 
 def evaluation_data(count=22, names=NAMES, **changes):

@@ -17,7 +17,16 @@ from transformers import TrainerCallback
 
 from hf_deit.errors import NonFiniteLossError, ResumeError
 from hf_deit.trainer.trainer import DistillationTrainer
-from tests.helpers.tiny import FirstGradients, arguments, conv_teacher, evaluation_data, logged, student, training_data
+from tests.helpers.tiny import (
+    FirstGradients,
+    arguments,
+    conv_teacher,
+    evaluation_data,
+    logged,
+    partly_labelled_data,
+    student,
+    training_data,
+)
 
 GLOBAL_BATCH = 8
 RUNS = {
@@ -38,6 +47,7 @@ RUNS = {
         },
         False,
     ),
+    "unlabelled": ({"distillation_type": "soft", "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "unlabelled": True}, True),
 }
 # None of these numbers is a multiple of the 8 images that two processes with batches of 4 evaluate at once.
 EVALUATION_SIZES = (11, 9, 3, 1)
@@ -59,12 +69,14 @@ class Counted(torch.nn.Module):
 def trainer_of(folder, changes, two_heads=True, model=None, callbacks=()):
     world = int(os.environ.get("WORLD_SIZE", 1))
     batch = GLOBAL_BATCH // world // changes.get("gradient_accumulation_steps", 1)
+    changes = dict(changes)
+    data = partly_labelled_data(18, 46) if changes.pop("unlabelled", False) else training_data(64)
     fields = {"max_steps": 20, "per_device_train_batch_size": batch, "per_device_eval_batch_size": 4, **changes}
     return DistillationTrainer(
         model or student(two_heads, initializer_range=0.2),
         Counted(conv_teacher()),
         arguments(folder, **fields),
-        train_dataset=training_data(64),
+        train_dataset=data,
         callbacks=list(callbacks),
     )
 

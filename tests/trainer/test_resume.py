@@ -86,6 +86,9 @@ def resume_plan(folder):
     }
     add("uninterrupted paper", **paper)
     add_killed("paper", (9, "end"), {"workers": 2}, **paper)
+    unlabelled = {"unlabelled": True, "changes": {"mixup_alpha": 0.8}}
+    add("uninterrupted unlabelled", **unlabelled)
+    add_killed("unlabelled", (9, "end"), {"workers": 2}, **unlabelled)
     for model in ("two-heads", "one-head"):
         add(f"uninterrupted plain {model}", model=model, trainer="plain")
         add_killed(f"plain {model}", (9, "end"), model=model, trainer="plain")
@@ -136,6 +139,11 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 def test_a_run_with_augmentation_mixing_and_repeats_of_the_paper_resumes_exactly(runs):
     assert_same_end(runs, "paper", "uninterrupted paper")
     assert runs["uninterrupted paper"]["sha"] != runs["uninterrupted, 0 workers"]["sha"]
+
+
+def test_a_run_with_unlabelled_images_resumes_exactly_with_another_number_of_workers(runs):
+    assert_same_end(runs, "unlabelled", "uninterrupted unlabelled")
+    assert runs["uninterrupted unlabelled"]["sha"] != runs["uninterrupted, 0 workers"]["sha"]
 
 
 def test_runs_are_killed_in_the_middle_and_at_the_end_of_an_epoch():
