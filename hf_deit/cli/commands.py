@@ -61,8 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--epochs",
         type=int,
-        default=200,
-        help="epochs of each student; 1 is a quick test in which the students learn nothing (default: %(default)s)",
+        default=1000,
+        help="epochs of the students over the labelled digits, of two steps each; 1 is a quick test in which the students "
+        "learn nothing (default: %(default)s)",
     )
 
     train = commands.add_parser(

