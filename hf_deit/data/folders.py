@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import DataError, listed
 from ..losses import ProblemType
 from ..models.label_names import normal_form
-from .images import has_image_extension, is_image_file, is_unsupported_image, kind_of_file
+from .images import is_image_file
 from .labels import has_label
 from .layouts import (
     NO_SPLIT,
@@ -22,6 +22,7 @@ from .layouts import (
     TEST,
     TRAIN,
     WHOLE_FOLDER,
+    ImageFiles,
     Listing,
     Selection,
     check_not_parts,
@@ -374,35 +375,22 @@ def _scan(name: str, root: Path, folders: Mapping[str, Path], class_names: Seque
     """List the images of class folders."""
     if not class_names:
         raise DataError(f"{root} holds no folders: it must have a folder for each class, for example {root}/cat/1.jpg.")
-    items, labels, unsupported = [], [], []
-    skipped: dict[str, list[str]] = {}
-    recognised: Counter[str] = Counter()
+    found, labels = ImageFiles(), []
     for label, class_name in enumerate(class_names):
         folder = folders.get(class_name)
         listing = list_files(folder) if folder is not None and folder.is_dir() else Listing()
-        for kind, paths in listing.skipped.items():
-            skipped.setdefault(kind, []).extend(paths)
-        for file in listing.files:
-            if is_image_file(file):
-                items.append(str(file))
-                labels.append(label)
-                if not has_image_extension(file):
-                    recognised[kind_of_file(file)] += 1
-                continue
-            skipped.setdefault(kind_of_file(file), []).append(str(file))
-            if is_unsupported_image(file):
-                unsupported.append(f"{file}: Pillow does not read files of this format")
+        labels += [label] * found.add(listing)
     outside = [
         file for file in root.iterdir() if file.is_file() and not file.name.startswith(".") and not is_table(file)
     ]
     outside = [str(file) for file in outside if is_image_file(file)]
     if outside:
-        skipped["images outside of the class folders"] = outside
-    if not items:
-        kinds = Counter({kind: len(paths) for kind, paths in skipped.items()})
-        found = f" It has {', '.join(f'{count} {kind}' for kind, count in kinds.most_common(10))}." if kinds else ""
+        found.skipped["images outside of the class folders"] = outside
+    if not found.images:
+        kinds = Counter({kind: len(paths) for kind, paths in found.skipped.items()})
+        contents = f" It has {', '.join(f'{count} {kind}' for kind, count in kinds.most_common(10))}." if kinds else ""
         raise DataError(
-            f"{root} has no images: put image files, such as .jpg and .png, into its folders {listed(class_names, str)}.{found}"
+            f"{root} has no images: put image files, such as .jpg and .png, into its folders {listed(class_names, str)}.{contents}"
         )
-    source = Source(items, labels, tuple(class_names), "", name, left_out=tuple(unsupported))
-    return Read(source, skipped, recognised)
+    source = Source(found.images, labels, tuple(class_names), "", name, left_out=tuple(found.unsupported))
+    return Read(source, found.skipped, found.recognised)

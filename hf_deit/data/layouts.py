@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError, listed
-from .images import is_image_file
+from .images import has_image_extension, is_image_file, is_unsupported_image, kind_of_file
 
 logger = logging.getLogger(__name__)
 
@@ -327,6 +327,39 @@ class Listing:
     def skip(self, kind: str, path: str | Path) -> None:
         """Record a path that is left out."""
         self.skipped.setdefault(kind, []).append(str(path))
+
+
+@dataclass
+class ImageFiles:
+    """The image files of one or more folders, and what was left out.
+
+    Args:
+        images: Paths of the image files.
+        skipped: Paths that were left out, by kind.
+        recognised: Number of images that were recognised by their content, by kind of file.
+        unsupported: Image files that Pillow does not read, each with the reason.
+    """
+
+    images: list[str] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    recognised: Counter[str] = field(default_factory=Counter)
+    unsupported: list[str] = field(default_factory=list)
+
+    def add(self, listing: Listing) -> int:
+        """Add the files of a listing, and return the number of image files among them."""
+        before = len(self.images)
+        for kind, paths in listing.skipped.items():
+            self.skipped.setdefault(kind, []).extend(paths)
+        for file in listing.files:
+            if is_image_file(file):
+                self.images.append(str(file))
+                if not has_image_extension(file):
+                    self.recognised[kind_of_file(file)] += 1
+                continue
+            self.skipped.setdefault(kind_of_file(file), []).append(str(file))
+            if is_unsupported_image(file):
+                self.unsupported.append(f"{file}: Pillow does not read files of this format")
+        return len(self.images) - before
 
 
 def list_files(folder: Path) -> Listing:

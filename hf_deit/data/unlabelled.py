@@ -8,15 +8,14 @@ which share of a batch they have.
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, listed
 from ..losses import UNLABELLED
-from .images import check_policy, has_image_extension, is_image_file, is_unsupported_image, kind_of_file
-from .layouts import TEST, list_files, split_of
+from .images import check_policy, is_image_file
+from .layouts import TEST, ImageFiles, list_files, split_of
 from .sources import Source, check_files_exist
 from .splits import Read, Split, finished, move_to_image_folder, table_root
 from .table_files import is_saved_dataset, open_all, table_files
@@ -100,19 +99,13 @@ def _source(items: Sequence[Any], name: str, left_out: Iterable[str] = ()) -> So
 
 
 def _folder(data: str, path: Path) -> Read:
-    listing = list_files(path)
-    items, unsupported, skipped = [], [], dict(listing.skipped)
-    recognised: Counter[str] = Counter()
-    for file in listing.files:
-        if is_image_file(file):
-            items.append(str(file))
-            if not has_image_extension(file):
-                recognised[kind_of_file(file)] += 1
-            continue
-        skipped.setdefault(kind_of_file(file), []).append(str(file))
-        if is_unsupported_image(file):
-            unsupported.append(f"{file}: Pillow does not read files of this format")
-    tests = [item for item in items if any(split_of(part) == TEST for part in Path(item).relative_to(path).parts[:-1])]
+    found = ImageFiles()
+    found.add(list_files(path))
+    tests = [
+        image
+        for image in found.images
+        if any(split_of(part) == TEST for part in Path(image).relative_to(path).parts[:-1])
+    ]
     if tests:
         logger.warning(
             "%s: %d of the unlabelled images are in folders of a test split; the first one is %s. The student sees them in "
@@ -121,7 +114,7 @@ def _folder(data: str, path: Path) -> Read:
             len(tests),
             tests[0],
         )
-    return Read(_source(items, f"{data} (unlabelled)", unsupported), skipped, recognised)
+    return Read(_source(found.images, f"{data} (unlabelled)", found.unsupported), found.skipped, found.recognised)
 
 
 def _table(data: str, image_column: str | None, split: str | None, broken_images: str) -> Source:
