@@ -12,6 +12,7 @@ from transformers.trainer_utils import has_length
 
 from ..losses import ProblemType
 from .labels import has_label
+from .sampling import BatchShares
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ class DatasetInfo:
         if self.labels is None or all(map(has_label, self.labels)):
             return self.labels
         return [label for label in self.labels if has_label(label)]
+
+    def batch_shares(self, global_batch_size: int) -> BatchShares | None:
+        """Return the shares of labelled and unlabelled images in a batch; None if there is no set of unlabelled images.
+
+        Args:
+            global_batch_size: Number of images per optimizer step, over all processes and accumulation steps.
+
+        Raises:
+            ValueError: As in `BatchShares`.
+        """
+        if not self.extra_unlabelled or not self.takes_view_keys:
+            return None
+        labelled = self.images - self.extra_unlabelled
+        return BatchShares(labelled, self.extra_unlabelled, global_batch_size, self.unlabelled_share)
 
     @property
     def sampler_fields(self) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.dataset_info import DatasetInfo, inspect_dataset
-from ..data.sampling import BatchShares
 from ..errors import DataError, UserError, listed
 from ..losses import GUIDED_BY_SIMILARITY, ProblemType
 from ..models.label_names import normal_forms
@@ -186,12 +185,7 @@ def unlabelled_problems(args: DistillationTrainingArguments, dataset: Any, learn
         )
     if info.extra_unlabelled and info.takes_view_keys:
         try:
-            BatchShares(
-                info.images - info.extra_unlabelled,
-                info.extra_unlabelled,
-                args.global_batch_size,
-                info.unlabelled_share,
-            )
+            info.batch_shares(args.global_batch_size)
         except ValueError as error:
             yield str(error)
         if args.repeated_augmentation > 1:

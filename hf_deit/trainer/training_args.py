@@ -19,7 +19,6 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..data.batch_ops import Mixing
 from ..data.dataset_info import inspect_dataset
-from ..data.sampling import BatchShares
 from ..distillation.view_schedule import ViewSchedule
 from ..errors import UserError, numbered
 from ..losses import (
@@ -405,14 +404,12 @@ class DistillationTrainingArguments(TrainingArguments):
         info = inspect_dataset(dataset)
         if info.images is None:
             return None
-        if info.extra_unlabelled and info.takes_view_keys:
-            labelled = info.images - info.extra_unlabelled
-            try:
-                return BatchShares(
-                    labelled, info.extra_unlabelled, self.global_batch_size, info.unlabelled_share
-                ).num_batches
-            except ValueError:  # reported by the checks of the trainer
-                return None
+        try:
+            shares = info.batch_shares(self.global_batch_size)
+        except ValueError:  # reported by the checks of the trainer
+            return None
+        if shares is not None:
+            return shares.num_batches
         batches = info.images / self.global_batch_size
         # With view keys or mixing, the incomplete last step of an epoch is dropped; the stock sampler trains on it.
         return max(1, math.floor(batches) if info.takes_view_keys or self.mixing.is_on else math.ceil(batches))
