@@ -150,6 +150,7 @@ class LayerReader:
         self._indices: dict[str, int] = {}
         self._found: dict[str, Any] = {}
         info = _timm_modules(model)
+        self._counted: int | None = None  # length of the `feature_info` if an index into it is given
         for layer in self.layers:
             if callable(layer):
                 continue
@@ -162,7 +163,7 @@ class LayerReader:
                     raise UserError(
                         f"{field}={layer}: {owner} has {len(info)} layers, {-len(info)} to {len(info) - 1}."
                     )
-                self._modules[layer] = modules[info[int(layer)]]
+                self._modules[layer], self._counted = modules[info[int(layer)]], len(info)
             elif not hasattr(model, "config"):
                 raise UserError(
                     f"{field}={layer}: {owner} has no hidden states that an index can count. Give the name of a module. "
@@ -173,15 +174,7 @@ class LayerReader:
 
     def indexed(self, outputs: Any) -> int | None:
         """Return the number of layers that an index can count; None if no layer is given by an index."""
-        if self._indices:
-            return len(hidden_states_of(outputs))
-        info = _timm_modules(self.model)
-        is_indexed = any(
-            layer in self._modules and _is_index(layer) and not _has_module(self.model, layer)
-            for layer in self.layers
-            if isinstance(layer, str)
-        )
-        return len(info) if is_indexed else None
+        return len(hidden_states_of(outputs)) if self._indices else self._counted
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -280,10 +273,6 @@ def _timm_modules(model: Any) -> list[str]:
     names = [entry.get("module") for entry in entries if isinstance(entry, Mapping)]
     modules = dict(model.named_modules())
     return names if all(name in modules for name in names) else []
-
-
-def _has_module(model: nn.Module, name: str) -> bool:
-    return any(name == own for own, _ in model.named_modules())
 
 
 def _modules_of(modules: Mapping[str, nn.Module]) -> str:

@@ -258,10 +258,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self._checked_ranges: set[str] = set()
         self._evaluated: Any = None
         brings_optimizer = self.optimizer is not None or self.optimizer_cls_and_kwargs is not None
-        problems.add(trainer_problems(args, brings_optimizer, self.is_fsdp_enabled or self.is_deepspeed_enabled))
-        problems.add(
-            guidance_problems(args, self.optimizer is not None, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        )
+        shards_parameters = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        problems.add(trainer_problems(args, brings_optimizer, shards_parameters))
+        problems.add(guidance_problems(args, self.optimizer is not None, shards_parameters))
         if train_dataset is not None:
             updates = args.planned_updates(train_dataset)
             problems.add(training_problems(args, model, self.student, train_dataset, updates))
