@@ -452,7 +452,8 @@ class Teacher:
             view_size: `(height, width)` of the views, in pixels.
 
         Raises:
-            TeacherError: If the teacher is a function without `feature_maps`, or has no layer with a grid of patches.
+            TeacherError: If the teacher is a function without `feature_maps`, or has no layer with a grid of patches; or
+                the numbers of layers of teacher and student differ.
             UserError: If a layer does not exist or gives no feature map.
         """
         views = torch.zeros(1, 3, *view_size, device=self.device)
@@ -467,6 +468,12 @@ class Teacher:
                     f"guidance needs the features of the teacher, but the teacher ({type(self.model).__name__}) has no "
                     "layer with a grid of patches that can be read. Give a teacher that is a network and name its "
                     "layers (guidance_teacher_layers), give Teacher(…, feature_maps=function), or leave guidance out."
+                )
+            if len(layers) != len(grids):
+                raise TeacherError(
+                    f"The teacher has {len(layers)} layer(s) for guidance (feature_maps, guidance_teacher_layers), and the "
+                    f"student {len(grids)} (guidance_student_layers): give as many of both, because they are compared pair "
+                    "by pair."
                 )
             reader = self._reader_of(layers)
             with reader.recording():

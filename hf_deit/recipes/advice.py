@@ -24,6 +24,7 @@ from ..data.unlabelled import count_unlabelled
 from ..errors import RecipeError
 from ..hub.facts import RECIPE_FILE
 from ..losses import ProblemType
+from ..models.label_names import read_class_names
 from ..models.loading import load_config
 from ..sizes import as_pair, as_size
 from ..trainer.checkpoints import newest_checkpoint
@@ -38,6 +39,7 @@ from .arguments import (
     typed_value,
 )
 from .build import build_teacher
+from .class_names import with_class_names
 from .data import columns_of, selection_of
 from .reading import (
     AUTO,
@@ -246,6 +248,7 @@ def propose(fields: Mapping[str, Any], *, check_teacher: bool = False) -> Propos
     patch = None if weights is None else _patch_size(weights)
     teacher = build_teacher(_group(TeacherArguments, given), with_weights=False) if check_teacher else None
     source, held_out = list_training(data.data, columns_of(data), data.broken_images, selection_of(data))
+    source = with_class_names(source, None if data.class_names is None else read_class_names(data.class_names))
     if teacher is not None:
         teacher.check_problem_type(source.problem_type)
         teacher.align(list(source.class_names), len(source.class_names), (224, 224))
@@ -310,8 +313,17 @@ def _situation(source: Source, given: Mapping[str, Any], share: float) -> Situat
     )
 
 
+def _has_teacher(given: Mapping[str, Any]) -> bool:
+    return bool(given.get("teacher") or given.get("teacher_cache"))
+
+
+def _is_guided(given: Mapping[str, Any]) -> bool:
+    return given.get("guidance", "none") != "none"
+
+
 def _is_taught(given: Mapping[str, Any]) -> bool:
-    return bool(given.get("teacher") or given.get("teacher_cache")) and given.get("distillation_type") != "none"
+    """Return whether a student learns from a teacher: from its logits, or from its patches."""
+    return _has_teacher(given) and (given.get("distillation_type") != "none" or _is_guided(given))
 
 
 def _proposal(case: Situation, given: Mapping[str, Any], patch: int | None = None) -> Proposal:
@@ -326,7 +338,7 @@ def _proposal(case: Situation, given: Mapping[str, Any], patch: int | None = Non
         )
     if case.images < FEW_IMAGES:
         sentences.append(f"{case.images} images are fewer than were measured, so expect less.")
-    preparation, command = _commands(name, own, {**given, **fields}, needs_teacher=case.unlabelled > 0)
+    preparation, command = _commands(name, own, given, fields, needs_teacher=case.unlabelled > 0)
     return Proposal(
         name, fields, " ".join(sentences), stated_cost(text), _hints(case, given), preparation, command, str(case)
     )
@@ -384,22 +396,25 @@ def _hints(case: Situation, given: Mapping[str, Any]) -> list[str]:
 
 
 def _commands(
-    name: str, own: Mapping[str, Any], fields: Mapping[str, Any], *, needs_teacher: bool
+    name: str, own: Mapping[str, Any], given: Mapping[str, Any], proposed: Mapping[str, Any], *, needs_teacher: bool
 ) -> tuple[list[str], str]:
     """Return the commands that prepare a training by a recipe, and the command of the training.
 
     Args:
         name: Name of the recipe.
         own: Fields of the recipe.
-        fields: Fields to set besides.
+        given: Fields that were given.
+        proposed: Fields to set besides.
         needs_teacher: Whether a teacher is trained first if none is given.
     """
     launch = next(iter(launch_commands(recipe_path(name).read_text(encoding="utf-8"))), "hf-deit train")
-    program, preparation, fields = launch.partition(" train ")[0], [], dict(fields)
+    program, preparation, fields = launch.partition(" train ")[0], [], {**given, **proposed}
     if needs_teacher and not _is_taught(fields):
-        preparation.append(_teacher_command(own, fields))
-        fields["teacher"] = _TEACHER_FOLDER
-        if fields.get("distillation_type") == "none":
+        if not _has_teacher(fields):
+            preparation.append(_teacher_command(own, fields))
+            fields["teacher"] = _TEACHER_FOLDER
+        # With guidance, a given "none" stays: the student then learns from the patches of the teacher alone.
+        if fields.get("distillation_type") == "none" and not ("distillation_type" in given and _is_guided(given)):
             del fields["distillation_type"]
     if {**own, **fields}.get("num_views") and _is_taught(fields) and "teacher_cache" not in fields:
         # The teacher runs once for each distinct view instead of in every epoch.
@@ -416,6 +431,8 @@ def _teacher_command(own: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
     """Return the command that trains a teacher on the labelled images: the given weights, or a CNN with its ImageNet weights."""
     about_data = {entry.name for entry in dataclasses.fields(DataArguments)}
     data = {name: value for name, value in fields.items() if name in about_data and not name.startswith(_UNLABELLED)}
+    if "seed" in fields:  # it determines which images are split off for validation
+        data["seed"] = fields["seed"]
     size = as_size("view_size", own.get("view_size", own.get("image_size")))[0]
     if "model" in fields:
         words = {"model": fields["model"], **data, "student": "plain", "distillation_type": "none"}

@@ -30,7 +30,7 @@ from ..trainer.checks import publishing_problems
 from ..trainer.trainer import DistillationTrainer
 from .arguments import DataArguments, ModelArguments, Recipe, TeacherArguments
 from .build import build_processor, build_trainer, image_size_of, student_of, teacher_of
-from .data import RunData, load_run_data
+from .data import RunData, load_run_data, without_unlabelled
 
 # Size of the placeholder for data that cannot be read, with which the other fields are checked. It has so many images that
 # their number causes no problem.
@@ -136,6 +136,11 @@ def _usable(
         # A placeholder does not have the layers of the student or of the teacher.
         changes["training"] = copy.copy(recipe.training)
         changes["training"].guidance = "none"
+        if recipe.training.distillation_type == "none" and data is not None:
+            # Without guidance, images without labels would be reported as ones from which nothing is learned.
+            data = without_unlabelled(data)
+            if isinstance(data.train, Source):
+                data = dataclasses.replace(data, train=data.train.labelled_part())
     return dataclasses.replace(recipe, **changes) if changes else recipe, data, teacher
 
 

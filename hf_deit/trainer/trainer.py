@@ -373,7 +373,7 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
     def _learns_from_unlabelled(self) -> bool:
         """Whether the student learns something from an image without a label: the teacher's logits, or its features."""
         learns_logits = self.distillation_target is not None and self.args.distillation_alpha > 0
-        return learns_logits or self.guidance is not None
+        return learns_logits or self.args.guidance != "none"
 
     @property
     def _learns_from_cache(self) -> bool:

@@ -233,6 +233,8 @@ def test_a_function_guides_only_with_feature_maps_of_its_own():
     torch.testing.assert_close(maps, F.avg_pool2d(pixels((16, 16)) * 2 - 1, 4))
     with pytest.raises(TeacherError, match="feature_maps"):
         teacher_of(logits, feature_maps=["conv"])
+    with pytest.raises(TeacherError, match=r"2 layer.*feature_maps.*student 1"):
+        teacher_of(logits, feature_maps=[colours, colours]).find_layers(None, [(2, 2)], (16, 16))
 
 
 # ---- grids ----

@@ -147,6 +147,35 @@ def test_images_without_labels_are_counted_at_any_depth_and_need_a_teacher(data,
         propose_recipe(data, unlabelled=tmp_path / "none")
 
 
+def test_the_teacher_is_trained_on_the_split_of_the_student(data, tmp_path):
+    folder_of(tmp_path / "more", {"a": 2})
+    for weights in ({}, {"model": vit_folder(tmp_path / "vit")}):
+        found = propose_recipe(data, unlabelled=tmp_path / "more", seed=3, **weights)
+        assert all("--seed 3" in command for command in (*found.preparation, found.command))
+
+
+def test_a_given_teacher_that_guides_is_kept_and_its_logits_stay_unused(data, tmp_path):
+    folder_of(tmp_path / "more", {"a": 2})
+    guided = {"distillation_type": "none", "guidance": "features", "unlabelled": tmp_path / "more"}
+    found = propose_recipe(data, teacher=FACTORY, teacher_labels=list(TEACHER_LABELS), **guided)
+    (caching,) = found.preparation
+    assert f"--teacher {FACTORY}" in caching and "teacher: given" in found.situation
+    assert "--teacher_cache cache" in found.command and "--distillation_type none" in found.command
+    from_cache = propose_recipe(data, teacher_cache="somewhere", **guided)
+    assert not from_cache.preparation and "--teacher_cache somewhere" in from_cache.command
+    alone = propose_recipe(data, **guided)
+    assert "train-teacher" in alone.preparation[0] and "--distillation_type none" in alone.command
+
+
+def test_a_teacher_is_compared_with_the_class_names_that_are_given(data, tmp_path):
+    names = tmp_path / "names.yaml"
+    names.write_text("".join(f"{name}: {name} of mine\n" for name in TEACHER_LABELS))
+    with pytest.raises(TeacherError, match="of mine"):
+        propose_recipe(data, teacher=FACTORY, teacher_labels=list(TEACHER_LABELS), class_names=str(names))
+    renamed = [f"{name} of mine" for name in TEACHER_LABELS]
+    assert propose_recipe(data, teacher=FACTORY, teacher_labels=renamed, class_names=str(names)).recipe
+
+
 @pytest.mark.parametrize("problem_type", [ProblemType.SINGLE_LABEL, ProblemType.MULTI_LABEL])
 def test_training_images_without_a_label_are_counted_apart(many, problem_type):
     source = many([30, 20], problem_type=problem_type)

@@ -375,3 +375,11 @@ def test_validate_finds_the_problem_without_reading_weights(tmp_path, data, more
     }
     problems = validate(load_recipe({**fields, "hidden_size": 32, "num_attention_heads": 2}, []))
     assert any("learns nothing" in str(problem) for problem in problems)
+
+
+def test_a_missing_teacher_is_the_only_problem_of_guidance_with_unlabelled_images(tmp_path, data, more):
+    fields = {"data": str(data), "unlabelled": str(more), "output_dir": str(tmp_path / "out"), "teacher": str(tmp_path)}
+    guided = {"distillation_type": "none", "guidance": "features"}
+    shape = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_attention_heads": 2}
+    problems = validate(load_recipe({**fields, **guided, **shape}, []))
+    assert [str(tmp_path) in str(problem) for problem in problems] == [True]
