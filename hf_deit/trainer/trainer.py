@@ -35,7 +35,7 @@ from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.guidance import Guidance
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
-from ..errors import DataError, Problems, RecipeError
+from ..errors import DataError, Problems, RecipeError, listed
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
 from ..losses import ProblemType
 from ..models.image_processing_deit import DeiTImageProcessor
@@ -697,6 +697,12 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             with reader.recording():
                 outputs = model(pixel_values=pixels, **{**others, **reader.arguments})
             maps = reader.maps(outputs, pixels)
+            if not all(values.requires_grad for values in maps):  # a mode of training can differ from the first check
+                raise RecipeError(
+                    f"guidance_student_layers={listed(self.guided.layers)}: no gradient reaches a layer in training, so "
+                    "guidance would teach nothing. With gradient_checkpointing, set gradient_checkpointing_kwargs="
+                    "{'use_reentrant': False}, or choose a complete block of the student."
+                )
         else:
             outputs = model(pixel_values=pixels, **others)
         heads = {name: outputs[name] for name in ("logits", "cls_logits", "distillation_logits") if name in outputs}

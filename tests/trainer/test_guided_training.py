@@ -536,3 +536,12 @@ def test_teachers_of_a_cache_that_are_functions_are_verified_by_their_feature_ma
     for trainer in (live, cached):
         train(trainer)
     assert_equal_weights(live, cached)
+
+
+def test_a_layer_that_no_gradient_reaches_in_training_is_refused(tmp_path):
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    inside = {"guidance_student_layers": ["vit.layers.1.attention"], "max_steps": 1}
+    with pytest.raises(RecipeError, match=r"guidance_student_layers='vit.layers.1.attention'.*use_reentrant"):
+        train(trainer_of(tmp_path / "inside", vit_teacher(), **inside, **reentrant))
+    train(trainer_of(tmp_path / "without", vit_teacher(), **inside))
+    train(trainer_of(tmp_path / "block", vit_teacher(), max_steps=1, **reentrant))
