@@ -105,7 +105,7 @@ def _grid_of_tokens(model: Any, tokens: int, size: tuple[int, int]) -> tuple[int
 
 
 def as_map(value: Any, model: Any, size: tuple[int, int]) -> Tensor | None:
-    """Return the output of a layer as a feature map; None if it is none.
+    """Return the output of a layer as a feature map; None if it has no grid of patches.
 
     Args:
         value: A map `(batch, channels, height, width)`; tokens `(batch, tokens, channels)`, whose patches form a grid

@@ -199,7 +199,7 @@ class DataArguments:
     unlabelled: str | None = field(
         default=None,
         metadata={
-            "help": "Further training images without labels, for which the teacher answers: folder (images in any nesting; the "
+            "help": "Further training images without labels, which the student learns from the teacher: folder (images in any nesting; the "
             "names of folders are ignored), table, saved datasets folder, or Hub name. Requires a teacher or a teacher cache."
         },
     )
