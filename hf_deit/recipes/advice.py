@@ -296,9 +296,8 @@ def _situation(source: Source, given: Mapping[str, Any], share: float) -> Situat
         share: Share of the images that is used for training.
     """
     multi_label = source.problem_type == ProblemType.MULTI_LABEL
-    labels = np.asarray(source.labels)
-    labelled = labels.min(axis=1) >= 0 if multi_label else labels >= 0  # the label of an image without one is negative
-    labels, missing = labels[labelled], len(labels) - int(labelled.sum())
+    labels = np.asarray(source.labelled_part().labels)
+    missing = len(source) - len(labels)
     counts = labels.sum(axis=0) if multi_label else np.bincount(labels, minlength=len(source.class_names))
     edges, more = shorter_edges(source.items, SAMPLED_IMAGES), given.get("unlabelled")
     return Situation(
