@@ -94,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_conversions(commands)
     _add_publishing(commands)
+    for command in commands.choices.values():
+        command.add_argument("--quiet", action="store_true", help="print warnings, errors and results only")
     return parser
 
 
@@ -159,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(fields)}")
     from ..errors import own_message
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s", stream=sys.stderr
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     try:

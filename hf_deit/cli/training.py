@@ -1,10 +1,10 @@
 """Commands that train and evaluate, show augmentations, and build and merge teacher caches."""
 
 import argparse
+import contextlib
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,16 +216,23 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.advice import warn_of_defaults
     from ..recipes.reading import recipe_parser
     from ..recipes.train import train
+    from .console import TrainingConsole, messages
 
     if options.help_all:
         recipe_parser().print_help()
         return
-    loaded = load_given(options, fields)
-    without_recipe = options.recipe is None and options.config is None
-    try:
-        metrics = train(loaded, prepare=partial(warn_of_defaults, loaded) if without_recipe else None)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
+    with messages(options.quiet) as console, TrainingConsole(console, options.quiet) as shown:
+        loaded = load_given(options, fields)
+
+        def prepare(trainer: Any) -> None:
+            shown.attach(trainer)
+            if options.recipe is None and options.config is None:
+                warn_of_defaults(loaded, trainer)
+
+        try:
+            metrics = train(loaded, prepare=prepare)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
     if metrics is not None:
         print()
         print_table(metric_rows(metrics, metrics["split"]))
@@ -323,10 +330,12 @@ def _recipes(options: argparse.Namespace, fields: list[str]) -> None:
 def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.teacher_arguments import TeacherTrainingArguments
     from ..recipes.train_teacher import train_teacher
+    from .console import TrainingConsole, messages
 
     names = [entry.name for entry in dataclasses.fields(TeacherTrainingArguments)]
     arguments = TeacherTrainingArguments(**{name: getattr(options, name) for name in names})
-    metrics = train_teacher(arguments)
+    with messages(options.quiet) as console, TrainingConsole(console, options.quiet) as shown:
+        metrics = train_teacher(arguments, prepare=shown.attach)
     print()
     print_table(metric_rows(metrics))
     print(f"\nThe teacher is saved in {arguments.output_dir}. Use it: hf-deit train --teacher {arguments.output_dir} …")
@@ -335,22 +344,25 @@ def _train_teacher(options: argparse.Namespace, fields: list[str]) -> None:
 def _evaluate(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.data import columns_of, selection_of
     from ..recipes.evaluate import evaluate
+    from .console import TrainingConsole, messages
 
     if options.json is not None and not Path(options.json).absolute().parent.is_dir():
         raise UserError(f"--json {options.json} is in a folder that does not exist. Create the folder first.")
-    result = evaluate(
-        options.model,
-        options.data,
-        options.teacher,
-        options.teacher_view_size,
-        options.batch_size,
-        options.bf16,
-        columns=columns_of(options),
-        split=options.split,
-        selection=selection_of(options),
-        class_names=options.class_names,
-        teacher_problem_type=options.teacher_problem_type,
-    )
+    with messages(options.quiet) as console, TrainingConsole(console, options.quiet) as shown:
+        result = evaluate(
+            options.model,
+            options.data,
+            options.teacher,
+            options.teacher_view_size,
+            options.batch_size,
+            options.bf16,
+            columns=columns_of(options),
+            split=options.split,
+            selection=selection_of(options),
+            class_names=options.class_names,
+            teacher_problem_type=options.teacher_problem_type,
+            prepare=shown.attach,
+        )
     metrics = result["metrics"] | {"broken_images": result["broken_images"]}
     print_table(metric_rows(metrics, result["split"], result["loss_on"]))
     print()
@@ -398,6 +410,7 @@ def _show_augmentations(options: argparse.Namespace, fields: list[str]) -> None:
 def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.cache_teacher import cache_teacher, summary_rows
     from ..recipes.reading import given_names
+    from .console import messages
 
     wrong = sorted(set(given_names(fields)) & {"teacher_cache", "verify_teacher_cache"})
     if wrong:
@@ -407,7 +420,10 @@ def _cache_teacher(options: argparse.Namespace, fields: list[str]) -> None:
         )
     recipe = load_given(options, fields)
     names = {"epochs": "views", "first": "first_view", "kind": "kind", "top_k": "top_k", "dtype": "answer_dtype"}
-    summary = cache_teacher(recipe, options.out, **{name: getattr(options, option) for name, option in names.items()})
+    with messages(options.quiet):
+        summary = cache_teacher(
+            recipe, options.out, **{name: getattr(options, option) for name, option in names.items()}
+        )
     if summary is None:
         return
     print()
@@ -436,17 +452,22 @@ def _merge_teacher_caches(options: argparse.Namespace, fields: list[str]) -> Non
 
 def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     from ..experiments.demo import DemoArguments, run_demo
+    from .console import TrainingConsole, messages
 
     if options.epochs < 1:
         raise UserError(f"--epochs {options.epochs} is invalid. It must be at least 1.")
-    result = run_demo(
-        DemoArguments(
-            output_dir=options.output_dir,
-            seed=options.seed,
-            epochs=options.epochs,
-            teacher_epochs=min(options.epochs, DemoArguments.teacher_epochs),
-        )
+    arguments = DemoArguments(
+        output_dir=options.output_dir,
+        seed=options.seed,
+        epochs=options.epochs,
+        teacher_epochs=min(options.epochs, DemoArguments.teacher_epochs),
     )
+    with messages(options.quiet) as console, contextlib.ExitStack() as stack:
+
+        def prepare(trainer: Any, title: str) -> None:
+            stack.enter_context(TrainingConsole(console, options.quiet, title)).attach(trainer)
+
+        result = run_demo(arguments, prepare)
     print()
     print_table(result["table"])
     print("\n" + result["story"])

@@ -72,7 +72,7 @@ def build_teacher_cache(
         share: Rank of this process and number of processes. Each process builds different epochs.
         teacher_name: Name of the teacher for reports and model cards; it is not part of the identity of the cache.
         guidance: What is stored of the teacher's features for each view, if anything.
-        disable_tqdm: Whether to hide the progress bar. Only the first process shows one.
+        disable_tqdm: Whether to hide the progress bar. Only the first process shows one, on a terminal.
 
     Returns:
         The writer of the cache.
@@ -105,7 +105,7 @@ def build_teacher_cache(
     if validation is not None and rank == 0 and not is_finished(writer.folder, VALIDATION):
         total += len(validation)
     start = time.monotonic()
-    with tqdm(total=total, unit="view", disable=disable_tqdm or rank > 0) as progress:
+    with tqdm(total=total, unit="view", disable=True if disable_tqdm or rank > 0 else None) as progress:
         count = 0
         if validation is not None and rank == 0:
             count += _store_validation(writer, teacher, validation, schedule, progress)

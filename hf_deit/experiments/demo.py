@@ -16,7 +16,7 @@ import logging
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,16 @@ def _trainer(
     )
 
 
-def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
-    """Train the CNN on the labelled digits, and return it as a teacher."""
+def train_digit_teacher(
+    arguments: DemoArguments, data: DemoData, prepare: Callable[[DistillationTrainer, str], None] | None = None
+) -> Teacher:
+    """Train the CNN on the labelled digits, and return it as a teacher.
+
+    Args:
+        arguments: Settings of the demo.
+        data: The digits.
+        prepare: Function that is called with the trainer and a title before the first step, to add callbacks.
+    """
     set_seed(arguments.seed)
     network = DigitCNN()
     trainer = _trainer(
@@ -191,12 +199,20 @@ def train_digit_teacher(arguments: DemoArguments, data: DemoData) -> Teacher:
         num_train_epochs=arguments.teacher_epochs,
         learning_rate=3e-3,
     )
+    if prepare is not None:
+        prepare(trainer, "teacher")
     trainer.train()
     return Teacher(network, MEAN, STD, id2label=dict(enumerate(CLASS_NAMES)))
 
 
 def train_digit_student(
-    kind: str, arguments: DemoArguments, data: DemoData, teacher: Teacher, learning_rate: float, evaluated: Source
+    kind: str,
+    arguments: DemoArguments,
+    data: DemoData,
+    teacher: Teacher,
+    learning_rate: float,
+    evaluated: Source,
+    prepare: Callable[[DistillationTrainer, str], None] | None = None,
 ) -> tuple[dict[str, float], DistillationTrainer]:
     """Train one student and evaluate it.
 
@@ -208,6 +224,7 @@ def train_digit_student(
         teacher: The teacher. Training does not use it for "none"; the evaluation always does.
         learning_rate: Peak learning rate.
         evaluated: The held-out digits on which the student is evaluated.
+        prepare: As in `train_digit_teacher`.
 
     Returns:
         The metrics and the trainer that holds the student.
@@ -233,12 +250,19 @@ def train_digit_student(
         max_steps=arguments.epochs * (len(data.train) // arguments.batch_size),
         learning_rate=learning_rate,
     )
+    if prepare is not None:
+        prepare(trainer, f"student ({_TITLES[kind]})")
     trainer.train()
     return trainer.evaluate(), trainer
 
 
 DISTILLATION_ALPHA = 0.9
 UNLABELLED_SHARE = 0.8
+_STORY = {
+    "none": "a small vision transformer, the student, learns from the same labelled digits without a teacher.",
+    "soft": "a student of the same size learns from the same digits, their labels and the teacher's outputs for them.",
+    "unlabelled": "a third student also learns the teacher's outputs for the digits without labels.",
+}
 _TITLES = {"none": "no teacher", "soft": "teacher, labelled digits", "unlabelled": "teacher, all digits"}
 
 
@@ -254,8 +278,14 @@ def single_threaded() -> Iterator[None]:
 
 
 @single_threaded()
-def run_demo(arguments: DemoArguments) -> dict[str, Any]:
+def run_demo(
+    arguments: DemoArguments, prepare: Callable[[DistillationTrainer, str], None] | None = None
+) -> dict[str, Any]:
     """Run the demo.
+
+    Args:
+        arguments: Settings of the demo.
+        prepare: As in `train_digit_teacher`.
 
     Returns:
         `table` (rows of cells) and `story` (text), both for printing.
@@ -270,13 +300,15 @@ def run_demo(arguments: DemoArguments) -> dict[str, Any]:
         len(data.unlabelled),
         len(data.test),
     )
-    teacher = train_digit_teacher(arguments, data)
+    logger.info("1 of 4: a small CNN, the teacher, learns from the labelled digits.")
+    teacher = train_digit_teacher(arguments, data, prepare)
     rows = [["student", "prediction", "class head", "distillation head", "teacher", "agreement"]]
     best: tuple[float, str, DistillationTrainer] | None = None
-    for kind, learning_rate in zip(KINDS, arguments.learning_rates, strict=True):
-        logger.info("Training the student: %s", _TITLES[kind])
-        metrics, trainer = train_digit_student(kind, arguments, data, teacher, learning_rate, data.test)
+    for number, (kind, learning_rate) in enumerate(zip(KINDS, arguments.learning_rates, strict=True), start=2):
+        logger.info("%d of 4: %s", number, _STORY[kind])
+        metrics, trainer = train_digit_student(kind, arguments, data, teacher, learning_rate, data.test, prepare)
         names = ("accuracy", "cls_accuracy", "distillation_accuracy", "teacher_accuracy", "teacher_agreement")
+        logger.info("   It recognises %.1f %% of the test digits.", 100 * metrics["eval_accuracy"])
         values = [metrics.get(f"eval_{name}") for name in names]
         rows.append([_TITLES[kind], *("–" if value is None else f"{100 * value:.2f} %" for value in values)])
         if best is None or values[0] > best[0]:

@@ -382,7 +382,8 @@ def student_of(
     student = build_student(recipe.model, names, distils, problem_type, with_weights)
     choose_attention(student, args)
     count = set_trainable(student, recipe.model.trainable)
-    logger.info("%s of %s parameters are trained.", f"{count:,}", f"{student.num_parameters():,}")
+    if count != student.num_parameters():
+        logger.info("%s of %s parameters are trained.", f"{count:,}", f"{student.num_parameters():,}")
     return student
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,7 @@ def evaluate(
     selection: Selection | None = None,
     class_names: str | Path | None = None,
     teacher_problem_type: str | None = None,
+    prepare: Callable[[DistillationTrainer], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved model on one split of `data`.
 
@@ -153,6 +154,7 @@ def evaluate(
         class_names: File that names the classes of the data and, if it has no names, of the model; see `read_class_names`.
             Default: that of the model's own recipe.yaml, if it exists.
         teacher_problem_type: Problem type of the teacher. Default: that of its own files.
+        prepare: Function that is called with the trainer before the evaluation, to add callbacks.
 
     Returns:
         `split`, the split that was evaluated ("all" for all images of data without splits); `metrics` by name; `loss_on`,
@@ -210,6 +212,8 @@ def evaluate(
         loss_on = _use_own_loss(args, None if same else own, has_teacher=teacher is not None)
         trainer = DistillationTrainer(model, loaded_teacher, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
+        if prepare is not None:
+            prepare(trainer)
         metrics = trainer.evaluate()
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     broken = {"left_out_at_scan": len(found.left_out), "left_out_of_validation": len(found) - len(validation)}

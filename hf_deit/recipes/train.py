@@ -19,6 +19,7 @@ from ..trainer.checkpoints import newest_checkpoint
 from ..trainer.trainer import DistillationTrainer
 from .arguments import Recipe
 from .build import build_trainer
+from .overview import as_text, overview
 from .reading import proposal_line
 from .validate import load_validated
 
@@ -52,10 +53,7 @@ def train(
     trainer = build_trainer(recipe, data, teacher, concurrent_trainings=concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
-    logger.info(
-        "Fields that differ from their defaults:\n%s", yaml.safe_dump(recipe.changed(), default_flow_style=None)
-    )
-    logger.info("All fields are saved in %s.", output_dir / RECIPE_FILE)
+    logger.info("%s", as_text(overview(recipe, data, trainer)))
     if recipe.run.continues:  # again, now with the teacher's weights
         trainer.check_resumable(newest_checkpoint(output_dir), extend=recipe.run.extend)
     if trainer.is_world_process_zero():

@@ -7,7 +7,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,14 @@ from .data import columns_of, selection_of
 from .teacher_arguments import TeacherTrainingArguments
 
 
-def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
+def train_teacher(
+    arguments: TeacherTrainingArguments, prepare: Callable[[DistillationTrainer], None] | None = None
+) -> dict[str, float]:
     """Train a teacher and save it.
+
+    Args:
+        arguments: Settings of the training.
+        prepare: Function that is called with the trainer before its first step, to add callbacks.
 
     Returns:
         The metrics on the validation images, among them `accuracy` and `balanced_accuracy`; for multi-label data
@@ -74,6 +80,8 @@ def train_teacher(arguments: TeacherTrainingArguments) -> dict[str, float]:
         network.config.update(_labels_of(train))
     with tempfile.TemporaryDirectory() as unused:
         trainer = _finetuner(arguments, base, train, validation, unused)
+        if prepare is not None:
+            prepare(trainer)
         if arguments.mode == "finetune":
             network.requires_grad_(True)
             trainer.train()
@@ -150,7 +158,7 @@ def _features(arguments: TeacherTrainingArguments, base: Teacher, source: Source
         from tqdm.auto import tqdm
 
         total = -(-len(source) * arguments.views // arguments.batch_size)
-        for batch in tqdm(_batches(arguments, source), desc="features", total=total):
+        for batch in tqdm(_batches(arguments, source), desc="features", total=total, disable=None):
             live_teacher_logits(objective, batch)
             labels.append(batch["labels"])
     finally:

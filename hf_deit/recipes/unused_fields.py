@@ -112,12 +112,15 @@ def check_layers(base: Mapping[str, Any], own: Mapping[str, Any], given: Mapping
     # A teacher is often given with the command, so a file alone is judged as if it had one.
     file = {"teacher": "any", **base, **own}
     of_file = {} if is_saved(own) else {name for names, _ in _unused(file) for name in names if name in own}
+    idle: list[str] = []
     for names, message in _unused(merged):
         if any(name in given or (name in of_file and name not in base) for name in names):
             problems.add(iter([message]))
         elif not is_saved(own):
-            logger.info("The recipe sets a field that now has no effect: %s", message)
+            idle += [name for name in names if name in base or name in own]
     problems.raise_all()
+    if idle:
+        logger.info("Fields of the recipe without effect in this run: %s.", ", ".join(sorted(set(idle))))
 
 
 def _changed(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
