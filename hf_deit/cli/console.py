@@ -7,12 +7,14 @@ dictionaries of figures that the Trainer logs go to the trackers (`--report_to`)
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -30,8 +32,8 @@ _EVALUATION = {
     "teacher_mean_average_precision": "teacher",
     "teacher_agreement": "agreement",
 }
-# Losses in the progress bar and their short titles, in order.
-_LOSSES = {"loss": "loss", "cls_loss": "labels", "distillation_loss": "teacher", "guidance_loss": "patches"}
+# Loss terms in the progress bar and their short titles, in order. A narrow terminal has no room for them.
+_TERMS = {"cls_loss": "labels", "distillation_loss": "teacher", "guidance_loss": "patches"}
 # A first estimate of the time needs this many steps and seconds.
 _ESTIMATE_STEPS, _ESTIMATE_SECONDS = 10, 3.0
 _SECONDS_BETWEEN_LINES = 15.0
@@ -77,7 +79,12 @@ def messages(quiet: bool = False) -> Iterator[Console]:
     handler.addFilter(_WithoutNoise())
     handler.setLevel(logging.WARNING if quiet else logging.INFO)
     root = logging.getLogger()
-    handlers, root.handlers = root.handlers, [handler]
+    replaced = [other for other in root.handlers if getattr(other, "stream", None) is sys.stderr]
+    for other in replaced:
+        root.removeHandler(other)
+    root.addHandler(handler)
+    level = root.level
+    root.setLevel(min(level, handler.level))
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     shows_bars = transformers_logging.is_progress_bar_enabled()
@@ -85,18 +92,14 @@ def messages(quiet: bool = False) -> Iterator[Console]:
     try:
         yield console
     finally:
-        root.handlers = handlers
+        root.removeHandler(handler)
+        root.setLevel(level)
+        for other in replaced:
+            root.addHandler(other)
         transformers_logging.disable_propagation()
         transformers_logging.enable_default_handler()
         if shows_bars:
             transformers_logging.enable_progress_bar()
-
-
-class _FiguresColumn(ProgressColumn):
-    """Column with the latest losses."""
-
-    def render(self, task: Any) -> str:
-        return task.fields.get("figures", "")
 
 
 class TrainingConsole(TrainerCallback):
@@ -135,7 +138,7 @@ class TrainingConsole(TrainerCallback):
             return
         self._started, self._first_step = time.monotonic(), state.global_step
         self._images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if not self.console.is_terminal:
+        if args.disable_tqdm or not self.console.is_terminal:
             return
         self.progress = self._bar(self.title, total=state.max_steps, completed=state.global_step)
 
@@ -159,10 +162,13 @@ class TrainingConsole(TrainerCallback):
         """Show the latest losses beside the bar."""
         if self.progress is None or not logs or "loss" not in logs:
             return
-        figures = [f"{title} {logs[name]:.3g}" for name, title in _LOSSES.items() if name in logs]
+        figures = [f"loss {logs['loss']:.3g}"]
         if "teacher_agreement" in logs:
             figures.append(f"agreement {100 * logs['teacher_agreement']:.0f} %")
-        self.progress.update(self.progress.task_ids[0], figures=" · ".join([*figures, self._rate(state)]))
+        figures.append(self._rate(state))
+        terms = [f"{title} {logs[name]:.3g}" for name, title in _TERMS.items() if name in logs]
+        figures += terms if len(terms) > 1 else []
+        self.progress.update(self.progress.task_ids[0], figures=" · ".join(figures))
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -170,7 +176,7 @@ class TrainingConsole(TrainerCallback):
         """Show that an evaluation runs."""
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], description="evaluating")
-        elif not self._started and not self.quiet and self.console.is_terminal and eval_dataloader is not None:
+        elif self._shows_evaluation(args) and eval_dataloader is not None:
             self.progress = self._bar("evaluating", total=len(eval_dataloader), completed=0)
         if self.progress is not None and not self._started:
             self.progress.advance(self.progress.task_ids[0])
@@ -198,11 +204,12 @@ class TrainingConsole(TrainerCallback):
     def _bar(self, title: str, total: int, completed: int) -> Progress:
         progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TaskProgressColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True),
-            _FiguresColumn(),
+            TextColumn("left"),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=self.console,
             transient=True,
         )
@@ -215,6 +222,9 @@ class TrainingConsole(TrainerCallback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def _shows_evaluation(self, args: Any) -> bool:
+        return not (self._started or self.quiet or args.disable_tqdm) and self.console.is_terminal
 
     # ---- texts ----
 

@@ -275,7 +275,8 @@ def test_the_command_trains_and_prints_how_to_use_the_teacher(tmp_path, capsys, 
 def test_the_command_passes_every_option_on(monkeypatch):
     given = []
     monkeypatch.setattr(
-        "hf_deit.recipes.train_teacher.train_teacher", lambda one: given.append(one) or {"accuracy": 1.0}
+        "hf_deit.recipes.train_teacher.train_teacher",
+        lambda one, prepare: given.append(one) or {"accuracy": 1.0},
     )
     wanted = TeacherTrainingArguments(
         data="d",
