@@ -18,8 +18,8 @@ from rich.table import Column
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-# Messages of transformers that state what a command does on purpose, or that concern nobody.
-_NOISE = ("LOAD REPORT", "mtime may not be reliable")
+# Messages of transformers that concern nobody.
+_NOISE = ("mtime may not be reliable",)
 # Metrics of the line of an evaluation and their short titles, in order.
 _EVALUATION = {
     "accuracy": "top-1",

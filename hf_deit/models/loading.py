@@ -6,7 +6,7 @@ Models and teachers for a recipe are built in recipes/build.py. Weights of other
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError, listed
 from ..hub_access import check_hub_name, without_network
@@ -127,7 +128,7 @@ def load_pretrained(
     try:
         refuse_pickles_of_the_hub(name_or_path)
         safe = {} if Path(name_or_path).exists() else {"use_safetensors": True}
-        with hub_access(name_or_path):
+        with hub_access(name_or_path), _loading_silently(with_report=needs_head):
             model, info = model_class.from_pretrained(
                 name_or_path, output_loading_info=True, **NO_CODE, **safe, **kwargs
             )
@@ -142,7 +143,54 @@ def load_pretrained(
         )
     if needs_head:
         _check_class_names(name_or_path, model.config)
+    else:
+        _warn_of_other_weights(name_or_path, model, info)
     return model
+
+
+@contextlib.contextmanager
+def _loading_silently(with_report: bool) -> Iterator[None]:
+    """Load weights without the progress bar of transformers.
+
+    Args:
+        with_report: Whether to show its table of weights that do not fit. It lists the heads of other classes too.
+    """
+
+    def is_not_report(record: logging.LogRecord) -> bool:
+        return with_report or "LOAD REPORT" not in record.getMessage()
+
+    reporting = logging.getLogger("transformers.modeling_utils")
+    reporting.addFilter(is_not_report)
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reporting.removeFilter(is_not_report)
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _warn_of_other_weights(name_or_path: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Warn of weights below the heads that the files do not hold, hold in another shape, or hold for another model."""
+    prefix = f"{model.base_model_prefix}."
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
+    problems = {
+        "are missing and were initialised randomly": info["missing_keys"],
+        "have another shape and were initialised randomly": mismatched,
+        "are in its files but not in the model, and were left out": info["unexpected_keys"],
+    }
+    for problem, names in problems.items():
+        below = sorted(name for name in names if name.startswith(prefix))
+        if below:
+            logger.warning(
+                "%s: %d weights of the %s %s: %s.",
+                name_or_path,
+                len(below),
+                type(model).__name__,
+                problem,
+                listed(below, str),
+            )
 
 
 def _check_class_names(name_or_path: str, config: Any) -> None:

@@ -211,3 +211,24 @@ def test_training_can_start_from_a_backbone(backbone):
     student = build_student(ModelArguments(model=str(backbone)), ["ant", "bee", "cat"])
     assert student.config.num_labels == 3
     assert Teacher.from_pretrained(backbone, needs_head=False)
+
+
+def test_weights_below_the_heads_that_are_missing_or_of_another_model_are_reported(tmp_path, caplog):
+    student = tiny.student()
+    weights = student.state_dict()
+    lost = next(name for name in weights if "layers.1" in name or "layer.1" in name)
+    del weights[lost]
+    student.save_pretrained(tmp_path, state_dict=weights)
+    build_student(ModelArguments(model=str(tmp_path)), ["other", "classes"])
+    (record,) = [
+        record for record in caplog.records if record.levelname == "WARNING" and "missing" in record.getMessage()
+    ]
+    assert str(tmp_path) in record.getMessage() and "1 weights" in record.getMessage()
+    assert "classifier" not in record.getMessage()
+    assert "LOAD REPORT" not in caplog.text
+
+
+def test_new_heads_for_other_classes_are_no_warning(tmp_path, caplog):
+    tiny.student().save_pretrained(tmp_path)
+    build_student(ModelArguments(model=str(tmp_path)), ["other", "classes"])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
