@@ -1,28 +1,36 @@
 """Space of a search over the fields of a recipe, and the description of a sweep.
 
 A space maps the name of a field to a list of choices, or to `{low, high}`, with `log: true` for a logarithmic scale.
-experiments/sweep.py runs the search.
+A field that has no effect in a trial, because of the value of another field, gets no value in this trial; recipes/unused_fields.py
+states these conditions. experiments/sweep.py runs the search.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
 from ..files import parsed_yaml
-from ..recipes.arguments import Recipe
-from ..recipes.reading import load_recipe, recipe_parser
+from ..recipes.arguments import Recipe, field_entries, typed_value
+from ..recipes.reading import load_recipe, parsed_words, recipe_parser
+from ..recipes.unused_fields import condition_values, unmet_condition
+from ..trainer.fields import PUSH_FIELDS, PYTHON_FIELDS, SCRIPT_FIELDS, Condition
 
-# Fields that are searched only with these distillation types.
-_NEEDS = {
-    "distillation_tau": ("soft",),
-    "distillation_reduction": ("soft",),
-    "distillation_alpha": ("soft", "hard"),
-    "distillation_target": ("soft", "hard"),
+# A trial is only trained and evaluated, without checkpoints, trackers, progress bars or pushes.
+QUIET = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "load_best_model_at_end": False,
+    "eval_strategy": "epoch",
+    "save_strategy": "no",
 }
+# Fields that name images or a teacher. A sweep is described by digests of their content instead.
+PATHS = ("data", "teacher", "unlabelled")
 _REFUSED = {
     "seed": "a seed is not a setting to optimise",
     **dict.fromkeys(
@@ -30,13 +38,16 @@ _REFUSED = {
         "trials are compared epoch by epoch, and --epochs sets the number of epochs of all trials",
     ),
     **dict.fromkeys(
-        ("data", "teacher", "teacher_cache", "output_dir", "validation_share"), "it must be the same for all trials"
+        (*PATHS, "teacher_weights", "teacher_cache", "output_dir", "class_names", "broken_images", "validation_share")
+        + ("data_config", "data_revision", "split_column", "train_split", "validation_split", "unlabelled_split")
+        + ("image_column", "label_column", "label_separator"),
+        "it must be the same for all trials",
     ),
-    **dict.fromkeys(
-        ("eval_strategy", "save_strategy", "resume", "streaming", "report_to", "disable_tqdm", "push_to_hub")
-        + ("load_best_model_at_end",),
-        "the sweep sets it",
-    ),
+    **dict.fromkeys((*QUIET, "resume", "extend", "streaming"), "the sweep sets it"),
+    **dict.fromkeys(("eval_steps", "save_steps", "save_only_model", "save_total_limit"), "the sweep sets its strategy"),
+    **dict.fromkeys((*PUSH_FIELDS, "run_name"), "a trial is neither published nor tracked"),
+    **{name: reason.partition(".")[0] for name, reason in PYTHON_FIELDS.items()},
+    **dict.fromkeys(SCRIPT_FIELDS, "only a Python script of your own can read it"),
 }
 
 
@@ -59,6 +70,11 @@ class Parameter:
     high: float = 0.0
     log: bool = False
     whole: bool = False
+
+    @property
+    def checked(self) -> tuple[Any, ...]:
+        """The values that are checked before the first trial: all choices, or both ends of the range."""
+        return self.choices if self.choices is not None else (self.low, self.high)
 
     def suggest(self, trial: Any) -> Any:
         """Return the value that an optuna trial suggests. Choices are passed as JSON: optuna accepts no lists."""
@@ -118,16 +134,135 @@ class Sweep:
         """Return the recipe of the sweep with `fields` changed."""
         return load_recipe({**self.fields, "distillation_type": self.own_type, **fields}, list(self.overrides))
 
+    @cached_property
+    def own(self) -> Mapping[str, Any]:
+        """The values of the fields in a trial, apart from those that are searched; see `own_fields`."""
+        return own_fields(self.fields, self.overrides, self.own_type)
+
     def describe(self) -> dict[str, Any]:
         """Return the description of the sweep, which must be equal when the sweep is resumed."""
         common = {name: getattr(self, name) for name in ("fields", "own_type", "teacher", "images", "data")}
         common["space"] = {parameter.name: parameter.describe() for parameter in self.space}
         words = list(self.overrides)
-        for name in ("--data", "--teacher"):  # data and teacher are compared by their digests instead of their paths
+        for name in (f"--{path}" for path in PATHS):  # these are compared by their digests
             if name in words:
                 del words[words.index(name) : words.index(name) + 2]
-        common["overrides"] = words
+        common["overrides"] = [word for word in words if not word.startswith(tuple(f"--{path}=" for path in PATHS))]
         return json.loads(json.dumps(common, default=str))
+
+
+def own_fields(fields: Mapping[str, Any], overrides: Sequence[str], own_type: str) -> Mapping[str, Any]:
+    """Return the values of the fields in a trial, apart from those that are searched.
+
+    Args:
+        fields: Fields of the recipe.
+        overrides: Fields of the command line.
+        own_type: The distillation_type of all trials if distillation_type is not searched.
+    """
+    values = condition_values({**fields, **parsed_words(overrides), **QUIET, "distillation_type": own_type})
+    # A trial has a teacher only if it distils or is guided.
+    return {**values, "teacher": None, "teacher_cache": None}
+
+
+class TrialFields:
+    """Fields of a trial, as attributes. A field that is searched gets its value when it, or a condition on it, is decided.
+
+    Args:
+        space: The fields that are searched.
+        own: The values of all other fields, see `own_fields`.
+        choose: Function that returns the value of a parameter.
+
+    Attributes:
+        values: The values of the searched fields that have an effect in this trial.
+        unmet: The conditions of those that have none.
+        read: Names of the fields that conditions have read.
+    """
+
+    def __init__(self, space: Space, own: Mapping[str, Any], choose: Callable[[Parameter], Any]):
+        self.values: dict[str, Any] = {}
+        self.unmet: dict[str, Condition] = {}
+        self.read: dict[str, None] = {}
+        self._open = {parameter.name: parameter for parameter in space}
+        self._own = own
+        self._choose = choose
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in field_entries():
+            raise AttributeError(name)
+        self.decide(name)
+        self.read[name] = None
+        if name in self.values:
+            return typed_value(name, self.values[name], field_entries()[name][1])
+        return self._own[name]
+
+    def decide(self, name: str) -> None:
+        """Choose the value of a field, unless it is not searched, is decided already, or has no effect."""
+        parameter = self._open.pop(name, None)
+        if parameter is None:
+            return
+        for value in parameter.checked:  # a condition may depend on the field itself
+            self.values[name] = value
+            condition = unmet_condition(name, self)
+            if condition is not None:
+                del self.values[name]
+                self.unmet[name] = condition
+                return
+        self.values[name] = self._choose(parameter)
+
+
+def suggest_fields(trial: Any, space: Space, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that an optuna trial suggests, except those that have no effect in it.
+
+    Args:
+        trial: The trial.
+        space: The fields that are searched.
+        own: The values of all other fields, see `own_fields`.
+    """
+    fields = TrialFields(space, own, lambda parameter: parameter.suggest(trial))
+    for parameter in space:
+        fields.decide(parameter.name)
+    return {parameter.name: fields.values[parameter.name] for parameter in space if parameter.name in fields.values}
+
+
+def combinations(names: Sequence[str], space: Space, own: Mapping[str, Any]) -> Iterator[TrialFields]:
+    """Yield the fields of trials with all checked values of some fields and of the fields on which these depend.
+
+    Args:
+        names: Names of the fields.
+        space: The fields that are searched.
+        own: The values of all other fields, see `own_fields`.
+    """
+    pending: list[tuple[Any, ...]] = [()]
+    while pending:
+        choices = _Choices(pending.pop(0), pending)
+        fields = TrialFields(space, own, choices.choose)
+        for name in names:
+            fields.decide(name)
+        yield fields
+
+
+class _Choices:
+    """Chooser of planned values, and then of the first value of each parameter; it adds the other values to a list.
+
+    Args:
+        planned: The first values to choose.
+        pending: List of plans, which grows.
+    """
+
+    def __init__(self, planned: Sequence[Any], pending: list[tuple[Any, ...]]):
+        self.planned = planned
+        self.pending = pending
+        self.made: list[Any] = []
+
+    def choose(self, parameter: Parameter) -> Any:
+        """Return the value of the next parameter."""
+        if len(self.made) < len(self.planned):
+            value = self.planned[len(self.made)]
+        else:
+            value, *others = parameter.checked
+            self.pending.extend((*self.made, other) for other in others)
+        self.made.append(value)
+        return value
 
 
 def default_space(recipe: Recipe, has_teacher: bool, fixed: Sequence[str]) -> Space:
@@ -141,7 +276,10 @@ def default_space(recipe: Recipe, has_teacher: bool, fixed: Sequence[str]) -> Sp
     rate = recipe.training.learning_rate
     own = list(recipe.augmentation.crop_scale)
     crops = [own, *(scale for scale in ([0.08, 1.0], [0.35, 1.0]) if scale != own)][:2]
-    space = [Parameter("distillation_type", ("none", "soft", "hard"))] if has_teacher else []
+    # Without a teacher, nothing is learned from unlabelled images.
+    labels_alone = recipe.data.unlabelled is None or recipe.training.guidance != "none"
+    types = ("none", "soft", "hard") if labels_alone else ("soft", "hard")
+    space = [Parameter("distillation_type", types)] if has_teacher else []
     space += [
         Parameter("distillation_tau", low=1.0, high=5.0),
         Parameter("distillation_alpha", low=0.1, high=0.9),
@@ -180,10 +318,10 @@ def read_space(path: str | Path, fields: Mapping[str, Any], fixed: Sequence[str]
         if name in fixed:
             raise RecipeError(f"--space {path} searches {name}, and --{name} is given too. Leave one of them out.")
         parameter = _parameter(f"--space {path}: {name}", str(name), entry, kinds.get(name))
-        for value in parameter.choices or (parameter.low, parameter.high):
+        for value in parameter.checked:
             load_recipe({"distillation_type": "none", **fields, name: value}, [])
         space.append(parameter)
-    # distillation_type comes first, because other fields depend on it.
+    # distillation_type is drawn first, as earlier versions did, so that an extended sweep draws the same values.
     return sorted(space, key=lambda parameter: parameter.name != "distillation_type")
 
 
@@ -221,65 +359,75 @@ def _parameter(where: str, name: str, entry: Any, kind: Any) -> Parameter:
     return Parameter(name, None, int(low) if whole else low, int(high) if whole else high, log, whole)
 
 
-def _types(space: Space, own_type: str) -> tuple[Any, ...]:
-    """Return the distillation types that trials may have."""
-    searched = [parameter.choices for parameter in space if parameter.name == "distillation_type"]
-    return searched[0] if searched else (own_type,)
+# A trial that has a value other than "none" for one of these fields learns from the teacher.
+TEACHING = ("distillation_type", "guidance")
 
 
-def asks_teacher(space: Space, own_type: str, own_guidance: str = "none") -> bool:
+def asks_teacher(space: Space, own: Mapping[str, Any]) -> bool:
     """Return whether any trial may use a teacher.
 
     Args:
-        space: The space.
-        own_type: The distillation_type of the recipe.
-        own_guidance: The guidance of the recipe.
+        space: The fields that are searched.
+        own: The values of all other fields, see `own_fields`.
     """
-    searched = [parameter.choices for parameter in space if parameter.name == "guidance"]
-    guidance = searched[0] if searched else (own_guidance,)
-    return any(kind != "none" for kind in (*_types(space, own_type), *guidance))
+    return any(value != "none" for name in TEACHING for value in _values(name, space, own))
 
 
-def types_where_it_counts(parameter: Parameter, space: Space, own_type: str) -> list[str]:
-    """Return those distillation types of the trials with which a parameter has an effect."""
-    return [kind for kind in _types(space, own_type) if kind in _NEEDS.get(parameter.name, (kind,))]
+def _values(name: str, space: Space, own: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the values of a field in the trials."""
+    return next((parameter.checked for parameter in space if parameter.name == name), (own[name],))
 
 
-def check_space(space: Space, own_type: str, has_teacher: bool) -> None:
-    """Check that a teacher is given if trials distil, and that each field of a space has an effect.
+def _shown(names: Sequence[str], space: Space, own: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name} is {' or '.join(map(repr, _values(name, space, own)))}" for name in names)
+
+
+def has_effect(parameter: Parameter, space: Space, own: Mapping[str, Any]) -> bool:
+    """Return whether a parameter has an effect in any trial."""
+    return any(parameter.name in fields.values for fields in combinations([parameter.name], space, own))
+
+
+def check_space(space: Space, own: Mapping[str, Any], has_teacher: bool) -> None:
+    """Check that a teacher is given if trials learn from one, and that each field of a space has an effect.
 
     Args:
-        space: The space.
-        own_type: The distillation_type of all trials if distillation_type is not searched.
+        space: The fields that are searched.
+        own: The values of all other fields, see `own_fields`.
         has_teacher: Whether there is a teacher.
 
     Raises:
-        RecipeError: A trial would distil without a teacher, or a field has no effect in any trial.
+        RecipeError: A trial would learn from a teacher that is missing, or nothing from unlabelled images; or a field has
+            no effect in any trial.
     """
-    types = _types(space, own_type)
-    if asks_teacher(space, own_type) and not has_teacher:
+    learning = [name for name in TEACHING if any(value != "none" for value in _values(name, space, own))]
+    if learning and not has_teacher:
         raise RecipeError(
-            f"distillation_type is {' or '.join(map(str, types))}, and no teacher is given. Give --teacher, or allow "
-            "only distillation_type none."
+            f"{_shown(learning, space, own)}, and no teacher is given. Give --teacher, or allow only "
+            f"{' and '.join(f'{name} none' for name in learning)}."
+        )
+    idle = any(
+        all(getattr(fields, name) == "none" for name in TEACHING) for fields in combinations(TEACHING, space, own)
+    )
+    if own["unlabelled"] is not None and idle:
+        remedy = (
+            "Let no trial have the value none for both"
+            if has_teacher
+            else "Give --teacher, and a value for one of both"
+        )
+        raise RecipeError(
+            f"unlabelled={own['unlabelled']!r}, but {_shown(TEACHING, space, own)}: a trial with neither learns nothing from "
+            f"unlabelled images. {remedy}, or leave out unlabelled."
         )
     for parameter in space:
-        if not types_where_it_counts(parameter, space, own_type):
-            raise RecipeError(
-                f"The search space contains {parameter.name}, which has an effect only if distillation_type is "
-                f"{' or '.join(_NEEDS[parameter.name])}. Here, distillation_type is {' or '.join(map(str, types))}. "
-                f"{'Change distillation_type' if has_teacher else 'Give --teacher and that distillation_type'}, or leave "
-                f"{parameter.name} out of the search space."
-            )
-
-
-def suggest_fields(trial: Any, space: Space, own_type: str) -> dict[str, Any]:
-    """Return the fields that an optuna trial suggests, except those that its distillation type does not use."""
-    fields: dict[str, Any] = {}
-    for parameter in space:
-        kind = fields.get("distillation_type", own_type)
-        if kind in _NEEDS.get(parameter.name, (kind,)):
-            fields[parameter.name] = parameter.suggest(trial)
-    return fields
+        if has_effect(parameter, space, own):
+            continue
+        found = list(combinations([parameter.name], space, own))
+        condition = found[0].unmet[parameter.name]
+        read = dict.fromkeys(name for fields in found for name in fields.read if name != parameter.name)
+        raise RecipeError(
+            f"The search space contains {parameter.name}, which has an effect only with {condition.text}. In all trials, "
+            f"{_shown(list(read), space, own)}. Leave {parameter.name} out of the search space, or change these fields."
+        )
 
 
 def own_values(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:

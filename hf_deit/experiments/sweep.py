@@ -10,6 +10,7 @@ earlier trials. With one process, the same seed therefore gives the same trials,
 extended later. With several processes, the trials also depend on which process is faster.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -31,29 +32,27 @@ from ..recipes.reading import given_names, load_recipe
 from ..recipes.train import train
 from .recipe_checks import RecipeChecks
 from .search_space import (
+    PATHS,
+    QUIET,
+    TEACHING,
+    Parameter,
     Sweep,
+    TrialFields,
     asks_teacher,
     check_space,
+    combinations,
     default_space,
+    has_effect,
+    own_fields,
     own_values,
     read_space,
     suggest_fields,
-    types_where_it_counts,
 )
 from .workers import Task, alone_in, log_to, run_tasks, time_left, use_share_of_cores
 
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
 _STUDY = "sweep"
 _OUTCOMES = ("finished", "pruned", "diverged", "failed")
-# A trial is only trained and evaluated, without checkpoints, trackers, progress bars or pushes.
-_QUIET = {
-    "report_to": "none",
-    "disable_tqdm": True,
-    "push_to_hub": False,
-    "load_best_model_at_end": False,
-    "eval_strategy": "epoch",
-    "save_strategy": "no",
-}
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,12 @@ def write_report(sweep: Sweep, study: Any) -> dict[str, Any]:
             error = standard_error(best.accuracy, sweep.images)
             report["best"] = {**vars(best), "standard_error": error}
             trained = sweep.recipe(**best.fields).training
-            teacher = " --teacher TEACHER" * (trained.distillation_type != "none" or trained.guidance != "none")
+            words = " --teacher TEACHER" * (trained.distillation_type != "none" or trained.guidance != "none")
+            words += " --unlabelled IMAGES" * (sweep.own["unlabelled"] is not None)
             comment = (
                 f"# Trial {best.number} of a sweep, the best of {len(trials)} trials: {100 * best.accuracy:.1f} % on "
                 f"{sweep.images} validation images.\n# This figure is too high by selection; see report.md.\n"
-                f"# hf-deit train --config best.yaml --data DATA --output_dir OUT{teacher}\n"
+                f"# hf-deit train --config best.yaml --data DATA --output_dir OUT{words}\n"
             )
             (folder / "best.yaml").write_text(comment + yaml.safe_dump(_best_fields(sweep, best)), encoding="utf-8")
         (folder / "report.md").write_text(text, encoding="utf-8")
@@ -194,7 +194,7 @@ def _best_fields(sweep: Sweep, best: TrialRecord) -> dict[str, Any]:
     # to_dict leaves out tokens and fields that depend on the machine, such as use_cpu.
     values = {**sweep.fields, **recipe.to_dict()}
     names = {*recipe.given, "distillation_type"} & values.keys()
-    return {name: values[name] for name in sorted(names - {"data", "teacher", "output_dir"})}
+    return {name: values[name] for name in sorted(names - {*PATHS, "output_dir"})}
 
 
 def _require_optuna() -> Any:
@@ -250,15 +250,16 @@ def plan_sweep(
     own_type = recipe.training.distillation_type
     if not has_teacher and "distillation_type" not in given:
         own_type = "none"
+    own = own_fields(fields, overrides, own_type)
     if space is None:
         chosen = default_space(recipe, has_teacher, given)
-        chosen = [parameter for parameter in chosen if types_where_it_counts(parameter, chosen, own_type)]
+        chosen = [parameter for parameter in chosen if has_effect(parameter, chosen, own)]
     else:
         chosen = read_space(space, fields, given)
-    check_space(chosen, own_type, has_teacher)
+    check_space(chosen, own, has_teacher)
     checks = RecipeChecks(load_run_data(recipe))
     checks.data.check_one_class_an_image(RecipeError)
-    teacher = checks.teacher(recipe) if asks_teacher(chosen, own_type, recipe.training.guidance) else None
+    teacher = checks.teacher(recipe) if asks_teacher(chosen, own) else None
     sweep = Sweep(
         fields=dict(fields),
         overrides=tuple(overrides),
@@ -294,21 +295,45 @@ def _check_length(recipe: Recipe) -> None:
 
 
 def _check_choices(sweep: Sweep, checks: RecipeChecks) -> None:
-    """Check each value of the space together with the other fields of the recipe.
+    """Check the recipes of trials that have, between them, each value of the space and each way to learn from the teacher.
 
-    A value is checked with a distillation type with which it has an effect. Pairs of values are not checked.
+    Other pairs of values are not checked.
     """
-    quiet = {**_QUIET, "output_dir": str(sweep.out)}
-    checks.check(sweep.recipe(**quiet))
-    for parameter in sweep.space:
-        kind = types_where_it_counts(parameter, sweep.space, sweep.own_type)[0]
-        for value in parameter.choices or (parameter.low, parameter.high):
-            try:
-                checks.check(sweep.recipe(**{"distillation_type": kind, **quiet, parameter.name: value}))
-            except UserError as error:
-                raise RecipeError(
-                    f"{parameter.name}={value!r}, which the sweep may try, is invalid: {error}"
-                ) from error
+    usual, space = own_values(sweep.space, sweep.recipe().to_dict()), sweep.space
+    checked = set()
+    for names in ([], TEACHING, *([parameter.name] for parameter in space)):
+        for some in combinations(names, space, sweep.own):
+            shown = {name: some.values[name] for name in names if name in some.values}
+            if names and not shown:
+                continue
+            choose = functools.partial(_usual_value, usual=usual, given=some.values)
+            fields = TrialFields(space, sweep.own, choose)
+            for parameter in space:
+                fields.decide(parameter.name)
+            text = json.dumps(fields.values, sort_keys=True)
+            if text not in checked:
+                checked.add(text)
+                _check_trial(sweep, checks, fields.values, shown)
+
+
+def _usual_value(parameter: Parameter, *, usual: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Return a given value of a parameter, else the value of the recipe if it is in the space, else the first value."""
+    if parameter.name in given:
+        return given[parameter.name]
+    stored = usual.get(parameter.name)
+    if stored is None:
+        return parameter.checked[0]
+    return stored if parameter.choices is None else json.loads(stored)
+
+
+def _check_trial(sweep: Sweep, checks: RecipeChecks, fields: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
+    try:
+        checks.check(sweep.recipe(**fields, **QUIET, output_dir=str(sweep.out)))
+    except UserError as error:
+        if not shown:
+            raise
+        values = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        raise RecipeError(f"{values}, which the sweep may try, is invalid: {error}") from error
 
 
 def run_sweep(sweep: Sweep, say: Callable[[str], None]) -> dict[str, Any]:
@@ -508,7 +533,7 @@ class _Objective:
         log_to(_log(self.sweep, trial.number))
         out = self.sweep.out / "work" / "runs" / f"trial-{trial.number}"
         try:
-            fields = suggest_fields(trial, self.sweep.space, self.sweep.own_type)
+            fields = suggest_fields(trial, self.sweep.space, self.sweep.own)
             trial.set_user_attr("fields", fields)
             metrics = train(
                 self._recipe(fields, out),
@@ -531,7 +556,7 @@ class _Objective:
 
     def _recipe(self, fields: Mapping[str, Any], out: Path) -> Recipe:
         """Return the recipe of a trial. If it has a teacher, it uses the teacher cache of its views, built here if missing."""
-        quiet = {**_QUIET, "output_dir": str(out)}
+        quiet = {**QUIET, "output_dir": str(out)}
         recipe = self.sweep.recipe(**fields, **quiet)
         if recipe.training.distillation_type == "none" and recipe.training.guidance == "none":
             return recipe.replace(teacher=None)  # the teacher would not be used

@@ -123,6 +123,27 @@ def check_layers(base: Mapping[str, Any], own: Mapping[str, Any], given: Mapping
         logger.info("Fields of the recipe without effect in this run: %s.", ", ".join(sorted(set(idle))))
 
 
+def condition_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all fields, defaults included, on which the conditions are tested.
+
+    Args:
+        fields: Fields of a recipe, in the types of YAML or of the command line.
+    """
+    usual = _defaults(fields)
+    return usual | _changed(fields, usual)
+
+
+def unmet_condition(name: str, values: Any) -> Condition | None:
+    """Return the condition without which a field has no effect; None if the field has an effect.
+
+    Args:
+        name: Name of the field.
+        values: Object whose attributes are the fields; see `condition_values`.
+    """
+    conditions = (condition for condition in (*CONDITIONS, *RECIPE_CONDITIONS) if name in condition.names)
+    return next((condition for condition in conditions if not condition.holds(values)), None)
+
+
 def _changed(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields whose value is valid and not the default, with the type of the field."""
     changed = {}
@@ -145,9 +166,8 @@ def _defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unused(fields: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    usual = _defaults(fields)
-    changed = _changed(fields, usual)
-    return condition_problems(SimpleNamespace(**usual | changed), changed, (*CONDITIONS, *RECIPE_CONDITIONS))
+    changed = _changed(fields, _defaults(fields))
+    return condition_problems(SimpleNamespace(**condition_values(fields)), changed, (*CONDITIONS, *RECIPE_CONDITIONS))
 
 
 def _command_problems(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,9 @@ from hf_deit.experiments.search_space import (
     Parameter,
     asks_teacher,
     check_space,
+    combinations,
     default_space,
+    own_fields,
     own_values,
     read_space,
     suggest_fields,
@@ -24,10 +26,14 @@ def recipe(**fields):
     return load_recipe({**FIELDS, "distillation_type": "none", **fields}, [])
 
 
-def drawn(space, own_type="none", count=40):
+def own(own_type="none", **fields):
+    return own_fields({**FIELDS, **fields}, [], own_type)
+
+
+def drawn(space, own_type="none", count=40, **fields):
     """Return the fields that a random search suggests."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [suggest_fields(study.ask(), space, own_type) for _ in range(count)]
+    return [suggest_fields(study.ask(), space, own(own_type, **fields)) for _ in range(count)]
 
 
 @pytest.fixture
@@ -60,16 +66,25 @@ def test_the_default_space_suggests_valid_recipes_and_only_fields_that_have_an_e
 def test_fields_of_a_missing_teacher_and_given_fields_are_not_searched():
     space = default_space(recipe(), has_teacher=False, fixed=["mixup_alpha"])
     assert [parameter.name for parameter in space] == ["learning_rate", "crop_scale", "auto_augment"]
-    assert not asks_teacher(space, "none") and asks_teacher(space, "soft")
-    assert asks_teacher(default_space(recipe(), True, []), "none")
+    assert not asks_teacher(space, own("none")) and asks_teacher(space, own("soft"))
+    assert asks_teacher(space, own("none", guidance="similarity"))
+    assert asks_teacher(default_space(recipe(), True, []), own("none"))
+    assert asks_teacher([Parameter("guidance", ("none", "features"))], own("none"))
+
+
+def test_a_trial_of_the_default_space_always_learns_from_unlabelled_images():
+    types = {fields["distillation_type"] for fields in drawn(default_space(recipe(unlabelled="x"), True, []))}
+    assert types == {"soft", "hard"}
+    guided = default_space(recipe(unlabelled="x", guidance="features"), True, [])
+    assert {fields["distillation_type"] for fields in drawn(guided)} == {"none", "soft", "hard"}
 
 
 def test_the_values_of_the_recipe_are_tried_if_they_are_in_the_space():
     space = default_space(recipe(), has_teacher=True, fixed=[])
-    own = own_values(space, load_recipe({**FIELDS, "teacher": "t"}, []).to_dict())
+    usual = own_values(space, load_recipe({**FIELDS, "teacher": "t"}, []).to_dict())
     study = optuna.create_study()
-    study.enqueue_trial(own)
-    fields = suggest_fields(study.ask(), space, "none")
+    study.enqueue_trial(usual)
+    fields = suggest_fields(study.ask(), space, own("none"))
     assert fields == {
         "distillation_type": "soft",
         "distillation_tau": 1.0,
@@ -125,6 +140,11 @@ def test_a_space_is_read_with_lists_integers_and_logarithms(written):
         ({"num_hidden_layers": {"low": 2.5, "high": 4}}, ["num_hidden_layers={'high': 4, 'low': 2.5}"]),
         ({"seed": [0, 1]}, ["seed cannot be searched"]),
         ({"num_train_epochs": [1, 2]}, ["num_train_epochs", "--epochs"]),
+        ({"unlabelled": ["a", "b"]}, ["unlabelled", "the same for all trials"]),
+        ({"train_split": ["a", "b"]}, ["train_split", "the same for all trials"]),
+        ({"save_steps": [1, 2]}, ["save_steps", "the sweep sets"]),
+        ({"data_seed": [1, 2]}, ["data_seed", "seed"]),
+        ({"do_train": [True]}, ["do_train", "script"]),
         ({"weight_decay": [0.1]}, ["--weight_decay"]),
     ],
     ids=str,
@@ -135,25 +155,97 @@ def test_an_invalid_space_raises_an_error_that_names_field_and_value(written, co
     assert [text for text in named if text not in str(refused.value)] == []
 
 
+TYPES, GUIDANCE = Parameter("distillation_type", ("none", "soft")), Parameter("guidance", ("none", "features"))
+TAU, WEIGHT = Parameter("distillation_tau", low=1, high=5), Parameter("guidance_weight", (3.0, 40.0))
+
+
 @pytest.mark.parametrize(
-    ("space", "own_type", "has_teacher", "named"),
+    ("space", "fields", "has_teacher", "named"),
     [
-        ([Parameter("distillation_type", ("none", "soft"))], "none", False, ["none or soft", "--teacher"]),
-        ([Parameter("learning_rate", (1e-3,))], "hard", False, ["is hard", "--teacher"]),
+        ([TYPES], {}, False, ["distillation_type is 'none' or 'soft'", "--teacher"]),
+        ([Parameter("learning_rate", (1e-3,))], {"own_type": "hard"}, False, ["is 'hard'", "--teacher"]),
+        ([GUIDANCE], {}, False, ["guidance is 'none' or 'features'", "--teacher"]),
         (
-            [Parameter("distillation_tau", low=1, high=5)],
-            "none",
+            [Parameter("learning_rate", (1e-3,))],
+            {"guidance": "features"},
             False,
-            ["distillation_tau", "is none", "--teacher"],
+            ["guidance is 'features'", "--teacher"],
         ),
-        ([Parameter("distillation_tau", low=1, high=5)], "hard", True, ["distillation_tau", "is soft", "is hard"]),
+        ([TAU], {}, True, ["distillation_tau", "distillation_type='soft'", "is 'none'"]),
+        ([TAU], {"own_type": "hard"}, True, ["distillation_tau", "distillation_type='soft'", "is 'hard'"]),
+        ([TAU, GUIDANCE], {}, True, ["distillation_tau", "distillation_type is 'none'"]),
+        ([WEIGHT], {}, True, ["guidance_weight", "guidance is 'none'"]),
+        ([WEIGHT, TYPES, TAU], {}, True, ["guidance_weight", "guidance is 'none'"]),
+        ([Parameter("guidance_student_layers", (["-1"], None))], {}, True, ["guidance_student_layers"]),
+        (
+            [Parameter("unlabelled_share", (0.3, 0.5))],
+            {"own_type": "hard"},
+            True,
+            ["unlabelled_share", "unlabelled is None"],
+        ),
+        ([TYPES], {"unlabelled": "x"}, True, ["unlabelled='x'", "distillation_type is 'none' or 'soft'"]),
+        ([TYPES, GUIDANCE], {"unlabelled": "x"}, True, ["unlabelled='x'", "guidance is 'none' or 'features'"]),
+        ([Parameter("learning_rate", (1e-3,))], {"unlabelled": "x"}, False, ["unlabelled='x'", "--teacher"]),
+        (
+            [Parameter("randaugment_magnitude", (5, 9)), Parameter("auto_augment", ("none", "trivialaugment"))],
+            {},
+            False,
+            ["randaugment_magnitude", "auto_augment is 'none' or 'trivialaugment'"],
+        ),
+        (
+            [Parameter("warmup_steps", (0.1, 0))],
+            {"lr_scheduler_type": "constant"},
+            False,
+            ["warmup_steps", "'constant'"],
+        ),
+        ([Parameter("teacher_image_size", (64, 96))], {}, True, ["teacher_image_size", "guidance is 'none'"]),
     ],
 )
-def test_a_space_that_does_not_fit_the_teacher_is_refused(space, own_type, has_teacher, named):
+def test_a_space_that_does_not_fit_the_teacher_or_the_other_fields_is_refused(space, fields, has_teacher, named):
     with pytest.raises(RecipeError) as refused:
-        check_space(space, own_type, has_teacher)
+        check_space(space, own(**fields), has_teacher)
     assert [text for text in named if text not in str(refused.value)] == []
-    check_space([Parameter("distillation_type", ("none", "soft")), *space], "none", True)
+
+
+@pytest.mark.parametrize(
+    ("space", "fields"),
+    [
+        ([TYPES, TAU], {}),
+        ([TAU, TYPES], {}),
+        ([WEIGHT, GUIDANCE], {}),
+        ([WEIGHT, GUIDANCE, TYPES, TAU], {}),
+        ([Parameter("unlabelled_share", (0.3, 0.5)), TYPES], {"unlabelled": "x", "guidance": "features"}),
+        ([Parameter("unlabelled_share", (0.3, 0.5))], {"unlabelled": "x", "own_type": "hard"}),
+        ([Parameter("mix_probability", (0.5, 1.0)), Parameter("mixup_alpha", low=0.0, high=1.0)], {}),
+    ],
+)
+def test_a_space_whose_fields_have_an_effect_in_some_trial_is_accepted(space, fields):
+    check_space(space, own(**fields), has_teacher=True)
+
+
+def test_a_field_gets_a_value_only_in_trials_in_which_it_has_an_effect():
+    # The fields that decide come last in the space.
+    space = [WEIGHT, TAU, Parameter("distillation_alpha", low=0.1, high=0.9), GUIDANCE, TYPES]
+    space += [Parameter("mix_switch_probability", (0.1, 0.9)), Parameter("cutmix_alpha", (0.0, 1.0))]
+    space += [Parameter("teacher_dtype", ("float32", "bfloat16"))]
+    kinds = set()
+    for fields in drawn(space, mixup_alpha=0.8, count=60):
+        kinds.add((fields["distillation_type"], fields["guidance"]))
+        assert ("guidance_weight" in fields) == (fields["guidance"] != "none")
+        assert (
+            ("distillation_tau" in fields)
+            == ("distillation_alpha" in fields)
+            == (fields["distillation_type"] == "soft")
+        )
+        assert ("mix_switch_probability" in fields) == (fields["cutmix_alpha"] > 0)
+        assert ("teacher_dtype" in fields) == ((fields["distillation_type"], fields["guidance"]) != ("none", "none"))
+    assert len(kinds) == 4
+
+
+def test_all_checked_values_of_a_field_are_combined_with_those_it_depends_on():
+    found = [fields.values for fields in combinations(["guidance_weight"], [WEIGHT, GUIDANCE, TYPES], own())]
+    assert {"guidance": "none"} in found and len(found) == 3
+    assert {fields["guidance_weight"] for fields in found if "guidance_weight" in fields} == {3.0, 40.0}
 
 
 @pytest.mark.parametrize(

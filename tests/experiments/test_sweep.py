@@ -262,6 +262,9 @@ class FailingSGD(torch.optim.SGD):
         (["--seed", -1], ["--seed -1"]),
         (["--distillation_type", "hard"], ["--teacher"]),
         (["--teacher", "no.such:thing"], ["no.such:thing"]),
+        (["--guidance", "features"], ["guidance is 'features'", "--teacher"]),
+        (["--unlabelled_share", 0.3], ["unlabelled_share=0.3", "unlabelled"]),
+        (["--unlabelled", "images", "--distillation_type", "none"], ["unlabelled='images'", "'none'"]),
         (["--teacher_cache", "x"], ["teacher_cache"]),
         (["--max_steps", 3], ["max_steps=3", "--epochs"]),
         (["--epochs", 0], ["0", "epochs", "above 0"]),
@@ -330,6 +333,37 @@ def test_the_same_data_at_another_path_are_the_same_sweep(data, tmp_path):
     (tmp_path / "link").symlink_to(data)
     sweeps = [plan_sweep(RECIPE, ["--data", str(folder)], tmp_path / "out") for folder in (data, tmp_path / "link")]
     assert sweeps[0].describe() == sweeps[1].describe()
+
+
+def test_the_same_unlabelled_images_at_another_path_are_the_same_sweep_and_others_are_another(data, tmp_path):
+    images = write_images(tmp_path / "images", ["any"], per_class=8, seed=5)
+    (tmp_path / "link").symlink_to(images)
+    others = write_images(tmp_path / "others", ["any"], per_class=8, seed=6)
+    given = ["--data", str(data), "--teacher", FACTORY, "--distillation_type", "hard"]
+    sweeps = [
+        plan_sweep(RECIPE, [*given, *words], tmp_path / "out").describe()
+        for words in (
+            ["--unlabelled", str(images)],
+            [f"--unlabelled={tmp_path / 'link'}"],
+            ["--unlabelled", str(others)],
+        )
+    ]
+    assert sweeps[0] == sweeps[1] != sweeps[2]
+
+
+def test_a_sweep_over_guidance_uses_a_teacher_only_in_guided_trials(files, data, in_this_process):
+    space = {"guidance_weight": [1.0, 5.0], "guidance": ["none", "similarity"], "guidance_teacher_layers": [["norm"]]}
+    (files / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    words = command(files, data, "--space", files / "space.yaml", "--teacher", FACTORY, "--epochs", 1, "--trials", 4)
+    assert hf_deit(*words, "--seed", 1) == 0
+    trials = json.loads((files / "out" / "report.json").read_text())["trials"]
+    assert {trial["fields"]["guidance"] for trial in trials} == {"none", "similarity"}
+    assert all(
+        trial["outcome"] in ("finished", "pruned")
+        and ("guidance_weight" in trial["fields"]) == (trial["fields"]["guidance"] != "none")
+        for trial in trials
+    )
+    assert len(list((files / "out" / "work").glob("caches/*/manifest.json"))) == 1
 
 
 def test_other_validation_images_make_another_sweep(files, data, tmp_path):
