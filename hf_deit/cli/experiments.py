@@ -126,7 +126,7 @@ def _ablation(options: argparse.Namespace, fields: Sequence[str]) -> None:
     from ..experiments.ablation import read_ablation, write_report
 
     ablation = read_ablation(options.definition)
-    results = options.results or options.definition.parent / "results"
+    results, known = options.results or options.definition.parent / "results", None
     if not options.report:
         from ..experiments.run_ablation import Place, do_ablation, plan_ablation
 
@@ -139,13 +139,14 @@ def _ablation(options: argparse.Namespace, fields: Sequence[str]) -> None:
             raise RecipeError(f"--jobs {options.jobs} is invalid. It must be at least 1.")
         place = Place(options.data, options.teacher, results, options.work, options.jobs)
         plan = plan_ablation(ablation, place, options.seeds)
+        known = plan.files
         _print_now(
             f"{len(plan.runs)} runs to do, {plan.finished} finished, {len(plan.caches)} teacher caches to build or "
             f"check; logs: {options.work / 'logs'}"
         )
         if plan.runs:
             do_ablation(plan, place, _print_now)
-    table, files = write_report(ablation, results, options.definition.stem)
+    table, files = write_report(ablation, results, options.definition.stem, known)
     print(f"\n{ablation.title}\n\n{table}\nWritten to {results}: {', '.join(files)}")
 
 

@@ -81,10 +81,19 @@ class Run:
         return self.fields.get("distillation_type") != "none" or self.fields.get("guidance", "none") != "none"
 
     @property
+    def unlabelled(self) -> str | None:
+        """The unlabelled images that the run names; None if it names none."""
+        return self.fields.get("unlabelled") or None
+
+    @property
     def key(self) -> str:
-        """Digest of the fields that decide what is trained: 12 hexadecimal digits."""
+        """Digest of the fields that decide what is trained: 12 hexadecimal digits.
+
+        It says whether there are unlabelled images, but not where: `result_file` adds a digest of their content.
+        """
         ignored = _ABOUT_FILES if self.distils else _ABOUT_FILES | _ABOUT_TEACHER
-        return short_digest_of({name: value for name, value in self.fields.items() if name not in ignored})
+        fields = {name: value for name, value in self.fields.items() if name not in ignored}
+        return short_digest_of(fields if self.unlabelled is None else {**fields, "unlabelled": True})
 
     @property
     def name(self) -> str:
@@ -203,30 +212,63 @@ def _rows(path: Path, entries: Sequence[Any], variants: Mapping[str, Any]) -> li
     return rows
 
 
-def result_file(folder: str | Path, run: Run, data: str, teacher: str | None) -> Path:
-    """Return the path of a run's result. The file name is computed from the fields, the data and the teacher."""
-    return Path(folder) / f"{run.key}-{short_digest_of([data, teacher if run.distils else None])}.json"
+def result_file(folder: str | Path, run: Run, data: str, teacher: str | None, unlabelled: str | None = None) -> Path:
+    """Return the path of a run's result. The file name is computed from the fields, the images and the teacher.
+
+    Args:
+        folder: Folder of the results.
+        run: The run.
+        data: Digest of the labelled images.
+        teacher: Fingerprint of the teacher, which is not used for a run without one.
+        unlabelled: Digest of the unlabelled images of the run; None if it has none.
+    """
+    parts = [run.key, short_digest_of([data, teacher if run.distils else None])]
+    parts += [] if unlabelled is None else [short_digest_of(unlabelled)]
+    return Path(folder) / f"{'-'.join(parts)}.json"
 
 
-def read_results(folder: str | Path, ablation: Ablation) -> dict[str, dict[int, dict[str, Any]]]:
+def read_results(
+    folder: str | Path, ablation: Ablation, files: Mapping[tuple[str, int], Path] | None = None
+) -> dict[str, dict[int, dict[str, Any]]]:
     """Read the existing results of an ablation: variant → seed → result.
+
+    Args:
+        folder: Folder of the results.
+        ablation: The definition.
+        files: File of the result of a variant and a seed, for runs whose images and teacher are known.
 
     Raises:
         RecipeError: The results are of several data sets or teachers, or a result cannot be read.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    origins: dict[bool, Path] = {}
-    for run in ablation.runs():
-        for file in sorted(Path(folder).glob(f"{run.key}-*.json")):
-            other = origins.setdefault(run.distils, file)
-            if _origin(other) != _origin(file):
-                raise _several_origins(folder, other, file)
+    origins: dict[Any, tuple[Path, str]] = {}
+    runs = ablation.runs()
+    for run in runs:
+        exact = (files or {}).get((run.variant, run.fields["seed"]))
+        for file in _results_of(folder, run, runs) if exact is None else [exact] * exact.exists():
+            origin, *images = _origin(file)
+            for subject, part in (("teacher", run.distils), origin), (("images", run.unlabelled), images):
+                other, known = origins.setdefault(subject, (file, part))
+                if part != known:
+                    raise _several_origins(folder, other, file)
             found.setdefault(run.variant, {})[run.fields["seed"]] = read_result(file)
     return found
 
 
+def _results_of(folder: str | Path, run: Run, runs: Sequence[Run]) -> list[Path]:
+    """Return the files of the results of a run. Runs that differ only in their unlabelled images are told apart by their names."""
+    files = sorted(Path(folder).glob(f"{run.key}-*.json"))
+    if all(other.unlabelled == run.unlabelled for other in runs if other.key == run.key):
+        return files
+    return [file for file in files if _named_images(file) == run.unlabelled]
+
+
+def _named_images(file: Path) -> str | None:
+    return read_result(file).get("fields", {}).get("unlabelled")
+
+
 def check_origin(folder: str | Path, run: Run, file: Path) -> None:
-    """Check that the folder has no result of the same run on other data or of another teacher.
+    """Check that the folder has no result of the same run on other images or of another teacher.
 
     Args:
         folder: Folder of the results.
@@ -237,18 +279,22 @@ def check_origin(folder: str | Path, run: Run, file: Path) -> None:
         RecipeError: The folder contains such a result.
     """
     for other in sorted(Path(folder).glob(f"{run.key}-*.json")):
-        if other.name != file.name:
+        same_origin = _origin(other)[0] == _origin(file)[0]
+        # With the same origin, the result of a run that names other unlabelled images is that of another variant.
+        if other.name != file.name and not (same_origin and _named_images(other) != run.unlabelled):
             raise _several_origins(folder, other, file)
 
 
-def _origin(file: Path) -> str:
-    return file.stem.partition("-")[2]
+def _origin(file: Path) -> list[str]:
+    """Return the digest of data and teacher, and that of the unlabelled images if there are any."""
+    return file.stem.split("-")[1:]
 
 
 def _several_origins(folder: str | Path, one: Path, other: Path) -> RecipeError:
     return RecipeError(
-        f"The results in {folder} must all be of the same data and the same teacher, so that one table can compare them, "
-        f"but {one.name} and {other.name} are not. Give a separate folder (--results) for each data set and teacher."
+        f"The results in {folder} must all be of the same images and the same teacher, so that one table can compare them, "
+        f"but {one.name} and {other.name} are not. Give a separate folder (--results) for each data set and teacher, and "
+        "another one if the unlabelled images of a variant have changed."
     )
 
 
@@ -357,13 +403,16 @@ def markdown(ablation: Ablation, results: Mapping[str, Mapping[int, Mapping[str,
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def write_report(ablation: Ablation, folder: Path, name: str) -> tuple[str, list[str]]:
+def write_report(
+    ablation: Ablation, folder: Path, name: str, known: Mapping[tuple[str, int], Path] | None = None
+) -> tuple[str, list[str]]:
     """Write the table and, if matplotlib is installed, a chart beside the results. Rows without values are not in the chart.
 
     Args:
         ablation: The definition.
         folder: Folder of the results.
         name: Name of the files, without suffix.
+        known: File of the result of a variant and a seed, for runs whose images and teacher are known.
 
     Returns:
         The table, and the names of the files.
@@ -373,7 +422,7 @@ def write_report(ablation: Ablation, folder: Path, name: str) -> tuple[str, list
             `figures`).
     """
     check_folder(folder, RecipeError)
-    results = read_results(folder, ablation)
+    results = read_results(folder, ablation, known)
     if not results:
         raise RecipeError(f"{folder} contains no result of {ablation.title!r}. Run it first (--data, --teacher).")
     table, rows, files = markdown(ablation, results), figures(ablation, results), [f"{name}.md"]

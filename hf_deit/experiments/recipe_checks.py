@@ -56,6 +56,15 @@ class RecipeChecks:
                 problems.extend(validate(recipe, self._data_of(recipe), teacher))
         problems.raise_all()
 
+    def unlabelled_digest(self, recipe: Recipe) -> str | None:
+        """Return a digest of the unlabelled images of a recipe; None if it names none.
+
+        Raises:
+            DataError: The unlabelled images cannot be found or read, or all of them are validation images.
+        """
+        unlabelled = self._data_of(recipe).unlabelled
+        return None if unlabelled is None else unlabelled.fingerprint
+
     def _data_of(self, recipe: Recipe) -> RunData:
         """Return the data with the unlabelled images of a recipe, which are read once for recipes that share them."""
         own = recipe.data

@@ -86,11 +86,13 @@ class Plan:
         runs: The trainings without a result, in order.
         caches: Folders of the teacher caches that they need; for each, the run from which the cache is built.
         finished: Number of runs that already have a result.
+        files: Files of the results, the present and the future ones, by variant and seed.
     """
 
     runs: Sequence[PlannedRun]
     caches: dict[Path, Run]
     finished: int
+    files: Mapping[tuple[str, int], Path]
 
 
 def _loaded(place: Place, run: Run, **fields: Any) -> Recipe:
@@ -170,49 +172,47 @@ def plan_ablation(ablation: Ablation, place: Place, seeds: Sequence[int] | None 
             raise RecipeError(
                 f"seed {seed} is not in the definition, whose seeds are {', '.join(map(str, ablation.seeds))}."
             )
-    runs: dict[str, Run] = {}
-    for run in ablation.runs():
-        if run.fields["seed"] in seeds:
-            runs.setdefault(run.key, run)
-    distilling = [run for run in runs.values() if run.distils]
+    runs = [run for run in ablation.runs() if run.fields["seed"] in seeds]
+    distilling = [run for run in runs if run.distils]
     if distilling and place.teacher is None:
         raise RecipeError(
             f"Variant {distilling[0].variant!r} learns from a teacher, and no teacher is given. Give --teacher."
         )
-    recipes = {key: _loaded_variant(place, run) for key, run in runs.items()}
+    recipes = {run.name: _loaded_variant(place, run) for run in runs}
     _check_metrics(ablation)
     _check_same_data(runs, recipes)
     checks = RecipeChecks(_load_data(ablation, place))
-    teacher = checks.teacher(recipes[distilling[0].key]) if distilling else None
-    fingerprint = None if teacher is None else teacher.fingerprint(view_size_of(recipes[distilling[0].key]))
+    teacher = checks.teacher(recipes[distilling[0].name]) if distilling else None
+    fingerprint = None if teacher is None else teacher.fingerprint(view_size_of(recipes[distilling[0].name]))
     _check_variants(ablation, recipes, checks, seeds[0])
-    todo = []
-    for key, run in runs.items():
-        file = result_file(place.results, run, checks.data.name, fingerprint)
+    files, todo = {}, {}
+    for run in runs:
+        recipe = recipes[run.name]
+        file = result_file(place.results, run, checks.data.name, fingerprint, checks.unlabelled_digest(recipe))
         check_origin(place.results, run, file)
+        files[run.variant, run.fields["seed"]] = file
         if file.exists():
             read_result(file)
             continue
-        cache = (
-            None
-            if fingerprint is None or not run.distils
-            else cache_folder(place.work / "caches", recipes[key], fingerprint)
-        )
-        todo.append(PlannedRun(run, file, cache))
+        distils = fingerprint is not None and run.distils
+        cache = cache_folder(place.work / "caches", recipe, fingerprint) if distils else None
+        todo.setdefault(file, PlannedRun(run, file, cache))  # variants with the same fields and images are one run
+    planned_runs = list(todo.values())
     longest: dict[Path, Run] = {}
-    for planned in sorted(todo, key=lambda planned: length_of(recipes[planned.run.key])):
+    for planned in sorted(planned_runs, key=lambda planned: length_of(recipes[planned.run.name])):
         if planned.cache is not None:
             longest[planned.cache] = planned.run  # the longest run comes last and needs the most views
-    order = dict.fromkeys(planned.cache for planned in todo if planned.cache is not None)
-    return Plan(todo, {cache: longest[cache] for cache in order}, len(runs) - len(todo))
+    order = dict.fromkeys(planned.cache for planned in planned_runs if planned.cache is not None)
+    finished = len(set(files.values())) - len(todo)
+    return Plan(planned_runs, {cache: longest[cache] for cache in order}, finished, files)
 
 
-def _check_same_data(runs: Mapping[str, Run], recipes: Mapping[str, Recipe]) -> None:
+def _check_same_data(runs: Sequence[Run], recipes: Mapping[str, Recipe]) -> None:
     """Check that all variants use the same images. A table cannot compare variants on different images."""
     first = next(iter(recipes.values())).data
-    for key, run in runs.items():
+    for run in runs:
         for name in _ABOUT_DATA:
-            own, other = getattr(recipes[key].data, name), getattr(first, name)
+            own, other = getattr(recipes[run.name].data, name), getattr(first, name)
             if own != other:
                 raise RecipeError(
                     f"Variant {run.variant!r} has {name}={own!r}, and the first variant has {name}={other!r}. Variants "
@@ -235,7 +235,7 @@ def _load_data(ablation: Ablation, place: Place) -> RunData:
 def _check_variants(ablation: Ablation, recipes: Mapping[str, Recipe], checks: RecipeChecks, seed: int) -> None:
     for variant in ablation.variants:
         try:
-            checks.check(recipes[ablation.run(variant, seed).key])
+            checks.check(recipes[ablation.run(variant, seed).name])
         except UserError as error:
             raise RecipeError(f"Variant {variant!r}: {error}") from error
 

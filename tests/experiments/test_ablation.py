@@ -1,5 +1,6 @@
 """Definitions of ablations, the keys under which results are found, and the table against numbers computed by hand."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -171,6 +172,22 @@ def test_the_file_of_a_run_without_a_teacher_does_not_depend_on_the_teacher(tmp_
     assert result_file(tmp_path, alone, "data", None) != result_file(tmp_path, alone, "others", None)
 
 
+def test_the_key_says_whether_there_are_unlabelled_images_and_the_file_which(tmp_path):
+    assert key() != key(unlabelled="here")
+    assert key(unlabelled="here") == key(unlabelled="there")
+    one, moved = Run("a", {"seed": 0, "unlabelled": "here"}), Run("a", {"seed": 0, "unlabelled": "there"})
+    assert result_file(tmp_path, one, "d", "t", "digest") == result_file(tmp_path, moved, "d", "t", "digest")
+    assert result_file(tmp_path, one, "d", "t", "digest") != result_file(tmp_path, one, "d", "t", "another")
+
+
+def test_a_run_without_unlabelled_images_has_the_file_of_earlier_versions(tmp_path):
+    run = Run("a", {"seed": 0, "learning_rate": 1e-3})
+    digest = hashlib.sha256(json.dumps(dict(run.fields), sort_keys=True).encode()).hexdigest()
+    assert run.key == digest[:12]
+    origin = hashlib.sha256(json.dumps(["data", "teacher"]).encode()).hexdigest()[:12]
+    assert result_file(tmp_path, run, "data", "teacher").name == f"{digest[:12]}-{origin}.json"
+
+
 def test_runs_are_ordered_by_seed(written):
     runs = read_ablation(written()).runs()
     assert [(run.fields["seed"], run.variant) for run in runs] == [(0, "plain"), (0, "hard"), (1, "plain"), (1, "hard")]
@@ -250,8 +267,8 @@ def test_one_value_has_no_spread():
 # ---- results ----
 
 
-def save(folder, run, content, data="data", teacher="teacher"):
-    file = result_file(folder, run, data, teacher)
+def save(folder, run, content, data="data", teacher="teacher", unlabelled=None):
+    file = result_file(folder, run, data, teacher, unlabelled)
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     return file
 
@@ -277,6 +294,46 @@ def test_results_of_two_data_sets_raise(written, tmp_path, second):
     check_origin(tmp_path, runs[3], result_file(tmp_path, runs[3], "data", "teacher"))  # this run has no result yet
     with pytest.raises(RecipeError, match=f"{one.name}|{other.name}"):
         check_origin(tmp_path, runs[0], result_file(tmp_path, runs[0], "third", "teacher"))
+
+
+UNLABELLED = {"few": {"unlabelled": "few"}, "many": {"unlabelled": "many"}, "none": {}}
+UNLABELLED_ROWS = [{"title": name, "variant": name} for name in UNLABELLED]
+
+
+def test_variants_that_differ_only_in_their_unlabelled_images_have_their_own_results(written, tmp_path):
+    definition = read_ablation(written(variants=UNLABELLED, rows=UNLABELLED_ROWS))
+    accuracies = {"few": 0.25, "many": 0.5, "none": 0.125}
+    for run in definition.runs():
+        content = {**result(accuracy=accuracies[run.variant]), "fields": dict(run.fields)}
+        save(tmp_path, run, content, unlabelled=run.unlabelled and f"digest of {run.unlabelled}")
+    found = read_results(tmp_path, definition)
+    assert {name: runs[0]["metrics"]["eval_accuracy"] for name, runs in found.items()} == accuracies
+    for run in definition.runs()[:3]:
+        digest = run.unlabelled and f"digest of {run.unlabelled}"
+        check_origin(tmp_path, run, result_file(tmp_path, run, "data", "teacher", digest))
+
+
+def test_a_folder_of_unlabelled_images_that_moved_has_the_same_results_and_a_changed_one_is_refused(written, tmp_path):
+    variants, rows = {"many": {"unlabelled": "here"}}, [{"title": "many", "variant": "many"}]
+    run = read_ablation(written(variants=variants, rows=rows)).runs()[0]
+    file = save(tmp_path, run, {**result(accuracy=0.5), "fields": dict(run.fields)}, unlabelled="one")
+    moved = read_ablation(written(variants={"many": {"unlabelled": "there"}}, rows=rows))
+    assert read_results(tmp_path, moved)["many"][0]["metrics"]["eval_accuracy"] == 0.5
+    check_origin(tmp_path, moved.runs()[0], file)
+    with pytest.raises(RecipeError, match=file.name):
+        check_origin(tmp_path, run, result_file(tmp_path, run, "data", "teacher", "another"))
+    save(tmp_path, run, {**result(accuracy=0.5), "fields": dict(run.fields)}, unlabelled="another")
+    with pytest.raises(RecipeError, match=file.name):
+        read_results(tmp_path, moved)
+
+
+def test_a_known_file_is_used_although_the_definition_names_another_folder(written, tmp_path):
+    run = read_ablation(written(variants=UNLABELLED, rows=UNLABELLED_ROWS)).run("many", 0)
+    file = save(tmp_path, run, {**result(accuracy=0.5), "fields": dict(run.fields)}, unlabelled="one")
+    moved = {**UNLABELLED, "many": {"unlabelled": "there"}}
+    definition = read_ablation(written(variants=moved, rows=UNLABELLED_ROWS))
+    assert read_results(tmp_path, definition) == {}
+    assert set(read_results(tmp_path, definition, {("many", 0): file})) == {"many"}
 
 
 @pytest.mark.parametrize(

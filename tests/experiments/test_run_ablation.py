@@ -332,6 +332,31 @@ def test_variants_with_the_same_fields_are_one_run(data, tmp_path):
     assert [entry.run.variant for entry in planned.runs] == ["one"]
 
 
+def test_unlabelled_images_are_known_by_their_content_and_not_by_their_folder(data, tmp_path):
+    first = write_images(tmp_path / "first", ["any"], per_class=8, seed=5)
+    second = write_images(tmp_path / "second", ["any"], per_class=8, seed=6)
+    hard = VARIANTS["hard"]
+    variants = {
+        "none": hard,
+        "first": {**hard, "unlabelled": str(first)},
+        "second": {**hard, "unlabelled": str(second)},
+    }
+    before = {entry.run.variant: entry.file.name for entry in plan(tmp_path, data, variants).runs}
+    assert len(set(before.values())) == 3
+    shutil.copytree(first, tmp_path / "copy")
+    moved = {name: {**fields} for name, fields in variants.items()}
+    moved["first"]["unlabelled"] = str(tmp_path / "copy")
+    assert {entry.run.variant: entry.file.name for entry in plan(tmp_path, data, moved).runs} == before
+    # The same images in two folders are one run.
+    moved["second"]["unlabelled"] = str(first)
+    planned = plan(tmp_path, data, moved)
+    assert [entry.run.variant for entry in planned.runs] == ["none", "first"]
+    assert planned.files["second", 0] == planned.files["first", 0]
+    write_images(first, ["more"], per_class=2, seed=9)
+    changed = {entry.run.variant: entry.file.name for entry in plan(tmp_path, data, variants).runs}
+    assert changed["first"] != before["first"] and changed["second"] == before["second"]
+
+
 def test_a_part_of_the_seeds_can_be_run(data, tmp_path):
     planned = plan(
         tmp_path, data, {"one": WITHOUT, "other": {**WITHOUT, "learning_rate": 1e-3}}, (0, 1, 2), only=[2, 0]
