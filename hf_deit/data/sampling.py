@@ -224,6 +224,19 @@ class BatchShares:
             yield from (number * count + pair for pair in (*order[start:], *order[:start]))
 
 
+def check_repeats(repeats: int) -> None:
+    """Check that views are not repeated in an epoch that has unlabelled images beside the labelled ones.
+
+    Raises:
+        ValueError: `repeats` is above 1.
+    """
+    if repeats > 1:
+        raise ValueError(
+            f"repeated_augmentation={repeats} with unlabelled images: an epoch already shows several views of the labelled "
+            "images. Set repeated_augmentation=1, or leave out unlabelled."
+        )
+
+
 @functools.lru_cache(maxsize=8)
 def _kept_permutation(seed: int, epoch: int, size: int, purpose: str) -> np.ndarray:
     return permutation(seed, epoch, size, purpose)
@@ -298,11 +311,8 @@ class ViewSampler(Sampler[ViewKey]):
                 f"repeats={repeats}, num_views={num_views}: both must be at least 1. num_views may also be None, for "
                 "new views in every epoch."
             )
-        if unlabelled and repeats > 1:
-            raise ValueError(
-                f"repeated_augmentation={repeats} with unlabelled images: an epoch already shows several views of the "
-                "labelled images. Set repeated_augmentation=1, or leave out unlabelled."
-            )
+        if unlabelled:
+            check_repeats(repeats)
         self.size = size
         self.global_batch_size = global_batch_size
         self.seed = seed

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..data.dataset_info import DatasetInfo, inspect_dataset
+from ..data.sampling import check_repeats
 from ..errors import DataError, UserError, listed
 from ..losses import GUIDED_BY_SIMILARITY, ProblemType
 from ..models.label_names import normal_forms
@@ -184,15 +185,14 @@ def unlabelled_problems(args: DistillationTrainingArguments, dataset: Any, learn
             "images out."
         )
     if info.extra_unlabelled and info.takes_view_keys:
-        try:
-            info.batch_shares(args.global_batch_size)
-        except ValueError as error:
-            yield str(error)
-        if args.repeated_augmentation > 1:
-            yield (
-                f"repeated_augmentation={args.repeated_augmentation} with unlabelled images: an epoch already shows several "
-                "views of the labelled images. Set repeated_augmentation=1, or leave out unlabelled."
-            )
+        for check, value in (
+            (info.batch_shares, args.global_batch_size),
+            (check_repeats, args.repeated_augmentation),
+        ):
+            try:
+                check(value)
+            except ValueError as error:
+                yield str(error)
 
 
 def _class_problems(student: StudentInfo, info: DatasetInfo) -> Iterator[str]:
