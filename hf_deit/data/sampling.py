@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -173,6 +173,25 @@ class BatchShares:
     def records(self) -> int:
         """Number of positions in the list of views of an epoch: those of all pairs in all passes."""
         return 2 * (self.unlabelled // 2) + 2 * (self.labelled // 2) * self.passes
+
+    def share_within(self, records: int) -> float | None:
+        """Return the next larger share with which an epoch has at most `records` positions, and the same partners.
+
+        Returns:
+            The share; None if there is none for this global batch.
+        """
+        for unlabelled_pairs in range(self.unlabelled_pairs + 1, min(self.pairs, self.unlabelled // 2 + 1)):
+            share = unlabelled_pairs / self.pairs
+            # A short text is easier to type. It must be the same number of pairs.
+            share = next(
+                value
+                for digits in (2, 3, 17)
+                if round((value := round(share, digits)) * self.pairs) == unlabelled_pairs
+            )
+            other = replace(self, share=share)
+            if other.records <= records and other.rounds == self.rounds:
+                return share
+        return None
 
     def keys_of_pair(self, seed: int, epoch: int, number: int) -> tuple[ViewKey, ViewKey]:
         """Return the keys of the two partners of a pair.

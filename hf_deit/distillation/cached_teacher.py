@@ -273,8 +273,8 @@ class CachedTeacher:
         if schedule.records > self.cache.records_per_epoch:
             raise TeacherCacheError(
                 f"{self.cache.folder} has {self.cache.records_per_epoch} views per epoch, but this run needs up to "
-                f"{schedule.records} (repeated_augmentation={schedule.repeats}, global batch size "
-                f"{schedule.global_batch_size}): lower one of these two values, or build a cache for them."
+                f"{schedule.records} ({schedule.per_epoch}): {schedule.advice(self.cache.records_per_epoch)}build a cache in "
+                "another folder for this run (hf-deit cache-teacher)."
             )
         if schedule.num_views is not None and needed > stored:
             raise TeacherCacheError(

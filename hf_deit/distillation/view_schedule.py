@@ -66,6 +66,29 @@ class ViewSchedule:
         """Number of views per epoch of views that get a record: those of all pairs and all repeats."""
         return self.sampler(0).records
 
+    @property
+    def per_epoch(self) -> str:
+        """The fields that decide the number of views per epoch, for messages."""
+        shares = self.sampler(0).shares
+        field = f"repeated_augmentation={self.repeats}" if shares is None else f"unlabelled_share={shares.share:g}"
+        return f"{field}, global batch size {self.global_batch_size}"
+
+    def advice(self, records: int) -> str:
+        """Return how to need at most `records` views per epoch, as the beginning of a sentence; empty if it is impossible."""
+        shares = self.sampler(0).shares
+        if shares is not None:
+            # Labelled images repeat, and how often depends on their share of a batch.
+            share = shares.share_within(records)
+            return "" if share is None else f"set unlabelled_share={share:g}, or "
+        images = 2 * (len(self.dataset) // 2)
+        views = records // images  # per image
+        changes = []
+        if self.repeats > views:
+            changes.append(f"set repeated_augmentation={views}")
+        if self.global_batch_size > views * images:
+            changes.append(f"use a global batch of at most {views * images} images (per_device_train_batch_size)")
+        return f"{' and '.join(changes)}, or " if views and changes else ""
+
     def describe(self) -> dict[str, Any]:
         """Return `describe_views` of these views."""
         has_shares = bool(inspect_dataset(self.dataset).extra_unlabelled)

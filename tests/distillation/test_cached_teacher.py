@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -277,7 +278,10 @@ def with_source(**changes):
         ({"data": with_source(fingerprint="reordered")}, ["views.data.fingerprint", "'43-0'", "'reordered'"]),
         ({"distillation_type": "soft"}, ["kind='hard'", "distillation_type='soft'", "--kind soft"]),
         ({"num_views": 3, "max_steps": 30}, ["num_views=3", "2 epoch(s)", "--views 3"]),
-        ({"repeated_augmentation": 2}, ["42 views per epoch", "84", "repeated_augmentation=2"]),
+        (
+            {"repeated_augmentation": 2},
+            ["42 views per epoch", "84", "repeated_augmentation=2", "set repeated_augmentation=1"],
+        ),
         ({"teacher": tiny_teacher(seed=2)}, ["teacher.fingerprint", "another teacher"]),
         ({"verified": 5}, ["verify_teacher_cache=5", "teacher"]),
     ],
@@ -288,6 +292,51 @@ def test_a_cache_that_does_not_fit_the_run_is_refused_with_the_differing_field(t
     with pytest.raises(ValueError) as error:
         trainer_of(tmp_path / "run", cache=tmp_path / "cache", **changes)
     assert [text for text in named if text not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("built", "needed", "advised"),
+    [
+        (tiny_views(), {"repeats": 3}, {"repeats": 1}),
+        (tiny_views(repeats=2), {"repeats": 4}, {"repeats": 2}),
+        (tiny_views(), {"global_batch_size": 64}, {"global_batch_size": 42}),
+        (tiny_views(), {"global_batch_size": 64, "repeats": 3}, {"global_batch_size": 42, "repeats": 1}),
+    ],
+    ids=str,
+)
+def test_the_advice_of_a_cache_with_too_few_views_per_epoch_works(tmp_path, built, needed, advised):
+    cache = build(tmp_path / "cache", views=built, epochs=1, validation=None)
+    fields = {"updates": 5, **needed}
+    with pytest.raises(TeacherCacheError) as refused:
+        CachedTeacher(cache, tiny_views(**fields), None, "hard", 3.0)
+    message = str(refused.value)
+    for name, text in (("repeats", "set repeated_augmentation={}"), ("global_batch_size", "at most {} images")):
+        assert (text.format(advised.get(name)) in message) == (name in advised)
+    CachedTeacher(cache, tiny_views(**fields | advised), None, "hard", 3.0)
+
+
+@pytest.mark.parametrize(("batch", "share"), [(8, 0.25), (12, 0.3), (16, 0.5), (48, 0.05)])
+def test_the_advice_of_a_cache_with_unlabelled_images_works(tmp_path, batch, share):
+    def views(share, batch):
+        return tiny_views(tiny.partly_labelled_data(8, 40, share, missing=0), 8, batch, updates=5)
+
+    cache = build(tmp_path / "cache", views=views(0.75, 8), epochs=1, validation=None)
+    with pytest.raises(TeacherCacheError, match=f"unlabelled_share={share}") as refused:
+        CachedTeacher(cache, views(share, batch), None, "hard", 3.0)
+    assert "repeated_augmentation" not in str(refused.value)
+    (advised,) = re.findall(r"set unlabelled_share=([\d.]+),", str(refused.value))
+    assert float(advised) > share
+    CachedTeacher(cache, views(float(advised), batch), None, "hard", 3.0)
+
+
+def test_without_a_share_that_works_only_another_cache_is_advised(tmp_path):
+    def views(share, batch):
+        return tiny_views(tiny.partly_labelled_data(8, 40, share, missing=0), 4, batch, updates=5)
+
+    cache = build(tmp_path / "cache", views=views(0.75, 8), epochs=1, validation=None)
+    with pytest.raises(TeacherCacheError, match="cache-teacher") as refused:
+        CachedTeacher(cache, views(0.5, 4), None, "hard", 3.0)
+    assert "set " not in str(refused.value)
 
 
 def test_another_seed_of_the_views_is_refused(tmp_path):
