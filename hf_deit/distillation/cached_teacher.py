@@ -34,20 +34,52 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class FeatureAgreement:
+    """The agreement of the cached features of a layer with those that the teacher computes now.
+
+    Args:
+        layer: Name of the teacher's layer.
+        same: Share of the records that are the same except for rounding, in [0, 1].
+        difference: Largest distance of a record, as a share of its length.
+    """
+
+    layer: str
+    same: float
+    difference: float
+
+
+@dataclass(frozen=True)
 class Agreement:
     """The agreement of cached outputs with those that the teacher computes now.
 
     Args:
         records: Number of compared records.
         same_decision: Share of the records for which the teacher predicts the cached class or, for multi-label data,
-            exactly the cached classes, in [0, 1]; with guidance, the cached features must also be the same except for
-            rounding.
-        equal: Share of the records that are equal to the last bit.
+            exactly the cached classes, in [0, 1].
+        equal: Share of the records that are equal to the last bit, with guidance including their features.
+        features: Agreement of the features that are cached for guidance, by the name of the array.
+        logits_difference: Largest difference between a cached logit and the present one; None if the cache has no logits.
     """
 
     records: int
     same_decision: float
     equal: float
+    features: Mapping[str, FeatureAgreement]
+    logits_difference: float | None = None
+
+    @property
+    def differing(self) -> dict[str, int]:
+        """Number of records that differ by more than rounding, by what differs in words; only what differs."""
+        by = "" if self.logits_difference is None else f", whose logits differ by up to {self.logits_difference:.3g}"
+        shares = {f"the predicted class{by}": self.same_decision}
+        for name, found in self.features.items():
+            kind = "similarities" if name.startswith("similarity") else "features"
+            text = (
+                f"the {kind} of layer {found.layer} ({name}), by up to {100 * found.difference:.1f} % of their length"
+            )
+            shares[text] = found.same
+        counts = {text: round(self.records * (1 - same)) for text, same in shares.items()}
+        return {text: count for text, count in counts.items() if count}
 
 
 def verify_teacher_cache(
@@ -83,7 +115,8 @@ def verify_teacher_cache(
     record_format = cache.record_format
     if guidance is None:
         record_format, cache = replace(record_format, extra_arrays=()), cache.reading(())
-    same, equal = [], []
+    same, equal, distances = [], [], {}
+    gaps: list[float] = []
     for epoch, positions in sorted(drawn.items()):
         size = schedule.batch_size
         batches = [positions[start : start + size] for start in range(0, len(positions), size)]
@@ -91,25 +124,34 @@ def verify_teacher_cache(
         for batch, (logits, extra) in zip(batches, views, strict=True):
             live, stored = record_format.decode(record_format.encode(logits, **extra)), cache.outputs(epoch, batch)
             decisions = [teacher_decisions(outputs, record_format.problem_type) for outputs in (stored, live)]
-            agree = torch.eq(*decisions).reshape(len(batch), -1).all(dim=1)
+            same.append(torch.eq(*decisions).reshape(len(batch), -1).all(dim=1).numpy())
+            gaps += [(stored[name] - live[name]).abs().max().item() for name in _LOGITS if name in live]
             for name in extra:
-                agree &= _nearly_equal(stored[f"teacher_{name}"], live[f"teacher_{name}"])
-            same.append(agree.numpy())
+                distances.setdefault(name, []).append(_distance(stored[f"teacher_{name}"], live[f"teacher_{name}"]))
             equal.append(
                 np.all([(stored[name] == live[name]).reshape(len(batch), -1).all(1).numpy() for name in live], axis=0)
             )
     same, equal = np.concatenate(same), np.concatenate(equal)
-    return Agreement(len(same), same.mean().item(), equal.mean().item())
+    features = {}
+    for (name, parts), layer in zip(
+        distances.items(), () if guidance is None else guidance.teacher.layers, strict=True
+    ):
+        distance = torch.cat(parts)
+        rounded = (distance <= _SAME_FEATURES).double().mean().item()
+        features[name] = FeatureAgreement(name_of(layer), rounded, distance.max().item())
+    return Agreement(len(same), same.mean().item(), equal.mean().item(), features, max(gaps, default=None))
 
 
+_LOGITS = ("teacher_logits", "teacher_top_logits")
 # Largest distance between stored and computed features, as a share of their length, that rounding explains.
 _SAME_FEATURES = 0.02
 
 
-def _nearly_equal(stored: Tensor, live: Tensor) -> Tensor:
-    """Return for each record `(batch,)` whether its features are the same except for rounding."""
+def _distance(stored: Tensor, live: Tensor) -> Tensor:
+    """Return the distance of each record's features from the stored ones `(batch,)`, as a share of their length."""
     stored, live = (values.float().flatten(1) for values in (stored, live))
-    return (stored - live).norm(dim=1) <= _SAME_FEATURES * stored.norm(dim=1)
+    distance = (stored - live).norm(dim=1)
+    return torch.where(distance == 0, 0.0, distance / stored.norm(dim=1))
 
 
 # Share of the records whose predicted class may differ from the cached one, because results are rounded differently in
@@ -337,21 +379,30 @@ class CachedTeacher:
             100 * found.same_decision,
             100 * found.equal,
         )
-        differing = round(found.records * (1 - found.same_decision))
-        if differing > most_by_rounding(found.records):
-            raise TeacherCacheError(
-                f"verify_teacher_cache: the teacher predicts the same class for only {100 * found.same_decision:.1f} "
-                f"% of {found.records} stored outputs in {self.cache.folder} (rounding may change "
-                f"{100 * _ROUNDED:.0f} %). Either images were changed while their names and sizes stayed the same, or "
-                "this device computes differently. Build the cache again in another folder."
+        for name, features in found.features.items():
+            logger.info(
+                "%s (layer %s of the teacher): %.2f %% of the stored values are the same except for rounding; the largest "
+                "distance is %.2f %% of their length.",
+                name,
+                features.layer,
+                100 * features.same,
+                100 * features.difference,
             )
-        if differing > _ROUNDED * found.records:
+        differing = [f"{text}, for {count} of them" for text, count in found.differing.items()]
+        most = max(found.differing.values(), default=0)
+        if most > most_by_rounding(found.records):
+            raise TeacherCacheError(
+                f"verify_teacher_cache: of {found.records} stored outputs in {self.cache.folder}, the teacher now gives other "
+                f"values for {'; and '.join(differing)} (rounding may change {100 * _ROUNDED:.0f} %). Either images were "
+                "changed while their names and sizes stayed the same, or this device computes differently. Build the cache "
+                "again in another folder."
+            )
+        if most > _ROUNDED * found.records:
             logger.warning(
-                "verify_teacher_cache: the teacher predicts another class for %d of %d stored outputs. This number "
-                "of outputs is too small to be evidence of an error: verify more (for example "
-                "verify_teacher_cache=1000).",
-                differing,
+                "verify_teacher_cache: of %d stored outputs, the teacher now gives other values for %s. This number of "
+                "outputs is too small to be evidence of an error: verify more (for example verify_teacher_cache=1000).",
                 found.records,
+                "; and ".join(differing),
             )
         return found
 

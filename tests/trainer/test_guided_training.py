@@ -484,8 +484,43 @@ def test_verification_covers_the_features(tmp_path):
             return {name: values * 1.1 if "features" in name else values for name, values in outputs.items()}
 
     found = verify_teacher_cache(Shifted(cache.folder), live.teacher, tiny_views(), 20, seed=0, guidance=live.guidance)
-    assert found.same_decision == found.equal == 0
+    assert found.same_decision == 1 and found.equal == 0 and found.logits_difference == 0
+    features = found.features["features_0"]
+    # The stored features are 1.1 times those of now, which are further away by 0.1 / 1.1 of the stored length.
+    assert features.same == 0 and features.difference == pytest.approx(0.1 / 1.1, abs=2e-3)
     assert verify_teacher_cache(Shifted(cache.folder), live.teacher, tiny_views(), 20, seed=0).equal == 1
+
+
+def test_a_refused_verification_names_what_differs_and_by_how_much(tmp_path, monkeypatch):
+    fields = {"guidance_student_layers": ["-1", "-2"], "guidance_teacher_layers": ["-1", "-2"]}
+    live = trainer_of(tmp_path, vit_teacher(), **fields)
+    cache = build_guided(tmp_path / "cache", live)
+    read = TeacherCache.outputs
+
+    def refused(array):
+        def outputs(self, epoch, positions):
+            found = read(self, epoch, positions)
+            return {name: values * 1.1 if name == f"teacher_{array}" else values for name, values in found.items()}
+
+        with monkeypatch.context() as patched, pytest.raises(TeacherCacheError) as error:
+            patched.setattr(TeacherCache, "outputs", outputs)
+            trainer_of(tmp_path, vit_teacher(), cache=cache, verified=20, **fields)
+        return str(error.value)
+
+    message = refused("features_1")
+    layer = live.guidance.teacher.layers[1]
+    assert f"layer {layer} (features_1), by up to 9.1 %" in message and "20 of them" in message
+    assert "features_0" not in message and "predicted class" not in message
+
+    def negated(self, epoch, positions):
+        found = read(self, epoch, positions)
+        return {name: -values if name == "teacher_logits" else values for name, values in found.items()}
+
+    with monkeypatch.context() as patched, pytest.raises(TeacherCacheError) as error:
+        patched.setattr(TeacherCache, "outputs", negated)
+        trainer_of(tmp_path, vit_teacher(), cache=cache, verified=20, **fields)
+    assert "the predicted class, whose logits differ by up to " in str(error.value)
+    assert "features_" not in str(error.value)
 
 
 def test_a_killed_build_resumes_and_has_the_same_files(tmp_path, monkeypatch):
