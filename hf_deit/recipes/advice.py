@@ -4,6 +4,7 @@
 image is decoded. reading.py reads recipes; train.py trains with them.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -19,6 +20,7 @@ import numpy as np
 
 from ..data.images import shorter_edges
 from ..data.loading import list_training
+from ..data.sampling import BatchShares
 from ..data.sources import Source
 from ..data.unlabelled import count_unlabelled
 from ..errors import RecipeError
@@ -30,6 +32,7 @@ from ..sizes import as_pair, as_size
 from ..trainer.checkpoints import newest_checkpoint
 from ..trainer.trainer import DistillationTrainer
 from .arguments import (
+    UNLABELLED_SHARE,
     DataArguments,
     ModelArguments,
     Recipe,
@@ -76,7 +79,7 @@ class Situation:
     """Everything that the rules look at.
 
     Args:
-        images: Number of training images.
+        images: Number of labelled training images.
         unlabelled: Number of images without labels.
         class_names: Names of the classes.
         counts: Number of training images of each class.
@@ -84,6 +87,8 @@ class Situation:
         edge: Median of the shorter edges of the sampled images in pixels, or None if no header was read.
         weights: Whether weights to start from are given.
         teacher: Whether a teacher or a teacher cache is given.
+        beside: Number of those images without labels that are beside the training images (`unlabelled`), and of which each
+            batch has a share.
     """
 
     images: int
@@ -94,6 +99,7 @@ class Situation:
     edge: int | None
     weights: bool
     teacher: bool
+    beside: int = 0
 
     @property
     def imbalance(self) -> float:
@@ -300,15 +306,17 @@ def _situation(source: Source, given: Mapping[str, Any], share: float) -> Situat
     missing = len(source) - len(labels)
     counts = labels.sum(axis=0) if multi_label else np.bincount(labels, minlength=len(source.class_names))
     edges, more = shorter_edges(source.items, SAMPLED_IMAGES), given.get("unlabelled")
+    beside = 0 if more is None else count_unlabelled(more, given.get("unlabelled_split"))
     return Situation(
         images=round(share * len(labels)),
-        unlabelled=missing + (0 if more is None else count_unlabelled(more, given.get("unlabelled_split"))),
+        unlabelled=missing + beside,
         class_names=source.class_names,
         counts=[round(share * int(count)) for count in counts],
         multi_label=multi_label,
         edge=round(median(edges)) if edges else None,
         weights=given.get("model") is not None,
         teacher=_is_taught(given),
+        beside=beside,
     )
 
 
@@ -329,7 +337,7 @@ def _proposal(case: Situation, given: Mapping[str, Any], patch: int | None = Non
     rule = next(rule for rule in RULES if rule.applies(case))
     name = _recipe_of_size(rule.recipes, case.edge)
     own, text = read_fields(recipe_path(name)), recipe_path(name).read_text(encoding="utf-8")
-    fields = {name: value for name, value in _fitting(own, case, patch).items() if name not in given}
+    fields = {name: value for name, value in _fitting(own, case, patch, given).items() if name not in given}
     sentences = [rule.reason] + [rule.reason_of_teacher] * (case.teacher and bool(rule.reason_of_teacher))
     if case.unlabelled:
         sentences.append(
@@ -359,7 +367,7 @@ def _recipe_of_size(pattern: str, edge: int | None) -> str:
     return max(fitting, key=fitting.get) if fitting else min(sizes, key=sizes.get)
 
 
-def _fitting(own: Mapping[str, Any], case: Situation, patch: int | None) -> dict[str, Any]:
+def _fitting(own: Mapping[str, Any], case: Situation, patch: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a recipe that have to be changed for the data, the weights and the teacher."""
     fields: dict[str, Any] = {}
     if not case.teacher and own.get("distillation_type") != "none":
@@ -367,9 +375,31 @@ def _fitting(own: Mapping[str, Any], case: Situation, patch: int | None) -> dict
     size, batch = own.get("image_size"), own.get("per_device_train_batch_size")
     if patch is not None and size is not None and size % patch:
         fields["image_size"] = max(round(size / patch), 1) * patch
-    if batch is not None and case.images < batch:  # an epoch has at least one step; mixing needs an even batch
-        fields["per_device_train_batch_size"] = max(case.images // 2 * 2, 1)
+    if batch is not None:
+        steps = {**own, **given}.get("gradient_accumulation_steps", 1)
+        fitting = _fitting_batch(batch, steps, case, given.get("unlabelled_share", UNLABELLED_SHARE))
+        fields |= {"per_device_train_batch_size": fitting} if fitting != batch else {}
     return fields
+
+
+def _fitting_batch(batch: int, steps: int, case: Situation, share: float) -> int:
+    """Return the largest batch size up to that of a recipe of which an epoch has at least one step.
+
+    Args:
+        batch: Batch size of the recipe.
+        steps: Number of batches in an optimizer step.
+        case: The numbers of images.
+        share: Share of unlabelled images in a batch, if there are some beside the training images. The labelled images
+            then repeat within an epoch, so their number does not limit the batch.
+    """
+    images = case.images + case.unlabelled - case.beside
+    if not case.beside:
+        return batch if images >= batch else max(images // 2 * 2, 1)  # mixing needs an even batch
+    for size in range(batch, 1, -2):
+        with contextlib.suppress(ValueError):  # no whole pairs of each kind, or more unlabelled images than there are
+            BatchShares(images, case.beside, size * steps, share)
+            return size
+    return batch  # no batch size helps; the training says why
 
 
 def _hints(case: Situation, given: Mapping[str, Any]) -> list[str]:

@@ -147,6 +147,45 @@ def test_images_without_labels_are_counted_at_any_depth_and_need_a_teacher(data,
         propose_recipe(data, unlabelled=tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "fields", "batch"),
+    [
+        (24, 200, {}, None),  # labelled images repeat within an epoch
+        (3, 64, {}, None),
+        (24, 20, {}, 42),  # 21 pairs, of which round(10.5) = 10 are unlabelled
+        (24, 20, {"unlabelled_share": 0.25}, None),
+        (24, 20, {"unlabelled_share": 0.75}, 28),  # 14 pairs, of which round(10.5) = 10 are unlabelled
+        (24, 20, {"gradient_accumulation_steps": 2}, 20),  # mixing needs an even number
+        (500, 4, {}, 10),  # 5 pairs, of which round(2.5) = 2 are unlabelled
+        (24, 1, {}, None),  # no batch size helps
+    ],
+)
+def test_with_unlabelled_images_the_batch_is_as_large_as_their_number_allows(
+    many, monkeypatch, labelled, unlabelled, fields, batch
+):
+    many([labelled - 1, 1])
+    monkeypatch.setattr(advice, "count_unlabelled", lambda *unused: unlabelled)
+    given = {"data": "d", "teacher": "t", "unlabelled": "u", **fields}
+    assert propose(given).fields.get("per_device_train_batch_size") == batch
+    without = propose({name: value for name, value in given.items() if not name.startswith("unlabelled")})
+    assert without.fields.get("per_device_train_batch_size") == (labelled // 2 * 2 if labelled < 64 else None)
+
+
+def test_images_without_a_label_in_the_data_count_for_the_batch(many):
+    source = many([30, 40])
+    source.labels[:] = [-100] * 20 + source.labels[20:]
+    assert "per_device_train_batch_size" not in propose({"data": "d", "teacher": "t"}).fields
+
+
+def test_auto_trains_on_few_labelled_and_more_unlabelled_images(data, tmp_path, monkeypatch):
+    folder_of(tmp_path / "more", {"a": 40})
+    given = {"data": str(data), "unlabelled": str(tmp_path / "more"), "teacher": FACTORY, "use_cpu": True}
+    given |= {"teacher_labels": list(TEACHER_LABELS), "output_dir": str(tmp_path / "out")}
+    recipe = load_proposed([], given)
+    assert recipe.training.per_device_train_batch_size == 64
+    assert validate(recipe) == []
+
+
 def test_the_teacher_is_trained_on_the_split_of_the_student(data, tmp_path):
     folder_of(tmp_path / "more", {"a": 2})
     for weights in ({}, {"model": vit_folder(tmp_path / "vit")}):
