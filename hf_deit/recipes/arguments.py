@@ -39,6 +39,29 @@ def _expanded(path: str | None) -> str | None:
     return None if path is None else os.path.expanduser(path)
 
 
+# Fields that name a file, a folder or a model and can be left out.
+_OPTIONAL_PATHS = ("model", "class_names", "unlabelled", "teacher", "teacher_weights", "teacher_cache")
+_MEANS_NOTHING = ("none", "null")
+
+
+def _check_not_none(group: Any) -> None:
+    """Check that no field names the model, the file or the folder "none", which people give for "no teacher".
+
+    Raises:
+        RecipeError: A field does, and there is no file or folder of this name.
+    """
+    for name in _OPTIONAL_PATHS:
+        value = getattr(group, name, None)
+        if value is None or value.strip().casefold() not in _MEANS_NOTHING or os.path.exists(value):
+            continue
+        labels = " To learn from the labels alone although the recipe names a teacher, set distillation_type=none and "
+        labels += "guidance=none."
+        raise RecipeError(
+            f"{name}={value!r} would be looked up as a name, and no file or folder here has it. If there is to be none, leave "
+            f"{name} out." + labels * name.startswith("teacher")
+        )
+
+
 def _full_name(name: str | None) -> str | None:
     """Return the full Hub name for a short name. A local path of that name takes precedence; `~` is expanded."""
     if name is None:
@@ -104,6 +127,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        _check_not_none(self)
         _normalize(self, "model", _full_name(self.model))
         _normalize(self, "image_size", as_size("image_size", self.image_size))
 
@@ -219,6 +243,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        _check_not_none(self)
         _normalize(self, "data", _expanded(self.data))
         _normalize(self, "unlabelled", _expanded(self.unlabelled or None))
         if not 0 < self.unlabelled_share < 1:
@@ -288,6 +313,7 @@ class TeacherArguments:
     )
 
     def __post_init__(self) -> None:
+        _check_not_none(self)
         for name in ("teacher", "teacher_weights", "teacher_cache"):
             # A shell script passes an unset variable as "", which counts as a field that is not given.
             _normalize(self, name, _expanded(getattr(self, name) or None))

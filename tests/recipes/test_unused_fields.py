@@ -80,6 +80,19 @@ def test_an_empty_teacher_is_not_the_same_as_none():
     assert load_recipe(None, ["--teacher", ""]).training.distillation_type == "hard"
 
 
+@pytest.mark.parametrize("name", ["teacher", "teacher_cache", "teacher_weights", "model", "unlabelled", "class_names"])
+@pytest.mark.parametrize("value", ["none", "None", "null"])
+def test_a_name_that_means_nothing_is_refused_unless_it_exists(tmp_path, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    file = written(tmp_path / "r.yaml", {"distillation_type": "none", name: value})
+    for config, words in ((None, [f"--{name}", value, "--distillation_type", "none"]), (file, [])):
+        with pytest.raises(RecipeError, match=f"{name}='{value}' .*leave {name} out"):
+            load_recipe(config, words)
+    (tmp_path / value).mkdir()
+    group = "model" if name == "model" else "teacher" if name.startswith("teacher") else "data"
+    assert getattr(getattr(load_recipe(file, []), group), name) == value
+
+
 # ---- commands ----
 
 
