@@ -6,11 +6,11 @@ data/augmentation.py computes them. Mixing is not shown.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..data.augmentation import Augmentation
 from ..data.labels import has_label
@@ -29,10 +29,17 @@ logger = logging.getLogger(__name__)
 GAP = 4
 BACKGROUND = (255, 255, 255)
 MAX_PIXELS = 400_000_000
+# Titles of the rows of training images, and of those of unlabelled images beside them.
+_TITLES = ("training images", "unlabelled images")
 
 
 def draw_sheet(
-    source: Source | ViewDataset, indices: Sequence[int], augmentation: Augmentation, seed: int, views: int
+    source: Source | ViewDataset,
+    indices: Sequence[int],
+    augmentation: Augmentation,
+    seed: int,
+    views: int,
+    titles: Mapping[int, str] | None = None,
 ) -> Image.Image:
     """Draw a contact sheet. Each row shows the original image, fitted into its cell, and then its views of epochs 0, 1 …
 
@@ -42,6 +49,7 @@ def draw_sheet(
         augmentation: Augmentation that computes a view; its `view_size` is the size of a cell.
         seed: Seed of the run.
         views: Number of views per image.
+        titles: Titles of rows, by the number of the row from 0. Each is written above its row.
 
     Returns:
         RGB image with a white background and cells that are 4 pixels apart.
@@ -51,21 +59,38 @@ def draw_sheet(
         UserError: The sheet would have more than 400 megapixels.
     """
     height, width = augmentation.require_view_size()
-    size = (GAP + (views + 1) * (width + GAP), GAP + len(indices) * (height + GAP))
+    drawn = {row: _title(text) for row, text in (titles or {}).items()}
+    size = (
+        max(GAP + (views + 1) * (width + GAP), *(title.width + 2 * GAP for title in drawn.values()), 0),
+        GAP + len(indices) * (height + GAP) + sum(title.height + GAP for title in drawn.values()),
+    )
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(
             f"The sheet would be {size[0]}×{size[1]} pixels, more than {MAX_PIXELS // 1_000_000} megapixels: show fewer "
             "images or views, or use a smaller view_size."
         )
-    sheet = Image.new("RGB", size, BACKGROUND)
+    sheet, top = Image.new("RGB", size, BACKGROUND), GAP
     for row, index in enumerate(indices):
+        if row in drawn:
+            sheet.paste(drawn[row], (GAP, top))
+            top += drawn[row].height + GAP
         image = source.image(index)
         keys = [ViewKey(epoch=epoch, index=index, view=0, position=0) for epoch in range(views)]
         cells = [_fitted(image, (width, height))]
         cells += [augmentation(image, view_generator(seed, key)) for key in keys]
         for column, cell in enumerate(cells):
-            sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+            sheet.paste(cell, (GAP + column * (width + GAP), top))
+        top += height + GAP
     return sheet
+
+
+def _title(text: str) -> Image.Image:
+    """Return a line of black text on white."""
+    font = ImageFont.load_default()
+    left, upper, right, lower = map(round, font.getbbox(text))
+    title = Image.new("RGB", (right - left, lower - upper), BACKGROUND)
+    ImageDraw.Draw(title).text((-left, -upper), text, fill=(0, 0, 0), font=font)
+    return title
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -116,12 +141,12 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
             weights that the student starts from, or 224 pixels.
         out: Image file to write; its extension determines the format.
         images: Number of rows, spread evenly over the training images; fewer if there are fewer images. If the recipe names
-            unlabelled images, they have the last rows, `unlabelled_share` of them.
+            unlabelled images, they have the last rows, `unlabelled_share` of them, below a title.
         views: Number of views per image.
 
     Returns:
-        The indices of the images shown, from the top; the indices of unlabelled images follow those of the others. With `broken_images` "skip", the next readable image replaces an image
-        that cannot be decoded.
+        The indices of the images shown, from the top; the indices of unlabelled images follow those of the others. With
+        `broken_images` "skip", the next readable image replaces an image that cannot be decoded.
 
     Raises:
         UserError: The data cannot be read, the file cannot be written, or a number is below 1.
@@ -137,18 +162,21 @@ def show_augmentations(recipe: Recipe, out: str | Path, images: int = 8, views: 
     source = load_training(
         data.data, data.validation_share, seed, columns_of(data), data.broken_images, selection_of(data)
     )
+    titles = {}
     if data.unlabelled is None:
         shown, indices = source, _chosen(source, images, data.broken_images)
     else:
         unlabelled = load_unlabelled(data.unlabelled, data.image_column, data.unlabelled_split, data.broken_images)
         count = min(max(round(images * data.unlabelled_share), 1), max(images - 1, 1))
         indices = _chosen(source, images - count, data.broken_images)
+        titles = {0: _TITLES[0]} if indices else {}
+        titles[len(indices)] = _TITLES[1]
         indices += [len(source) + index for index in _chosen(unlabelled, count, data.broken_images)]
         shown = ViewDataset(source, augmentation, seed, unlabelled=unlabelled, unlabelled_share=data.unlabelled_share)
     without = [row for row, index in enumerate(indices, 1) if not has_label(shown.labels[index])]
     if without:
         logger.info("Images without a label are in row(s) %s from the top.", listed(without, str))
-    save_image(draw_sheet(shown, indices, augmentation, seed, views), out)
+    save_image(draw_sheet(shown, indices, augmentation, seed, views, titles), out)
     return indices
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -356,13 +357,28 @@ def test_another_share_or_other_images_are_refused_on_resume(tmp_path, capsys, d
         assert "unlabelled" in refused(capsys, *run, *change, "--resume")
 
 
-def test_a_contact_sheet_shows_unlabelled_images_in_its_last_rows(tmp_path, data, more, caplog):
+def test_a_contact_sheet_shows_unlabelled_images_in_its_last_rows_below_a_title(tmp_path, data, more, caplog):
     caplog.set_level("INFO")
     shown = ("--images", 4, "--views", 2, "--view_size", 16, "--unlabelled", more, "--unlabelled_share", 0.25)
     assert hf_deit("show-augmentations", data, "--out", tmp_path / "sheet.png", *shown) == 0
     assert "without a label are in row(s) 4 from the top" in caplog.text
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (4 + 3 * 20, 4 + 4 * 20)
+        pixels = np.asarray(sheet.convert("L"))
+    # A row of pixels between the images is white, apart from the two titles. The width is that of the longer title.
+    assert pixels.shape[1] >= 4 + 3 * 20
+    white = (pixels == 255).all(axis=1)
+    starts = [row for row in range(1, len(white)) if white[row - 1] and not white[row]]
+    bands = [(start, start + int(np.argmax(white[start:]))) for start in starts]
+    assert [end - start for start, end in bands].count(16) == 4 and len(bands) == 6  # rows of images, and two titles
+    assert [end - start == 16 for start, end in bands] == [False, True, True, True, False, True]
+    assert (pixels[:, -4:] == 255).all() and (pixels[:, :4] == 255).all()  # no title is cut off
+
+
+def test_a_contact_sheet_of_one_unlabelled_image_has_one_title(tmp_path, data, more):
+    shown = ("--images", 1, "--views", 1, "--view_size", 16, "--unlabelled", more)
+    assert hf_deit("show-augmentations", data, "--out", tmp_path / "sheet.png", *shown) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert 4 + 20 < sheet.height < 4 + 20 + 20 and sheet.width > 4 + 2 * 20
 
 
 def test_validate_finds_the_problem_without_reading_weights(tmp_path, data, more):
