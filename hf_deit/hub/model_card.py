@@ -198,6 +198,8 @@ def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata)
         "standard_error": _standard_error(summary),
         "references": {name: _metric(summary, name) for name in _REFERENCES},
         "extensions": summary.results.get("extensions", []),
+        "stopped_early": summary.results.get("stopped_early"),
+        "best_checkpoint": summary.results.get("best_checkpoint"),
         "class_counts": _class_counts(summary),
         "broken_images": results.get("broken_images"),
         "unlabelled": results.get("unlabelled") or {},

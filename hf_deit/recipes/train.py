@@ -95,6 +95,7 @@ def _write_results(
         results["unlabelled"] = unlabelled
     if trainer.extensions:
         results["extensions"] = trainer.extensions
+    results |= trainer.ending
     if recipe.proposal is not None:
         results["proposal"] = dict(recipe.proposal)
     write_json(output_dir / RESULTS_FILE, results)

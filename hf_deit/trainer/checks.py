@@ -5,7 +5,7 @@ student and teacher, and raises them as one error. Checks that need nothing but 
 and checks of an entire recipe are in recipes/validate.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,9 +48,23 @@ def training_problems(
         yield from horizon_problems(args.ema_epochs, per_epoch)
 
 
-def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> None:
-    """Set `metric_for_best_model` to the default for this problem type, if the run needs it and the user gave none."""
-    if args.metric_for_best_model is not None or not needs_best_metric(args):
+def set_best_metric(args: DistillationTrainingArguments, problem_type: str, sets: Sequence[str] = ()) -> None:
+    """Set `metric_for_best_model` to the default for this problem type, if the run needs it and the user gave none.
+
+    If evaluation sets have names, a metric of averaged weights has `ema_` after the name of its set.
+
+    Args:
+        args: Arguments of the run.
+        problem_type: Problem type of the student's labels.
+        sets: Names of the evaluation sets, if they have names.
+    """
+    given = args.metric_for_best_model
+    if given is not None and args.counted_weights == "ema":
+        name = given.removeprefix("eval_").removeprefix("ema_")
+        for own in sets:
+            if name.startswith(f"{own}_"):
+                args.metric_for_best_model = f"{own}_ema_{name.removeprefix(f'{own}_').removeprefix('ema_')}"
+    if given is not None or not needs_best_metric(args):
         return
     name = {ProblemType.SINGLE_LABEL: "accuracy", ProblemType.MULTI_LABEL: "mean_average_precision"}.get(
         problem_type, "loss"
@@ -60,22 +74,44 @@ def set_best_metric(args: DistillationTrainingArguments, problem_type: str) -> N
         args.greater_is_better = not name.endswith("loss")
 
 
-def metric_problems(args: DistillationTrainingArguments, student: StudentInfo) -> Iterator[str]:
-    """Yield a problem if `metric_for_best_model` is not one of the trainer's own metrics.
+def metric_problems(
+    args: DistillationTrainingArguments, student: StudentInfo, own_metrics: bool = False, sets: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield a problem if `metric_for_best_model` is not a metric of an evaluation.
 
-    Call this only if no `compute_metrics` function adds other metrics.
+    Args:
+        args: Arguments of the run.
+        student: Facts about the student.
+        own_metrics: Whether a `compute_metrics` function adds other metrics. Their names are not known.
+        sets: Names of the evaluation sets, if they have names.
     """
     if args.metric_for_best_model is None:
         return
     name = args.metric_for_best_model.removeprefix("eval_")
+    if sets and not any(name.startswith(f"{own}_") for own in sets) and own_metrics:
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r}: the evaluation sets have names "
+            f"({listed(sets)}), so the name of a metric begins with that of its set. Choose one of them, such as "
+            f"{next(iter(sets))}_{name}."
+        )
+    if own_metrics:
+        return
     known = metric_names(student.problem_type)
     known += [f"ema_{metric}" for metric in known] if args.ema_epochs else []
-    if "top5" in name and name in known and student.num_labels <= TOP_K:
+    of_sets = [f"{own}_{metric}" for own in sets for metric in known] if sets else known
+    if "top5" in name and name in of_sets and student.num_labels <= TOP_K:
         yield (
             f"metric_for_best_model={args.metric_for_best_model!r} with {student.num_labels} classes: top-5 accuracy "
             f"needs at least {TOP_K + 1} classes. Use metric_for_best_model='accuracy'."
         )
-    elif name not in known:
+    elif name not in of_sets and sets:
+        first = next(iter(sets))
+        yield (
+            f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation gives no such metric. The evaluation "
+            f"sets have names ({listed(sets)}), so the name of a metric begins with that of its set. Choose one of "
+            f"{', '.join(f'{first}_{metric}' for metric in known)}, or the same of another set."
+        )
+    elif name not in of_sets:
         yield (
             f"metric_for_best_model={args.metric_for_best_model!r}: an evaluation of this student gives no such "
             f"metric. Choose one of {', '.join(known)}."

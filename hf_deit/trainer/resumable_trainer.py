@@ -117,7 +117,8 @@ class EarlyStopping(EarlyStoppingCallback):
         self._stop_if_due(args, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        if not self.counts:
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        if not self.counts or name not in metrics:  # those of another evaluation set do not have it
             return
         super().on_evaluate(args, state, control, metrics, **kwargs)
         self._stop_if_due(args, control)
@@ -307,6 +308,41 @@ class ResumableTrainer(Trainer):
             model |= {name: value for name, value in self.model.config.to_dict().items() if name not in unrelated}
         description = {"model": model, "recipe": recipe, "data": describe_dataset(self.train_dataset)}
         return description | ({"extensions": self.extensions} if self.extensions else {})
+
+    @property
+    def ending(self) -> dict[str, Any]:
+        """Facts of a finished run whose weights are not simply those after its last planned step; usually empty.
+
+        `stopped_early`: that early stopping ended it (`at_step`, `planned_steps`, `patience`, `metric`). `best_checkpoint`:
+        the checkpoint whose weights were chosen by `load_best_model_at_end` (`step`, `epoch`, `metric`, `value`).
+        """
+        args, state, facts = self.args, self.state, {}
+        if self.is_in_train or not state.global_step:
+            return facts
+        metric = (args.metric_for_best_model or "").removeprefix("eval_")
+        counts = [
+            callback.early_stopping_patience_counter
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStopping)
+        ]
+        patience = args.early_stopping_patience
+        if patience is not None and max(counts, default=0) >= patience and state.global_step < state.max_steps:
+            facts["stopped_early"] = {
+                "at_step": state.global_step,
+                "planned_steps": state.max_steps,
+                "patience": patience,
+                "metric": metric,
+            }
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None and state.best_global_step:
+            step = state.best_global_step
+            epochs = [entry["epoch"] for entry in state.log_history if entry.get("step") == step and "epoch" in entry]
+            facts["best_checkpoint"] = {
+                "step": step,
+                "epoch": epochs[-1] if epochs else None,
+                "metric": metric,
+                "value": state.best_metric,
+            }
+        return facts
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:

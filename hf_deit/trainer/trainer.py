@@ -199,6 +199,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self.guidance: Guidance | None = None
         problems = Problems()
         has_teacher = teacher is not None or teacher_cache is not None
+        if isinstance(eval_dataset, Mapping) and not eval_dataset:
+            eval_dataset = None
         has_evaluation_set = eval_dataset is not None
         args = args.settled(has_teacher=has_teacher, has_evaluation_set=has_evaluation_set)
         with problems.gathered():
@@ -221,9 +223,9 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         if missing:
             args = copy.copy(args)
             args.report_to, args.torch_compile_backend = [], None
-        set_best_metric(args, self.student.problem_type)
-        if not own_metrics and not isinstance(eval_dataset, Mapping):
-            problems.add(metric_problems(args, self.student))
+        sets = tuple(eval_dataset) if isinstance(eval_dataset, Mapping) else ()
+        set_best_metric(args, self.student.problem_type, sets)
+        problems.add(metric_problems(args, self.student, own_metrics, sets))
         with warnings.catch_warnings():
             # It is true of the Trainer's own loss only: `losses.supervised_loss` smooths multi-label labels.
             warnings.filterwarnings("ignore", message="Label smoothing is not compatible with multi-label")
@@ -925,5 +927,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 "epochs": state.epoch,
                 "run": run | guided,
                 **({"extensions": self.extensions} if self.extensions else {}),
+                **self.ending,
             },
         )

@@ -151,9 +151,33 @@ def test_a_run_stops_early_and_weights_its_classes_by_a_file(data, tmp_path):
     )
     fields += ("--eval_strategy", "steps", "--eval_steps", 1, "--max_steps", 6)
     assert train(data, tmp_path / "out", *LABELS, *fields) == 0
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["steps"] == 2
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["steps"] == 2 and "best_checkpoint" not in found
+    assert found["stopped_early"] == {"at_step": 2, "planned_steps": 6, "patience": 1, "metric": "accuracy"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "after 2 of 6 planned optimizer steps" in card and "`accuracy`" in card and "were chosen" not in card
     saved = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert saved["class_weights"] == {"bee": 1.0, "cat": 2.0, "dog": 4.0}
+
+
+def test_the_checkpoint_that_was_chosen_is_in_results_and_card(data, tmp_path):
+    saving = ("--save_strategy", "steps", "--save_steps", 1, "--eval_strategy", "steps", "--eval_steps", 1)
+    # The learning rate grows until the weights are useless, so the first evaluation is the best.
+    rates = ("--learning_rate", 0.3, "--warmup_steps", 3, "--metric_for_best_model", "loss", "--max_steps", 4)
+    assert train(data, tmp_path / "out", *LABELS, *saving, *rates, "--load_best_model_at_end", "true") == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry and entry["step"] < 4}
+    best = min(losses, key=losses.get)
+    assert found["best_checkpoint"] == {
+        "step": best,
+        "epoch": pytest.approx(best / 3),
+        "metric": "loss",
+        "value": pytest.approx(losses[best]),
+    }
+    assert found["eval_loss"] == pytest.approx(losses[best], rel=1e-5) and "stopped_early" not in found
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"after step {best} (epoch {best / 3:g}), of 4 steps" in card and "`loss`" in card and "stopped" not in card
 
 
 @pytest.mark.parametrize(

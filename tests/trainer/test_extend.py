@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from hf_deit.errors import ResumeError
+from hf_deit.errors import RecipeError, ResumeError
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers.tiny import arguments, evaluation_data, logged, student, training_data
 
 
-def trainer_of(folder, steps, eval_dataset=None, seed=0, **changes):
+def trainer_of(folder, steps, eval_dataset=None, seed=0, compute_metrics=None, **changes):
     fields = {
         "distillation_type": "none",
         "max_steps": steps,
@@ -27,6 +29,7 @@ def trainer_of(folder, steps, eval_dataset=None, seed=0, **changes):
         arguments(folder, **fields),
         train_dataset=training_data(32),
         eval_dataset=eval_dataset,
+        compute_metrics=compute_metrics,
     )
 
 
@@ -135,6 +138,94 @@ def test_a_run_stops_after_evaluations_without_a_better_metric(tmp_path, metrics
     trainer = stopping(tmp_path, metrics, early_stopping_threshold=threshold)
     trainer.train()
     assert trainer.state.global_step == stops
+
+
+def test_the_end_of_a_run_that_stopped_early_is_in_its_summary(tmp_path):
+    trainer = stopping(
+        tmp_path, [0.1, 0.2, 0.2, 0.1, 0.9, 0.9, 0.9, 0.9], load_best_model_at_end=True, save_total_limit=9
+    )
+    assert trainer.ending == {}
+    trainer.train()
+    stopped = {"at_step": 4, "planned_steps": 8, "patience": 2, "metric": "accuracy"}
+    best = {"step": 2, "epoch": 0.5, "metric": "accuracy", "value": 0.2}
+    assert trainer.ending == {"stopped_early": stopped, "best_checkpoint": best}
+    results = trainer.summary().results
+    assert (results["stopped_early"], results["best_checkpoint"]) == (stopped, best)
+    weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    own = trainer.model.state_dict()
+    assert all(torch.equal(own[name], weights[name]) for name in own if name in weights)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "fields"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], {}),  # the metric always gets better
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.7, 0.8], {}),  # patience ends with the last step
+        ([0.5] * 8, {"early_stopping_patience": None}),
+    ],
+)
+def test_a_run_of_the_planned_length_has_no_further_facts(tmp_path, metrics, fields):
+    trainer = stopping(tmp_path, metrics, **fields)
+    trainer.train()
+    assert trainer.ending == {} and trainer.state.global_step == 8
+    assert not {"stopped_early", "best_checkpoint"} & set(trainer.summary().results)
+
+
+def sets(**fields):
+    fields = {**EVERY_STEP, "early_stopping_patience": 1, "early_stopping_threshold": 1.0, **fields}
+    return {"eval_dataset": {"first": evaluation_data(4), "second": evaluation_data(6)}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "metric"),
+    [
+        ({"metric_for_best_model": "second_accuracy"}, "second_accuracy"),
+        ({"metric_for_best_model": "eval_first_loss", "early_stopping_threshold": 9.0}, "first_loss"),
+        (
+            {"metric_for_best_model": "second_accuracy", "ema_epochs": 0.5, "counted_weights": "ema"},
+            "second_ema_accuracy",
+        ),
+        ({"metric_for_best_model": "first_ema_accuracy", "ema_epochs": 0.5}, "first_ema_accuracy"),
+    ],
+    ids=str,
+)
+def test_one_of_several_evaluation_sets_can_stop_a_run(tmp_path, caplog, fields, metric):
+    trainer = trainer_of(tmp_path, 6, **sets(**fields))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.ending["stopped_early"]["metric"] == metric
+    assert "disabled" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, "metric_for_best_model='accuracy'"),
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model='loss'"),
+        ({"metric_for_best_model": "third_accuracy"}, "metric_for_best_model='third_accuracy'"),
+        ({"metric_for_best_model": "first_nonsense"}, "metric_for_best_model='first_nonsense'"),
+        ({"metric_for_best_model": "first_ema_accuracy"}, "metric_for_best_model='first_ema_accuracy'"),
+        (
+            {"early_stopping_patience": None, "early_stopping_threshold": 0.0, "load_best_model_at_end": True},
+            "='accuracy'",
+        ),
+        (
+            {"compute_metrics": lambda found: {"own": 1.0}, "metric_for_best_model": "own"},
+            "metric_for_best_model='own'",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_metric_that_no_evaluation_set_has_is_refused_with_those_that_exist(tmp_path, fields, named):
+    with pytest.raises(RecipeError) as refused:
+        trainer_of(tmp_path, 6, **sets(**fields))
+    assert all(text in str(refused.value) for text in (named, "'first'", "'second'"))
+    assert "compute_metrics" in fields or "first_accuracy" in str(refused.value)
+
+
+def test_no_evaluation_set_among_none_is_an_evaluation_set(tmp_path):
+    with pytest.raises(RecipeError, match="early_stopping_patience=1"):
+        trainer_of(tmp_path, 6, **{**sets(), "eval_dataset": {}})
 
 
 @pytest.mark.parametrize("interrupted_at", [3, 4])
