@@ -66,7 +66,7 @@ STOCK_FIELDS: dict[str, FieldUse] = {
     "per_device_train_batch_size": _read_by("TrainingArguments.train_batch_size"),
     "num_train_epochs": _read_by("Trainer.set_initial_training_values"),
     "max_steps": _read_by("Trainer.set_initial_training_values"),
-    "learning_rate": _read_by("trainer._peak"),
+    "learning_rate": _read_by("scheduled_trainer._peak"),
     "lr_scheduler_type": _read_by("DistillationTrainer.create_scheduler"),
     "lr_scheduler_kwargs": _read_by("DistillationTrainer.create_scheduler"),
     "warmup_steps": _read_by("TrainingArguments.get_warmup_steps"),

@@ -2,13 +2,13 @@
 
 The trainer computes every loss itself and never passes labels to a student. It depends only on the outputs of the
 student: `logits` and, for a student with two heads, `cls_logits` and `distillation_logits`. This module contains the
-loaders, the optimizer, the training step and the evaluation. The losses are in losses.py, the teacher in
-distillation/teacher.py, and the preparation of a batch and its loss terms in distillation/objective.py.
+training step, the evaluation, and what resuming compares. The loaders are in keyed_trainer.py, the optimizer and the
+schedule in scheduled_trainer.py, and the preparation of teacher and cache in teacher_setup.py. The losses are in losses.py, the
+teacher in distillation/teacher.py, and the preparation of a batch and its loss terms in distillation/objective.py.
 
 Paper: Touvron et al., arXiv:2012.12877.
 """
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -16,31 +16,25 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, get_scheduler
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy, SchedulerType, TrainOutput
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, SaveStrategy, TrainOutput
 
 from ..data.dataset_info import inspect_dataset
 from ..data.pixel_pipeline import PixelPipeline
-from ..data.sampling import ViewSampler
-from ..data.views import MixingCollator, ViewDataset, collate
+from ..data.views import collate
 from ..distillation.cache import TeacherCache
-from ..distillation.cached_teacher import CachedSampler, CachedTeacher
 from ..distillation.guidance import Guidance
 from ..distillation.objective import DistillationObjective
 from ..distillation.teacher import Teacher
 from ..errors import DataError, Problems, RecipeError, listed
 from ..hub.facts import RunSummary, describe_run, describe_teacher, latest_metrics
 from ..losses import ProblemType
-from ..models.image_processing_deit import DeiTImageProcessor
-from ..models.pixel_rules import PixelRules, pixel_rules, processor_fields
-from ..sizes import as_pair
 from .checks import (
     evaluation_problems,
     guidance_problems,
@@ -55,9 +49,9 @@ from .checks import (
 )
 from .class_weights import weights_of
 from .environment import compile_problems, package_problems
-from .fields import METRIC_SCHEDULES
 from .guided_student import GuidedStudent, guidance_facts, guided_student, log_guidance, projections_of
 from .hub_mixin import HubMixin
+from .keyed_trainer import KeyedTrainer
 from .label_checks import LabelChecker
 from .metrics import (
     RunningTerms,
@@ -68,48 +62,13 @@ from .metrics import (
     to_arrays,
 )
 from .optim import (
-    REFERENCE_BATCH,
-    cosine_rates,
-    decay_parameter_names,
-    optimizer_class,
     optimizer_problems,
-    parse_optim_args,
-    peak_learning_rate,
-    split_by_depth,
 )
-from .resumable_trainer import ResumableTrainer
-from .student import StudentInfo, distillation_target, inspect_student
+from .student import distillation_target, inspect_student
+from .teacher_setup import default_processor, pixels_of, prepare_cache, prepare_teacher
 from .training_args import DistillationTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-
-def _peak(args: DistillationTrainingArguments) -> float:
-    return peak_learning_rate(args.learning_rate, args.global_batch_size, args.scale_learning_rate)
-
-
-def _default_processor(student: StudentInfo) -> DeiTImageProcessor | None:
-    return DeiTImageProcessor.for_image_size(student.image_size) if student.image_size is not None else None
-
-
-def _pixels_of(processing_class: Any, trains: bool) -> PixelPipeline:
-    """Return what the student's image processor does to pixels.
-
-    Raises:
-        RecipeError: The student is trained, and the processor does more than a scaling of each channel.
-    """
-    if processing_class is None:
-        return PixelPipeline(PixelRules())
-    if isinstance(processing_class, DeiTImageProcessor):  # its fields state everything
-        return PixelPipeline(pixel_rules(processor_fields(processing_class)), processing_class)
-    pixels = PixelPipeline.from_processor(processing_class, "The student's")
-    if trains and pixels.by_processor:
-        raise RecipeError(
-            f"processing_class is a {type(processing_class).__name__}, which does more to the pixels than a student can "
-            f"be trained with here: {', '.join(pixels.rules.beyond) or 'its pixels differ from those of its fields'}. "
-            "Use another image processor, such as DeiTImageProcessor."
-        )
-    return pixels
 
 
 class _StepOutputs(NamedTuple):
@@ -143,7 +102,7 @@ def _check_types(model: Any, args: Any) -> None:
         )
 
 
-class DistillationTrainer(HubMixin, ResumableTrainer):
+class DistillationTrainer(HubMixin, KeyedTrainer):
     """Trainer that trains a student on labels and on the outputs of a teacher.
 
     Args:
@@ -209,8 +168,8 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
                 view_size = inspect_dataset(train_dataset).view_size
                 self.guided = guided_student(model, args, self.student, view_size)
         self._chose_processor = processing_class is None
-        processing_class = processing_class if processing_class is not None else _default_processor(self.student)
-        self.pixels = _pixels_of(processing_class, trains=train_dataset is not None)
+        processing_class = processing_class if processing_class is not None else default_processor(self.student)
+        self.pixels = pixels_of(processing_class, trains=train_dataset is not None)
         own_metrics = kwargs.get("compute_metrics") is not None
         problems.add(evaluation_problems(args, has_evaluation_set, own_metrics))
         missing = [*compile_problems(args), *package_problems(args)]
@@ -245,10 +204,21 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
         with problems.gathered():
-            self.teacher = self._prepare_teacher(teacher)
-        self.mixing = args.mixing
+            self.teacher = prepare_teacher(teacher, self.student, self.train_dataset, self.args.device)
         with problems.gathered():
-            self.cached = self._prepare_cache(teacher_cache, verify_teacher_cache)
+            self.cached = prepare_cache(
+                teacher_cache,
+                verified=verify_teacher_cache,
+                args=self.args,
+                student=self.student,
+                guided=self.guided,
+                teacher=self.teacher,
+                learns=self._learns_from_teacher,
+                train_dataset=self.train_dataset,
+                eval_dataset=self.eval_dataset,
+            )
+            if self.cached is not None:
+                self.teacher = None  # the cached outputs replace it: free its memory
         with problems.gathered():
             self._prepare_guidance()
         self._running = RunningTerms(self.args.device)
@@ -273,56 +243,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
         self._warn_if_not_keyed(train_dataset)
 
     # ---- before the first step ----
-
-    def _prepare_teacher(self, teacher: Any) -> Teacher | None:
-        if teacher is None:
-            return None
-        if isinstance(teacher, str | os.PathLike):
-            teacher = Teacher.from_pretrained(teacher)
-        elif not isinstance(teacher, Teacher):
-            teacher = Teacher(teacher)
-        if self.student.problem_type != ProblemType.REGRESSION:  # for which `distillation_target` refuses any teacher
-            teacher.check_problem_type(self.student.problem_type)
-        teacher.to(self.args.device)
-        info = inspect_dataset(self.train_dataset)
-        view_size = info.view_size or self.student.image_size or teacher.image_size or (224, 224)
-        names = self.student.class_names
-        if names is None and info.class_names is not None and len(info.class_names) == self.student.num_labels:
-            # The student is trained on these labels, so its outputs will stand for these classes.
-            names = [name.strip() for name in info.class_names]
-        teacher.align(names, self.student.num_labels, as_pair(view_size))
-        return teacher
-
-    def _prepare_cache(self, cache: TeacherCache | str | os.PathLike | None, verified: int) -> CachedTeacher | None:
-        if cache is None:
-            if verified:
-                raise RecipeError(
-                    f"verify_teacher_cache={verified} needs a teacher cache. Give its folder as teacher_cache, or "
-                    "leave verify_teacher_cache at 0."
-                )
-            return None
-        learns = self._learns_from_teacher  # otherwise the cached outputs serve evaluations only
-        cached = CachedTeacher(
-            cache,
-            self.args.view_schedule(self.train_dataset) if learns and self.train_dataset is not None else None,
-            self.eval_dataset,
-            distillation_type=self.args.distillation_type,
-            tau=self.args.distillation_tau,
-            problem_type=self.student.problem_type,
-            is_main_process=self.args.process_index == 0,
-            guided=None if self.guided is None else self.guided.shapes,
-            guidance=self.args.guidance,
-            teacher_layers=self.args.guidance_teacher_layers,
-        )
-        if self.teacher is not None:
-            cached.check_teacher(self.teacher, verified)
-            self.teacher = None  # the cached outputs replace it: free its memory
-        elif verified:
-            raise RecipeError(
-                f"verify_teacher_cache={verified} computes cached outputs again with the teacher. Give the teacher as "
-                "well, or leave verify_teacher_cache at 0."
-            )
-        return cached
 
     def _prepare_guidance(self) -> None:
         """Find what guides the student, in the cache or by running the live teacher, and create the projections."""
@@ -393,243 +313,6 @@ class DistillationTrainer(HubMixin, ResumableTrainer):
             power=self.args.class_weights_power,
         )
         return None if weights is None else weights.to(self.args.device)
-
-    # ---- loaders ----
-
-    def _warn_if_not_keyed(self, dataset: Dataset | None) -> None:
-        # A stream makes its own view keys, and logs its own warnings.
-        info = inspect_dataset(dataset)
-        if dataset is not None and not (info.takes_view_keys or info.makes_view_keys):
-            logger.warning(
-                "The training data (%s) do not take view keys, so their augmentation uses the global random generator: "
-                "a resumed run is not exactly equal to an uninterrupted one, and the pixels depend on the number of "
-                "workers. With a ViewDataset, both are exact.",
-                type(dataset).__name__,
-            )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if not inspect_dataset(dataset).takes_view_keys:
-            return super()._get_train_sampler(dataset)
-        learns = self._learns_from_cache
-        sampler = ViewSampler if not learns else functools.partial(CachedSampler, self.cached.cache)
-        return sampler(
-            size=len(dataset),
-            global_batch_size=self.args.global_batch_size,
-            seed=dataset.seed,
-            num_views=self.cached.num_views if learns else self.args.num_views,
-            repeats=self.args.repeated_augmentation,
-            **inspect_dataset(dataset).sampler_fields,
-        )
-
-    def num_examples(self, dataloader: DataLoader) -> int:
-        """Return the number of images in an epoch, from which the Trainer computes the images per second."""
-        info = inspect_dataset(self.train_dataset)
-        if info.extra_unlabelled and getattr(dataloader, "dataset", None) is self.train_dataset:
-            return len(self._get_train_sampler())  # the labelled images repeat
-        return super().num_examples(dataloader)
-
-    def _log_epoch(self) -> None:
-        info = inspect_dataset(self.train_dataset)
-        if info.takes_view_keys and info.extra_unlabelled:
-            shares = self._get_train_sampler().shares
-            logger.info(
-                "An epoch is %d optimizer steps of %d images (%d labelled, %d unlabelled), one pass over the %d unlabelled "
-                "images: it shows %.2g views of each of the %d other images.",
-                shares.num_batches,
-                shares.global_batch_size,
-                shares.global_batch_size - 2 * shares.unlabelled_pairs,
-                2 * shares.unlabelled_pairs,
-                shares.unlabelled,
-                2 * shares.labelled_pairs_per_epoch / shares.labelled,
-                shares.labelled,
-            )
-        elif info.takes_view_keys:
-            sampler = self._get_train_sampler()
-            views = (
-                f"{self.args.repeated_augmentation} views per image, " if self.args.repeated_augmentation > 1 else ""
-            )
-            logger.info(
-                "An epoch is %d optimizer steps of %d images (%s%d images in the data).",
-                sampler.num_batches,
-                sampler.global_batch_size,
-                views,
-                len(self.train_dataset),
-            )
-        own = (info.unlabelled_images or 0) - info.extra_unlabelled
-        if own:
-            logger.info("%d training images have no label: the student learns them from the teacher alone.", own)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the Trainer's loader of the training data; mixing and cached outputs are added to its batches."""
-        self._keep_views()
-        collator = self.data_collator
-        if isinstance(collator, LabelChecker):
-            collator = dataclasses.replace(collator, allows_unlabelled=self._learns_from_unlabelled)
-        if self.mixing.is_on:
-            seed = inspect_dataset(self.train_dataset).seed
-            collator = MixingCollator(collator, self.mixing, self.args.seed if seed is None else seed)
-        if self._learns_from_cache:
-            collator = self.cached.training_collator(collator)
-        with self._collating(collator), self._pairing():
-            return super().get_train_dataloader()
-
-    def _keep_views(self) -> None:
-        """Tell the data set to keep its views in memory, if it can and the training shows views more than once."""
-        if self.args.num_views is None or not isinstance(self.train_dataset, ViewDataset):
-            return
-        sampler = self._get_train_sampler()
-        steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * sampler.num_batches
-        if steps > self.args.num_views * sampler.num_batches:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine; set by torchrun
-            self.train_dataset.keep_views(self.args.num_views, sampler.views_per_image, processes)
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Return the Trainer's loader of an evaluation set; cached outputs for its images are added to the batches."""
-        named = isinstance(eval_dataset, str)
-        dataset = self.eval_dataset[eval_dataset] if named else eval_dataset
-        dataset = self.eval_dataset if dataset is None else dataset
-        if self.cached is None or dataset is None:
-            return super().get_eval_dataloader(eval_dataset)
-        dataset, collator = self.cached.evaluation(dataset, self.data_collator)
-        with self._collating(collator):
-            if not named:
-                return super().get_eval_dataloader(dataset)
-            # Pass the name on: the Trainer distinguishes the persistent workers of several sets by it.
-            plain, self.eval_dataset = self.eval_dataset, {**self.eval_dataset, eval_dataset: dataset}
-            try:
-                return super().get_eval_dataloader(eval_dataset)
-            finally:
-                self.eval_dataset = plain
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the Trainer's loader of test data, with cached outputs if these are the cache's validation images."""
-        if self.cached is None:
-            return super().get_test_dataloader(test_dataset)
-        dataset, collator = self.cached.evaluation(test_dataset, self.data_collator)
-        with self._collating(collator):
-            return super().get_test_dataloader(dataset)
-
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        """Return the Trainer's loader. `dataloader_drop_last` is for training: an evaluation counts every image."""
-        given = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = given and is_training
-        try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = given
-
-    @contextlib.contextmanager
-    def _pairing(self) -> Iterator[None]:
-        """Make the training loader drop an incomplete last batch if its images could not be paired for mixing.
-
-        Only the training loader is made in this context, so the loader of an evaluation still yields all images.
-        """
-        given = self.args.dataloader_drop_last
-        if not inspect_dataset(self.train_dataset).takes_view_keys:
-            self.args.dataloader_drop_last = given or self.mixing.is_on
-        try:
-            yield
-        finally:
-            self.args.dataloader_drop_last = given
-
-    @contextlib.contextmanager
-    def _collating(self, collator: Callable) -> Iterator[None]:
-        """Use another collator for the loader that is made in this context."""
-        plain, self.data_collator = self.data_collator, collator
-        try:
-            yield
-        finally:
-            self.data_collator = plain
-
-    # ---- optimizer and schedule ----
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the names of the parameters with weight decay, as in the paper (see optim.py)."""
-        return decay_parameter_names(model, self.args.distillation_token_decay)
-
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(
-        args: DistillationTrainingArguments, model: nn.Module | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Return the optimizer class and its arguments.
-
-        These are `optimizer_class` with `optim_args` if given, else those that the Trainer chooses. In both cases the
-        learning rate is scaled if `scale_learning_rate` is set.
-
-        Raises:
-            RecipeError: `optimizer_class` cannot be imported, or `optim_args` does not have the form `name=value, …`.
-        """
-        if args.optimizer_class is not None:
-            return optimizer_class(args.optimizer_class), {"lr": _peak(args), **parse_optim_args(args.optim_args)}
-        scaled = copy.copy(args)  # `args` itself stays as given: it is saved, and compared on resume
-        scaled.learning_rate = _peak(args)
-        return Trainer.get_optimizer_cls_and_kwargs(scaled, model)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer as the stock Trainer does, then set the learning rate of each layer (`layer_decay`).
-
-        An optimizer that the caller passed is used without changes.
-
-        Raises:
-            RecipeError: `optimizer_class` does not take the arguments in `optim_args`, or `layer_decay` is impossible
-                with this model or optimizer.
-        """
-        if self.optimizer is not None:
-            return super().create_optimizer(model)
-        args = self.args
-        if args.scale_learning_rate:
-            logger.info(
-                "Peak learning rate: %g × %d images / %d = %g.",
-                args.learning_rate,
-                args.global_batch_size,
-                REFERENCE_BATCH,
-                _peak(args),
-            )
-        try:
-            super().create_optimizer(model)
-        except TypeError as error:
-            if args.optimizer_class is None:
-                raise
-            raise RecipeError(
-                f"{args.optimizer_class} does not take optim_args={args.optim_args!r}: {error}. Correct optim_args; "
-                "the documentation of the class lists its arguments."
-            ) from error
-        if args.layer_decay != 1:
-            split_by_depth(self.optimizer, self._trained(self.model if model is None else model), args.layer_decay)
-        return self.optimizer
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the schedule of the learning rate.
-
-        A "cosine" schedule starts at `warmup_learning_rate` and ends at `min_learning_rate`. All other schedules are
-        those of the Trainer. Those that follow a metric know whether a greater value of it is better.
-        """
-        args = self.args
-        if self.lr_scheduler is None and args.lr_scheduler_type in METRIC_SCHEDULES:
-            # PyTorch's default, "min", is for a loss: the rate would be lowered while the accuracy grows.
-            mode = {"mode": "max" if args.greater_is_better else "min"}
-            self.lr_scheduler = get_scheduler(
-                args.lr_scheduler_type,
-                optimizer=self.optimizer if optimizer is None else optimizer,
-                scheduler_specific_kwargs={**mode, **(args.lr_scheduler_kwargs or {})},
-            )
-            self._created_lr_scheduler = True
-            return self.lr_scheduler
-        if self.lr_scheduler is not None or args.lr_scheduler_type != SchedulerType.COSINE:
-            return super().create_scheduler(num_training_steps, optimizer)
-        rates = cosine_rates(_peak(args), args.warmup_learning_rate, args.min_learning_rate)
-        self.lr_scheduler = get_scheduler(
-            SchedulerType.COSINE_WARMUP_WITH_MIN_LR,
-            optimizer=self.optimizer if optimizer is None else optimizer,
-            num_warmup_steps=args.get_warmup_steps(num_training_steps),
-            num_training_steps=num_training_steps,
-            scheduler_specific_kwargs={**rates, **(args.lr_scheduler_kwargs or {})},
-        )
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     # ---- a step ----
 

@@ -12,7 +12,7 @@ from transformers import TrainingArguments, trainer_callback, trainer_optimizer
 from transformers.integrations import integration_utils
 
 from hf_deit.errors import RecipeError
-from hf_deit.trainer import environment, fields, hub_mixin, resumable_trainer, trainer
+from hf_deit.trainer import environment, fields, hub_mixin, resumable_trainer, scheduled_trainer, trainer
 from hf_deit.trainer.fields import CONDITIONS, EFFECT, HARDWARE, REFUSED, SCRIPT_FIELDS, STOCK_FIELDS
 from hf_deit.trainer.trainer import DistillationTrainer
 from hf_deit.trainer.training_args import DistillationTrainingArguments
@@ -40,7 +40,7 @@ def other_value(name):
 
 def function_of(path):
     owner, _, name = path.partition(".")
-    module = {"trainer_optimizer": trainer_optimizer, "trainer": trainer}.get(owner)
+    module = {"trainer_optimizer": trainer_optimizer, "scheduled_trainer": scheduled_trainer}.get(owner)
     if module is None:
         module = next(getattr(module, owner) for module in MODULES if hasattr(module, owner))
     found = getattr(module, name)

@@ -374,7 +374,7 @@ def trainer_warnings(caplog):
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "hf_deit.trainer.trainer" and record.levelno >= logging.WARNING
+        if record.name.startswith("hf_deit.trainer.") and record.levelno >= logging.WARNING
     ]
 
 
