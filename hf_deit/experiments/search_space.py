@@ -147,7 +147,7 @@ class Sweep:
         for name in (f"--{path}" for path in PATHS):  # these are compared by their digests
             if name in words:
                 del words[words.index(name) : words.index(name) + 2]
-        common["overrides"] = [word for word in words if not word.startswith(tuple(f"--{path}=" for path in PATHS))]
+        common["overrides"] = [word for word in words if not word.startswith("--unlabelled=")]
         return json.loads(json.dumps(common, default=str))
 
 

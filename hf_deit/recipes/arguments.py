@@ -52,7 +52,7 @@ def _check_not_none(group: Any) -> None:
     """
     for name in _OPTIONAL_PATHS:
         value = getattr(group, name, None)
-        if value is None or value.strip().casefold() not in _MEANS_NOTHING or os.path.exists(value):
+        if value is None or str(value).strip().casefold() not in _MEANS_NOTHING or os.path.exists(value):
             continue
         labels = " To learn from the labels alone although the recipe names a teacher, set distillation_type=none and "
         labels += "guidance=none."
