@@ -173,6 +173,7 @@ def evaluate(
     if batch_size < 1:
         raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
     own = _recipe_of(name_or_path)
+    teacher_fields = _teacher_arguments(own, teacher, teacher_problem_type)
     share, seed = _split_of(own, data)
     found = load_validation(
         data,
@@ -208,7 +209,7 @@ def evaluate(
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
-        loaded_teacher = build_teacher(_teacher_arguments(own, teacher, teacher_problem_type))
+        loaded_teacher = build_teacher(teacher_fields)
         loss_on = _use_own_loss(args, None if same else own, has_teacher=teacher is not None)
         trainer = DistillationTrainer(model, loaded_teacher, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
