@@ -143,13 +143,13 @@ def _print_layers(layers: Any) -> None:
     two = layers.cosine is not None
     rows = [["layer", *(["cosine", "std"] if two else []), "attention distance"]]
     if two:
-        rows.append(["learned tokens", f"{layers.learned_cosine:.3f}", "", ""])
-        rows.append(["with positions", f"{layers.embeddings_cosine:.3f}", "", ""])
+        rows.append(["learned tokens", f"{layers.learned_cosine:.4f}", "", ""])
+        rows.append(["with positions", f"{layers.embeddings_cosine:.4f}", "", ""])
     for index, heads in enumerate(layers.attention_distance):
-        cosine = [f"{layers.cosine[index]:.3f}", f"{layers.cosine_std[index]:.3f}"] if two else []
+        cosine = [f"{layers.cosine[index]:.4f}", f"{layers.cosine_std[index]:.4f}"] if two else []
         rows.append([str(index + 1), *cosine, f"{sum(heads) / len(heads):.1f} px"])
     if two:
-        rows.append(["final norm", *(f"{value:.3f}" for value in layers.final_cosine), ""])
+        rows.append(["final norm", *(f"{value:.4f}" for value in layers.final_cosine), ""])
     print_table(rows)
     if two:
         paper = layers.paper

@@ -23,9 +23,11 @@ ROWS_PER_SHEET = 8
 TITLES = {LAST_LAYER: "attention of the last layer", ROLLOUT: "attention rollout", RELEVANCE: "relevance for"}
 # In inches.
 _PANEL, _GAP, _GROUP_GAP, _MARGIN = 1.5, 0.06, 0.26, 0.15
-_ROW_TITLE, _HEADER, _FOOTER = 0.52, 0.32, 0.62
+_ROW_TITLE, _HEADER, _FOOTER = 0.6, 0.3, 0.4
 _MUTED = "#5b5b5b"
 _PIXELS = 300  # longer side of a drawn map
+# Differences below this share of the highest value do not get the full colour: tokens that read the same should look the same.
+_LEAST_DIFFERENCE = 0.05
 
 Group = tuple[str, np.ndarray]
 
@@ -117,10 +119,15 @@ def _row(canvas: _Canvas, explanation: Explanation, top: float, high: float, pan
     seen = Image.fromarray(explanation.pixels)
     canvas.text(_MARGIN, top + 0.16, _short(Path(explanation.image).name, 24), weight="bold")
     canvas.text(_MARGIN, top + 0.3, f"{_short(explanation.prediction, 20)} {100 * explanation.score:.0f} %")
-    start = top + 0.38
+    if explanation.label is not None:
+        canvas.text(_MARGIN, top + 0.42, f"label: {_short(explanation.label, 20)}", color=_MUTED)
+    start = top + 0.5
     canvas.picture(_MARGIN, start, size, enlarged(seen, _PIXELS))
     for group, (title, maps) in enumerate(groups_of(explanation)):
-        canvas.text(_left(group, 0, panels), top + 0.3, title)
+        canvas.text(_left(group, 0, panels), top + 0.42, title)
+        if len(maps) == 2:
+            text = f"{_percent(difference_limit(maps))} of the peak"
+            canvas.text(_left(group, 2, panels), top + 0.42, text, color=_MUTED)
         for number, picture in enumerate(pictures_of(seen, maps, _PIXELS)):
             canvas.picture(_left(group, number, panels), start, size, picture)
 
@@ -136,9 +143,18 @@ def pictures_of(seen: Image.Image, maps: np.ndarray, side: int) -> list[Image.Im
     low, high = float(maps.min()), float(maps.max())
     pictures = [overlay(seen, values, low, high, side) for values in maps]
     if len(maps) == 2:
-        difference = maps[1] - maps[0]
-        pictures.append(overlay_difference(seen, difference, float(np.abs(difference).max()), side))
+        limit = max(difference_limit(maps), _LEAST_DIFFERENCE) * high
+        pictures.append(overlay_difference(seen, maps[1] - maps[0], limit, side))
     return pictures
+
+
+def difference_limit(maps: np.ndarray) -> float:
+    """Return the largest difference of two maps, as a share of their highest value."""
+    return float(np.abs(maps[1] - maps[0]).max() / max(float(maps.max()), 1e-12))
+
+
+def _percent(share: float) -> str:
+    return f"up to {100 * share:.0f} %" if share >= 0.01 else "below 1 %"
 
 
 def _legend(tokens: int) -> str:
@@ -147,7 +163,8 @@ def _legend(tokens: int) -> str:
         return f"{scale}. The percentage behind a class is its probability."
     return (
         f"{scale} of the two maps of a group, which share one scale. Difference: orange where the distillation token reads more, blue "
-        "where the class token reads more; its scale is its own. The percentages behind a class are its probabilities: class head / "
+        "where the class token reads more; the strongest colour is the largest difference, given as a share of the highest value of both "
+        f"maps, and at least {100 * _LEAST_DIFFERENCE:.0f} %. The percentages behind a class are its probabilities: class head / "
         "distillation head."
     )
 
