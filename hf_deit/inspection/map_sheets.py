@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..models.attention_maps import LAST_LAYER, METHODS, RELEVANCE, ROLLOUT, enlarged, overlay, overlay_difference
+from ..models.attention_maps import (
+    LAST_LAYER,
+    LEAST_DIFFERENCE,
+    METHODS,
+    RELEVANCE,
+    ROLLOUT,
+    draw_maps,
+    enlarged,
+    largest_difference,
+)
 from .explain import Explanation
 from .style import INK, as_png, drawn
 
@@ -26,8 +35,6 @@ _PANEL, _GAP, _GROUP_GAP, _MARGIN = 1.5, 0.06, 0.26, 0.15
 _ROW_TITLE, _HEADER, _FOOTER = 0.6, 0.3, 0.4
 _MUTED = "#5b5b5b"
 _PIXELS = 300  # longer side of a drawn map
-# Differences below this share of the highest value do not get the full colour: tokens that read the same should look the same.
-_LEAST_DIFFERENCE = 0.05
 
 Group = tuple[str, np.ndarray]
 
@@ -126,31 +133,10 @@ def _row(canvas: _Canvas, explanation: Explanation, top: float, high: float, pan
     for group, (title, maps) in enumerate(groups_of(explanation)):
         canvas.text(_left(group, 0, panels), top + 0.42, title)
         if len(maps) == 2:
-            text = f"{_percent(difference_limit(maps))} of the peak"
+            text = f"{_percent(largest_difference(maps))} of the peak"
             canvas.text(_left(group, 2, panels), top + 0.42, text, color=_MUTED)
-        for number, picture in enumerate(pictures_of(seen, maps, _PIXELS)):
+        for number, picture in enumerate(draw_maps(seen, maps, _PIXELS)):
             canvas.picture(_left(group, number, panels), start, size, picture)
-
-
-def pictures_of(seen: Image.Image, maps: np.ndarray, side: int) -> list[Image.Image]:
-    """Return the maps of the tokens over the image on one common scale and, for two tokens, their difference.
-
-    Args:
-        seen: The image that the model saw.
-        maps: `(tokens, rows, columns)`.
-        side: Longer side of the pictures in pixels.
-    """
-    low, high = float(maps.min()), float(maps.max())
-    pictures = [overlay(seen, values, low, high, side) for values in maps]
-    if len(maps) == 2:
-        limit = max(difference_limit(maps), _LEAST_DIFFERENCE) * high
-        pictures.append(overlay_difference(seen, maps[1] - maps[0], limit, side))
-    return pictures
-
-
-def difference_limit(maps: np.ndarray) -> float:
-    """Return the largest difference of two maps, as a share of their highest value."""
-    return float(np.abs(maps[1] - maps[0]).max() / max(float(maps.max()), 1e-12))
 
 
 def _percent(share: float) -> str:
@@ -164,7 +150,7 @@ def _legend(tokens: int) -> str:
     return (
         f"{scale} of the two maps of a group, which share one scale. Difference: orange where the distillation token reads more, blue "
         "where the class token reads more; the strongest colour is the largest difference, given as a share of the highest value of both "
-        f"maps, and at least {100 * _LEAST_DIFFERENCE:.0f} %. The percentages behind a class are its probabilities: class head / "
+        f"maps, and at least {100 * LEAST_DIFFERENCE:.0f} %. The percentages behind a class are its probabilities: class head / "
         "distillation head."
     )
 

@@ -34,6 +34,9 @@ RAMP = np.array([(20, 10, 60), (170, 30, 90), (250, 140, 20), (255, 250, 180)], 
 # Colours of a difference: where the distillation token reads more (orange), and where the class token reads more (blue).
 MORE_DISTILLATION, MORE_CLASS = np.array([(255, 150, 0), (0, 110, 255)], dtype=np.float32)
 
+# Differences below this share of the highest value do not get the full colour: tokens that read the same should look the same.
+LEAST_DIFFERENCE = 0.05
+
 
 @dataclass(frozen=True)
 class TokenMaps:
@@ -351,6 +354,27 @@ def overlay_difference(image: Image.Image, difference: np.ndarray, limit: float,
     colour = np.where(level > 0, MORE_DISTILLATION, MORE_CLASS)
     strength = 0.85 * np.abs(level)
     return _picture((1 - strength) * (0.6 * _grey(image, side) + 80) + strength * colour)
+
+
+def draw_maps(image: Image.Image, maps: np.ndarray, side: int = SIDE) -> list[Image.Image]:
+    """Draw the maps of all tokens on one common scale and, for two tokens, their difference.
+
+    Args:
+        image: The image that the model saw.
+        maps: `(tokens, rows, columns)`.
+        side: Longer side of the pictures in pixels.
+    """
+    low, high = float(maps.min()), float(maps.max())
+    pictures = [overlay(image, values, low, high, side) for values in maps]
+    if len(maps) == 2:
+        limit = max(largest_difference(maps), LEAST_DIFFERENCE) * high
+        pictures.append(overlay_difference(image, maps[1] - maps[0], limit, side))
+    return pictures
+
+
+def largest_difference(maps: np.ndarray) -> float:
+    """Return the largest difference of the maps of two tokens, as a share of their highest value."""
+    return float(np.abs(maps[1] - maps[0]).max() / max(float(maps.max()), 1e-12))
 
 
 def enlarged(image: Image.Image, side: int = SIDE) -> Image.Image:
