@@ -25,6 +25,7 @@ from ..models.attention_maps import (
     TokenMaps,
     black_and_white,
     check_model,
+    covered_pixels,
     seen_image,
     token_maps,
     token_names,
@@ -167,7 +168,9 @@ class Explainer:
         return Explanation(
             image=image.file,
             label=image.label,
-            pixels=np.array(seen_image(pixels[0], *self._black_and_white(pixels))),
+            pixels=np.array(
+                seen_image(covered_pixels(self.predictor.model, pixels[0]), *self._black_and_white(pixels))
+            ),
             tokens=self.tokens,
             prediction=self.class_names[best],
             score=float(scores[best]),

@@ -109,6 +109,15 @@ def patch_size(model: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def covered_pixels(model: Any, pixel_values: Tensor) -> Tensor:
+    """Return the pixels `(…, height, width)` that patches cover, over which maps lie.
+
+    A stock model whose patches do not divide the image ignores the last rows and columns.
+    """
+    sides, grid = patch_size(model), patch_grid(model, pixel_values)
+    return pixel_values[..., : grid[0] * sides[0], : grid[1] * sides[1]]
+
+
 @contextlib.contextmanager
 def _eager_evaluation(model: Any) -> Iterator[None]:
     """Let a model compute in evaluation mode with eager attention, which alone returns weights; restore both at the end."""

@@ -15,6 +15,7 @@ from attention_maps import (
     SIDE,
     black_and_white,
     check_model,
+    covered_pixels,
     draw_maps,
     enlarged,
     largest_difference,
@@ -97,7 +98,7 @@ def predict(
         predictions.append({names[index]: float(probabilities[index]) for index in best.indices.tolist()})
     maps = found.maps[way][0]
     maps = maps[0] if way == RELEVANCE else maps
-    seen = seen_image(pixel_values[0], *black_and_white(processor, *pixel_values.shape[-2:]))
+    seen = seen_image(covered_pixels(model, pixel_values[0]), *black_and_white(processor, *pixel_values.shape[-2:]))
     return predictions, maps.numpy(), seen, int(found.classes[0, 0])
 
 
@@ -107,10 +108,10 @@ def explained(maps: np.ndarray, way: str, name: str) -> str:
     if len(maps) == 1:
         return f"{shown}Dark is the lowest value of the map, pale yellow the highest."
     share = 100 * largest_difference(maps)
-    amount = f"{share:.0f} %" if share >= 1 else "less than 1 %"
+    amount = f"up to {share:.0f} %" if share >= 1 else "less than 1 %"
     return (
         f"{shown}Both maps share one scale: dark is the lowest value, pale yellow the highest. Difference: orange where the "
-        f"distillation token reads more, blue where the class token reads more; here at most {amount} of the highest value."
+        f"distillation token reads more, blue where the class token reads more; here {amount} of the highest value."
     )
 
 
