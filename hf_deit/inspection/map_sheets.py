@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 ROWS_PER_SHEET = 8
 TITLES = {LAST_LAYER: "attention of the last layer", ROLLOUT: "attention rollout", RELEVANCE: "relevance for"}
 # In inches.
-_PANEL, _GAP, _GROUP_GAP, _MARGIN = 1.5, 0.06, 0.26, 0.15
+_PANEL, _GAP, _GROUP_GAP, _MARGIN = 1.7, 0.06, 0.26, 0.15
 _ROW_TITLE, _HEADER, _FOOTER = 0.6, 0.3, 0.4
 _MUTED = "#5b5b5b"
-_PIXELS = 300  # longer side of a drawn map
+_DPI = 120
 
 Group = tuple[str, np.ndarray]
 
@@ -62,7 +62,7 @@ def draw_sheet(explanations: Sequence[Explanation], path: Path) -> None:
         explanations: The images, all by one model with the same methods and the same number of classes; at least one.
         path: File of the picture.
     """
-    path.write_bytes(as_png(drawn(_sheet, explanations), dpi=120))
+    path.write_bytes(as_png(drawn(_sheet, explanations), dpi=_DPI))
 
 
 def _sheet(explanations: Sequence[Explanation]) -> "Figure":
@@ -76,7 +76,7 @@ def _sheet(explanations: Sequence[Explanation]) -> "Figure":
     footer = textwrap.fill(_legend(len(tokens)), int(width * 15))
     foot = _FOOTER + 0.15 * footer.count("\n")
     height = _HEADER + sum(heights) + _ROW_TITLE * len(heights) + foot
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height), dpi=_DPI)
     canvas = _Canvas(figure, width, height)
     names = [name.split()[0] for name in tokens] + (["difference"] if panels == 3 else [])
     canvas.text(_MARGIN, 0.2, "seen by the model", color=_MUTED)
@@ -102,12 +102,10 @@ class _Canvas:
         style = {"fontsize": 7.5, "color": INK, "va": "baseline"} | style
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)
 
-    def picture(self, left: float, top: float, size: tuple[float, float], image: Image.Image) -> None:
-        wide, high = size
-        place = (left / self.width, 1 - (top + high) / self.height, wide / self.width, high / self.height)
-        axes = self.figure.add_axes(place)
-        axes.imshow(np.asarray(image), aspect="auto", interpolation="antialiased")
-        axes.set_axis_off()
+    def picture(self, left: float, top: float, image: Image.Image) -> None:
+        # Placed pixel by pixel: nothing is resampled.
+        offsets = round(left * _DPI), round((self.height - top) * _DPI) - image.height
+        self.figure.figimage(np.asarray(image), *offsets)
 
 
 def _panel_height(explanation: Explanation) -> float:
@@ -122,21 +120,21 @@ def _left(group: int, number: int, panels: int) -> float:
 
 def _row(canvas: _Canvas, explanation: Explanation, top: float, high: float, panels: int) -> None:
     rows, columns = explanation.pixels.shape[:2]
-    size = (high * columns / rows, high)
+    side = round(max(high, high * columns / rows) * _DPI)
     seen = Image.fromarray(explanation.pixels)
     canvas.text(_MARGIN, top + 0.16, _short(Path(explanation.image).name, 24), weight="bold")
     canvas.text(_MARGIN, top + 0.3, f"{_short(explanation.prediction, 20)} {100 * explanation.score:.0f} %")
     if explanation.label is not None:
         canvas.text(_MARGIN, top + 0.42, f"label: {_short(explanation.label, 20)}", color=_MUTED)
     start = top + 0.5
-    canvas.picture(_MARGIN, start, size, enlarged(seen, _PIXELS))
+    canvas.picture(_MARGIN, start, enlarged(seen, side))
     for group, (title, maps) in enumerate(groups_of(explanation)):
         canvas.text(_left(group, 0, panels), top + 0.42, title)
         if len(maps) == 2:
             text = f"{_percent(largest_difference(maps))} of the peak"
             canvas.text(_left(group, 2, panels), top + 0.42, text, color=_MUTED)
-        for number, picture in enumerate(draw_maps(seen, maps, _PIXELS)):
-            canvas.picture(_left(group, number, panels), start, size, picture)
+        for number, picture in enumerate(draw_maps(seen, maps, side)):
+            canvas.picture(_left(group, number, panels), start, picture)
 
 
 def _percent(share: float) -> str:
