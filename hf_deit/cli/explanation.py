@@ -58,7 +58,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _explain(options: argparse.Namespace, fields: list[str]) -> None:
-    """Run `explain_images` or `explain_layers`, whichever the options ask for."""
+    """Explain images or, with --layers, measure layers."""
     if not options.layers:
         if options.data is not None:
             raise UserError(
@@ -130,7 +130,7 @@ def _explain_layers(options: argparse.Namespace) -> None:
         split=options.split,
         columns=Columns(options.image_column, tuple(options.label_column or ()), options.label_separator),
         batch_size=BATCH_SIZE if options.batch_size is None else options.batch_size,
-        progress=True,
+        progress=not options.quiet,
     )
     write_layers(target, layers)
     _print_layers(layers)
