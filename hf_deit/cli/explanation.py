@@ -67,7 +67,11 @@ def _explain(options: argparse.Namespace, fields: list[str]) -> None:
             )
         _refuse(options, _OF_LAYERS, "is for --layers")
         if not options.images:
-            raise UserError("No images are given: name at least one after the model, or give --layers --data DATA.")
+            taken = [name for name in _OF_IMAGES if getattr(options, name) is not None]
+            hint = f" Put the images before {_OF_IMAGES[taken[0]]}, which takes all words after it." if taken else ""
+            raise UserError(
+                f"No images are given: name at least one after the model, or give --layers --data DATA.{hint}"
+            )
         _explain_images(options)
         return
     _refuse(options, _OF_IMAGES, "is for maps of images, not for --layers")

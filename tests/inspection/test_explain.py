@@ -192,6 +192,8 @@ def test_a_wrong_option_is_refused_and_nothing_is_written(model, photos, tmp_pat
 
 def test_no_images_and_a_full_folder_are_refused(model, photos, tmp_path, capsys):
     assert main(["explain", model, "--out", str(tmp_path / "out")]) == 2
+    assert main(["explain", model, "--out", str(tmp_path / "out"), "--classes", "bee", "photo.png"]) == 2
+    assert "before --classes" in capsys.readouterr().err
     (tmp_path / "notes").write_text("mine")
     assert main(["explain", model, str(photos), "--out", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["notes"]
