@@ -26,6 +26,8 @@ _PUBLIC = {
     "card": "recipes.api",
     "evaluate": "recipes.api",
     "predict": "recipes.api",
+    "explain": "inspection.explain",
+    "explain_layers": "inspection.token_layers",
     "propose_recipe": "recipes.advice",
     "train": "recipes.api",
     "train_teacher": "recipes.api",
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from .data.loading import load_splits
     from .data.views import EvaluationDataset, ViewDataset
     from .distillation.teacher import Teacher
+    from .inspection.explain import explain
+    from .inspection.token_layers import explain_layers
     from .models.configuration_deit import DeiTConfig, ViTConfig
     from .models.convert import convert, load_checkpoint
     from .models.image_processing_deit import DeiTImageProcessor

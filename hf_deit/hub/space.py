@@ -1,8 +1,8 @@
-"""Write the folder of a Gradio Space: an app that shows the predictions of a model and the attention of its tokens.
+"""Write the folder of a Gradio Space: an app that shows the predictions of a model and what its tokens read.
 
-The app is hub/space_template/app.py, in which the name of the model and the title are filled in; it does not need
-hf_deit. For a model in a local folder, the model's files are copied beside the app. The user uploads the folder to the
-Hub; this module does not.
+The app is hub/space_template/app.py, in which the name of the model and the title are filled in, with a copy of
+models/attention_maps.py beside it; it does not need hf_deit. For a model in a local folder, the model's files are copied
+beside the app. The user uploads the folder to the Hub; this module does not.
 """
 
 import json
@@ -14,6 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from ..errors import PublishError
 from ..files import new_folder, staged_folder
+from ..models import attention_maps
 from ..models.loading import load_model, published_name, refuse_adapters
 from .facts import check_license, check_line, is_repo_name, read_facts
 from .publishing import PROCESSOR_FILE, published_files
@@ -21,7 +22,6 @@ from .publishing import PROCESSOR_FILE, published_files
 TEMPLATE = Path(__file__).with_name("space_template")
 MODEL_FOLDER = "model"
 _MODEL, _TITLE = "__MODEL__", "__TITLE__"
-_MODEL_TYPES = ("deit", "vit")
 _LOADED_FILES = ("config.json", PROCESSOR_FILE, "*.safetensors", "*.safetensors.index.json")
 
 
@@ -82,10 +82,10 @@ def _model_files(folder: Path) -> list[CommitOperationAdd]:
             f"{folder} has no config.json. Give the folder of a saved model, such as the output_dir of hf-deit train."
         )
     config = read_facts(folder).config
-    if config.get("model_type") not in _MODEL_TYPES:
+    if config.get("model_type") not in attention_maps.MODEL_TYPES:
         raise PublishError(
             f"{folder} has model_type={config.get('model_type')!r}. The app shows the attention of tokens, which works "
-            f"only for {' and '.join(_MODEL_TYPES)} models."
+            f"only for {' and '.join(attention_maps.MODEL_TYPES)} models."
         )
     if config.get("num_channels", 3) != 3:
         raise PublishError(
@@ -101,6 +101,7 @@ def _write_template(folder: Path, name: str, title: str, license: str | None, hu
     app = app.replace(f'"{_TITLE}"', json.dumps(title, ensure_ascii=False))
     (folder / "app.py").write_text(app, encoding="utf-8")
     shutil.copyfile(TEMPLATE / "requirements.txt", folder / "requirements.txt")
+    shutil.copyfile(attention_maps.__file__, folder / "attention_maps.py")
     card = SpaceCard((TEMPLATE / "README.md").read_text(encoding="utf-8"))
     card.text = card.text.replace(_TITLE, title)
     card.data.title = title

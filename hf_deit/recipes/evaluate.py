@@ -174,16 +174,7 @@ def evaluate(
         raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
     own = _recipe_of(name_or_path)
     teacher_fields = _teacher_arguments(own, teacher, teacher_problem_type)
-    share, seed = _split_of(own, data)
-    found = load_validation(
-        data,
-        share,
-        seed,
-        _columns_of(own, data) if columns in (None, Columns()) else columns,
-        selection=_selection_of(own, data) if selection in (None, Selection()) else selection,
-        split=split,
-        unlabelled_rows=LEAVE_OUT,
-    )
+    found = _images_to_evaluate(own, data, columns=columns, split=split, selection=selection)
     logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
     validation = without_unreadable(found)
     problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
@@ -225,6 +216,32 @@ def evaluate(
         "per_class": per_class(trainer.rows, names),
         "broken_images": broken,
     }
+
+
+def images_to_evaluate(
+    name_or_path: str,
+    data: str,
+    columns: Columns | None = None,
+    split: str | None = None,
+    selection: Selection | None = None,
+) -> Source:
+    """Find the images of `data` on which a saved model is evaluated; see `evaluate` for the arguments and errors."""
+    return _images_to_evaluate(_recipe_of(name_or_path), data, columns=columns, split=split, selection=selection)
+
+
+def _images_to_evaluate(
+    own: Recipe | None, data: str, *, columns: Columns | None, split: str | None, selection: Selection | None
+) -> Source:
+    share, seed = _split_of(own, data)
+    return load_validation(
+        data,
+        share,
+        seed,
+        _columns_of(own, data) if columns in (None, Columns()) else columns,
+        selection=_selection_of(own, data) if selection in (None, Selection()) else selection,
+        split=split,
+        unlabelled_rows=LEAVE_OUT,
+    )
 
 
 def _report_constant_classes(source: Source) -> None:

@@ -100,7 +100,7 @@ class Predictor:
     def _predictions(self, inputs: Iterator[InputImage | Failure], batch_size: int) -> Iterator[Prediction | Failure]:
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
             while batch := list(islice(inputs, batch_size)):
-                read = list(threads.map(self._pixels, batch))
+                read = list(threads.map(self.pixels, batch))
                 tensors = [pixels for pixels in read if not isinstance(pixels, Failure)]
                 rows = iter(self._probabilities(tensors))
                 for image, pixels in zip(batch, read, strict=True):
@@ -109,8 +109,8 @@ class Predictor:
                     else:
                         yield _prediction(image.file, image.label, next(rows))
 
-    def _pixels(self, image: InputImage | Failure) -> Tensor | Failure:
-        """Return the pixel values of an image, `(1, channels, height, width)`."""
+    def pixels(self, image: InputImage | Failure) -> Tensor | Failure:
+        """Return the pixel values of an image, `(1, channels, height, width)`; a `Failure` if it cannot be read."""
         if isinstance(image, Failure):
             return image
         try:
@@ -136,10 +136,7 @@ class Predictor:
         try:
             logits = torch.cat([self.model(pixel_values=pixels).logits.float() for pixels in batches])
         except ValueError as error:  # of models that take images of one size
-            raise UserError(
-                f"The model cannot use images of {' × '.join(map(str, tensors[0].shape[-2:]))} pixels (height × width), as its "
-                f"image processor makes them: {error} Correct size and crop_size in preprocessor_config.json."
-            ) from error
+            raise unusable_size(tensors[0], error) from error
         return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).tolist()
 
     # ---- rows of a table ----
@@ -176,17 +173,34 @@ def _prediction(file: str, label: str | None, probabilities: list[float]) -> Pre
     return Prediction(file, label, tuple(probabilities))
 
 
-def failed(failures: Sequence[Failure], predicted: int) -> DataError:
+def unusable_size(pixels: Tensor, error: ValueError) -> UserError:
+    """Return the error for a model that takes images of one size, and whose image processor makes images of another.
+
+    Args:
+        pixels: Pixel values of an image, `(…, height, width)`.
+        error: Error of the model.
+    """
+    return UserError(
+        f"The model cannot use images of {' × '.join(map(str, pixels.shape[-2:]))} pixels (height × width), as its "
+        f"image processor makes them: {error} Correct size and crop_size in preprocessor_config.json."
+    )
+
+
+def failed(
+    failures: Sequence[Failure], predicted: int, missing: str = "prediction", done: str = "predicted"
+) -> DataError:
     """Return the error that lists the inputs without a prediction.
 
     Args:
         failures: These inputs, in order.
         predicted: Number of images with a prediction.
+        missing: What the inputs do not have.
+        done: What happened to the other images.
     """
     rows = "".join(f"\n  {shown(str(failure))}" for failure in failures)
-    others = "All others were predicted." if predicted else "No image was predicted."
+    others = f"All others were {done}." if predicted else f"No image was {done}."
     return DataError(
-        f"{len(failures)} of {len(failures) + predicted} image(s) and input(s) have no prediction. {others}{rows}"
+        f"{len(failures)} of {len(failures) + predicted} image(s) and input(s) have no {missing}. {others}{rows}"
     )
 
 

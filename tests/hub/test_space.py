@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from huggingface_hub import SpaceCard
 from packaging.version import Version
 from PIL import Image
 
+from hf_deit import explain
 from hf_deit.cli import main
 from hf_deit.errors import PublishError
 from hf_deit.hub.space import TEMPLATE, make_space
+from hf_deit.models import attention_maps
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.loading import load_model
 from tests.helpers import tiny
@@ -41,7 +44,13 @@ def imported(path):
         )
     spec = importlib.util.spec_from_file_location(f"app_{abs(hash(path))}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # as `python app.py` does
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+        copied = sys.modules.pop("attention_maps")
+    assert copied.__file__ == str(path.parent / "attention_maps.py")
     return module
 
 
@@ -57,15 +66,25 @@ def space(request, tmp_path_factory):
     return folder, out, imported(out / "app.py")
 
 
+def as_file(image, folder):
+    image.save(folder / "photo.png")
+    return folder / "photo.png"
+
+
 def photo(seed=0):
     return Image.fromarray(tiny.pixels_of(1, seed)[0])
 
 
 def test_only_the_files_of_a_local_model_that_the_app_loads_are_copied(space):
     folder, out, _ = space
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(out).as_posix()
+        for path in out.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
     model = ["model/config.json", "model/model.safetensors", "model/preprocessor_config.json"]
-    assert files == ["README.md", "app.py", *model, "requirements.txt"]
+    assert files == ["README.md", "app.py", "attention_maps.py", *model, "requirements.txt"]
+    assert (out / "attention_maps.py").read_bytes() == Path(attention_maps.__file__).read_bytes()
     assert (out / "model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -79,7 +98,7 @@ def test_the_yaml_header_has_the_fields_of_the_hub(space):
 def test_the_probabilities_of_every_head_are_the_softmax_of_its_logits(space):
     folder, _, app = space
     model, processor = app.load()
-    predictions, _, _ = app.predict(model, processor, photo())
+    predictions, *_ = app.predict(model, processor, photo())
     pixels = DeiTImageProcessor.from_pretrained(folder)(photo(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         output = load_model(str(folder)).eval()(pixel_values=pixels)
@@ -94,29 +113,35 @@ def test_the_probabilities_of_every_head_are_the_softmax_of_its_logits(space):
         assert prediction == pytest.approx({name: probabilities[name] for name in prediction}, abs=1e-5)
 
 
-@pytest.mark.parametrize("how", ["last layer", "rollout of all layers"])
-def test_every_token_has_a_map_that_sums_to_1_and_the_image_is_the_one_the_model_sees(space, how):
-    _, _, app = space
+@pytest.mark.parametrize("way", attention_maps.METHODS)
+def test_every_token_has_the_map_of_the_package_and_the_image_is_the_one_the_model_sees(space, way):
+    folder, _, app = space
     model, processor = app.load()
-    _, maps, seen = app.predict(model, processor, photo(), how=how)
+    _, maps, seen, label = app.predict(model, processor, photo(), way)
     assert len(maps) == len(app.token_names(model)) == (2 if model.config.model_type == "deit" else 1)
-    for attention in maps:
-        assert attention.shape == (2, 2) and attention.min() >= 0
-        assert attention.sum() == pytest.approx(1)
-    pixels = processor(photo(), return_tensors="pt")["pixel_values"][0].numpy()
-    mean, std = (np.array(getattr(processor, name)).reshape(3, 1, 1) for name in ("image_mean", "image_std"))
-    assert np.abs(np.asarray(seen) / 255 - (pixels * std + mean).transpose(1, 2, 0)).max() < 1 / 255
+    found = explain(folder, [as_file(photo(), folder.parent)], method=way)[0]
+    expected = getattr(found, way)
+    assert np.allclose(maps, expected[0] if way == "relevance" else expected, atol=1e-5)
+    assert NAMES[label] == found.prediction and np.array_equal(np.asarray(seen), found.pixels)
+
+
+def test_the_relevance_of_a_chosen_class_is_shown(space):
+    folder, _, app = space
+    model, processor = app.load()
+    _, maps, _, label = app.predict(model, processor, photo(), label=5)
+    expected = explain(folder, [as_file(photo(), folder.parent)], classes="fox")[0].relevance[0]
+    assert label == 5 and np.allclose(maps, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "fields",
     [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}],
 )
-def test_the_image_that_the_model_sees_is_shown_whatever_the_processor_does(space, fields):
-    _, _, app = space
+def test_the_image_that_the_model_sees_is_shown_whatever_the_processor_does(fields):
     processor = DeiTImageProcessor.for_image_size(24, 1.0, **fields)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
-    seen = app.seen_pixels(processor(image, return_tensors="pt")["pixel_values"], processor)
+    pixels = processor(image, return_tensors="pt")["pixel_values"][0]
+    seen = attention_maps.seen_image(pixels, *attention_maps.black_and_white(processor, 24, 24))
     assert np.abs(np.asarray(seen).astype(int) - np.asarray(image)).max() <= 1
 
 
@@ -127,45 +152,7 @@ def test_the_app_does_not_import_this_package_and_imports_gradio_only_to_build_t
         for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert packages - set(sys.stdlib_module_names) == {"numpy", "torch", "PIL", "transformers"}
-
-
-@pytest.fixture(scope="module")
-def app():
-    return imported(TEMPLATE / "app.py")
-
-
-@pytest.mark.parametrize("how", ["last layer", "rollout of all layers"])
-def test_the_map_of_a_token_that_attends_to_one_patch_shows_that_patch(app, how):
-    # 2 tokens precede 2 × 3 patches. The class token attends to patch (0, 2), the distillation token to (1, 0).
-    looks = torch.eye(8)
-    looks[0], looks[1] = torch.eye(8)[2 + 2], torch.eye(8)[2 + 3]
-    still = torch.eye(8)[None, None]
-    maps = app.patch_attention([still, looks[None, None]], 2, 2, (2, 3), how=how)
-    assert maps[0].tolist() == [[0, 0, 1], [0, 0, 0]] and maps[1].tolist() == [[0, 0, 0], [1, 0, 0]]
-
-
-def test_rollout_is_the_product_of_the_layers_and_the_last_layer_is_averaged_over_heads(app):
-    generator = np.random.default_rng(0)
-    layers = generator.random((3, 1, 2, 7, 7)).astype(np.float32)
-    layers /= layers.sum(-1, keepdims=True)
-    flow = np.eye(7)
-    for layer in layers.mean(axis=(1, 2)):
-        flow = (0.5 * layer + 0.5 * np.eye(7)) @ flow
-    tensors = [torch.from_numpy(layer) for layer in layers]
-    expected = flow[0, 1:] / flow[0, 1:].sum()
-    assert np.allclose(app.patch_attention(tensors, 1, 1, (2, 3), how=app.ROLLOUT).ravel(), expected)
-    last = layers[-1].mean(axis=(0, 1))[0, 1:]
-    assert np.allclose(app.patch_attention(tensors, 1, 1, (2, 3)).ravel(), last / last.sum())
-
-
-def test_the_brightest_part_of_an_overlay_is_the_patch_with_the_highest_attention(app):
-    attention = np.full((4, 6), 0.01)
-    attention[3, 1] = 0.8
-    picture = np.asarray(app.overlay(Image.new("RGB", (48, 32), (90, 90, 90)), attention), dtype=float).sum(-1)
-    assert picture.shape == (256, 384)
-    blocks = picture.reshape(4, 64, 6, 64).mean(axis=(1, 3))
-    assert np.unravel_index(blocks.argmax(), blocks.shape) == (3, 1)
+    assert packages - set(sys.stdlib_module_names) == {"numpy", "torch", "PIL", "transformers", "attention_maps"}
 
 
 def test_a_model_of_oblong_images_has_oblong_maps_and_grey_images_are_converted_to_rgb(tmp_path):
@@ -173,8 +160,8 @@ def test_a_model_of_oblong_images_has_oblong_maps_and_grey_images_are_converted_
     make_space(str(folder), tmp_path / "space")
     app = imported(tmp_path / "space" / "app.py")
     model, processor = app.load()
-    predictions, maps, seen = app.predict(model, processor, photo().convert("L"))
-    assert [attention.shape for attention in maps] == [(2, 4), (2, 4)] and seen.size == (32, 16)
+    predictions, maps, seen, _ = app.predict(model, processor, photo().convert("L"))
+    assert maps.shape == (2, 2, 4) and seen.size == (32, 16)
     assert len(predictions) == 3
 
 
@@ -183,21 +170,22 @@ def test_the_map_of_a_model_with_oblong_patches_has_their_rows_and_columns(tmp_p
     make_space(str(folder), tmp_path / "space")
     app = imported(tmp_path / "space" / "app.py")
     model, processor = app.load()
-    _, maps, _ = app.predict(model, processor, photo())
-    assert [attention.shape for attention in maps] == [(2, 2)]
+    _, maps, *_ = app.predict(model, processor, photo())
+    assert maps.shape == (1, 2, 2)
 
 
-def test_two_classes_with_the_same_name_are_both_shown(app):
-    assert app._named({0: "crane", 1: "crane", 2: "dog"}, [1, 2, 0], [0.5, 0.3, 0.2]) == {
-        "crane (1)": 0.5,
-        "dog": 0.3,
-        "crane (0)": 0.2,
-    }
+def test_two_classes_with_the_same_name_are_both_shown(space):
+    _, _, app = space
+    model, processor = app.load()
+    model.config.id2label = dict(enumerate(("ant", "bee", "crane", "dog", "crane", "fox")))
+    predictions, *_ = app.predict(model, processor, photo())
+    assert app.class_names(model) == ["ant", "bee", "crane (2)", "dog", "crane (4)", "fox"]
+    assert len(predictions[0]) == 5 and {"crane (2)", "crane (4)"} & set(predictions[0])
 
 
 def test_a_model_on_the_hub_is_named_in_the_app_and_not_copied(tmp_path):
     files = make_space("deit-tiny-distilled", tmp_path / "space")
-    assert files == ["README.md", "app.py", "requirements.txt"]
+    assert files == ["README.md", "app.py", "attention_maps.py", "requirements.txt"]
     data = SpaceCard.load(tmp_path / "space" / "README.md").data
     name = "facebook/deit-tiny-distilled-patch16-224"
     assert (data.models, data.license, data.title) == ([name], "unknown", name.split("/")[1])

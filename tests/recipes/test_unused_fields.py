@@ -177,7 +177,9 @@ def test_the_checkpoint_that_was_chosen_is_in_results_and_card(data, tmp_path):
     }
     assert found["eval_loss"] == pytest.approx(losses[best], rel=1e-5) and "stopped_early" not in found
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"after step {best} (epoch {best / 3:.3g}), of 4 steps" in card and "`loss`" in card and "stopped" not in card
+    assert (
+        f"after step {best} (epoch {best / 3:.3g}), of 4 steps" in card and "`loss`" in card and "stopped" not in card
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,28 @@
-"""Show the classes that every head of a model predicts, and the attention of the tokens that the heads read.
+"""Show the classes that every head of a model predicts, and what the tokens that the heads read see in the image.
 
-The app needs transformers, torch, numpy, Pillow and gradio. It does not need hf_deit.
-Attention rollout: Abnar and Zuidema, arXiv:2005.00928.
+The app needs transformers, torch, numpy, Pillow and gradio, and the file attention_maps.py beside it. It does not need hf_deit.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from attention_maps import (
+    LAST_LAYER,
+    RELEVANCE,
+    ROLLOUT,
+    SIDE,
+    black_and_white,
+    check_model,
+    covered_pixels,
+    draw_maps,
+    enlarged,
+    largest_difference,
+    seen_image,
+    token_maps,
+    token_names,
+)
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -19,171 +32,124 @@ TITLE = "__TITLE__"
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 TOP = 5
-SIDE = 384  # longer side of a shown map, in pixels
-LAST, ROLLOUT = "last layer", "rollout of all layers"
-# Colours from low attention (dark) over red to high attention (pale yellow).
-RAMP = np.array([(20, 10, 60), (170, 30, 90), (250, 140, 20), (255, 250, 180)], dtype=np.float32)
+WAYS = {"Relevance for a class": RELEVANCE, "Attention rollout": ROLLOUT, "Attention of the last layer": LAST_LAYER}
+PREDICTED = "the predicted class"
 
 
 def load(name: str = MODEL) -> tuple[Any, Any]:
     """Load the model and its image processor from the folder of this name beside this file, else from the Hub."""
     folder = Path(__file__).parent / name
     where = str(folder) if folder.is_dir() else name
-    # Only the eager implementation returns attention weights.
     model, info = AutoModelForImageClassification.from_pretrained(
-        where, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **SAFE
+        where, dtype=torch.float32, output_loading_info=True, **SAFE
     )
     if info["missing_keys"]:
         raise ValueError(
             f"{name} is not a trained classifier: the weights {', '.join(sorted(info['missing_keys']))} are missing."
         )
-    if model.config.model_type not in ("deit", "vit"):
-        raise ValueError(
-            f"{name} has model_type={model.config.model_type!r}. This app shows the attention of deit and vit models "
-            "only."
-        )
+    check_model(model.config, type(model).__name__)
     return model.eval(), AutoImageProcessor.from_pretrained(where, trust_remote_code=False)
 
 
 def head_names(model: Any) -> list[str]:
     """Return the names of the heads whose classes are shown."""
-    two = type(model).__name__ == "DeiTForImageClassificationWithTeacher"
-    return ["Both heads", "Class head", "Distillation head"] if two else ["Prediction"]
+    return ["Both heads", "Class head", "Distillation head"] if len(token_names(model)) == 2 else ["Prediction"]
 
 
-def token_names(model: Any) -> list[str]:
-    """Return the names of the tokens that the heads read, in the order in which they precede the patches."""
-    return ["Class token", "Distillation token"][: max(1, len(head_names(model)) - 1)]
+def picture_names(model: Any) -> list[str]:
+    """Return the titles of the pictures: the image, the map of each token, and the difference of two maps."""
+    names = [name.capitalize() for name in token_names(model)]
+    return ["What the model sees", *names, *(["Difference"] if len(names) == 2 else [])]
 
 
-def patch_attention(
-    attentions: Sequence[torch.Tensor], tokens: int, prefix: int, grid: tuple[int, int], how: str = LAST
-) -> np.ndarray:
-    """Return the share of each leading token's attention that each patch receives.
-
-    Args:
-        attentions: The attention weights of each layer, `(1, heads, tokens, tokens)`; row i is the attention of token
-            i.
-        tokens: Number of leading tokens to return.
-        prefix: Number of tokens before the patches.
-        grid: Number of rows and columns of patches.
-        how: LAST, the mean of the attention heads of the last layer; or ROLLOUT, the product of all layers, each
-            averaged with the identity.
-
-    Returns:
-        `(tokens, rows, columns)`; each map sums to 1.
-    """
-    means = [layer[0].double().mean(dim=0) for layer in attentions]
-    if how == ROLLOUT:
-        flow = torch.eye(len(means[0]), dtype=torch.float64)
-        for layer in means:
-            flow = (layer + torch.eye(len(layer), dtype=torch.float64)) / 2 @ flow
-    else:
-        flow = means[-1]
-    maps = flow[:tokens, prefix:]
-    maps = maps / maps.sum(dim=1, keepdim=True).clamp_min(1e-12)
-    return maps.reshape(tokens, *grid).numpy()
+def class_names(model: Any) -> list[str]:
+    """Return the class names in index order. A name that several classes have (ImageNet's "crane") gets the class number."""
+    names = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
-def seen_pixels(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
-    """Return the image that the model sees, with rescaling and normalisation undone, whatever they are."""
-    height, width = pixel_values.shape[-2:]
-    black, white = (
-        processor(Image.new("RGB", (width, height), shade), return_tensors="pt")["pixel_values"][0].mean((1, 2))
-        for shade in ("black", "white")
-    )
-    pixels = (pixel_values[0] - black.view(-1, 1, 1)) / (white - black).view(-1, 1, 1)
-    return Image.fromarray(pixels.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy())
-
-
-def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Draw an attention map over the image that the model saw, from the lowest value (dark) to the highest (bright)."""
-    scale = SIDE / max(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    level = (attention - attention.min()) / max(attention.max() - attention.min(), 1e-12)
-    level = Image.fromarray(level.astype(np.float32))
-    level = np.asarray(level.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    steps = np.linspace(0, 1, len(RAMP))
-    colour = np.stack([np.interp(level, steps, RAMP[:, channel]) for channel in range(3)], axis=-1)
-    grey = np.asarray(image.resize(size, Image.Resampling.BICUBIC).convert("L"), dtype=np.float32)[..., None]
-    return Image.fromarray((0.5 * grey + 0.5 * colour).clip(0, 255).astype(np.uint8))
-
-
-@torch.no_grad()
 def predict(
-    model: Any, processor: Any, image: Image.Image, how: str = LAST
-) -> tuple[list[dict[str, float]], list[np.ndarray], Image.Image]:
+    model: Any, processor: Any, image: Image.Image, way: str = RELEVANCE, label: int | None = None
+) -> tuple[list[dict[str, float]], np.ndarray, Image.Image, int]:
     """Predict the classes of one image.
 
+    Args:
+        model: The model.
+        processor: Its image processor.
+        image: The image.
+        way: One of the methods of attention_maps.py.
+        label: Index of the class that the relevance explains. Default: the predicted class.
+
     Returns:
-        The TOP classes of each head with their probabilities (which are independent if the model is multi-label), the
-        attention map of each token, and the image that the model saw.
+        The TOP classes of each head with their probabilities (which are independent if the model is multi-label); the maps,
+        `(tokens, rows, columns)`; the image that the model saw; and the index of the class that is explained.
     """
     image = ImageOps.exif_transpose(image).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
-    output = model(pixel_values=pixel_values, output_attentions=True)
-    heads = [output.logits]
+    found = token_maps(model, pixel_values, [way], None if label is None else [label])
+    heads = [found.logits[0]]
     if len(head_names(model)) == 3:
-        heads += [output.cls_logits, output.distillation_logits]
+        heads += list(found.token_logits[0])
     multi_label = model.config.problem_type == "multi_label_classification"
-    predictions = []
+    names, predictions = class_names(model), []
     for logits in heads:
-        probabilities = logits[0].sigmoid() if multi_label else logits[0].softmax(dim=-1)
+        probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
         best = probabilities.topk(min(TOP, len(probabilities)))
-        predictions.append(_named(model.config.id2label, best.indices.tolist(), best.values.tolist()))
-    patch = model.config.patch_size
-    high, wide = (patch, patch) if isinstance(patch, int) else patch
-    height, width = pixel_values.shape[-2:]
-    prefix = 2 if model.config.model_type == "deit" else 1
-    maps = patch_attention(output.attentions, len(token_names(model)), prefix, (height // high, width // wide), how=how)
-    return predictions, list(maps), seen_pixels(pixel_values, processor)
+        predictions.append({names[index]: float(probabilities[index]) for index in best.indices.tolist()})
+    maps = found.maps[way][0]
+    maps = maps[0] if way == RELEVANCE else maps
+    seen = seen_image(covered_pixels(model, pixel_values[0]), *black_and_white(processor, *pixel_values.shape[-2:]))
+    return predictions, maps.numpy(), seen, int(found.classes[0, 0])
 
 
-def _named(names: dict[int, str], indices: list[int], probabilities: list[float]) -> dict[str, float]:
-    """Return probabilities by class name. A name that two classes have (ImageNet's "crane") gets the class number."""
-    twice = {names[index] for index in indices if sum(names[other] == names[index] for other in indices) > 1}
-    return {
-        f"{names[index]} ({index})" if names[index] in twice else names[index]: probability
-        for index, probability in zip(indices, probabilities, strict=True)
-    }
+def explained(maps: np.ndarray, way: str, name: str) -> str:
+    """Return the sentence below the pictures."""
+    shown = f"The relevance of each patch for **{name}**. " if way == RELEVANCE else ""
+    if len(maps) == 1:
+        return f"{shown}Dark is the lowest value of the map, pale yellow the highest."
+    share = 100 * largest_difference(maps)
+    amount = f"up to {share:.0f} %" if share >= 1 else "less than 1 %"
+    return (
+        f"{shown}Both maps share one scale: dark is the lowest value, pale yellow the highest. Difference: orange where the "
+        f"distillation token reads more, blue where the class token reads more; here {amount} of the highest value."
+    )
 
 
 def build_demo(model: Any, processor: Any, title: str = TITLE) -> Any:
     """Build the page of the app."""
     import gradio
 
-    heads, tokens = head_names(model), token_names(model)
+    heads, shown_names, names = head_names(model), picture_names(model), class_names(model)
 
-    def update(image: Image.Image | None, how: str) -> list[Any]:
+    def update(image: Image.Image | None, way: str, name: str) -> list[Any]:
         if image is None:
-            return [None] * (len(heads) + len(tokens) + 1)
-        predictions, maps, seen = predict(model, processor, image, how)
-        shown = seen.resize([round(side * SIDE / max(seen.size)) for side in seen.size], Image.Resampling.BICUBIC)
-        return [*predictions, shown, *(overlay(seen, attention) for attention in maps)]
+            return [None] * (len(heads) + len(shown_names)) + [""]
+        label = None if name == PREDICTED else names.index(name)
+        predictions, maps, seen, chosen = predict(model, processor, image, WAYS[way], label)
+        return [*predictions, enlarged(seen), *draw_maps(seen, maps), explained(maps, WAYS[way], names[chosen])]
 
     with gradio.Blocks(title=title) as demo:
         gradio.Markdown(
-            f"# {title}\nDrop an image to see the classes that each head predicts, and the attention of the tokens "
-            "that the heads read."
+            f"# {title}\nDrop an image to see the classes that each head predicts, and what the tokens that the heads read see in it."
         )
         with gradio.Row():
             image = gradio.Image(type="pil", label="Image", height=SIDE)
             with gradio.Column():
-                how = gradio.Radio([LAST, ROLLOUT], value=LAST, label="Attention")
+                way = gradio.Radio(list(WAYS), value=next(iter(WAYS)), label="Maps")
+                name = gradio.Dropdown([PREDICTED, *names], value=PREDICTED, label="Relevance for")
                 start = gradio.Button("Classify", variant="primary")
         with gradio.Row():
-            labels = [gradio.Label(label=name, num_top_classes=TOP) for name in heads]
-        pictures = []
+            labels = [gradio.Label(label=head, num_top_classes=TOP) for head in heads]
+        shown = []
         with gradio.Row():
-            for name in ("What the model sees", *tokens):
+            for title_of_picture in shown_names:
                 with gradio.Column(min_width=200):
-                    gradio.Markdown(f"**{name}**")  # a label would cover the image
-                    pictures.append(gradio.Image(label=name, show_label=False, interactive=False, height=SIDE))
-        gradio.Markdown(
-            "Each map is scaled to its own range, from the lowest attention (dark) to the highest (bright)."
-        )
-        for event in (image.change, how.change, start.click):
-            event(update, [image, how], [*labels, *pictures])
+                    gradio.Markdown(f"**{title_of_picture}**")  # a label would cover the image
+                    shown.append(gradio.Image(label=title_of_picture, show_label=False, interactive=False, height=SIDE))
+        text = gradio.Markdown()
+        way.change(lambda chosen: gradio.update(visible=WAYS[chosen] == RELEVANCE), way, name)
+        for event in (image.change, way.change, name.change, start.click):
+            event(update, [image, way, name], [*labels, *shown, text])
     return demo
 
 

@@ -1,0 +1,1 @@
+"""Looking at a trained model: what its tokens read in images."""
