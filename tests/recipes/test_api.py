@@ -186,7 +186,7 @@ def test_a_card_rendered_in_python_equals_that_of_the_command(room, result):
 
 # Options that only one side has: where the command prints, and what fields a function of Python has by **fields.
 ONLY_COMMAND = {"evaluate": {"json"}, "predict": {"csv", "parquet", "json"}, "cache-teacher": {"config"}}
-ONLY_PYTHON = {"predict": {"broken_images"}, "cache-teacher": {"data", "teacher"}}
+ONLY_PYTHON = {"predict": {"broken_images", "as_dataset"}, "cache-teacher": {"data", "teacher"}}
 FUNCTIONS = {
     "train-teacher": hf_deit.train_teacher,
     "evaluate": hf_deit.evaluate,
