@@ -1,0 +1,1 @@
+"""Looking at a trained model: its predictions in a table, figures and a report."""
