@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_json
-from ..recipes.calibration_file import CALIBRATION_FILE
+from ..hub.inspection_files import CALIBRATION_FILE
 from .table import ImageTable
 
 BINS = 15  # of equal width

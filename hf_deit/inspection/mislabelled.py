@@ -71,7 +71,7 @@ def suspects(table: ImageTable, out_of_fold: dict[str, np.ndarray] | None = None
     chosen = np.flatnonzero(table.labelled)
     student = table.probabilities[PREDICTION].copy()
     for index in chosen if out_of_fold else ():
-        known = out_of_fold.get(os.path.abspath(table.files[index]), out_of_fold.get(table.files[index]))
+        known = out_of_fold.get(file_key(table.files[index]))
         if known is not None:
             student[index] = known
     teacher = table.probabilities.get(TEACHER)
@@ -98,29 +98,31 @@ def suspects(table: ImageTable, out_of_fold: dict[str, np.ndarray] | None = None
     return sorted(found, key=lambda one: (one.score, one.index))
 
 
-def read_out_of_fold(path: str, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read a table that `hf-deit predict` wrote, as CSV or parquet, or several tables in one.
+def file_key(file: str) -> str:
+    """Return the name by which the same image is found in two tables: the absolute path of a file that exists."""
+    return os.path.abspath(file) if os.path.exists(file) else file
+
+
+def read_out_of_fold(path: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read a table that `hf-deit predict` wrote, as CSV or parquet, or several such tables in one file.
 
     Args:
         path: The file.
-        class_names: Names of the classes, in index order.
+        columns: Columns of the probabilities, in index order.
 
     Returns:
-        Probabilities `(classes,)` in index order, by the absolute path of the image.
+        Probabilities `(classes,)` in index order, by `file_key`.
 
     Raises:
         DataError: The file does not exist, or has no column of a class.
     """
     if not Path(path).is_file():
         raise DataError(f"out_of_fold={path!r}: there is no such file. Give a table that hf-deit predict wrote.")
-    columns = [f"p_{name}" for name in class_names]
     rows = _rows(path, ["file", *columns])
-    return {
-        os.path.abspath(row["file"]) if os.path.exists(row["file"]) else row["file"]: np.asarray(
-            [float(row[column]) for column in columns]
-        )
-        for row in rows
-    }
+    try:
+        return {file_key(row["file"]): np.asarray([float(row[column]) for column in columns]) for row in rows}
+    except (ValueError, TypeError) as error:
+        raise DataError(f"out_of_fold={path!r} has a probability that is no number: {error}.") from error
 
 
 def _rows(path: str, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ recipes/predict.py computes the predictions, and writes the same rows to files.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,8 +126,8 @@ def predict_source(
     batch_size: int,
     most_images: int | None = None,
     seconds: float | None = None,
-    on_row: Any = None,
-    show: Any = iter,
+    add_row: Callable[[Prediction], None] | None = None,
+    show: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> ImageTable:
     """Predict the images of a source.
 
@@ -137,45 +137,62 @@ def predict_source(
         class_names: Names of the classes, each different.
         batch_size: Number of images at a time.
         most_images: Largest number of images, which are then evenly spaced. None for all.
-        seconds: Time after which no further image is predicted. None for no limit. The images are predicted in a shuffled order, so
-            that those that are reached are a fair sample.
-        on_row: Function that gets each `Prediction`.
+        seconds: Time after which no further image is predicted. None for no limit. The images are then predicted in a shuffled order,
+            so that those that are reached are a fair sample.
+        add_row: Function that gets each `Prediction`.
         show: Function that shows the progress of an iterable.
 
     Returns:
         The table, in the order of the source.
     """
     started = time.monotonic()
-    order = np.asarray(evenly(len(source), most_images))
+    order = np.asarray(evenly(len(source), most_images), dtype=int)
     if seconds is not None:
         order = np.random.default_rng(0).permutation(order)
     inputs = (_input(source, int(index), class_names) for index in order)
     kept: list[int] = []
-    found: list[Prediction] = []
+    files: list[str] = []
+    values: dict[str, list[np.ndarray]] = {}
+    embeddings: list[np.ndarray] = []
     failures: list[Failure] = []
-    for index, prediction in zip(order, show(_limited(predictor.predictions(inputs, batch_size), started, seconds))):  # noqa: B905
+    predictions = show(_limited(predictor.predictions(inputs, batch_size), started, seconds))
+    for index, prediction in zip(order, predictions, strict=False):
         if isinstance(prediction, Failure):
             failures.append(prediction)
             continue
         kept.append(int(index))
-        found.append(prediction)
+        files.append(prediction.file)
+        for name, row in {PREDICTION: prediction.probabilities, **prediction.others}.items():
+            values.setdefault(name, []).append(
+                np.asarray(row, dtype=np.float32)
+            )  # exact: the model computes in float32
+        if prediction.embedding is not None:
+            embeddings.append(prediction.embedding)
+        if add_row is not None:
+            add_row(prediction)
     places = np.argsort(kept, kind="stable")
-    kept, found = [kept[place] for place in places], [found[place] for place in places]
-    if on_row is not None:
-        for prediction in found:
-            on_row(prediction)
+    probabilities = {name: np.stack(rows)[places] for name, rows in values.items()}
+    kept = [kept[place] for place in places]
     return ImageTable(
         list(class_names),
         source.split_name or "images",
         [source.items[index] for index in kept],
-        [prediction.file for prediction in found],
-        _labels(source, kept),
-        _probabilities(found, len(class_names)),
-        np.stack([prediction.embedding for prediction in found]) if found and found[0].embedding is not None else None,
+        [files[place] for place in places],
+        _labels(source, kept, len(class_names) if predictor.multi_label else None),
+        {name: rows.astype(_dtype(rows)) for name, rows in probabilities.items()},
+        np.stack(embeddings)[places] if embeddings else None,
         failures,
         len(source),
         time.monotonic() - started,
     )
+
+
+# Above this number of probabilities, they stay in float32.
+_MANY = 20_000_000
+
+
+def _dtype(rows: np.ndarray) -> type:
+    return np.float32 if rows.size > _MANY else np.float64
 
 
 def _limited(found: Iterable[Any], started: float, seconds: float | None) -> Iterator[Any]:
@@ -194,17 +211,12 @@ def _input(source: Source, index: int, class_names: Sequence[str]) -> InputImage
     return InputImage(item, file, label_text(source.labels[index], class_names))
 
 
-def _labels(source: Source, kept: Sequence[int]) -> np.ndarray:
-    labels = [source.labels[index] for index in kept]
-    array = np.asarray(labels, dtype=np.int64)
-    array[array < 0] = _NO_LABEL
-    return array
-
-
-def _probabilities(found: Sequence[Prediction], classes: int) -> dict[str, np.ndarray]:
-    if not found:
-        return {PREDICTION: np.zeros((0, classes))}
-    values = {PREDICTION: np.asarray([prediction.probabilities for prediction in found])}
-    for name in found[0].others:
-        values[name] = np.asarray([prediction.others[name] for prediction in found])
-    return values
+def _labels(source: Source, kept: Sequence[int], classes: int | None) -> np.ndarray:
+    if classes is None:
+        labels = np.asarray([source.labels[index] for index in kept], dtype=np.int64)
+    else:
+        none = (_NO_LABEL,) * classes
+        rows = [source.labels[index] if has_label(source.labels[index]) else none for index in kept]
+        labels = np.asarray(rows, dtype=np.int64).reshape(len(rows), classes)
+    labels[labels < 0] = _NO_LABEL
+    return labels

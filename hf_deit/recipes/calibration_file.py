@@ -4,7 +4,6 @@ inspection/calibration.py fits the temperatures on validation images (temperatur
 predict.py applies them.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -12,51 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..models.loading import WHOLE_FILES
-
-CALIBRATION_FILE = "calibration.json"
-_BLOCK = 1 << 20
-
-
-def _file_of(name_or_path: str, name: str) -> Path | None:
-    """Return a file of a model in a folder or on the Hub; None if the model has no such file."""
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        name_or_path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    return None if found is None else Path(found)
-
-
-def weights_digest(name_or_path: str) -> str | None:
-    """Return the SHA-256 of the weights of a model, by which a file beside it is known to be about these weights.
-
-    Args:
-        name_or_path: Folder or full Hub name of the model.
-
-    Returns:
-        The digest of its safetensors files; None if it has none.
-    """
-    weights, index = (_file_of(name_or_path, name) for name in WHOLE_FILES)
-    files = [weights]
-    if index is not None:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [_file_of(name_or_path, shard) for shard in shards]
-    if None in files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            while block := content.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+from ..hub.inspection_files import CALIBRATION_FILE
+from ..models.loading import full_name
+from ..models.weights_digest import file_of, weights_digest
 
 
 def read_temperatures(name_or_path: str, heads: Sequence[str]) -> dict[str, float]:
@@ -72,10 +29,8 @@ def read_temperatures(name_or_path: str, heads: Sequence[str]) -> dict[str, floa
     Raises:
         UserError: The model has no calibration.json, the file is invalid, or it was made for other weights.
     """
-    from ..models.loading import full_name
-
     name = name_or_path if Path(name_or_path).exists() else full_name(name_or_path)
-    file = _file_of(name, CALIBRATION_FILE)
+    file = file_of(name, CALIBRATION_FILE)
     if file is None:
         raise UserError(
             f"calibrated: {name_or_path} has no {CALIBRATION_FILE}. Make it with hf-deit report {name_or_path} --data DATA --out DIR, "
