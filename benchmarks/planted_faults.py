@@ -15,6 +15,7 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -66,7 +67,13 @@ def train(data: str, weights: Path, folder: Path, epochs: int) -> None:
     """Fine-tune a teacher, and a student that learns from it, on the same images."""
     import hf_deit
 
-    common = {"data": data, "model": str(weights), "num_train_epochs": epochs, "report_to": "none", "disable_tqdm": True}
+    common = {
+        "data": data,
+        "model": str(weights),
+        "num_train_epochs": epochs,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     common |= {"eval_strategy": "no", "layer_decay": 1.0, "drop_path_rate": 0.0, "learning_rate": 1e-4}
     for name, fields in (
         ("teacher", {"distillation_type": "none"}),
@@ -92,6 +99,74 @@ def write_folds(folder: Path) -> None:
             (place / f"{name}.csv").write_text("\n".join(["image,label", *rows]) + "\n")
 
 
+def count_duplicates(folder: Path) -> None:
+    """Print how many planted duplicates are found, and the pairs that were not planted."""
+    from hf_deit.inspection.duplicates import find_pairs, grey_images
+
+    root = folder / "data"
+    files = sorted(map(str, root.rglob("*.*")))
+    place = {str(Path(file).relative_to(root)): index for index, file in enumerate(files)}
+    copies = json.loads((folder / "planted.json").read_text())["copies"]
+    planted = {tuple(sorted((place[copy], place[of["of"]]))): of["kind"] for copy, of in copies.items()}
+    started = time.monotonic()
+    pairs = find_pairs(grey_images(files))
+    found = {(pair.first, pair.second): pair.similarity for pair in pairs}
+    for kind in KINDS:
+        own = [pair for pair, of_kind in planted.items() if of_kind == kind]
+        print(f"duplicates, {kind}: {sum(pair in found for pair in own)} of {len(own)}")
+    others = [pair for pair in found if pair not in planted]
+    print(f"{len(files)} images, {time.monotonic() - started:.0f} s; pairs that were not planted: {len(others)}")
+    for first, second in others:
+        print(f"  {found[first, second]:.3f}  {files[first]}  {files[second]}")
+
+
+def rank(folder: Path, folds: bool) -> None:
+    """Print how many planted wrong labels are among the first 60 suspects, without and with the teacher."""
+    from hf_deit.data.loading import load_splits
+    from hf_deit.inspection.mislabelled import suspects
+    from hf_deit.inspection.table import TEACHER
+
+    train, _ = load_splits(str(folder / "data"))
+    if folds:
+        tables = []
+        for fold in range(FOLDS):
+            place = folder / f"fold{fold}"
+            tables.append(_predicted(place, load_splits(str(place))[1]))
+        found = [[one for table in tables for one in suspects(_changed_teacher(table, use))] for use in (False, True)]
+    else:
+        table = _predicted(folder, train)
+        assert TEACHER in table.probabilities
+        found = [suspects(_changed_teacher(table, use)) for use in (False, True)]
+    wrong = json.loads((folder / "planted.json").read_text())["wrong"]
+    paths = {str((folder / "data" / name).resolve()) for name in wrong}
+    for use, ones in zip(("without the teacher", "with the teacher"), found, strict=True):
+        ranked = sorted(ones, key=lambda one: one.score)
+        hits = [str(Path(one.file).resolve()) in paths for one in ranked]
+        print(
+            f"wrong labels, {'5-fold' if folds else 'in-sample'}, {use}: {sum(hits[:30])} of {len(paths)} in the first 30, "
+            f"{sum(hits[:60])} in the first 60, {sum(hits)} in all {len(ranked)} suspects"
+        )
+
+
+def _predicted(folder: Path, source: Any) -> Any:
+    from hf_deit.inspection.table import predict_source
+    from hf_deit.recipes.predict import Predictor
+    from hf_deit.recipes.prediction_teacher import PredictionTeacher
+
+    teacher = PredictionTeacher(folder / "student", str(folder / "teacher"))
+    predictor = Predictor(str(folder / "student"), teacher=teacher)
+    assert list(source.class_names) == predictor.class_names
+    return predict_source(predictor, source, predictor.class_names, batch_size=64)
+
+
+def _changed_teacher(table: Any, use: bool) -> Any:
+    """Return the table with or without the teacher."""
+    from dataclasses import replace
+
+    kept = {name: values for name, values in table.probabilities.items() if use or name != "teacher"}
+    return replace(table, probabilities=kept)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -108,6 +183,10 @@ def main() -> None:
             plant(options.data, folder, options.seed)
         elif step == "train":
             train(str(folder / "data"), options.weights, folder, options.epochs)
+        elif step == "duplicates":
+            count_duplicates(folder)
+        elif step in ("rank", "rank_folds"):
+            rank(folder, folds=step == "rank_folds")
         elif step == "folds":
             write_folds(folder)
             for fold in range(FOLDS):

@@ -27,7 +27,8 @@ _PUBLIC = {
     "evaluate": "recipes.api",
     "predict": "recipes.api",
     "propose_recipe": "recipes.advice",
-    "train": "recipes.api",
+    "report": "inspection.api",
+    "train": "inspection.api",
     "train_teacher": "recipes.api",
     "DistillationTrainer": "trainer.trainer",
     "DistillationTrainingArguments": "trainer.training_args",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .data.loading import load_splits
     from .data.views import EvaluationDataset, ViewDataset
     from .distillation.teacher import Teacher
+    from .inspection.api import report, train
     from .models.configuration_deit import DeiTConfig, ViTConfig
     from .models.convert import convert, load_checkpoint
     from .models.image_processing_deit import DeiTImageProcessor
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
         register_auto_classes,
     )
     from .recipes.advice import propose_recipe
-    from .recipes.api import cache_teacher, card, evaluate, predict, train, train_teacher
+    from .recipes.api import cache_teacher, card, evaluate, predict, train_teacher
     from .trainer.trainer import DistillationTrainer
     from .trainer.training_args import DistillationTrainingArguments
 

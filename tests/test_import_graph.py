@@ -16,7 +16,7 @@ import hf_deit
 
 PACKAGE = Path(hf_deit.__file__).parent
 # From the lowest to the highest: a module may import modules of its own wing and of the wings before it.
-WINGS = ["root", "models", "data", "hub", "distillation", "trainer", "recipes", "experiments", "cli"]
+WINGS = ["root", "models", "data", "hub", "distillation", "trainer", "recipes", "inspection", "experiments", "cli"]
 ROOT_MODULES = {"errors", "files", "fingerprints", "hub_access", "losses", "sizes"}
 # Modules that only import names from a wing. They are kept because files of users contain their names.
 FORWARDING = {"networks"}
@@ -59,7 +59,7 @@ HEAVY = [
     "PIL",
     "optuna",
 ]
-OPTIONAL = ["torchvision", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "peft"]
+OPTIONAL = ["torchvision", "timm", "sklearn", "matplotlib", "onnx", "onnxscript", "onnxruntime", "peft"]
 
 
 def wing_of(name):

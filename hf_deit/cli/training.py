@@ -213,6 +213,7 @@ def _add_cache_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..inspection.after_training import report_after_training
     from ..recipes.advice import warn_of_defaults
     from ..recipes.reading import recipe_parser
     from ..recipes.train import train
@@ -230,7 +231,7 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
                 warn_of_defaults(loaded, trainer)
 
         try:
-            metrics = train(loaded, prepare=prepare)
+            metrics = train(loaded, prepare=prepare, finish=report_after_training)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
     if metrics is not None:

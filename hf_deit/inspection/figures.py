@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _MOST_POINTS = 400  # of a curve
 MOST_MAPPED = 1000  # images of the embedding map
 _PERCENT = "{x:.0%}"
+# Inches: narrow, so that the letters can be read on a phone.
+WIDTH = 4.9
 # What a log entry of training holds beside loss terms.
 _NO_TERMS = (
     "grad_norm",
@@ -47,10 +49,11 @@ def training_curves(log: Sequence[Mapping[str, Any]], score: str) -> "Figure | N
     """
     terms = _series(log, lambda name: not name.startswith(("eval_", "train_")) and name.endswith("loss"))
     losses = _series(log, lambda name: name.startswith("eval_") and name.endswith("loss"))
-    scores = _series(log, lambda name: name.startswith("eval_") and name.endswith(score))
+    wanted = [f"eval_{head}{score}" for head in ("", "cls_", "distillation_", "teacher_")]
+    scores = _series(log, lambda name: name in wanted)
     if not terms and not losses:
         return None
-    figure = new_figure(7.2, 6.2 if scores else 3.4)
+    figure = new_figure(WIDTH, 6.4 if scores else 3.4)
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     for number, (name, (steps, values)) in enumerate(terms.items()):
         axes[0].plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.6, label=_title(name, "training"))
@@ -65,7 +68,7 @@ def training_curves(log: Sequence[Mapping[str, Any]], score: str) -> "Figure | N
     axes[-1].set_xlabel("optimizer step")
     for part in axes:
         tidy(part)
-        part.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        part.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return figure
 
 
@@ -104,7 +107,7 @@ def _series(log: Sequence[Mapping[str, Any]], chosen: Any) -> dict[str, tuple[li
 
 def reliability_diagrams(found: Mapping[str, Calibration]) -> "Figure":
     """Draw accuracy against confidence for each head, before and after temperature scaling."""
-    figure = new_figure(2.6 * len(found) + 0.6, 3.4)
+    figure = new_figure(2.5 * len(found) + 0.6, 3.5)
     axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for part, (name, one) in zip(axes, found.items(), strict=True):
         part.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
@@ -120,7 +123,7 @@ def reliability_diagrams(found: Mapping[str, Calibration]) -> "Figure":
         part.set_xticks([0, 0.5, 1])
         part.set_xlabel("confidence")
         tidy(part, "both")
-        part.legend(fontsize=7.5, loc="upper left", handlelength=1.2, borderpad=0.2)
+        part.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, -0.2), handlelength=1.2, borderpad=0.2)
     axes[0].set_ylabel("answers that are right")
     return figure
 
@@ -147,7 +150,7 @@ def coverage(correct: np.ndarray, confidences: Mapping[str, np.ndarray]) -> "Fig
         correct: Whether each answer is right.
         confidences: Confidence of each answer, by the title of the curve.
     """
-    figure = new_figure(6.4, 3.4)
+    figure = new_figure(WIDTH, 3.4)
     axes = figure.subplots()
     for number, (title, confidence) in enumerate(confidences.items()):
         _, share, accuracy = coverage_curve(correct, confidence)
@@ -213,7 +216,7 @@ def precision_recall(table: ImageTable, chosen: Sequence[int]) -> "Figure":
     """Draw precision against recall for some classes of a multi-label table."""
     from sklearn.metrics import precision_recall_curve
 
-    figure = new_figure(6.4, 4.0)
+    figure = new_figure(WIDTH, 4.6)
     axes = figure.subplots()
     for number, index in enumerate(chosen):
         precision, recall, _ = precision_recall_curve(table.labels[:, index], table.probabilities[PREDICTION][:, index])
@@ -230,7 +233,7 @@ def precision_recall(table: ImageTable, chosen: Sequence[int]) -> "Figure":
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     tidy(axes, "both")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return figure
 
 
@@ -268,7 +271,7 @@ def embedding_map(places: np.ndarray, groups: np.ndarray, names: Sequence[str], 
         names: Names of the groups.
         wrong: Whether the prediction of each image is wrong; these images are ringed.
     """
-    figure = new_figure(7.2, 4.8)
+    figure = new_figure(WIDTH, 4.9)
     axes = figure.subplots()
     for number, name in [(-1, "other"), *enumerate(names)]:
         members = groups == number
@@ -297,5 +300,5 @@ def embedding_map(places: np.ndarray, groups: np.ndarray, names: Sequence[str], 
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color(GRID)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return figure

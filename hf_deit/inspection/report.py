@@ -447,7 +447,7 @@ class _Maker:
         where = Path(self.arguments.data).name or self.arguments.data
         return environment.get_template(_TEMPLATE.name).render(
             title=name,
-            subtitle=f"An image classifier for {counted(len(self.names), 'class').replace('classs', 'classes')}, looked at on {where}",
+            subtitle=f"An image classifier for {counted(len(self.names), 'class', 'classes')}, looked at on {where}",
             marker=MARKER,
             light=css_variables(dark=False),
             dark=css_variables(dark=True),

@@ -98,7 +98,7 @@ class Findings:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share as text in percent; "–" if it is not defined."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def number(value: int) -> str:
@@ -106,9 +106,9 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def counted(value: int, thing: str = "image") -> str:
+def counted(value: int, thing: str = "image", things: str | None = None) -> str:
     """Return a count with the name of what is counted."""
-    return f"{number(value)} {thing}{'' if value == 1 else 's'}"
+    return f"{number(value)} {thing if value == 1 else things or f'{thing}s'}"
 
 
 def build_sections(found: Findings, thumbnails: Thumbnails) -> Iterator[Section]:
@@ -192,22 +192,29 @@ def _headline(found: Findings) -> Section:
     section.blocks.append({"kind": "figures", "figures": blocks})
     low_high = values["interval"]
     if not table.multi_label:
-        section.texts.append(
+        _say(
+            section,
             f"Top-1 accuracy is the share of images whose most probable class is the label. With {counted(len(labelled))}, the true "
             f"accuracy on such images lies between {percent(low_high[0])} and {percent(low_high[1])} in 95 of 100 such cases: "
-            "a difference between two models that is smaller than this interval may be chance."
+            "a difference between two models that is smaller than this interval may be chance.",
         )
         section.next = (
             "Compare the figure with that of the most frequent class, which a model reaches without looking at the image"
             + (", and with the teacher, which shows what is possible on these images." if found.has_teacher else ".")
         )
     else:
-        section.texts.append(
+        _say(
+            section,
             "Each class of each image is a decision of its own. Average precision tells how well the scores of a class rank the "
-            "images that have it above the others: 100 % is perfect. Chance is the share of images that have the class."
+            "images that have it above the others: 100 % is perfect. Chance is the share of images that have the class.",
         )
         section.next = "Look for the classes with a low average precision in the table of classes below."
     return section
+
+
+def _say(section: Section, text: str) -> None:
+    """Add a paragraph after the blocks that a section has."""
+    section.blocks.append({"kind": "text", "text": text})
 
 
 def _single_label_figures(found: Findings, values: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -292,9 +299,12 @@ def _reliability(found: Findings) -> Section:
         section.texts.append(
             f"No temperature was fitted: that needs at least {FEWEST_IMAGES} labelled images, and there are {len(found.labelled)}."
         )
-    title = "Reliability diagrams: share of right answers against confidence"
-    figure = drawn(figures.reliability_diagrams, found.calibration)
-    section.blocks.append({"kind": "svg", "svg": as_svg(figure, "reliability", title), "label": title})
+    charts = []
+    for name, one in found.calibration.items():
+        title = f"Reliability diagram of the {HEAD_TITLES[name]}: share of right answers against confidence"
+        figure = drawn(figures.reliability_diagrams, {name: one})
+        charts.append({"svg": as_svg(figure, f"reliability-{name}", title), "label": title})
+    section.blocks.append({"kind": "svgs", "charts": charts})
     rows = [
         [
             HEAD_TITLES[name],
@@ -435,7 +445,7 @@ def _advice_on_classes(rows: Sequence[ClassRow]) -> str:
         texts.append(f"Add validation images of {shown_names}: nothing is known about a class without images.")
     if few:
         texts.append(
-            f"{counted(len(few), 'class').replace('classs', 'classes')} have fewer than 20 images; their figures can change "
+            f"{counted(len(few), 'class', 'classes')} have fewer than 20 images; their figures can change "
             "by chance with a few more images."
         )
     known = [row for row in rows if row.images >= 20 and row.recall is not None]

@@ -219,9 +219,10 @@ def train(
     output_dir: StrPath,
     teacher: "StrPath | Teacher | nn.Module | Callable[[Tensor], Any] | None" = None,
     recipe: StrPath | Mapping[str, Any] | None = None,
+    finish: "Callable[[Recipe], None] | None" = None,
     **fields: Any,
 ) -> TrainingResult:
-    """Train a student and save it, as `hf-deit train` does. The saved weights are identical bit for bit.
+    """Train a student and save it, without a report: `hf_deit.train` (inspection/api.py) adds one.
 
     Args:
         data: Folder, table, saved data set or Hub name of the images. Default: the data of the recipe.
@@ -230,6 +231,7 @@ def train(
             wrapped in a `Teacher`. Default: the teacher of the recipe, if it has one.
         recipe: Name of a recipe of the package (`hf-deit recipes` lists them), path of a YAML file, or mapping of fields; or
             "auto" for the recipe that `propose_recipe` proposes for the data.
+        finish: As in recipes/train.py.
         **fields: Fields that replace those of `recipe`.
 
     Raises:
@@ -258,7 +260,8 @@ def train(
         # The given object is used instead.
         loaded_recipe = loaded_recipe.replace(teacher=None, distillation_type=loaded_recipe.training.distillation_type)
     prepare = partial(warn_of_defaults, loaded_recipe) if recipe is None else None
-    metrics = dict(training.train(loaded_recipe, prepare=prepare, teacher=loaded) or {})
+    last = {} if finish is None else {"finish": finish}
+    metrics = dict(training.train(loaded_recipe, prepare=prepare, teacher=loaded, **last) or {})
     broken, split = metrics.pop("broken_images", {}), metrics.pop("split", "validation")
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken, split)

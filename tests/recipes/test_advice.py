@@ -450,7 +450,7 @@ def test_a_file_called_auto_is_a_recipe_in_python(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("auto").write_text("learning_rate: 0.25\ndistillation_type: none\n")
     seen = []
-    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher: seen.append(recipe))
+    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher, finish: seen.append(recipe))
     package.train(data, output_dir="out", recipe="auto")
     assert seen[0].training.learning_rate == 0.25 and seen[0].proposal is None
 

@@ -83,7 +83,7 @@ def test_a_teacher_can_be_an_object(room, result):
 
 def test_a_recipe_is_a_name_a_file_or_fields_and_keyword_fields_override_it(room, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher: seen.append(recipe))
+    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher, finish: seen.append(recipe))
     (tmp_path / "own.yaml").write_text("base: clothing10_64\nlearning_rate: 1e-3\n")
     for recipe in ("clothing10_64", tmp_path / "own.yaml", {"learning_rate": 2e-3}):
         hf_deit.train(room / "data", output_dir=tmp_path / "out", recipe=recipe, seed=7, distillation_type="none")
