@@ -12,7 +12,7 @@ from .table import PREDICTION, TEACHER, ImageTable
 
 DECISION = 0.5  # a class of a multi-label model is predicted above this probability
 _CONFIDENCE = 1.959963984540054  # 97.5 % of a normal distribution lie below
-_BOOTSTRAP_DRAWS, _BOOTSTRAP_CELLS = 200, 2_000_000
+_BOOTSTRAP_DRAWS, _BOOTSTRAP_CELLS = 100, 100_000_000  # of labels, over all draws
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
@@ -115,7 +115,7 @@ def _multi_label_headline(table: ImageTable) -> dict[str, float | tuple[float, f
 
 def _bootstrapped(table: ImageTable) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean average precision over resampled images; None for very large tables."""
-    if table.labels.size * _BOOTSTRAP_DRAWS > _BOOTSTRAP_CELLS * 100 or not table.labels.any():
+    if table.labels.size * _BOOTSTRAP_DRAWS > _BOOTSTRAP_CELLS or not table.labels.any():
         return None
     generator = np.random.default_rng(0)
     values = []

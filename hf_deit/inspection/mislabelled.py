@@ -2,7 +2,8 @@
 
 A model that was trained on a wrong label may have learned it. The teacher sees the image with other eyes, and a table of predictions of
 models that were not trained on the image (out-of-fold) is better still. The score is the self-confidence of confident learning
-(Northcutt, Jiang and Chuang, arXiv:1911.00068), relative to the most probable other class.
+(Northcutt, Jiang and Chuang, arXiv:1911.00068): the probability of the given label. On planted faults it ranks wrong labels higher than
+its difference to the most probable class does (benchmarks/planted_faults.py).
 """
 
 import csv
@@ -43,7 +44,7 @@ class Suspect:
         split: Split of the image.
         label: Index of its label.
         suggested: Index of the class that is most probable for the models together; never the label.
-        score: Probability of the label minus that of the suggested class, in [-1, 1], mean of the models; the lower, the more suspect.
+        score: Probability of the label in [0, 1], mean of the models; the lower, the more suspect.
         both_sure: Whether student and teacher predict the same class with a probability of at least 0.5 and the label is another.
         student: Probability of the label and predicted class of the student (or of the models of the folds).
         teacher: The same of the teacher, or None.
@@ -82,8 +83,7 @@ def suspects(table: ImageTable, out_of_fold: dict[str, np.ndarray] | None = None
         others = row.copy()
         others[label] = -1
         suggested = int(others.argmax())
-        score = float(row[label] - row[suggested])
-        if score >= 0:
+        if row[label] >= row[suggested]:
             continue
         own = (float(student[index, label]), int(student[index].argmax()))
         other = None if teacher is None else (float(teacher[index, label]), int(teacher[index].argmax()))
@@ -93,7 +93,9 @@ def suspects(table: ImageTable, out_of_fold: dict[str, np.ndarray] | None = None
             and min(student[index, own[1]], teacher[index, own[1]]) >= SURE
         )
         found.append(
-            Suspect(int(index), table.files[index], table.split, label, suggested, score, both_sure, own, other)
+            Suspect(
+                int(index), table.files[index], table.split, label, suggested, float(row[label]), both_sure, own, other
+            )
         )
     return sorted(found, key=lambda one: (one.score, one.index))
 

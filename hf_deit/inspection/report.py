@@ -226,8 +226,8 @@ class _Maker:
             return without_unreadable(load_unlabelled(arguments.data, image_column))
         try:
             return self._images(arguments.split)
-        except DataError as error:
-            raise DataError(
+        except (DataError, RecipeError) as error:
+            raise type(error)(
                 f"{error} If no image of {arguments.data} has a label, give --unlabelled (in Python unlabelled=True)."
             ) from error
 

@@ -552,7 +552,7 @@ def _mislabelled(found: Findings, thumbnails: Thumbnails) -> Section:
     section = Section("mislabelled", "Which labels are probably wrong?")
     who = "student and teacher together" if found.has_teacher else "the student"
     section.texts.append(
-        f"Images whose label gets a lower probability from {who} than another class, the clearest first."
+        f"Images whose label gets a lower probability from {who} than another class; those with the lowest probability come first."
         + (
             f" “Both sure” marks those for which student and teacher predict the same other class, each with at least {percent(SURE, 0)}."
             if found.has_teacher
@@ -770,5 +770,5 @@ def _about(found: Findings) -> Section:
         section.blocks.append({"kind": "details", "summary": "All fields of the recipe", "text": text})
     else:
         section.blocks.append({"kind": "text", "text": "The recipe of the model is not known."})
-    section.blocks.append({"kind": "list", "texts": list(found.notes)})
+    section.blocks.append({"kind": "list", "title": "What is not known", "texts": list(found.notes)})
     return section
