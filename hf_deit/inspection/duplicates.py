@@ -69,6 +69,8 @@ def find_pairs(images: np.ndarray) -> list[Pair]:
     Args:
         images: As `grey_images` returns them.
     """
+    if len(images) < 2:
+        return []
     hashes = _Hashes.of(images)
     found = []
     for first, second in _proposed(hashes):
