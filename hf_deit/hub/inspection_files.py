@@ -11,6 +11,8 @@ CONFUSION_PICTURE, RELIABILITY_PICTURE, TOKENS_PICTURE = "confusion.png", "relia
 # Figures that a card shows and a push uploads: none of them holds a photograph.
 PICTURES = (CONFUSION_PICTURE, RELIABILITY_PICTURE, TOKENS_PICTURE)
 CALIBRATION_FILE = "calibration.json"
+# What a report writes: it holds photographs, or names and labels of single images.
+PRIVATE_FILES = ("report.html", "predictions.parquet", "mislabelled.csv", "duplicates.csv")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -30,3 +32,11 @@ def published_pictures(folder: str | Path) -> list[str]:
     if not read_inspection(folder):
         return []
     return [name for name in PICTURES if (folder / name).is_file() and (folder / name).read_bytes().startswith(_PNG)]
+
+
+def private_files(folder: str | Path) -> list[str]:
+    """Return the files of reports in a folder of a model and the folders in it, which a push leaves out, relative to the folder."""
+    folder = Path(folder)
+    return sorted(
+        str(path.relative_to(folder)) for name in PRIVATE_FILES for path in folder.rglob(name) if path.is_file()
+    )

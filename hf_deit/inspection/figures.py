@@ -115,8 +115,8 @@ def reliability_diagrams(found: Mapping[str, Calibration]) -> "Figure":
         if one.after is not None:
             _reliability(part, one.after, 0, f"after, ECE {100 * one.after.error:.1f} %")
         part.set_title(HEAD_TITLES[name])
-        part.set_xlim(0, 1)
-        part.set_ylim(0, 1)
+        part.set_xlim(-0.02, 1.04)
+        part.set_ylim(-0.02, 1.04)
         part.set_aspect("equal")
         _percent_axis(part.xaxis)
         _percent_axis(part.yaxis)

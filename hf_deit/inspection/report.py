@@ -25,7 +25,7 @@ from ..data.unlabelled import load_unlabelled
 from ..errors import DataError, PublishError, RecipeError, UserError
 from ..files import check_folder, staged_files
 from ..hub.facts import LOG_FILE, RunSummary, read_facts
-from ..hub.inspection_files import CONFUSION_PICTURE, INSPECTION_FILE, RELIABILITY_PICTURE
+from ..hub.inspection_files import CONFUSION_PICTURE, INSPECTION_FILE, PRIVATE_FILES, RELIABILITY_PICTURE
 from ..hub.model_card import render_again_if_ours
 from ..models.label_names import unique_names
 from ..models.weights_digest import weights_digest
@@ -44,12 +44,7 @@ from .thumbnails import Thumbnails
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE, TABLE_FILE, SUSPECTS_FILE, PAIRS_FILE = (
-    "report.html",
-    "predictions.parquet",
-    "mislabelled.csv",
-    "duplicates.csv",
-)
+REPORT_FILE, TABLE_FILE, SUSPECTS_FILE, PAIRS_FILE = PRIVATE_FILES
 MARKER = "hf_deit report"
 # Bytes of all photographs together; the file stays below 5 MB.
 _PHOTO_BYTES = 3_000_000

@@ -287,7 +287,7 @@ def _reliability(found: Findings) -> Section:
     section.texts.append(
         f"A model is calibrated if, of all answers given with 80 % confidence, 80 % are right{decisions}. Points below the dotted line "
         "are overconfident answers, points above it are answers that are right more often than the model says. Larger points hold "
-        f"more answers. ECE, the expected calibration error, is the mean distance from the line ({BINS} bins of equal width)."
+        f"more answers; small ones hold few, and may lie anywhere by chance. ECE, the expected calibration error, is the mean distance from the line ({BINS} bins of equal width)."
     )
     has_after = any(one.after is not None for one in found.calibration.values())
     if has_after:
