@@ -52,7 +52,7 @@ class RunSummary:
     recipe: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     inspection: dict[str, Any] = field(default_factory=dict)
-    pictures: tuple[str, ...] = ()
+    pictures: list[str] = field(default_factory=list)
 
     @property
     def run(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def with_files(summary: RunSummary, folder: str | Path) -> RunSummary:
         recipe=_read(folder / RECIPE_FILE) or summary.recipe,
         results=summary.results | (written if same_step else {}),
         inspection=read_inspection(folder),
-        pictures=tuple(published_pictures(folder)),
+        pictures=published_pictures(folder),
     )
 
 
@@ -262,7 +262,7 @@ def read_facts(folder: str | Path) -> RunSummary:
             'such as {"0": "cat", "1": "dog"}.'
         )
     results = _read(folder / RESULTS_FILE)
-    return RunSummary(config, recipe, results, read_inspection(folder), tuple(published_pictures(folder)))
+    return RunSummary(config, recipe, results, read_inspection(folder), published_pictures(folder))
 
 
 def _read(path: Path) -> dict[str, Any]:
