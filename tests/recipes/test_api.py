@@ -27,6 +27,7 @@ FIELDS = {
     "per_device_train_batch_size": 8,
     "mixup_alpha": 0.8,
     "use_cpu": True,
+    "report": False,
     "report_to": "none",
     "disable_tqdm": True,
     "teacher_labels": list(TEACHER_LABELS),
