@@ -394,7 +394,9 @@ def test_tokens_are_left_out_of_the_plain_fields():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {**as_yaml(VALUES), "resume": False, "extend": False, "report": True}], ids=["defaults", "every field"]
+    "fields",
+    [{}, {**as_yaml(VALUES), "resume": False, "extend": False, "report": True}],
+    ids=["defaults", "every field"],
 )
 def test_a_saved_recipe_is_a_recipe_of_the_same_run(tmp_path, fields):
     first = load_recipe(written(tmp_path / "first.yaml", fields), [])
