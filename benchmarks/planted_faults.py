@@ -74,7 +74,7 @@ def train(data: str, weights: Path, folder: Path, epochs: int) -> None:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    common |= {"eval_strategy": "no", "layer_decay": 1.0, "drop_path_rate": 0.0, "learning_rate": 1e-4}
+    common |= {"eval_strategy": "no", "report": False, "layer_decay": 1.0, "drop_path_rate": 0.0, "learning_rate": 1e-4}
     for name, fields in (
         ("teacher", {"distillation_type": "none"}),
         ("student", {"teacher": str(folder / "teacher"), "distillation_alpha": 0.5}),
