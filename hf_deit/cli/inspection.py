@@ -77,12 +77,16 @@ def _report(options: argparse.Namespace, fields: list[str]) -> None:
         raise UserError(f"A report needs {error.name}: pip install 'hf_deit[report]'") from error
     from tqdm import tqdm
 
+    from .console import messages
+
     names = ("model", "data", "out", "teacher", "teacher_view_size", "teacher_problem_type", "split", "class_names")
     names += ("unlabelled", "out_of_fold", "train_images", "batch_size", "title")
     arguments = ReportArguments(
         **{name: getattr(options, name) for name in names}, columns=columns_of(options), selection=selection_of(options)
     )
-    found = make_report(arguments, show=lambda rows: tqdm(rows, unit=" images", disable=None, leave=False))
+    hidden = True if options.quiet else None  # None: shown on a terminal only
+    with messages(options.quiet):
+        found = make_report(arguments, show=lambda rows: tqdm(rows, unit=" images", disable=hidden, leave=False))
     print(f"Report: {found.report}")
     others = [str(file) for file in found.files if file != found.report]
     print(f"Beside it: {', '.join(file.rsplit('/', 1)[-1] for file in others)}")

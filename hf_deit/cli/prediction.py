@@ -120,7 +120,7 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     failures, objects, predicted = [], [], 0
     to_files = options.csv is not None or options.parquet is not None
     with prediction_files(options.csv, options.parquet, predictor.columns) as add:
-        for prediction in _with_progress(found) if to_files else found:
+        for prediction in _with_progress(found, options.quiet) if to_files else found:
             if isinstance(prediction, Failure):
                 failures.append(prediction)
                 continue
@@ -172,7 +172,8 @@ def _print_prediction(file: str, best: list[tuple[str, float]], unknown: bool) -
     print(f"{shown(file)}: " + (f"{UNKNOWN} ({named})" if unknown else named))
 
 
-def _with_progress(predictions: Iterable[Any]) -> Iterator[Any]:
+def _with_progress(predictions: Iterable[Any], quiet: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    return iter(tqdm(predictions, unit=" images", disable=None, leave=False))  # None: on a terminal only
+    hidden = True if quiet else None  # None: shown on a terminal only
+    return iter(tqdm(predictions, unit=" images", disable=hidden, leave=False))

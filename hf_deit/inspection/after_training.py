@@ -13,19 +13,22 @@ REPORT_FOLDER = "report"
 _SECONDS = 100.0
 
 
-def report_after_training(recipe: Recipe) -> None:
+def report_after_training(recipe: Recipe) -> Path | None:
     """Write a report about the model that a recipe trained, into `output_dir`/report, if the recipe does not turn it off.
 
     Nothing that happens here fails the training: the model is saved, and a failure is logged.
 
     Args:
         recipe: Recipe of the run, whose model, results and card are saved.
+
+    Returns:
+        The report; None if there is none.
     """
     if not recipe.run.report:
-        return
+        return None
     if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "sklearn")):
         logger.info("No report about the model was written: it needs pip install 'hf_deit[report]'.")
-        return
+        return None
     out = Path(recipe.training.output_dir) / REPORT_FOLDER
     try:
         from .report import ReportArguments, make_report
@@ -40,7 +43,8 @@ def report_after_training(recipe: Recipe) -> None:
                 seconds=_SECONDS,
             )
         )
-        logger.info("A report about the model is in %s.", written.report)
+        logger.info("A report about the model is in %s. It holds photographs, and is never uploaded.", written.report)
+        return written.report
     except KeyboardInterrupt:
         logger.warning("The report about the model was interrupted. The model is saved in %s.", out.parent)
     except Exception as error:  # a report is a gift: whatever fails, the training has succeeded
@@ -53,3 +57,4 @@ def report_after_training(recipe: Recipe) -> None:
             out.parent,
             recipe.data.data,
         )
+    return None

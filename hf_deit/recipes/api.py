@@ -219,7 +219,7 @@ def train(
     output_dir: StrPath,
     teacher: "StrPath | Teacher | nn.Module | Callable[[Tensor], Any] | None" = None,
     recipe: StrPath | Mapping[str, Any] | None = None,
-    finish: "Callable[[Recipe], None] | None" = None,
+    finish: "Callable[[Recipe], Any] | None" = None,
     **fields: Any,
 ) -> TrainingResult:
     """Train a student and save it, without a report: `hf_deit.train` (inspection/api.py) adds one.

@@ -31,7 +31,7 @@ def train(
     prepare: Callable[[DistillationTrainer], None] | None = None,
     concurrent_trainings: int = 1,
     teacher: Teacher | None = None,
-    finish: Callable[[Recipe], None] | None = None,
+    finish: Callable[[Recipe], Any] | None = None,
 ) -> dict[str, Any] | None:
     """Train a student and save it, its image processor, the recipe and the results in `output_dir`.
 
