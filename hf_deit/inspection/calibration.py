@@ -146,13 +146,19 @@ def calibrate(table: ImageTable) -> dict[str, Calibration]:
 
 
 def calibration_content(
-    found: dict[str, Calibration], table: ImageTable, *, weights: str | None, thresholds: list[float | None] | None
+    found: dict[str, Calibration],
+    table: ImageTable,
+    *,
+    data: str,
+    weights: str | None,
+    thresholds: list[float | None] | None,
 ) -> dict[str, Any] | None:
     """Return the content of calibration.json; None if there are too few images for a temperature.
 
     Args:
         found: The calibration of each head.
         table: The labelled images.
+        data: Name of the data.
         weights: Digest of the weights of the model.
         thresholds: Threshold of each class with the largest F1, for multi-label data.
     """
@@ -161,6 +167,7 @@ def calibration_content(
     content = {
         "version": 1,
         "weights": weights,
+        "data": data,
         "split": table.split,
         "images": len(table),
         "bins": BINS,

@@ -24,7 +24,7 @@ from ..data.tables import Columns
 from ..data.unlabelled import load_unlabelled
 from ..errors import DataError, PublishError, RecipeError, UserError
 from ..files import check_folder, staged_files
-from ..hub.facts import LOG_FILE, RunSummary, read_facts
+from ..hub.facts import LOG_FILE, RunSummary, last_part, read_facts
 from ..hub.inspection_files import CONFUSION_PICTURE, INSPECTION_FILE, PRIVATE_FILES, RELIABILITY_PICTURE
 from ..hub.model_card import render_again_if_ours
 from ..models.label_names import unique_names
@@ -456,7 +456,11 @@ class _Maker:
             return None
         thresholds = best_thresholds(self.labelled) if self.table.multi_label else None
         return calibration_content(
-            self.calibration, self.labelled, weights=weights_digest(self.arguments.model), thresholds=thresholds
+            self.calibration,
+            self.labelled,
+            data=last_part(self.arguments.data),
+            weights=weights_digest(self.arguments.model),
+            thresholds=thresholds,
         )
 
     def write_beside_the_model(self) -> list[Path]:
@@ -487,6 +491,7 @@ class _Maker:
         rows = class_rows(self.labelled)
         return {
             "weights": weights_digest(self.arguments.model),
+            "data": last_part(self.arguments.data),
             "split": self.table.split,
             "images": len(self.labelled),
             "per_class": {
