@@ -611,8 +611,8 @@ def _duplicates(found: Findings, thumbnails: Thumbnails) -> Section:
     items, files, splits = found.compared
     across = [pair for pair in found.pairs if splits[pair.first] != splits[pair.second]]
     section.texts.append(
-        f"{counted(len(items))} were compared: {counted(len(found.pairs), 'pair')} show the same photograph, also compressed again, "
-        f"resized or slightly cropped, and {number(len(across))} of them are in two splits."
+        f"{counted(len(items))} were compared: {counted(len(found.pairs), 'pair')} {'shows' if len(found.pairs) == 1 else 'show'} the same photograph, also compressed again, "
+        f"resized or slightly cropped, and {number(len(across))} of them {'is' if len(across) == 1 else 'are'} in two splits."
     )
     if across:
         section.texts.append(
