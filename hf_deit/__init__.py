@@ -29,7 +29,8 @@ _PUBLIC = {
     "explain": "inspection.explain",
     "explain_layers": "inspection.token_layers",
     "propose_recipe": "recipes.advice",
-    "train": "recipes.api",
+    "report": "inspection.api",
+    "train": "inspection.api",
     "train_teacher": "recipes.api",
     "DistillationTrainer": "trainer.trainer",
     "DistillationTrainingArguments": "trainer.training_args",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .data.loading import load_splits
     from .data.views import EvaluationDataset, ViewDataset
     from .distillation.teacher import Teacher
+    from .inspection.api import report, train
     from .inspection.explain import explain
     from .inspection.token_layers import explain_layers
     from .models.configuration_deit import DeiTConfig, ViTConfig
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
         register_auto_classes,
     )
     from .recipes.advice import propose_recipe
-    from .recipes.api import cache_teacher, card, evaluate, predict, train, train_teacher
+    from .recipes.api import cache_teacher, card, evaluate, predict, train_teacher
     from .trainer.trainer import DistillationTrainer
     from .trainer.training_args import DistillationTrainingArguments
 

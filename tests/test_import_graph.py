@@ -59,7 +59,7 @@ HEAVY = [
     "PIL",
     "optuna",
 ]
-OPTIONAL = ["torchvision", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "peft"]
+OPTIONAL = ["torchvision", "timm", "sklearn", "matplotlib", "onnx", "onnxscript", "onnxruntime", "peft"]
 
 
 def wing_of(name):

@@ -18,6 +18,7 @@ from .common import _add_recipe_options
 from .conversion import _add_conversions, _convert, _export
 from .experiments import _ablation, _add_ablation, _add_sweep, _sweep
 from .explanation import _add_explain, _explain
+from .inspection import _add_report, _report
 from .prediction import _add_predict, _predict
 from .publishing import _add_publishing, _card, _push, _space
 from .training import (
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_predict(commands)
     _add_explain(commands)
+    _add_report(commands)
     _add_conversions(commands)
     _add_publishing(commands)
     for command in commands.choices.values():
@@ -114,6 +116,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "show-augmentations": _show_augmentations,
     "predict": _predict,
     "explain": _explain,
+    "report": _report,
     "convert": _convert,
     "export": _export,
     "card": _card,

@@ -51,6 +51,34 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--parquet", metavar="FILE", help="write the predictions to a parquet file instead of printing them"
     )
+    predict.add_argument(
+        "--teacher",
+        help="folder, Hub name or package.module:factory of a teacher, whose probabilities are written beside those of the model",
+    )
+    predict.add_argument(
+        "--teacher_view_size",
+        type=int,
+        help="side of the view that the teacher sees, in pixels (default: the view_size that the model was trained with)",
+    )
+    predict.add_argument(
+        "--teacher_problem_type",
+        choices=("single_label_classification", "multi_label_classification"),
+        help="what the logits of the teacher were trained for (default: as the files of the teacher state)",
+    )
+    predict.add_argument(
+        "--embeddings", action="store_true", help="write the class token of each image to the parquet file too"
+    )
+    predict.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="probabilities that match how often they are right, by calibration.json beside the model (hf-deit report makes it)",
+    )
+    predict.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help='answer "unknown" if the probability of the prediction is below P (a multi-label model predicts the classes that reach P)',
+    )
     predict.add_argument("--json", action="store_true", help="print JSON, also if a file is written")
 
 
@@ -58,14 +86,32 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     with quick_imports():
         from ..data.tables import Columns
         from ..recipes.inputs import Failure, find_inputs, names_on
-        from ..recipes.predict import Predictor, check_files, check_top_k, failed, prediction_files
+        from ..recipes.predict import (
+            EMBEDDING,
+            UNKNOWN,
+            Predictor,
+            check_embeddings,
+            check_files,
+            check_threshold,
+            check_top_k,
+            failed,
+            prediction_files,
+        )
 
     check_top_k(options.top_k)
+    check_threshold(options.threshold)
+    check_embeddings(options.embeddings, options.parquet)
     inputs = [name for given in options.images for name in (names_on(sys.stdin.buffer) if given == "-" else [given])]
     if not inputs:
         raise UserError("There are no names on standard input: give at least one image.")
     check_files(options.csv, options.parquet, inputs)
-    predictor = Predictor(options.model)
+    predictor = Predictor(
+        options.model,
+        teacher=_teacher(options),
+        embeddings=options.embeddings,
+        calibrated=options.calibrated,
+        threshold=options.threshold,
+    )
     columns = Columns(options.image_column, tuple(options.label_column or ()))
     found = predictor.predictions(
         find_inputs(inputs, predictor.class_names, options.split, columns), options.batch_size
@@ -74,19 +120,21 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     failures, objects, predicted = [], [], 0
     to_files = options.csv is not None or options.parquet is not None
     with prediction_files(options.csv, options.parquet, predictor.columns) as add:
-        for prediction in _with_progress(found) if to_files else found:
+        for prediction in _with_progress(found, options.quiet) if to_files else found:
             if isinstance(prediction, Failure):
                 failures.append(prediction)
                 continue
             predicted += 1
             best = prediction.best(predictor.class_names, options.top_k)
             if not (options.json or to_files):
-                _print_prediction(prediction.file, best)
+                unknown = options.threshold is not None and predictor.decided(prediction) == UNKNOWN
+                _print_prediction(prediction.file, best, unknown)
                 continue
             row = predictor.row(prediction)
             add(row)
             if options.json:
-                objects.append({"image": prediction.file, **row, "predictions": best})
+                embedding = {} if prediction.embedding is None else {EMBEDDING: prediction.embedding.tolist()}
+                objects.append({"image": prediction.file, **row, **embedding, "predictions": best})
         if to_files and failures and not predicted:
             raise failed(failures, predicted)  # files of the same name keep earlier predictions
     if options.json:
@@ -99,13 +147,33 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
         raise failed(failures, predicted)
 
 
-def _print_prediction(file: str, best: list[tuple[str, float]]) -> None:
-    from ..recipes.predict import shown
+def _teacher(options: argparse.Namespace) -> Any:
+    """Return the teacher that the options name; None if they name none.
 
-    print(f"{shown(file)}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best))
+    Raises:
+        UserError: The teacher cannot be loaded, or an option has no effect without a teacher.
+    """
+    if options.teacher is None:
+        for name in ("teacher_view_size", "teacher_problem_type"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"--{name} {getattr(options, name)} without a teacher: give --teacher, or leave it out."
+                )
+        return None
+    from ..recipes.prediction_teacher import PredictionTeacher
+
+    return PredictionTeacher(options.model, options.teacher, options.teacher_view_size, options.teacher_problem_type)
 
 
-def _with_progress(predictions: Iterable[Any]) -> Iterator[Any]:
+def _print_prediction(file: str, best: list[tuple[str, float]], unknown: bool) -> None:
+    from ..recipes.predict import UNKNOWN, shown
+
+    named = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in best)
+    print(f"{shown(file)}: " + (f"{UNKNOWN} ({named})" if unknown else named))
+
+
+def _with_progress(predictions: Iterable[Any], quiet: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    return iter(tqdm(predictions, unit=" images", disable=None, leave=False))  # None: on a terminal only
+    hidden = True if quiet else None  # None: shown on a terminal only
+    return iter(tqdm(predictions, unit=" images", disable=hidden, leave=False))

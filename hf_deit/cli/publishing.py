@@ -30,8 +30,8 @@ def _add_publishing(commands: Any) -> None:
 
     push = commands.add_parser(
         "push",
-        help="publish a model on the Hub: only configuration, weights, image processor, card, recipe, results and "
-        "training log",
+        help="publish a model on the Hub: only configuration, weights, image processor, card and its "
+        "figures, recipe, results, training log and calibration; never a report, which holds photographs",
         epilog="The push uses the login of `hf auth login`. A push that failed can be repeated.",
     )
     push.add_argument("model", help="folder of the model")
@@ -74,6 +74,7 @@ def _space(options: argparse.Namespace, fields: list[str]) -> None:
 
 
 def _push(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..hub.inspection_files import private_files
     from ..hub.publishing import push
 
     files, address = push(options.model, options.repo, options.private, options.branch, options.tag, options.dry_run)
@@ -81,3 +82,5 @@ def _push(options: argparse.Namespace, fields: list[str]) -> None:
     print_table([["file", "bytes"], *([name, f"{size:,}"] for name, size in sizes.items())])
     done = f"Pushed to {address}" if address else f"Dry run: nothing was sent to {options.repo}"
     print(f"\n{done}: {len(sizes)} files, {sum(sizes.values()):,} bytes.")
+    if kept := private_files(options.model):
+        print(f"Not uploaded, because they hold photographs of your data or name them: {', '.join(kept)}.")

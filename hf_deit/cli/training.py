@@ -213,6 +213,7 @@ def _add_cache_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> None:
+    from ..inspection.after_training import report_after_training
     from ..recipes.advice import warn_of_defaults
     from ..recipes.reading import recipe_parser
     from ..recipes.train import train
@@ -229,8 +230,9 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
             if options.recipe is None and options.config is None:
                 warn_of_defaults(loaded, trainer)
 
+        report: list[Path | None] = []
         try:
-            metrics = train(loaded, prepare=prepare)
+            metrics = train(loaded, prepare=prepare, finish=lambda recipe: report.append(report_after_training(recipe)))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_continue(Path(loaded.training.output_dir))) from None
     if metrics is not None:
@@ -241,6 +243,8 @@ def _train(options: argparse.Namespace, fields: list[str]) -> None:
             "model anywhere with"
         )
         print(f'  AutoModelForImageClassification.from_pretrained("{loaded.training.output_dir}")')
+        if any(report):
+            print(f"Report, with photographs of your data: {report[0]}")
 
 
 def _how_to_continue(output_dir: Path) -> str:

@@ -136,6 +136,11 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, height, width) uint8
 
 
+def view_tensor(image: Image.Image, size: tuple[int, int], crop_ratio: float) -> torch.Tensor:
+    """Return the evaluation view of an image before normalisation, `(3, height, width)` in uint8."""
+    return _to_tensor(evaluation_view(image, size, crop_ratio))
+
+
 def view_row(image: Image.Image, label: Label, augmentation: Augmentation, seed: int, key: ViewKey) -> dict[str, Any]:
     """Return the row of one view: `pixel_values` `(3, height, width)` uint8, `labels` and the `view_key`."""
     pixels = _to_tensor(augmentation(image, view_generator(seed, key)))
@@ -424,7 +429,7 @@ class EvaluationDataset(_SourceDataset):
         return row
 
     def _evaluation_pixels(self, image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-        return _to_tensor(evaluation_view(image, size, self.crop_ratio))
+        return view_tensor(image, size, self.crop_ratio)
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

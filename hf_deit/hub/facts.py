@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..data.dataset_info import inspect_dataset
 from ..errors import PublishError
 from ..models.loading import refuse_adapters
+from .inspection_files import published_pictures, read_inspection
 
 RESULTS_FILE = "results.json"
 RECIPE_FILE = "recipe.yaml"
@@ -43,11 +44,15 @@ class RunSummary:
         recipe: Every field of the recipe; empty if there is no recipe.
         results: The content of results.json: metrics (`eval_…`), `steps`, `epochs` and `run`; empty if there are no
             results.
+        inspection: What a report found out about these weights, see inspection_files.py; empty if there is no report.
+        pictures: Names of the figures of this report that are beside the model.
     """
 
     config: dict[str, Any]
     recipe: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    inspection: dict[str, Any] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
 
     @property
     def run(self) -> dict[str, Any]:
@@ -230,6 +235,8 @@ def with_files(summary: RunSummary, folder: str | Path) -> RunSummary:
         summary,
         recipe=_read(folder / RECIPE_FILE) or summary.recipe,
         results=summary.results | (written if same_step else {}),
+        inspection=read_inspection(folder),
+        pictures=published_pictures(folder),
     )
 
 
@@ -254,7 +261,8 @@ def read_facts(folder: str | Path) -> RunSummary:
             f"{folder / 'config.json'}: id2label={str(names)[:200]} is invalid. It must map class numbers to names, "
             'such as {"0": "cat", "1": "dog"}.'
         )
-    return RunSummary(config, recipe, _read(folder / RESULTS_FILE))
+    results = _read(folder / RESULTS_FILE)
+    return RunSummary(config, recipe, results, read_inspection(folder), published_pictures(folder))
 
 
 def _read(path: Path) -> dict[str, Any]:

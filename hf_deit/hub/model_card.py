@@ -142,6 +142,12 @@ def _class_counts(summary: RunSummary) -> list[dict[str, Any]]:
     return [{"name": name, "train": None, "validation": None, **counts[name]} for name in names]
 
 
+def _class_figures(summary: RunSummary) -> list[dict[str, Any]]:
+    """Return the precision, recall and F1 of each class from a report; empty if there is none, or the classes are too many for a card."""
+    figures = summary.inspection.get("per_class") or {}
+    return [] if len(figures) > _MOST_CLASSES else [{"name": name, **row} for name, row in figures.items()]
+
+
 def _eval_results(summary: RunSummary, data: str | None, metadata: CardMetadata) -> list[EvalResult]:
     """Return the metrics of all heads for the Hub. The loss is left out: it cannot be compared between models."""
     loader = _TABLES.get(Path(data).suffix, "imagefolder") if data else UNKNOWN
@@ -194,6 +200,9 @@ def _values(summary: RunSummary, recipe: dict[str, Any], metadata: CardMetadata)
         "teacher": _origin(recipe.get("teacher") or (run.get("teacher") or {}).get("name")),
         "heads": [_HEADS[head] for head in _measured_heads(summary)],
         "metrics": _metric_rows(summary),
+        "inspection": summary.inspection,
+        "class_figures": _class_figures(summary),
+        "pictures": summary.pictures,
         "has_decisions": _metric(summary, "f1_macro") is not None,
         "standard_error": _standard_error(summary),
         "references": {name: _metric(summary, name) for name in _REFERENCES},
@@ -306,3 +315,8 @@ def render_model_card(folder: str | Path, metadata: CardMetadata | None = None) 
         PublishError: The folder contains no model, or it contains a README.md that was written or changed by hand.
     """
     return write_card(folder, read_facts(folder), Path(folder).resolve().name, metadata)
+
+
+def render_again_if_ours(folder: str | Path) -> Path | None:
+    """Render the card of a saved model again if this package rendered it; None if there is no card, or a person wrote it."""
+    return render_model_card(folder) if is_rendered(Path(folder) / CARD_FILE) else None

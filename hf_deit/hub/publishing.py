@@ -1,4 +1,7 @@
-"""Upload of a model to the Hub: configuration, weights, image processor, card, recipe, results and training log.
+"""Upload of a model to the Hub: configuration, weights, image processor, card and its figures, recipe, results, training log and
+calibration.
+
+A report and the lists beside it hold photographs, or their names, and are never uploaded.
 
 The files are selected by name, so that optimizer states, pickles, training arguments (which may contain a token),
 checkpoints and the teacher are never uploaded by accident. Configuration, recipe, results and card are rewritten
@@ -23,6 +26,7 @@ from ..errors import PublishError, UserError
 from ..models.image_processing_deit import published_fields
 from ..models.loading import WHOLE_FILES, load_model, refuse_adapters
 from .facts import LOG_FILE, RECIPE_FILE, RESULTS_FILE, TOKEN, public_recipe, read_facts, without_machine
+from .inspection_files import CALIBRATION_FILE
 from .model_card import CARD_FILE, is_rendered, read_metadata, render_card
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -83,6 +87,9 @@ def published_files(folder: str | Path, repo: str) -> list[CommitOperationAdd]:
         contents[RESULTS_FILE] = _json(without_machine(facts.results))
     if (folder / LOG_FILE).is_file():
         contents[LOG_FILE] = folder / LOG_FILE
+    contents |= {name: folder / name for name in facts.pictures}
+    if facts.inspection and (folder / CALIBRATION_FILE).is_file():
+        contents[CALIBRATION_FILE] = folder / CALIBRATION_FILE
     for name, content in contents.items():
         _refuse_token(name, content)
     return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()]
@@ -124,7 +131,7 @@ def _json(content: Any) -> bytes:
 
 
 def _refuse_token(name: str, content: bytes | Path) -> None:
-    if name.endswith(".safetensors"):
+    if name.endswith((".safetensors", ".png")):
         return
     text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
     if TOKEN.search(text):

@@ -1,1 +1,1 @@
-"""Looking at a trained model: what its tokens read in images."""
+"""Looking at a trained model: its predictions in a table, figures and a report, and what its tokens read in images."""

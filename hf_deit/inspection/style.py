@@ -57,7 +57,9 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> "Figure":
     """Return an empty figure of this size in inches, which no global list of matplotlib knows."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.06)  # room for letters that are wider in the font of the reader
+    return figure
 
 
 def drawn(draw: Callable[..., "Figure"], *arguments: Any, **named: Any) -> "Figure":

@@ -5,6 +5,7 @@ a recipe are keyword arguments: `--learning_rate 1e-3` becomes `learning_rate=1e
 """
 
 import html
+import logging
 import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,10 +20,15 @@ from ..errors import DataError, RecipeError
 from .metric_titles import METRIC_TITLES
 
 if TYPE_CHECKING:
+    import datasets
     from torch import Tensor, nn
 
     from ..distillation.teacher import Teacher
     from .arguments import Recipe
+    from .inputs import Failure
+    from .predict import Prediction
+
+logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike
 
@@ -137,12 +143,15 @@ class ImagePrediction:
         scores: Probabilities of these classes.
         label: Label of the image as text, with `;` between several; None if it is not known. Folders named like classes of the
             model, tables and data sets have labels.
+        prediction: The answer as text: the most probable class, for a multi-label model all classes above 0.5 with `;` between them;
+            "unknown" if it is below the threshold that was given.
     """
 
     image: str
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     label: str | None = None
+    prediction: str = ""
 
     def __iter__(self) -> Iterator[tuple[str, float]]:
         """Iterate over pairs of class name and probability."""
@@ -210,9 +219,10 @@ def train(
     output_dir: StrPath,
     teacher: "StrPath | Teacher | nn.Module | Callable[[Tensor], Any] | None" = None,
     recipe: StrPath | Mapping[str, Any] | None = None,
+    finish: "Callable[[Recipe], Any] | None" = None,
     **fields: Any,
 ) -> TrainingResult:
-    """Train a student and save it, as `hf-deit train` does. The saved weights are identical bit for bit.
+    """Train a student and save it, without a report: `hf_deit.train` (inspection/api.py) adds one.
 
     Args:
         data: Folder, table, saved data set or Hub name of the images. Default: the data of the recipe.
@@ -221,6 +231,7 @@ def train(
             wrapped in a `Teacher`. Default: the teacher of the recipe, if it has one.
         recipe: Name of a recipe of the package (`hf-deit recipes` lists them), path of a YAML file, or mapping of fields; or
             "auto" for the recipe that `propose_recipe` proposes for the data.
+        finish: As in recipes/train.py.
         **fields: Fields that replace those of `recipe`.
 
     Raises:
@@ -249,7 +260,8 @@ def train(
         # The given object is used instead.
         loaded_recipe = loaded_recipe.replace(teacher=None, distillation_type=loaded_recipe.training.distillation_type)
     prepare = partial(warn_of_defaults, loaded_recipe) if recipe is None else None
-    metrics = dict(training.train(loaded_recipe, prepare=prepare, teacher=loaded) or {})
+    last = {} if finish is None else {"finish": finish}
+    metrics = dict(training.train(loaded_recipe, prepare=prepare, teacher=loaded, **last) or {})
     broken, split = metrics.pop("broken_images", {}), metrics.pop("split", "validation")
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return TrainingResult(Path(loaded_recipe.training.output_dir), named, broken, split)
@@ -372,7 +384,14 @@ def predict(
     label_column: str | Sequence[str] | None = None,
     batch_size: int = 32,
     broken_images: str = "raise",
-) -> Predictions:
+    teacher: StrPath | None = None,
+    teacher_view_size: int | None = None,
+    teacher_problem_type: str | None = None,
+    embeddings: bool = False,
+    calibrated: bool = False,
+    threshold: float | None = None,
+    as_dataset: bool = False,
+) -> "Predictions | datasets.Dataset":
     """Return the most probable classes of images, as `hf-deit predict` does.
 
     Args:
@@ -386,7 +405,19 @@ def predict(
             one.
         batch_size: Number of images at a time. It changes the probabilities by less than 1e-5.
         broken_images: What to do with an image or input that cannot be read. "raise": raise an error, so that there is a prediction
-            for each image. "skip": return the others, and the reasons in `failures`.
+            for each image. "skip": return the others, and the reasons in `failures` (with `as_dataset`, they are logged).
+        teacher: Folder, Hub name or factory of a teacher, whose probabilities are in the data set too. Needs `as_dataset`.
+        teacher_view_size: Side in pixels of the view that the teacher gets. Default: the `view_size` that the model was trained with.
+        teacher_problem_type: What the logits of the teacher were trained for. Default: as the files of the teacher state.
+        embeddings: Whether the data set has the class token of each image. Needs `as_dataset`.
+        calibrated: Whether to use calibration.json beside the model, see [looking at a model](inspection.md#calibration).
+        threshold: Probability below which the answer is "unknown". A multi-label model predicts the classes that reach it.
+        as_dataset: Whether to return a `datasets.Dataset` with the columns of the file that `hf-deit predict --parquet` writes, instead
+            of a list. The data set is on the disk, so that memory does not grow with the number of images.
+
+    Returns:
+        A list of `ImagePrediction`, or a `datasets.Dataset`. With a `threshold`, the answer is `prediction` of an `ImagePrediction`,
+        and the column of this name.
 
     Raises:
         UserError: The model cannot be read, or a value is invalid.
@@ -401,23 +432,58 @@ def predict(
     check_top_k(top_k)
     given = [images] if isinstance(images, str | os.PathLike) else list(images)
     labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
-    predictor = Predictor(os.fspath(model))
+    for name, value in (("teacher", teacher), ("embeddings", embeddings)):
+        if value and not as_dataset:
+            raise RecipeError(f"{name}={value!r} has an effect only with as_dataset=True: add it, or leave out {name}.")
+    for name, value in (("teacher_view_size", teacher_view_size), ("teacher_problem_type", teacher_problem_type)):
+        if value is not None and teacher is None:
+            raise RecipeError(f"{name}={value!r} without a teacher: give a teacher, or leave it out.")
+    loaded = None
+    if teacher is not None:
+        from .prediction_teacher import PredictionTeacher
+
+        loaded = PredictionTeacher(os.fspath(model), os.fspath(teacher), teacher_view_size, teacher_problem_type)
+    predictor = Predictor(
+        os.fspath(model), teacher=loaded, embeddings=embeddings, calibrated=calibrated, threshold=threshold
+    )
     found = find_inputs(map(os.fspath, given), predictor.class_names, split, Columns(image_column, labels))
-    predictions, failures = Predictions(), []
-    for prediction in predictor.predictions(found, batch_size):
-        if isinstance(prediction, Failure):
-            failures.append(prediction)
-            if broken_images == "raise":
-                raise DataError(
-                    f'{str(prediction).removesuffix(".")}. Give broken_images="skip" for the predictions of the other images.'
-                )
-            continue
+    failures: list[Failure] = []
+    readable = _readable(predictor.predictions(found, batch_size), failures, broken_images)
+    if as_dataset:
+        from .prediction_dataset import prediction_dataset
+
+        dataset = prediction_dataset(predictor, readable)
+        if failures and not len(dataset):
+            raise failed(failures, 0)
+        if failures:
+            logger.warning("%s", failed(failures, len(dataset)))
+        return dataset
+    predictions = Predictions()
+    for prediction in readable:
         names, scores = zip(*prediction.best(predictor.class_names, top_k), strict=True)
-        predictions.append(ImagePrediction(prediction.file, names, scores, prediction.label))
+        answer = predictor.decided(prediction)
+        predictions.append(ImagePrediction(prediction.file, names, scores, prediction.label, answer))
     if failures and not predictions:
         raise failed(failures, 0)
     predictions.failures = {failure.file: failure.reason for failure in failures}
     return predictions
+
+
+def _readable(
+    found: "Iterable[Prediction | Failure]", failures: "list[Failure]", policy: str
+) -> "Iterator[Prediction]":
+    """Yield the predictions, and add the failures to a list, or raise an error for the first of them."""
+    from .inputs import Failure
+
+    for prediction in found:
+        if not isinstance(prediction, Failure):
+            yield prediction
+            continue
+        failures.append(prediction)
+        if policy == "raise":
+            raise DataError(
+                f'{str(prediction).removesuffix(".")}. Give broken_images="skip" for the predictions of the other images.'
+            )
 
 
 def cache_teacher(

@@ -336,6 +336,14 @@ class RunArguments:
         },
     )
 
+    report: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to look at the trained model and write a report about it into output_dir/report, within about two minutes "
+            "(needs the extra report). It holds photographs and is never uploaded."
+        },
+    )
+
     @property
     def continues(self) -> bool:
         """Whether the run resumes from a checkpoint."""

@@ -4,33 +4,37 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..data.labels import constant_classes
+from ..data.labels import constant_classes, has_label
 from ..data.layouts import Selection
-from ..data.loading import LEAVE_OUT, is_image_folder, load_validation
+from ..data.loading import LEAVE_OUT, load_validation
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
 from ..data.views import EvaluationDataset
 from ..errors import RecipeError, listed
-from ..hub.facts import RECIPE_FILE
-from ..losses import ProblemType
+from ..losses import UNLABELLED, ProblemType
 from ..models.label_names import match_classes, normal_forms, read_class_names, unique_names
 from ..models.loading import load_model, load_processor
-from ..sizes import as_pair
-from ..trainer.checkpoints import EMA_FOLDER
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
-from .arguments import Recipe, TeacherArguments
+from .arguments import Recipe
 from .build import build_teacher
 from .class_names import with_class_names
-from .data import columns_of, selection_of
-from .reading import load_recipe
+from .own_recipe import (
+    class_names_file,
+    columns_of_run,
+    recipe_of,
+    selection_of_run,
+    split_of_run,
+    teacher_arguments,
+    teacher_view,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +76,12 @@ def relabel(
         column_of = {label: column for column, label in enumerate(match.indices)}
         labels: list[Any] = [
             tuple(row[column_of[label]] if label in column_of else 0 for label in range(len(names)))
+            if has_label(row)
+            else (UNLABELLED,) * len(names)
             for row in source.labels
         ]
     else:
-        labels = [match.indices[label] for label in source.labels]
+        labels = [match.indices[label] if has_label(label) else UNLABELLED for label in source.labels]
     return replace(source, labels=labels, class_names=shown), match.same
 
 
@@ -115,6 +121,70 @@ def _merge_same_names(model: PreTrainedModel, groups: Sequence[Sequence[int]]) -
         return outputs
 
     model.register_forward_hook(merge)
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """The images on which a saved model is evaluated, with the class names and the class order of the model.
+
+    Args:
+        source: The images that can be read, and their labels.
+        same: Groups of indices of the model that have the same name as one class of the data, see `relabel`.
+        own: The recipe that the model was trained by, if it is known.
+        broken_images: Number of unreadable images, by the stage at which they were left out.
+    """
+
+    source: Source
+    same: list[list[int]]
+    own: Recipe | None
+    broken_images: dict[str, int]
+
+
+def evaluation_images(
+    model: PreTrainedModel,
+    name_or_path: str,
+    data: str,
+    *,
+    columns: Columns | None = None,
+    split: str | None = None,
+    selection: Selection | None = None,
+    class_names: str | Path | None = None,
+    unlabelled_rows: str = LEAVE_OUT,
+) -> EvaluationImages:
+    """Find the images of one split of `data`, as `evaluate` does, and match their classes with those of the model.
+
+    Args:
+        model: The loaded model. If `class_names` names its classes, its configuration gets these names. If it has several classes of
+            one name, it gets a hook that adds their probabilities.
+        name_or_path: Folder or Hub name of the model.
+        data: As for `evaluate`.
+        columns: As for `evaluate`.
+        split: As for `evaluate`.
+        selection: As for `evaluate`.
+        class_names: As for `evaluate`.
+        unlabelled_rows: What to do with images without a label, as in `load_validation`.
+
+    Raises:
+        UserError: The data cannot be loaded, or their classes are not those of the model.
+    """
+    own = recipe_of(name_or_path)
+    found = images_to_evaluate(
+        name_or_path, data, columns=columns, split=split, selection=selection, unlabelled_rows=unlabelled_rows
+    )
+    logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
+    validation = without_unreadable(found)
+    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
+    source, same = _named_and_relabelled(
+        validation, model, problem_type, class_names_file(own) if class_names is None else class_names
+    )
+    if same:
+        logger.warning(
+            "Several classes of the model have the name of one class of the data: %s. Each of them counts as right.",
+            listed((f"{source.class_names[group[0]]} ({' and '.join(map(str, group))})" for group in same), str),
+        )
+        _merge_same_names(model, same)
+    broken = {"left_out_at_scan": len(found.left_out), "left_out_of_validation": len(found) - len(validation)}
+    return EvaluationImages(source, same, own, broken)
 
 
 def evaluate(
@@ -172,49 +242,38 @@ def evaluate(
     model, processor = load_model(name_or_path), load_processor(name_or_path)
     if batch_size < 1:
         raise RecipeError(f"batch_size={batch_size}: it must be at least 1.")
-    own = _recipe_of(name_or_path)
-    teacher_fields = _teacher_arguments(own, teacher, teacher_problem_type)
-    found = _images_to_evaluate(own, data, columns=columns, split=split, selection=selection)
-    logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
-    validation = without_unreadable(found)
-    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
+    # Also the teacher's fields are checked before the images are read.
+    teacher_fields = teacher_arguments(recipe_of(name_or_path), teacher, teacher_problem_type)
     if teacher_view_size is not None and teacher_view_size < 1:
         raise RecipeError(f"teacher_view_size={teacher_view_size}: give a number of pixels, at least 1.")
-    source, same = _named_and_relabelled(
-        validation, model, problem_type, _own_class_names(own) if class_names is None else class_names
+    images = evaluation_images(
+        model, name_or_path, data, columns=columns, split=split, selection=selection, class_names=class_names
     )
-    names = unique_names(source.class_names)
-    if same:
-        logger.warning(
-            "Several classes of the model have the name of one class of the data: %s. Each of them counts as right.",
-            listed((f"{source.class_names[group[0]]} ({' and '.join(map(str, group))})" for group in same), str),
-        )
-        _merge_same_names(model, same)
+    source, own = images.source, images.own
     _report_constant_classes(source)
     dataset = EvaluationDataset(
         source,
         processor=processor,
-        **({} if teacher is None else _teacher_view(own, teacher_view_size)),
+        **({} if teacher is None else teacher_view(own, teacher_view_size)),
     )
     with tempfile.TemporaryDirectory() as unused:
         args = DistillationTrainingArguments(
             unused, distillation_type="none", per_device_eval_batch_size=batch_size, bf16=bf16, report_to="none"
         )
         loaded_teacher = build_teacher(teacher_fields)
-        loss_on = _use_own_loss(args, None if same else own, has_teacher=teacher is not None)
+        loss_on = _use_own_loss(args, None if images.same else own, has_teacher=teacher is not None)
         trainer = DistillationTrainer(model, loaded_teacher, args, eval_dataset=dataset, processing_class=processor)
         trainer.keep_rows = True
         if prepare is not None:
             prepare(trainer)
         metrics = trainer.evaluate()
     metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    broken = {"left_out_at_scan": len(found.left_out), "left_out_of_validation": len(found) - len(validation)}
     return {
-        "split": found.split_name,
+        "split": source.split_name,
         "metrics": metrics,
         "loss_on": loss_on,
-        "per_class": per_class(trainer.rows, names),
-        "broken_images": broken,
+        "per_class": per_class(trainer.rows, unique_names(source.class_names)),
+        "broken_images": images.broken_images,
     }
 
 
@@ -224,23 +283,19 @@ def images_to_evaluate(
     columns: Columns | None = None,
     split: str | None = None,
     selection: Selection | None = None,
+    unlabelled_rows: str = LEAVE_OUT,
 ) -> Source:
     """Find the images of `data` on which a saved model is evaluated; see `evaluate` for the arguments and errors."""
-    return _images_to_evaluate(_recipe_of(name_or_path), data, columns=columns, split=split, selection=selection)
-
-
-def _images_to_evaluate(
-    own: Recipe | None, data: str, *, columns: Columns | None, split: str | None, selection: Selection | None
-) -> Source:
-    share, seed = _split_of(own, data)
+    own = recipe_of(name_or_path)
+    share, seed = split_of_run(own, data)
     return load_validation(
         data,
         share,
         seed,
-        _columns_of(own, data) if columns in (None, Columns()) else columns,
-        selection=_selection_of(own, data) if selection in (None, Selection()) else selection,
+        columns_of_run(own, data) if columns in (None, Columns()) else columns,
+        selection=selection_of_run(own, data) if selection in (None, Selection()) else selection,
         split=split,
-        unlabelled_rows=LEAVE_OUT,
+        unlabelled_rows=unlabelled_rows,
     )
 
 
@@ -254,15 +309,6 @@ def _report_constant_classes(source: Source) -> None:
             source.name,
             listed(constant),
         )
-
-
-def _own_class_names(own: Recipe | None) -> str | None:
-    """Return the file of class names of the model's own run. None if it named none, or if the file no longer exists."""
-    file = None if own is None else own.data.class_names
-    if file is not None and not Path(file).is_file():
-        logger.warning("class_names=%r of the model's own recipe does not exist. The names of the data are used.", file)
-        return None
-    return file
 
 
 _LOSS_FIELDS = ("base_loss", "label_smoothing_factor")
@@ -291,63 +337,3 @@ def _use_own_loss(args: DistillationTrainingArguments, own: Recipe | None, has_t
         setattr(args, name, getattr(own.training, name))
     weights = "" if own.training.class_weights == "none" else ", without class_weights"
     return ("labels and teacher" if learned else "labels") + weights
-
-
-def _teacher_view(own: Recipe | None, side: int | None) -> dict[str, Any]:
-    """Return the arguments of `EvaluationDataset` for the view of the teacher; as in the model's own run by default."""
-    given = {} if side is None else {"view_size": as_pair(side)}
-    if own is None:
-        return given
-    return {"view_size": own.augmentation.view_size, "crop_ratio": own.data.evaluation_crop_ratio, **given}
-
-
-def _recipe_of(name_or_path: str) -> Recipe | None:
-    """Return the recipe that a model in a local folder was trained by; None if it is missing or cannot be read."""
-    folder = Path(name_or_path)
-    if folder.name == EMA_FOLDER and folder.parent.name.startswith("checkpoint-"):
-        folder = folder.parent
-    file = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RECIPE_FILE
-    if not file.is_file():
-        return None
-    try:
-        return load_recipe(file, [])
-    except RecipeError as error:
-        logger.warning(
-            "%s cannot be read (%s). The evaluation may therefore include images that the model was trained on.",
-            file,
-            error,
-        )
-        return None
-
-
-def _same_path(one: str | None, other: str | None) -> bool:
-    if one is None or other is None:
-        return False
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
-
-
-def _split_of(own: Recipe | None, data: str) -> tuple[float | None, int]:
-    """Return the share and seed with which the model's own run split the data; (None, 0) if it was not trained on them."""
-    if own is None or not _same_path(own.data.data, data):
-        return None, 0
-    return own.data.validation_share, own.training.seed
-
-
-def _columns_of(own: Recipe | None, data: str) -> Columns | None:
-    """Return the table columns that the model's own run read, also for other tables; None without a recipe or table."""
-    if own is None or (is_image_folder(data) and not _same_path(own.data.data, data)):
-        return None
-    return columns_of(own.data)
-
-
-def _selection_of(own: Recipe | None, data: str) -> Selection | None:
-    """Return the names of splits that the model's own run read; None if it was not trained on these data."""
-    return selection_of(own.data) if own is not None and _same_path(own.data.data, data) else None
-
-
-def _teacher_arguments(own: Recipe | None, teacher: str | None, problem_type: str | None) -> TeacherArguments:
-    """Return the fields of a teacher: those of the model's own run if it is the teacher of that run."""
-    given = TeacherArguments(teacher=teacher, teacher_problem_type=problem_type)
-    if own is None or not _same_path(own.teacher.teacher, given.teacher):
-        return given
-    return own.teacher if problem_type is None else replace(own.teacher, teacher_problem_type=problem_type)

@@ -1,22 +1,24 @@
 """Prediction of the most probable classes of images by a saved model, as `hf-deit predict` does it.
 
-Which images are meant by folders, patterns, tables and data sets is the subject of inputs.py. The command starts faster than a
-pipeline of transformers, because it imports no data set, no metric and no trainer (tests/test_import_graph.py holds this;
+Which images are meant by folders, patterns, tables and data sets is the subject of inputs.py; calibration.json is that of
+calibration_file.py, and what a teacher sees that of prediction_teacher.py. The command starts faster than a pipeline of transformers, because it imports no data set, no metric and no trainer (tests/test_import_graph.py holds this;
 benchmarks/bench_startup.py measures it).
 """
 
 import contextlib
 import csv
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
@@ -26,12 +28,23 @@ from ..errors import DataError, RecipeError, UserError
 from ..files import check_place, staged_files
 from ..losses import ProblemType
 from ..models.loading import load_model, load_processor, refuse_other_channels
+from .calibration_file import read_temperatures
 from .inputs import Failure, InputImage
+
+if TYPE_CHECKING:
+    from .prediction_teacher import PredictionTeacher
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 # A class of a multi-label model is predicted above this probability.
 THRESHOLD = 0.5
 _FIRST_COLUMNS = ("file", "label", "prediction", "score")
+# Column of the embeddings, and the answer for an image whose score is below the threshold.
+EMBEDDING, UNKNOWN = "embedding", "unknown"
+# Prefixes of the heads of a model with two heads.
+HEADS = ("cls", "distillation")
+_CLASSIFIERS = ("cls_classifier", "classifier")
 _PARQUET_MAGIC = b"PAR1"
 _MAX_THREADS = 8
 _ROWS_PER_GROUP = 1000
@@ -45,11 +58,16 @@ class Prediction:
         file: Name of the image.
         label: Its label as text, with `;` between several; None if it is not known.
         probabilities: Probability of each class, in index order.
+        others: The same of each head of a model with two heads ("cls", "distillation") and of the teacher ("teacher"), if there are any.
+        embedding: What the class head sees of the image, for a distilled or plain student the class token, in float16, `(width,)`. None
+            if it was not requested.
     """
 
     file: str
     label: str | None
     probabilities: tuple[float, ...]
+    others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    embedding: np.ndarray | None = None
 
     def best(self, class_names: Sequence[str], top_k: int) -> list[tuple[str, float]]:
         """Return names and probabilities of the `top_k` most probable classes, the most probable first."""
@@ -66,17 +84,50 @@ class Predictor:
 
     Args:
         name_or_path: Folder or Hub name of the model, as for `load_model`.
+        teacher: Teacher whose probabilities are computed too, for the classes of the model. None for no teacher.
+        embeddings: Whether to keep the embedding of each image.
+        calibrated: Whether to divide the logits of the model by the temperatures in calibration.json beside it.
+        threshold: Probability below which the prediction is "unknown". None: the prediction is the most probable class and, for a
+            multi-label model, all classes above 0.5.
+        device: Device of the model and the teacher.
 
     Raises:
-        UserError: The model or its image processor cannot be read, or the model does not take images with 3 channels.
+        UserError: The model or its image processor cannot be read, or the model does not take images with 3 channels; or an option
+            cannot be used with this model.
     """
 
-    def __init__(self, name_or_path: str):
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        teacher: "PredictionTeacher | None" = None,
+        embeddings: bool = False,
+        calibrated: bool = False,
+        threshold: float | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        check_threshold(threshold)
         self.model, self.processor = load_model(name_or_path).eval(), load_processor(name_or_path)
         refuse_other_channels(self.model, f"The model {name_or_path}")
         config = self.model.config
         self.class_names = [config.id2label[index] for index in range(config.num_labels)]
         self.multi_label = config.problem_type == ProblemType.MULTI_LABEL
+        self.heads = tuple(name for name in HEADS if hasattr(self.model, f"{name}_classifier"))
+        self.teacher = teacher
+        self.threshold = threshold
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        if teacher is not None:
+            teacher.prepare(self.model, self.processor, self.device)
+        self.temperatures = read_temperatures(name_or_path, self.heads) if calibrated else {}
+        self._embeddings = _EmbeddingHook(self.model) if embeddings else None
+        if threshold is not None and UNKNOWN in self.class_names:
+            logger.warning(
+                "The model has a class %r. With threshold=%s, images below the threshold get the same prediction; the column score "
+                "tells them apart.",
+                UNKNOWN,
+                threshold,
+            )
 
     def predictions(
         self, inputs: Iterable[InputImage | Failure], batch_size: int = BATCH_SIZE
@@ -100,17 +151,21 @@ class Predictor:
     def _predictions(self, inputs: Iterator[InputImage | Failure], batch_size: int) -> Iterator[Prediction | Failure]:
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
             while batch := list(islice(inputs, batch_size)):
-                read = list(threads.map(self.pixels, batch))
-                tensors = [pixels for pixels in read if not isinstance(pixels, Failure)]
-                rows = iter(self._probabilities(tensors))
+                read = list(threads.map(self._pixels, batch))
+                rows = iter(self._outputs([pixels for pixels in read if not isinstance(pixels, Failure)]))
                 for image, pixels in zip(batch, read, strict=True):
                     if isinstance(image, Failure) or isinstance(pixels, Failure):
                         yield pixels
                     else:
-                        yield _prediction(image.file, image.label, next(rows))
+                        yield _prediction(image.file, image.label, *next(rows))
 
     def pixels(self, image: InputImage | Failure) -> Tensor | Failure:
         """Return the pixel values of an image, `(1, channels, height, width)`; a `Failure` if it cannot be read."""
+        read = self._pixels(image)
+        return read if isinstance(read, Failure) else read.own
+
+    def _pixels(self, image: InputImage | Failure) -> "_Pixels | Failure":
+        """Return the pixel values of an image, `(1, channels, height, width)`, for the model and for the teacher."""
         if isinstance(image, Failure):
             return image
         try:
@@ -122,55 +177,142 @@ class Predictor:
                 reason = "it is not an image in a format that Pillow reads"
             return Failure(image.file, f"cannot be read: {reason}")
         try:
-            return self.processor(upright, return_tensors="pt")["pixel_values"]
+            view = None if self.teacher is None else self.teacher.view(upright)
+            return _Pixels(self.processor(upright, return_tensors="pt")["pixel_values"], view)
         except Exception as error:  # the image processor of any model
             return Failure(image.file, f"cannot be prepared by the model's image processor: {error}")
 
     @torch.no_grad()
-    def _probabilities(self, tensors: Sequence[Tensor]) -> list[list[float]]:
-        if not tensors:
-            return []
+    def _outputs(self, read: "Sequence[_Pixels]") -> Iterator[tuple[dict[str, list[float]], np.ndarray | None]]:
+        """Yield the probabilities of each image, by name ("" for the prediction), and its embedding."""
+        if not read:
+            return
         # A processor that neither crops nor resizes to one size gives images of several sizes.
-        same_size = len({pixels.shape for pixels in tensors}) == 1
-        batches = [torch.cat(list(tensors))] if same_size else list(tensors)
+        same_size = len({pixels.own.shape for pixels in read}) == 1
+        batches = [read] if same_size else [[pixels] for pixels in read]
+        found: dict[str, list[Tensor]] = {}
+        embeddings: list[Tensor] = []
+        for batch in batches:
+            pixels = torch.cat([one.own for one in batch]).to(self.device)
+            for name, logits in self._logits(pixels, [one.view for one in batch]).items():
+                found.setdefault(name, []).append(logits)
+            if self._embeddings is not None:
+                embeddings.append(self._embeddings.read())
+        columns = {name: self._probabilities(name, torch.cat(logits)) for name, logits in found.items()}
+        kept = torch.cat(embeddings).cpu().numpy() if embeddings else [None] * len(read)
+        for number in range(len(read)):
+            yield {name: rows[number] for name, rows in columns.items()}, kept[number]
+
+    def _logits(self, pixels: Tensor, views: Sequence[Tensor | None]) -> dict[str, Tensor]:
         try:
-            logits = torch.cat([self.model(pixel_values=pixels).logits.float() for pixels in batches])
+            outputs = self.model(pixel_values=pixels)
         except ValueError as error:  # of models that take images of one size
-            raise unusable_size(tensors[0], error) from error
+            raise unusable_size(pixels, error) from error
+        logits = {"": outputs.logits} | {name: outputs[f"{name}_logits"] for name in self.heads}
+        if self.teacher is not None:
+            logits["teacher"] = self.teacher.logits(pixels, views)
+        return logits
+
+    def _probabilities(self, name: str, logits: Tensor) -> list[list[float]]:
+        logits = logits.float()
+        if name in self.temperatures:
+            logits = logits / self.temperatures[name]
         return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).tolist()
 
     # ---- rows of a table ----
 
     @cached_property
     def columns(self) -> list[str]:
-        """Columns of the rows: file, label, prediction, score, and a probability for each class."""
+        """Columns of the rows: file, label, prediction, score, and a probability for each class.
+
+        The same probabilities of each head and of the teacher follow, with the prefixes `cls_`, `distillation_` and `teacher_`, and
+        the `embedding`.
+        """
         counts = Counter(self.class_names)
         names: dict[str, None] = {}
-        for index, name in enumerate(self.class_names):
-            column = f"p_{name}" if counts[name] == 1 else f"p_{name}_{index}"
-            while column in names:
-                column += "_"
-            names[column] = None
-        return [*_FIRST_COLUMNS, *names]
+        for prefix in ("", *(f"{name}_" for name in self._others)):
+            for index, name in enumerate(self.class_names):
+                column = f"{prefix}p_{name}" if counts[name] == 1 else f"{prefix}p_{name}_{index}"
+                while column in names:
+                    column += "_"
+                names[column] = None
+        return [*_FIRST_COLUMNS, *names, *([EMBEDDING] if self._embeddings is not None else [])]
+
+    @property
+    def _others(self) -> tuple[str, ...]:
+        return (*self.heads, *(["teacher"] if self.teacher is not None else []))
+
+    def decided(self, found: Prediction) -> str:
+        """Return the prediction of an image as text: see `row`."""
+        best = found.best(self.class_names, len(self.class_names))
+        if not self.multi_label:
+            return best[0][0] if self.threshold is None or best[0][1] >= self.threshold else UNKNOWN
+        if self.threshold is None:
+            return ";".join(name for name, probability in best if probability > THRESHOLD)
+        return ";".join(name for name, probability in best if probability >= self.threshold) or UNKNOWN
 
     def row(self, found: Prediction) -> dict[str, Any]:
         """Return the row of a prediction.
 
         `prediction` is the most probable class and `score` its probability. For a multi-label model `prediction` holds all classes
         above 0.5, the most probable first, with `;` between them; `score` is the largest probability, whether or not above 0.5.
+        With a `threshold`, `prediction` is "unknown" if `score` is below it, and that of a multi-label model holds the classes that
+        reach it.
         """
-        best = found.best(self.class_names, len(self.class_names))
-        above = [name for name, probability in best if probability > THRESHOLD]
-        prediction = ";".join(above) if self.multi_label else best[0][0]
+        others = [probability for name in self._others for probability in found.others[name]]
+        values = [found.file, found.label, self.decided(found), max(found.probabilities), *found.probabilities, *others]
         return dict(
-            zip(self.columns, [found.file, found.label, prediction, best[0][1], *found.probabilities], strict=True)
+            zip(self.columns, [*values, *([found.embedding] if self._embeddings is not None else [])], strict=True)
         )
 
 
-def _prediction(file: str, label: str | None, probabilities: list[float]) -> Prediction | Failure:
-    if not all(0 <= probability <= 1 for probability in probabilities):  # NaN fails as well
-        return Failure(file, "has no prediction: the outputs of the model are not finite")
-    return Prediction(file, label, tuple(probabilities))
+class _Pixels(NamedTuple):
+    """Pixel values of an image, `(1, channels, height, width)`, and the view of the teacher, if it sees another one."""
+
+    own: Tensor
+    view: Tensor | None
+
+
+class _EmbeddingHook:
+    """Keeps the input of a model's classifier, which for a student is its class token after the last normalisation.
+
+    Raises:
+        UserError: The model has no classifier of a usual name.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        heads = (getattr(model, name, None) for name in _CLASSIFIERS)
+        head = next((head for head in heads if isinstance(head, torch.nn.Module)), None)
+        if head is None:
+            raise UserError(
+                f"The embeddings of a {type(model).__name__} are unknown: it has no module {' or '.join(_CLASSIFIERS)}. Leave out "
+                "the embeddings."
+            )
+        self._name = type(model).__name__
+        self._seen: Tensor | None = None
+        head.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: Any, inputs: Any) -> None:
+        self._seen = inputs[0].detach()
+
+    def read(self) -> Tensor:
+        """Return the embeddings of the last batch in float16, `(batch, width)`."""
+        seen = self._seen
+        if seen.ndim == 4:  # a feature map before the classifier pools it
+            seen = seen.mean(dim=(2, 3))
+        if seen.ndim != 2:
+            raise UserError(f"The embeddings of a {self._name} are unknown: its classifier takes {tuple(seen.shape)}.")
+        return seen.half()
+
+
+def _prediction(
+    file: str, label: str | None, probabilities: dict[str, list[float]], embedding: np.ndarray | None
+) -> Prediction | Failure:
+    for row in probabilities.values():
+        if not all(0 <= probability <= 1 for probability in row):  # NaN fails as well
+            return Failure(file, "has no prediction: the outputs of the model are not finite")
+    others = {name: tuple(row) for name, row in probabilities.items() if name}
+    return Prediction(file, label, tuple(probabilities[""]), others, embedding)
 
 
 def unusable_size(pixels: Tensor, error: ValueError) -> UserError:
@@ -214,7 +356,30 @@ def check_top_k(top_k: int) -> None:
         raise UserError(f"top_k={top_k}: it must be at least 1.")
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Check the probability below which the prediction is "unknown".
+
+    Raises:
+        UserError: It is not between 0 and 1.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"threshold={threshold}: it must be a probability between 0 and 1, for example 0.8.")
+
+
 # ---- files ----
+
+
+def check_embeddings(embeddings: bool, parquet_file: str | None) -> None:
+    """Check that embeddings, which only a parquet file can hold, are written to one.
+
+    Raises:
+        UserError: No parquet file is given.
+    """
+    if embeddings and parquet_file is None:
+        raise UserError(
+            "embeddings: they are lists of numbers, which only a parquet file holds. Give --parquet FILE, or in Python "
+            "as_dataset=True."
+        )
 
 
 def check_files(csv_file: str | None, parquet_file: str | None, inputs: Sequence[str]) -> None:
@@ -260,8 +425,9 @@ def prediction_files(
     """Give a function that adds a row to the files. They are written under temporary names and renamed at the end.
 
     Args:
-        csv_file: CSV with a header, in UTF-8; an unknown label is empty. None to write none.
-        parquet_file: The same columns as parquet: texts, and probabilities as float64. None to write none.
+        csv_file: CSV with a header, in UTF-8, without embeddings; an unknown label is empty. None to write none.
+        parquet_file: The same columns as parquet: texts, probabilities as float64, and the embedding as a list of float16. None to
+            write none.
         columns: Names of the columns, those of `Predictor.columns`.
     """
     with contextlib.ExitStack() as stack:
@@ -283,6 +449,7 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[
     # A file name that is not valid UTF-8 keeps its bytes.
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
+        columns = [column for column in columns if column != EMBEDDING]
         writer.writerow(columns)
         yield lambda row: writer.writerow([row[column] for column in columns])
 
@@ -292,8 +459,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapp
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    texts = _FIRST_COLUMNS[:3]
-    schema = pyarrow.schema([(name, pyarrow.string() if name in texts else pyarrow.float64()) for name in columns])
+    kinds = dict.fromkeys(_FIRST_COLUMNS[:3], pyarrow.string()) | {EMBEDDING: pyarrow.list_(pyarrow.float16())}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
     rows: list[dict[str, Any]] = []
 
     def flush() -> None:

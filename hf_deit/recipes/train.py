@@ -31,6 +31,7 @@ def train(
     prepare: Callable[[DistillationTrainer], None] | None = None,
     concurrent_trainings: int = 1,
     teacher: Teacher | None = None,
+    finish: Callable[[Recipe], Any] | None = None,
 ) -> dict[str, Any] | None:
     """Train a student and save it, its image processor, the recipe and the results in `output_dir`.
 
@@ -39,6 +40,7 @@ def train(
         prepare: Function that is called with the trainer before its first step, to add callbacks.
         concurrent_trainings: Number of trainings that share the memory of this machine, this one included.
         teacher: Teacher of the recipe, if it is already loaded.
+        finish: Function that is called in the first process when model, results and card are saved, and before they are published.
 
     Returns:
         The validation metrics of the saved weights; `split`, the split of the validation images; and `broken_images`, the
@@ -71,6 +73,8 @@ def train(
     unlabelled = data.unlabelled_counts(trainer.train_dataset)
     if trainer.is_world_process_zero():
         _write_results(trainer, recipe, metrics | trained.metrics, unlabelled)
+        if finish is not None:
+            finish(recipe)
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     return metrics if trainer.is_world_process_zero() else None

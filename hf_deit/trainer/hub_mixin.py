@@ -15,6 +15,7 @@ from transformers.utils import PushInProgress
 from ..errors import Problems, PublishError, UserError
 from ..files import write_json
 from ..hub.facts import LOG_FILE, RESULTS_FILE, CardMetadata, RunSummary, with_files
+from ..hub.inspection_files import private_files
 from ..hub.model_card import write_card
 from ..hub.publishing import explain_failures, published_files
 from .checks import publishing_problems
@@ -151,6 +152,8 @@ class HubMixin:
                 raise
             logger.warning("Nothing was pushed; training continues: %s", error)
             return None
+        if kept := private_files(folder):
+            logger.info("Not uploaded, because they hold photographs of your data or name them: %s.", ", ".join(kept))
         with explain_failures(self.hub_model_id, folder):
             upload = HfApi().create_commit(
                 self.hub_model_id,

@@ -303,7 +303,7 @@ def test_an_interrupted_run_exits_with_130_and_names_what_continues_it(tmp_path,
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_is_not_told_to_resume(tmp_path, monkeypatch, capsys, data):
-    def interrupted(recipe, prepare):
+    def interrupted(recipe, prepare, finish):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_deit.recipes.train.train", interrupted)
@@ -335,7 +335,7 @@ def test_the_overview_names_only_fields_that_differ_from_their_defaults(tmp_path
 
 
 def test_an_error_of_the_program_has_a_traceback_and_an_exit_code_of_its_own(tmp_path, monkeypatch, capsys, data):
-    def faulty(recipe, prepare):
+    def faulty(recipe, prepare, finish):
         raise RuntimeError("a fault")
 
     monkeypatch.setattr("hf_deit.recipes.train.train", faulty)
@@ -344,7 +344,7 @@ def test_an_error_of_the_program_has_a_traceback_and_an_exit_code_of_its_own(tmp
 
 
 def test_only_the_main_process_prints_a_table(tmp_path, monkeypatch, capsys, data):
-    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare: None)
+    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, finish: None)
     assert train(data, tmp_path, *STUDENT) == 0
     assert capsys.readouterr().out == ""
 

@@ -43,7 +43,9 @@ def test_csv_parquet_and_json_hold_the_same_rows(tmp_path, capsys):
     assert hf_deit("predict", "model", "photos", "--split", "val", "--csv", tmp_path / "a.csv", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert hf_deit("predict", "model", "photos/validation", "--parquet", tmp_path / "a.parquet") == 0
-    columns = ["file", "label", "prediction", "score", "p_bee", "p_cat", "p_dog"]
+    own = ["p_bee", "p_cat", "p_dog"]
+    heads = [f"{head}_{name}" for head in ("cls", "distillation") for name in own]
+    columns = ["file", "label", "prediction", "score", *own, *heads]
     written, table = read_csv(tmp_path / "a.csv"), pyarrow.parquet.read_table(tmp_path / "a.parquet")
     assert list(written[0]) == table.column_names == columns and len(written) == len(printed) == 15
     for ours, text, row in zip(table.to_pylist(), written, printed, strict=True):
@@ -143,4 +145,6 @@ def test_classes_of_one_name_have_a_column_each(tmp_path):
     names = ("bee", "cat", "bee", "cat_1")
     tiny.student(names=names).save_pretrained(tmp_path)
     DeiTImageProcessor.for_image_size(tiny.SIZE).save_pretrained(tmp_path)
-    assert Predictor(str(tmp_path)).columns[4:] == ["p_bee_0", "p_cat", "p_bee_2", "p_cat_1"]
+    columns = Predictor(str(tmp_path)).columns
+    assert columns[4:8] == ["p_bee_0", "p_cat", "p_bee_2", "p_cat_1"]
+    assert columns[8:12] == ["cls_p_bee_0", "cls_p_cat", "cls_p_bee_2", "cls_p_cat_1"]

@@ -33,7 +33,7 @@ TEACHER_LABELS = ("dog", "ant", "bee", "cat")
 FACTORY = "tests.helpers.tiny:conv_network"
 
 
-QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
+QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--report", "false")
 
 
 SHAPE = ("--hidden_size", 32, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--patch_size", 8)

@@ -53,7 +53,7 @@ def run(tmp_path_factory):
         write_images(home / "insects" / split, {name: count[column] for name, count in COUNTS.items()})
     shape = ("--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--patch_size", "8")
     steps = ("--max_steps", "2", "--per_device_train_batch_size", "4", "--image_size", "16", "--hub_token", TOKEN)
-    quiet = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no")
+    quiet = ("--use_cpu", "--report", "false", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no")
     teacher = ("--teacher", "tests.helpers.tiny:conv_network", "--teacher_labels", "ant", "bee", "cat", "dog")
     mean = ("--teacher_image_mean", *"000", "--teacher_image_std", *"111", "--distillation_type", "soft")
     out = home / "student"

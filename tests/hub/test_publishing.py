@@ -392,7 +392,17 @@ def test_a_run_of_the_command_line_is_pushed_with_its_results(hub, tmp_path, mon
         Image.fromarray(pixels).save(path)
     shape = ("--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "2", "--patch_size", "8")
     steps = ("--max_steps", "1", "--per_device_train_batch_size", "4", "--image_size", "16", "--save_strategy", "no")
-    quiet = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--distillation_type", "none")
+    quiet = (
+        "--use_cpu",
+        "--report",
+        "false",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+        "--distillation_type",
+        "none",
+    )
     places = ("--data", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "out"))
     hubs = ("--push_to_hub", "--hub_model_id", "me/insects", "--hub_token", TOKEN)
     assert main(["train", *places, *shape, *steps, *quiet, *hubs]) == 0

@@ -1,0 +1,1 @@
+"""Tests of the tables, figures and reports of hf_deit.inspection."""

@@ -433,7 +433,14 @@ def test_a_cache_and_a_training_by_auto_agree_and_python_does_the_same(data, tmp
     for name, source in (("cached", ("--teacher_cache", tmp_path / "cache")), ("live", ("--teacher", FACTORY))):
         assert hf_deit("train", *words, *source, "--output_dir", tmp_path / name) == 0
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 16}
-    fields |= {"view_size": 16, "max_steps": 2, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none"}
+    fields |= {
+        "view_size": 16,
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "use_cpu": True,
+        "report_to": "none",
+        "report": False,
+    }
     fields |= {"distillation_type": "soft", "num_views": 1, "disable_tqdm": True}
     fields |= {"teacher": FACTORY, "teacher_labels": list(TEACHER_LABELS)}
     package.train(data, output_dir=tmp_path / "python", recipe="auto", **fields)
@@ -450,7 +457,7 @@ def test_a_file_called_auto_is_a_recipe_in_python(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("auto").write_text("learning_rate: 0.25\ndistillation_type: none\n")
     seen = []
-    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher: seen.append(recipe))
+    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher, finish: seen.append(recipe))
     package.train(data, output_dir="out", recipe="auto")
     assert seen[0].training.learning_rate == 0.25 and seen[0].proposal is None
 
@@ -515,7 +522,13 @@ def test_the_line_is_logged_by_the_first_process_only_and_not_for_a_resumed_run(
 
 def test_python_says_it_too_unless_a_recipe_is_given(data, tmp_path, caplog):
     fields = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 112, "use_cpu": True}
-    fields |= {"max_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", "disable_tqdm": True}
+    fields |= {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "report_to": "none",
+        "report": False,
+        "disable_tqdm": True,
+    }
     package.train(data, output_dir=tmp_path / "fields", recipe=fields, eval_strategy="no")
     assert lines_about_defaults(caplog) == []
     package.train(data, output_dir=tmp_path / "none", eval_strategy="no", **fields)

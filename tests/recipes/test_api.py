@@ -27,6 +27,7 @@ FIELDS = {
     "per_device_train_batch_size": 8,
     "mixup_alpha": 0.8,
     "use_cpu": True,
+    "report": False,
     "report_to": "none",
     "disable_tqdm": True,
     "teacher_labels": list(TEACHER_LABELS),
@@ -83,7 +84,7 @@ def test_a_teacher_can_be_an_object(room, result):
 
 def test_a_recipe_is_a_name_a_file_or_fields_and_keyword_fields_override_it(room, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher: seen.append(recipe))
+    monkeypatch.setattr("hf_deit.recipes.train.train", lambda recipe, prepare, teacher, finish: seen.append(recipe))
     (tmp_path / "own.yaml").write_text("base: clothing10_64\nlearning_rate: 1e-3\n")
     for recipe in ("clothing10_64", tmp_path / "own.yaml", {"learning_rate": 2e-3}):
         hf_deit.train(room / "data", output_dir=tmp_path / "out", recipe=recipe, seed=7, distillation_type="none")
@@ -186,7 +187,7 @@ def test_a_card_rendered_in_python_equals_that_of_the_command(room, result):
 
 # Options that only one side has: where the command prints, and what fields a function of Python has by **fields.
 ONLY_COMMAND = {"evaluate": {"json"}, "predict": {"csv", "parquet", "json"}, "cache-teacher": {"config"}}
-ONLY_PYTHON = {"predict": {"broken_images"}, "cache-teacher": {"data", "teacher"}}
+ONLY_PYTHON = {"predict": {"broken_images", "as_dataset"}, "cache-teacher": {"data", "teacher"}}
 FUNCTIONS = {
     "train-teacher": hf_deit.train_teacher,
     "evaluate": hf_deit.evaluate,

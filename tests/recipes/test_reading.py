@@ -79,6 +79,7 @@ VALUES = {
     "teacher_cache": "cache",
     "verify_teacher_cache": 100,
     "resume": True,
+    "report": False,
     "extend": True,
     # fields of DistillationTrainingArguments, and inherited fields whose defaults it changes
     "distillation_type": "soft",
@@ -393,7 +394,9 @@ def test_tokens_are_left_out_of_the_plain_fields():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {**as_yaml(VALUES), "resume": False, "extend": False}], ids=["defaults", "every field"]
+    "fields",
+    [{}, {**as_yaml(VALUES), "resume": False, "extend": False, "report": True}],
+    ids=["defaults", "every field"],
 )
 def test_a_saved_recipe_is_a_recipe_of_the_same_run(tmp_path, fields):
     first = load_recipe(written(tmp_path / "first.yaml", fields), [])
@@ -402,7 +405,7 @@ def test_a_saved_recipe_is_a_recipe_of_the_same_run(tmp_path, fields):
     assert (again.model, again.data, again.teacher) == (first.model, first.data, first.teacher)
     assert again.training.to_dict() == first.training.to_dict()
     if fields:
-        assert given(again) == {**VALUES, "resume": False, "extend": False}
+        assert given(again) == {**VALUES, "resume": False, "extend": False, "report": True}
 
 
 def test_there_are_recipes_in_the_package():

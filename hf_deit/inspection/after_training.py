@@ -1,0 +1,60 @@
+"""The report that a training makes of its own model, when the model is saved."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+from ..recipes.arguments import Recipe
+
+logger = logging.getLogger(__name__)
+
+REPORT_FOLDER = "report"
+# Seconds for the predictions; writing the page takes a few more.
+_SECONDS = 100.0
+
+
+def report_after_training(recipe: Recipe) -> Path | None:
+    """Write a report about the model that a recipe trained, into `output_dir`/report, if the recipe does not turn it off.
+
+    Nothing that happens here fails the training: the model is saved, and a failure is logged.
+
+    Args:
+        recipe: Recipe of the run, whose model, results and card are saved.
+
+    Returns:
+        The report; None if there is none.
+    """
+    if not recipe.run.report:
+        return None
+    if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "sklearn")):
+        logger.info("No report about the model was written: it needs pip install 'hf_deit[report]'.")
+        return None
+    out = Path(recipe.training.output_dir) / REPORT_FOLDER
+    try:
+        from .report import ReportArguments, make_report
+
+        written = make_report(
+            ReportArguments(
+                model=recipe.training.output_dir,
+                data=recipe.data.data,
+                out=str(out),
+                teacher=recipe.teacher.teacher,
+                batch_size=max(recipe.training.per_device_eval_batch_size, 1),
+                seconds=_SECONDS,
+            )
+        )
+        logger.info("A report about the model is in %s. It holds photographs, and is never uploaded.", written.report)
+        return written.report
+    except KeyboardInterrupt:
+        logger.warning("The report about the model was interrupted. The model is saved in %s.", out.parent)
+    except Exception as error:  # a report is a gift: whatever fails, the training has succeeded
+        logger.debug("Traceback of the error:", exc_info=True)
+        logger.warning(
+            "No report about the model was written (%s: %s). The model is saved in %s. Try again: hf-deit report %s --data %s --out DIR.",
+            type(error).__name__,
+            error,
+            out.parent,
+            out.parent,
+            recipe.data.data,
+        )
+    return None

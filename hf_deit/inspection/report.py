@@ -1,0 +1,523 @@
+"""The report of a model: one self-contained HTML file, with the table of predictions and lists of suspects and duplicates beside it.
+
+sections.py writes the sections, and report.html.jinja the page. The command `hf-deit report`, `hf_deit.report`, and every training make one.
+"""
+
+import csv
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from ..data.layouts import Selection
+from ..data.loading import KEEP
+from ..data.sources import Source, without_unreadable
+from ..data.tables import Columns
+from ..data.unlabelled import load_unlabelled
+from ..errors import DataError, PublishError, RecipeError, UserError
+from ..files import check_folder, staged_files
+from ..hub.facts import LOG_FILE, RunSummary, last_part, read_facts
+from ..hub.inspection_files import CONFUSION_PICTURE, INSPECTION_FILE, PRIVATE_FILES, RELIABILITY_PICTURE
+from ..hub.model_card import render_again_if_ours
+from ..models.label_names import unique_names
+from ..models.weights_digest import weights_digest
+from ..recipes.evaluate import evaluation_images
+from ..recipes.predict import Prediction, Predictor, prediction_files
+from ..recipes.prediction_teacher import PredictionTeacher
+from . import figures
+from .calibration import Calibration, calibrate, calibration_content, write_calibration
+from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
+from .measures import best_thresholds, class_rows, confused_order, confusions, headline
+from .mislabelled import Suspect, csv_rows, file_key, read_out_of_fold, suspects
+from .sections import MOST_CLASSES, Findings, build_sections, counted, number
+from .style import as_png, css_variables, drawn
+from .table import PREDICTION, ImageTable, evenly, predict_source
+from .thumbnails import Thumbnails
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE, TABLE_FILE, SUSPECTS_FILE, PAIRS_FILE = PRIVATE_FILES
+MARKER = "hf_deit report"
+# Bytes of all photographs together; the file stays below 5 MB.
+_PHOTO_BYTES = 3_000_000
+TRAIN_IMAGES = 20_000  # training images that are looked at by default
+_PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+@dataclass
+class ReportFiles:
+    """What a report wrote.
+
+    Args:
+        report: The HTML file.
+        files: All files in its folder, by what they are.
+        beside_the_model: Files that were written into the folder of the model.
+        headline: The main figures, see `measures.headline`; empty without labels.
+        suspects: Number of probably mislabelled images.
+        pairs: Number of near-duplicates, or None.
+    """
+
+    report: Path
+    files: list[Path]
+    beside_the_model: list[Path] = field(default_factory=list)
+    headline: dict[str, Any] = field(default_factory=dict)
+    suspects: int = 0
+    pairs: int | None = None
+
+
+def missing_packages() -> list[str]:
+    """Return the packages of the extra `report` that are not installed."""
+    return [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+
+
+def require_packages() -> None:
+    """Check that the extra `report` is installed.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    missing = missing_packages()
+    if missing:
+        raise UserError(f"A report needs {' and '.join(missing)}: pip install 'hf_deit[report]'")
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """What a report is made of.
+
+    Args:
+        model: Folder or Hub name of the model.
+        data: Data as for `evaluate`.
+        out: Folder of the report, which may hold an earlier report.
+        teacher: Folder, Hub name or factory of a teacher; None for no teacher.
+        teacher_view_size: As for `evaluate`.
+        teacher_problem_type: As for `evaluate`.
+        split: Split to look at, as for `evaluate`.
+        columns: Columns of a table, as for `evaluate`.
+        selection: Configuration and names of splits, as for `evaluate`.
+        class_names: File of class names, as for `evaluate`.
+        unlabelled: Whether no image of `data` has a label.
+        out_of_fold: Table of predictions of models that were not trained on the images, for the list of suspects.
+        train_images: Largest number of training images to look at; 0 leaves them out.
+        batch_size: Number of images at a time.
+        seconds: Time for the predictions and the comparison of images; what is not reached is left out and named. None: no limit.
+        title: Title of the report. Default: the name of the model.
+    """
+
+    model: str
+    data: str
+    out: str
+    teacher: str | None = None
+    teacher_view_size: int | None = None
+    teacher_problem_type: str | None = None
+    split: str | None = None
+    columns: Columns | None = None
+    selection: Selection | None = None
+    class_names: str | None = None
+    unlabelled: bool = False
+    out_of_fold: str | None = None
+    train_images: int = TRAIN_IMAGES
+    batch_size: int = 64
+    seconds: float | None = None
+    title: str | None = None
+
+
+def check_arguments(arguments: ReportArguments) -> None:
+    """Check what can be checked before the model is loaded.
+
+    Raises:
+        UserError: A package is missing, a value is invalid, or the folder of the report holds a file of this name that is no report.
+    """
+    require_packages()
+    if arguments.train_images < 0:
+        raise RecipeError(f"train_images={arguments.train_images}: give a number of images, at least 0.")
+    if arguments.batch_size < 1:
+        raise RecipeError(f"batch_size={arguments.batch_size}: it must be at least 1.")
+    if arguments.teacher is None:
+        for name in ("teacher_view_size", "teacher_problem_type"):
+            value = getattr(arguments, name)
+            if value is not None:
+                raise RecipeError(f"{name}={value!r} without a teacher: give a teacher, or leave it out.")
+    if arguments.unlabelled and (arguments.out_of_fold or arguments.class_names or arguments.split):
+        raise RecipeError(
+            "unlabelled=True with out_of_fold, class_names or split: these are for labelled data. Leave them out, or leave out unlabelled."
+        )
+    check_folder(arguments.out)
+    report = Path(arguments.out) / REPORT_FILE
+    if report.exists() and MARKER not in _head(report):
+        raise UserError(f"{report} exists, and hf_deit did not make it: give another folder (--out).")
+
+
+def _head(file: Path) -> str:
+    with open(file, encoding="utf-8", errors="replace") as content:
+        return content.read(2000)
+
+
+def make_report(arguments: ReportArguments, show: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> ReportFiles:
+    """Look at a model, and write what is found.
+
+    Besides the files in `out`, calibration.json, the figures of the model card and the facts for it are written into the folder of
+    the model, if it is a folder and the images were not its training images. The card is rendered again if it is one of this package.
+
+    Args:
+        arguments: What the report is made of.
+        show: Function that shows the progress of an iterable.
+
+    Raises:
+        UserError: An argument is invalid, or the model, the data or the teacher cannot be loaded, or they do not match.
+    """
+    check_arguments(arguments)
+    started = time.monotonic()
+    maker = _Maker(arguments, show, None if arguments.seconds is None else started + arguments.seconds)
+    with staged_files(Path(arguments.out)) as staging:
+        written = maker.write(staging)
+    written.report = Path(arguments.out) / REPORT_FILE
+    written.files = [Path(arguments.out) / file.name for file in written.files]
+    written.beside_the_model = maker.write_beside_the_model()
+    return written
+
+
+class _Maker:
+    """Makes one report. `deadline` is the time at which predictions stop, or None."""
+
+    def __init__(self, arguments: ReportArguments, show: Callable, deadline: float | None):
+        self.arguments, self.show, self.deadline = arguments, show, deadline
+        self.notes: list[str] = []
+        teacher = None
+        if arguments.teacher is not None:
+            teacher = PredictionTeacher(
+                arguments.model, arguments.teacher, arguments.teacher_view_size, arguments.teacher_problem_type
+            )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.predictor = Predictor(arguments.model, teacher=teacher, embeddings=True, device=device)
+        except UserError:
+            self.predictor = Predictor(arguments.model, teacher=teacher, device=device)
+            self.notes.append("The embeddings of this kind of model are not known, so there is no map of the images.")
+        self.source = self._source()
+        # A file of class names may have renamed the classes of the model.
+        config = self.predictor.model.config
+        self.predictor.class_names = [str(config.id2label[index]) for index in range(config.num_labels)]
+        self.names = unique_names(self.predictor.class_names)
+
+    def _seconds(self, share: float = 1.0) -> float | None:
+        return None if self.deadline is None else max(share * (self.deadline - time.monotonic()), 1.0)
+
+    # ---- images ----
+
+    def _source(self) -> Source:
+        arguments = self.arguments
+        if arguments.unlabelled:
+            image_column = None if arguments.columns is None else arguments.columns.image
+            return without_unreadable(load_unlabelled(arguments.data, image_column))
+        try:
+            return self._images(arguments.split)
+        except (DataError, RecipeError) as error:
+            raise type(error)(
+                f"{error} If no image of {arguments.data} has a label, give --unlabelled (in Python unlabelled=True)."
+            ) from error
+
+    def _images(self, split: str | None) -> Source:
+        arguments = self.arguments
+        found = evaluation_images(
+            self.predictor.model,
+            arguments.model,
+            arguments.data,
+            columns=arguments.columns,
+            split=split,
+            selection=arguments.selection,
+            class_names=arguments.class_names,
+            unlabelled_rows=KEEP,
+        )
+        unreadable = sum(found.broken_images.values())
+        if unreadable:
+            self.notes.append(
+                f"{counted(unreadable)} of the split “{found.source.split_name}” cannot be read and are left out."
+            )
+        return found.source
+
+    def _training_source(self) -> Source | None:
+        """Return the training images, if the data have some beside the images of the report."""
+        if self.arguments.unlabelled or not self.arguments.train_images or self.source.split_name in ("train", "all"):
+            return None
+        try:
+            source = self._images("train")
+        except UserError as error:
+            self.notes.append(f"The training images were not looked at: {error}")
+            return None
+        return source if source.split_name == "train" else None
+
+    # ---- what is found ----
+
+    def write(self, folder: Path) -> ReportFiles:
+        """Write the files of the report into a folder."""
+        self.table = self._predicted(folder / TABLE_FILE)
+        labelled = self.table.rows(np.flatnonzero(self.table.labelled))
+        self.labelled = labelled
+        self.calibration: dict[str, Calibration] = calibrate(labelled) if len(labelled) else {}
+        self.facts = self._facts()
+        tables, found = self._suspects()
+        pairs, compared = self._pairs(tables)
+        self._add_general_notes()
+        findings = Findings(
+            table=self.table,
+            labelled=labelled,
+            calibration=self.calibration,
+            suspects=found,
+            tables=tables,
+            pairs=pairs,
+            compared=compared,
+            facts=self.facts,
+            log=self._log(),
+            notes=self.notes,
+            out_of_fold=self.arguments.out_of_fold is not None,
+        )
+        (folder / REPORT_FILE).write_text(self._page(findings), encoding="utf-8", errors="replace")
+        files = [folder / REPORT_FILE, folder / TABLE_FILE]
+        ranked = sorted((one for ones in found.values() for one in ones), key=lambda one: one.score)
+        if not self.table.multi_label and len(labelled):
+            files.append(_write_csv(folder / SUSPECTS_FILE, csv_rows(ranked, self.names)))
+        if pairs is not None:
+            files.append(_write_csv(folder / PAIRS_FILE, _pair_rows(pairs, *compared[1:])))
+        content = self._calibration_content()
+        if content is not None:
+            files.append(write_calibration(folder, content))
+        figures_of_head = headline(labelled) if len(labelled) else {}
+        return ReportFiles(
+            folder / REPORT_FILE,
+            files,
+            headline=figures_of_head,
+            suspects=len(ranked),
+            pairs=None if pairs is None else len(pairs),
+        )
+
+    def _predicted(self, file: Path) -> ImageTable:
+        with prediction_files(None, str(file), self.predictor.columns) as add:
+
+            def add_row(prediction: Prediction) -> None:
+                add(self.predictor.row(prediction))
+
+            table = predict_source(
+                self.predictor,
+                self.source,
+                self.names,
+                batch_size=self.arguments.batch_size,
+                seconds=self._seconds(0.5),
+                add_row=add_row,
+                show=self.show,
+            )
+        if not len(table):
+            reasons = "; ".join(str(failure) for failure in table.failures[:3])
+            raise DataError(f"No image of {self.source.name} could be predicted. {reasons}")
+        return table
+
+    def _suspects(self) -> tuple[dict[str, ImageTable], dict[str, Sequence[Suspect]]]:
+        tables = {self.table.split: self.table}
+        if self.table.multi_label:
+            self.notes.append(
+                "Wrong labels are not looked for in multi-label data; the most confident mistakes show some of them."
+            )
+            return tables, {}
+        held_out = None
+        if self.arguments.out_of_fold is not None:
+            columns = self.predictor.columns[4 : 4 + len(self.names)]
+            held_out = read_out_of_fold(self.arguments.out_of_fold, columns)
+        source = self._training_source()
+        if source is not None:
+            table = predict_source(
+                self.predictor,
+                source,
+                self.names,
+                batch_size=self.arguments.batch_size,
+                most_images=self.arguments.train_images,
+                seconds=self._seconds(0.6),
+                show=self.show,
+            )
+            if len(table) + len(table.failures) < len(source):
+                self.notes.append(f"{number(len(table))} of {counted(len(source), 'training image')} were looked at.")
+            if len(table):
+                tables[table.split] = table
+        if held_out is not None:
+            self._check_out_of_fold(held_out, tables)
+        found = {split: suspects(table, held_out) for split, table in tables.items() if table.labelled.any()}
+        return tables, found
+
+    def _check_out_of_fold(self, held_out: dict[str, np.ndarray], tables: dict[str, ImageTable]) -> None:
+        known = sum(file_key(file) in held_out for table in tables.values() for file in table.files)
+        if not known:
+            raise DataError(
+                f"out_of_fold={self.arguments.out_of_fold!r}: none of its {len(held_out)} files is one of the images that are looked at. "
+                "Make the table in the same folder, or with the same paths."
+            )
+        self.notes.append(f"Predictions of models that were not trained on the image are known for {counted(known)}.")
+
+    def _pairs(self, tables: dict[str, ImageTable]) -> tuple[list[Pair] | None, tuple[list[Any], list[str], list[str]]]:
+        rows = [
+            (item, file, split)
+            for split, table in tables.items()
+            for item, file in zip(table.items, table.files, strict=True)
+        ]
+        if len(rows) > MOST_IMAGES:
+            rows = [rows[index] for index in evenly(len(rows), MOST_IMAGES)]
+            self.notes.append(f"Near-duplicates were looked for among {number(MOST_IMAGES)} of the images.")
+        items, files, splits = (list(column) for column in zip(*rows, strict=True))
+        left = self._seconds()
+        # Reading an image takes about 3 ms on one core.
+        if left is not None and 0.003 * len(items) > left:
+            self.notes.append(
+                "Near-duplicates were not looked for: the time for this report is limited. hf-deit report has no limit."
+            )
+            return None, (items, files, splits)
+        return find_pairs(grey_images(items)), (items, files, splits)
+
+    def _facts(self) -> RunSummary:
+        folder = Path(self.arguments.model)
+        if folder.is_dir():
+            try:
+                return read_facts(folder)
+            except PublishError as error:
+                self.notes.append(f"The facts of the run could not be read: {error}")
+        return RunSummary(self.predictor.model.config.to_dict())
+
+    def _log(self) -> list[dict[str, Any]] | None:
+        file = Path(self.arguments.model) / LOG_FILE
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else None
+
+    def _add_general_notes(self) -> None:
+        if self.facts.run.get("validation_images") is not None and self.table.split != "train":
+            self.notes.append(
+                "These images may have been used to choose settings of the training. A test set that was never looked at gives an "
+                "honest figure."
+            )
+        if self.table.split == "train":
+            self.notes.append(
+                "These are training images, if the model was trained on these data: new images will be answered less well."
+            )
+        self.notes += [
+            "This is one model of one training with one seed; another seed gives somewhat other figures.",
+            "How the model does on images of other cameras, places or groups of people was not measured.",
+            "What it answers for images that show none of its classes was not measured.",
+        ]
+        if not any(name != PREDICTION for name in self.table.heads):
+            self.notes.append("The model has one head, so there is no second opinion of a distillation head.")
+
+    # ---- files ----
+
+    def _page(self, findings: Findings) -> str:
+        from importlib.metadata import PackageNotFoundError, version
+
+        import sklearn
+
+        try:
+            own_version = version("hf_deit")
+        except PackageNotFoundError:  # used from a checkout
+            own_version = ""
+        thumbnails = Thumbnails(_PHOTO_BYTES)
+        sections = list(build_sections(findings, thumbnails))
+        if thumbnails.left_out:
+            sections[-1].blocks[-1]["texts"].append(
+                f"{counted(thumbnails.left_out, 'photograph')} are left out of this page to keep the file small."
+            )
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+            undefined=jinja2.StrictUndefined,
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        name = self.arguments.title or Path(self.arguments.model).resolve().name
+        where = Path(self.arguments.data).name or self.arguments.data
+        return environment.get_template(_TEMPLATE.name).render(
+            title=name,
+            subtitle=f"An image classifier for {counted(len(self.names), 'class', 'classes')}, looked at on {where}",
+            marker=MARKER,
+            light=css_variables(dark=False),
+            dark=css_variables(dark=True),
+            sections=sections,
+            version=own_version,
+            sklearn=sklearn.__version__,
+        )
+
+    def _calibration_content(self) -> dict[str, Any] | None:
+        if not self.calibration:
+            return None
+        thresholds = best_thresholds(self.labelled) if self.table.multi_label else None
+        return calibration_content(
+            self.calibration,
+            self.labelled,
+            data=last_part(self.arguments.data),
+            weights=weights_digest(self.arguments.model),
+            thresholds=thresholds,
+        )
+
+    def write_beside_the_model(self) -> list[Path]:
+        """Write calibration.json and what the model card shows into the folder of the model; nothing for training images."""
+        folder = Path(self.arguments.model)
+        if not folder.is_dir() or not len(self.labelled) or self.table.split == "train":
+            return []
+        content = self._calibration_content()
+        with staged_files(folder) as staging:
+            if content is not None:
+                write_calibration(staging, content)
+            figure = drawn(figures.reliability_diagrams, self.calibration)
+            (staging / RELIABILITY_PICTURE).write_bytes(as_png(figure))
+            if not self.table.multi_label:
+                matrix = confusions(self.labelled)
+                order = confused_order(matrix, MOST_CLASSES)
+                picture = drawn(
+                    figures.confusion_picture, matrix[np.ix_(order, order)], [self.names[index] for index in order]
+                )
+                (staging / CONFUSION_PICTURE).write_bytes(as_png(picture))
+            (staging / INSPECTION_FILE).write_text(json.dumps(self._inspection(), indent=2) + "\n", encoding="utf-8")
+            written = [folder / path.name for path in sorted(staging.iterdir())]
+        render_again_if_ours(folder)
+        return written
+
+    def _inspection(self) -> dict[str, Any]:
+        """Return the facts of this report that a card shows."""
+        rows = class_rows(self.labelled)
+        return {
+            "weights": weights_digest(self.arguments.model),
+            "data": last_part(self.arguments.data),
+            "split": self.table.split,
+            "images": len(self.labelled),
+            "per_class": {
+                row.name: {"precision": row.precision, "recall": row.recall, "f1": row.f1, "images": row.images}
+                for row in rows
+            },
+            "expected_calibration_error": {
+                name: {"before": one.before.error, "after": None if one.after is None else one.after.error}
+                for name, one in self.calibration.items()
+            },
+            "shown_classes": min(len(rows), MOST_CLASSES),
+        }
+
+
+def _write_csv(file: Path, rows: Sequence[Sequence[str]]) -> Path:
+    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as content:
+        csv.writer(content).writerows(rows)
+    return file
+
+
+def _pair_rows(pairs: Sequence[Pair], files: Sequence[str], splits: Sequence[str]) -> list[list[str]]:
+    head = ["similarity", "first", "first_split", "second", "second_split"]
+    return [
+        head,
+        *(
+            [repr(pair.similarity), files[pair.first], splits[pair.first], files[pair.second], splits[pair.second]]
+            for pair in pairs
+        ),
+    ]
