@@ -184,6 +184,7 @@ class Bars:
         self.bars = []
 
     def __call__(self, **options):
+        options["disable"] = bool(options["disable"])  # None shows a bar on a terminal
         self.bars.append(tqdm(**options, file=io.StringIO()))
         return self.bars[-1]
 

@@ -302,8 +302,7 @@ def test_a_cache_that_does_not_fit_the_run_is_refused_with_the_differing_field(t
         (tiny_views(), {"global_batch_size": 64}, {"global_batch_size": 42}),
         (tiny_views(), {"global_batch_size": 64, "repeats": 3}, {"global_batch_size": 42, "repeats": 1}),
     ],
-    ids=str,
-    ids=lambda value: "schedule" if isinstance(value, ViewSchedule) else None,
+    ids=lambda value: str(value) if isinstance(value, dict) else "cache",
 )
 def test_the_advice_of_a_cache_with_too_few_views_per_epoch_works(tmp_path, built, needed, advised):
     cache = build(tmp_path / "cache", views=built, epochs=1, validation=None)

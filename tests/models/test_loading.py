@@ -34,6 +34,7 @@ from hf_deit.recipes.build import build_student
 from hf_deit.recipes.data import view_size_of
 from hf_deit.recipes.reading import load_recipe
 given, out, kinds = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+sys.modules["attention_maps"] = importlib.import_module("hf_deit.models.attention_maps")  # a Space has a copy
 spec = importlib.util.spec_from_file_location("app", TEMPLATE / "app.py")
 app = importlib.util.module_from_spec(spec); spec.loader.exec_module(app)
 student = ModelArguments(model=given)
