@@ -32,6 +32,14 @@ STUDENTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_report_after_training(request, monkeypatch):
+    """Trainings of the tests end without a report, which takes a second; tests/inspection tests it."""
+    if "inspection" not in request.node.path.parts:
+        for module in ("after_training", "api"):
+            monkeypatch.setattr(f"hf_deit.inspection.{module}.report_after_training", lambda recipe: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_config():
     """Makes a configuration of 2 layers × 32 wide, ours or stock: `tiny_config(DeiTConfig, num_channels=1)`."""
