@@ -71,10 +71,11 @@ def differences(changed: Mapping[str, tuple[Any, Any]], one: str, other: str) ->
     return "\n".join(f"  {field}: {was} {one}, {now} {other}" for field, (was, now) in shown.items())
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+def file_digest(*paths: Path) -> str:
+    """Return the SHA-256 of a file, or of the contents of several files one after another."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
     return digest.hexdigest()

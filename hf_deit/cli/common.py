@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError
+from ..errors import RecipeError, UserError
 from ..recipes.metric_titles import METRIC_TITLES
 
 if TYPE_CHECKING:
@@ -81,6 +82,55 @@ def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
             settings |= {"type": kinds[0] if kinds else kind, "choices": entry.metadata.get("choices")}
             settings |= {"required": True} if required else {"default": entry.default}
         parser.add_argument(f"--{entry.name}", **settings)
+
+
+def add_teacher_details(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe the teacher of a command that looks at a saved model."""
+    parser.add_argument(
+        "--teacher_view_size",
+        type=int,
+        help="side of the view that the teacher sees, in pixels (default: the view_size that the model was trained with)",
+    )
+    parser.add_argument(
+        "--teacher_problem_type",
+        choices=("single_label_classification", "multi_label_classification"),
+        help="what the logits of the teacher were trained for (default: as the files of the teacher state)",
+    )
+
+
+def add_data_of_run(parser: argparse.ArgumentParser) -> None:
+    """Add the options of data whose defaults are those of the run that trained the model."""
+    trained = "(default: as in the training of the model)"
+    parser.add_argument("--image_column", help=f"image column of a table {trained}")
+    parser.add_argument("--label_column", nargs="+", help=f"label columns of a table, one or several {trained}")
+    parser.add_argument("--label_separator", help=f"text between the labels of a cell of a table {trained}")
+    for name, text in (
+        ("data_config", "configuration of a data set on the Hub"),
+        ("data_revision", "branch, tag or commit of a data set on the Hub"),
+        ("split_column", "column of a table that names the split of each row, or none"),
+        ("train_split", "name of the training split in the data"),
+        ("validation_split", "name of the validation split in the data, or none"),
+    ):
+        parser.add_argument(f"--{name}", help=f"{text} (default: as in the training of the model, if on the same data)")
+    parser.add_argument(
+        "--class_names",
+        metavar="FILE",
+        help="file that names the classes, as for train (default: that of the model's run)",
+    )
+
+
+def input_names(words: Sequence[str]) -> list[str]:
+    """Return the images that a command names; `-` stands for the names on standard input.
+
+    Raises:
+        UserError: There are no names on standard input.
+    """
+    from ..recipes.inputs import names_on
+
+    names = [name for word in words for name in (names_on(sys.stdin.buffer) if word == "-" else [word])]
+    if not names:
+        raise UserError("There are no names on standard input: give at least one image.")
+    return names
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..errors import UserError
-from .common import quick_imports
+from .common import input_names, quick_imports
 
 _DESCRIPTION = """\
 Show what the class token and the distillation token read.
@@ -93,15 +93,13 @@ def _explain_images(options: argparse.Namespace) -> None:
         from ..data.tables import Columns
         from ..inspection.explain import BATCH_SIZE, DEFAULT_METHODS, Explainer, check_batch_size
         from ..inspection.explain_files import check_out, map_files
-        from ..recipes.inputs import Failure, find_inputs, names_on
+        from ..recipes.inputs import Failure, find_inputs
         from ..recipes.predict import failed, shown
 
     target = check_out(options.out)
     batch_size = BATCH_SIZE if options.batch_size is None else options.batch_size
     check_batch_size(batch_size)
-    inputs = [name for given in options.images for name in (names_on(sys.stdin.buffer) if given == "-" else [given])]
-    if not inputs:
-        raise UserError("There are no names on standard input: give at least one image.")
+    inputs = input_names(options.images)
     explainer = Explainer(options.model, options.method or DEFAULT_METHODS, options.classes)
     found = find_inputs(inputs, explainer.class_names, options.split, Columns(options.image_column, ()))
     failures, count = [], 0
@@ -123,16 +121,16 @@ def _explain_images(options: argparse.Namespace) -> None:
 
 def _explain_layers(options: argparse.Namespace) -> None:
     with quick_imports():
-        from ..data.tables import Columns
         from ..inspection.explain_files import check_out, write_layers
         from ..inspection.token_layers import BATCH_SIZE, explain_layers
+        from ..recipes.data import columns_of
 
     target = check_out(options.out)
     layers = explain_layers(
         options.model,
         options.data,
         split=options.split,
-        columns=Columns(options.image_column, tuple(options.label_column or ()), options.label_separator),
+        columns=columns_of(options),
         batch_size=BATCH_SIZE if options.batch_size is None else options.batch_size,
         progress=not options.quiet,
     )

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..errors import UserError
+from .common import add_data_of_run, add_teacher_details
 
 
 def _add_report(commands: Any) -> None:
@@ -25,16 +25,7 @@ def _add_report(commands: Any) -> None:
     add(
         "--teacher", help="folder, Hub name or package.module:factory of a teacher, for a second opinion on every image"
     )
-    add(
-        "--teacher_view_size",
-        type=int,
-        help="side of the view that the teacher sees, in pixels (default: the view_size that the model was trained with)",
-    )
-    add(
-        "--teacher_problem_type",
-        choices=("single_label_classification", "multi_label_classification"),
-        help="what the logits of the teacher were trained for (default: as the files of the teacher state)",
-    )
+    add_teacher_details(report)
     add("--unlabelled", action="store_true", help="no image has a label: show only what needs none")
     add(
         "--out_of_fold",
@@ -47,36 +38,16 @@ def _add_report(commands: Any) -> None:
         default=20_000,
         help="largest number of training images that are searched for wrong labels and duplicates; 0 for none (default: %(default)s)",
     )
-    trained = "(default: as in the training of the model)"
-    add("--image_column", help=f"image column of a table {trained}")
-    add("--label_column", nargs="+", help=f"label columns of a table, one or several {trained}")
-    add("--label_separator", help=f"text between the labels of a cell of a table {trained}")
-    for name, text in (
-        ("data_config", "configuration of a data set on the Hub"),
-        ("data_revision", "branch, tag or commit of a data set on the Hub"),
-        ("split_column", "column of a table that names the split of each row, or none"),
-        ("train_split", "name of the training split in the data"),
-        ("validation_split", "name of the validation split in the data, or none"),
-    ):
-        add(f"--{name}", help=f"{text} (default: as in the training of the model, if on the same data)")
-    add(
-        "--class_names",
-        metavar="FILE",
-        help="file that names the classes, as for train (default: that of the model's run)",
-    )
+    add_data_of_run(report)
     add("--batch_size", type=int, default=64, help="images per batch (default: %(default)s)")
     add("--title", help="title of the report (default: the name of the model)")
 
 
 def _report(options: argparse.Namespace, fields: list[str]) -> None:
-    from ..recipes.data import columns_of, selection_of
-
-    try:
-        from ..inspection.report import ReportArguments, make_report
-    except ModuleNotFoundError as error:
-        raise UserError(f"A report needs {error.name}: pip install 'hf_deit[report]'") from error
     from tqdm import tqdm
 
+    from ..inspection.report import ReportArguments, make_report
+    from ..recipes.data import columns_of, selection_of
     from .console import messages
 
     names = ("model", "data", "out", "teacher", "teacher_view_size", "teacher_problem_type", "split", "class_names")
@@ -87,8 +58,8 @@ def _report(options: argparse.Namespace, fields: list[str]) -> None:
     hidden = True if options.quiet else None  # None: shown on a terminal only
     with messages(options.quiet):
         found = make_report(arguments, show=lambda rows: tqdm(rows, unit=" images", disable=hidden, leave=False))
-    print(f"Report: {found.report}")
-    others = [str(file) for file in found.files if file != found.report]
+    print(f"Report: {found.path}")
+    others = [str(file) for file in found.files if file != found.path]
     print(f"Beside it: {', '.join(file.rsplit('/', 1)[-1] for file in others)}")
     if found.beside_the_model:
         print(f"In {options.model}: {', '.join(file.name for file in found.beside_the_model)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import UserError
-from .common import quick_imports
+from .common import add_teacher_details, input_names, quick_imports
 
 _DESCRIPTION = """\
 Predict the classes of images. Give one or more of:
@@ -55,16 +55,7 @@ def _add_predict(commands: Any) -> None:
         "--teacher",
         help="folder, Hub name or package.module:factory of a teacher, whose probabilities are written beside those of the model",
     )
-    predict.add_argument(
-        "--teacher_view_size",
-        type=int,
-        help="side of the view that the teacher sees, in pixels (default: the view_size that the model was trained with)",
-    )
-    predict.add_argument(
-        "--teacher_problem_type",
-        choices=("single_label_classification", "multi_label_classification"),
-        help="what the logits of the teacher were trained for (default: as the files of the teacher state)",
-    )
+    add_teacher_details(predict)
     predict.add_argument(
         "--embeddings", action="store_true", help="write the class token of each image to the parquet file too"
     )
@@ -85,7 +76,7 @@ def _add_predict(commands: Any) -> None:
 def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     with quick_imports():
         from ..data.tables import Columns
-        from ..recipes.inputs import Failure, find_inputs, names_on
+        from ..recipes.inputs import Failure, find_inputs
         from ..recipes.predict import (
             EMBEDDING,
             UNKNOWN,
@@ -101,9 +92,7 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     check_top_k(options.top_k)
     check_threshold(options.threshold)
     check_embeddings(options.embeddings, options.parquet)
-    inputs = [name for given in options.images for name in (names_on(sys.stdin.buffer) if given == "-" else [given])]
-    if not inputs:
-        raise UserError("There are no names on standard input: give at least one image.")
+    inputs = input_names(options.images)
     check_files(options.csv, options.parquet, inputs)
     predictor = Predictor(
         options.model,

@@ -11,7 +11,9 @@ from typing import Any
 from ..errors import RecipeError, UserError
 from .common import (
     _add_recipe_options,
+    add_data_of_run,
     add_fields,
+    add_teacher_details,
     field_help,
     load_given,
     metric_rows,
@@ -122,35 +124,8 @@ def _add_evaluate(commands: Any) -> None:
         "there is no validation split)",
     )
     evaluate.add_argument("--teacher", help="folder, Hub name or package.module:factory of a teacher")
-    evaluate.add_argument(
-        "--teacher_view_size",
-        type=int,
-        help="side of the view that the teacher sees, in pixels (default: the view_size that the model was trained with)",
-    )
-    evaluate.add_argument(
-        "--teacher_problem_type",
-        choices=("single_label_classification", "multi_label_classification"),
-        help="what the logits of the teacher were trained for (default: as the files of the teacher state)",
-    )
-    trained = "(default: as in the training of the model)"
-    evaluate.add_argument("--image_column", help=f"image column of a table {trained}")
-    evaluate.add_argument("--label_column", nargs="+", help=f"label columns of a table, one or several {trained}")
-    evaluate.add_argument("--label_separator", help=f"text between the labels of a cell of a table {trained}")
-    for name, text in (
-        ("data_config", "configuration of a data set on the Hub"),
-        ("data_revision", "branch, tag or commit of a data set on the Hub"),
-        ("split_column", "column of a table that names the split of each row, or none"),
-        ("train_split", "name of the training split in the data"),
-        ("validation_split", "name of the validation split in the data, or none"),
-    ):
-        evaluate.add_argument(
-            f"--{name}", help=f"{text} (default: as in the training of the model, if on the same data)"
-        )
-    evaluate.add_argument(
-        "--class_names",
-        metavar="FILE",
-        help="file that names the classes, as for train (default: that of the model's run)",
-    )
+    add_teacher_details(evaluate)
+    add_data_of_run(evaluate)
     evaluate.add_argument("--batch_size", type=int, default=64, help="images per batch (default: %(default)s)")
     evaluate.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     evaluate.add_argument("--json", metavar="FILE", help="also write the result as JSON to this file")

@@ -256,7 +256,7 @@ def read_results(
 
 
 def _results_of(folder: str | Path, run: Run, runs: Sequence[Run]) -> list[Path]:
-    """Return the files of the results of a run. Runs that differ only in their unlabelled images are told apart by their names."""
+    """Return the files of the results of a run. Runs that differ only in their unlabelled images are distinguished by their content."""
     files = sorted(Path(folder).glob(f"{run.key}-*.json"))
     if all(other.unlabelled == run.unlabelled for other in runs if other.key == run.key):
         return files

@@ -1,6 +1,5 @@
 """The report that a training makes of its own model, when the model is saved."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
@@ -26,13 +25,13 @@ def report_after_training(recipe: Recipe) -> Path | None:
     """
     if not recipe.run.report:
         return None
-    if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "sklearn")):
-        logger.info("No report about the model was written: it needs pip install 'hf_deit[report]'.")
-        return None
     out = Path(recipe.training.output_dir) / REPORT_FOLDER
     try:
-        from .report import ReportArguments, make_report
+        from .report import ReportArguments, make_report, missing_packages
 
+        if missing_packages():
+            logger.info("No report about the model was written: it needs pip install 'hf_deit[report]'.")
+            return None
         written = make_report(
             ReportArguments(
                 model=recipe.training.output_dir,
@@ -43,8 +42,8 @@ def report_after_training(recipe: Recipe) -> Path | None:
                 seconds=_SECONDS,
             )
         )
-        logger.info("A report about the model is in %s. It holds photographs, and is never uploaded.", written.report)
-        return written.report
+        logger.info("A report about the model is in %s. It holds photographs, and is never uploaded.", written.path)
+        return written.path
     except KeyboardInterrupt:
         logger.warning("The report about the model was interrupted. The model is saved in %s.", out.parent)
     except Exception as error:  # a report is a gift: whatever fails, the training has succeeded

@@ -2,40 +2,17 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
 from ..recipes import api
-from ..recipes.api import StrPath, TrainingResult
+from ..recipes.api import StrPath, TrainingResult, given_columns
 from .after_training import report_after_training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..distillation.teacher import Teacher
-
-
-@dataclass
-class ReportResult:
-    """What a report wrote and found.
-
-    Args:
-        path: The HTML file. It contains photographs of the data.
-        files: All files in its folder.
-        beside_the_model: Files that were written into the folder of the model: calibration.json, and what its card shows.
-        headline: The main figures, such as `accuracy` and its `interval`; empty without labels.
-        suspects: Number of images whose label is probably wrong.
-        duplicates: Number of pairs of near-duplicates; None if they were not looked for.
-    """
-
-    path: Path
-    files: list[Path]
-    beside_the_model: list[Path] = field(default_factory=list)
-    headline: dict[str, Any] = field(default_factory=dict)
-    suspects: int = 0
-    duplicates: int | None = None
+    from .report import ReportResult
 
 
 def train(
@@ -91,7 +68,7 @@ def report(
     class_names: StrPath | None = None,
     batch_size: int = 64,
     title: str | None = None,
-) -> ReportResult:
+) -> "ReportResult":
     """Look at a model and write a report, as `hf-deit report` does: one HTML file, which contains photographs of the data.
 
     Args:
@@ -125,18 +102,12 @@ def report(
             they do not match.
     """
     from ..data.layouts import Selection
-    from ..data.tables import Columns
-
-    try:
-        from .report import ReportArguments, make_report
-    except ModuleNotFoundError as error:
-        raise UserError(f"A report needs {error.name}: pip install 'hf_deit[report]'") from error
+    from .report import ReportArguments, make_report
 
     def text(path: StrPath | None) -> str | None:
         return None if path is None else os.fspath(path)
 
-    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
-    written = make_report(
+    return make_report(
         ReportArguments(
             model=os.fspath(model),
             data=os.fspath(data),
@@ -145,7 +116,7 @@ def report(
             teacher_view_size=teacher_view_size,
             teacher_problem_type=teacher_problem_type,
             split=split,
-            columns=Columns(image_column, labels, label_separator),
+            columns=given_columns(image_column, label_column, label_separator),
             selection=Selection(data_config, data_revision, split_column, train_split, validation_split),
             class_names=text(class_names),
             unlabelled=unlabelled,
@@ -154,7 +125,4 @@ def report(
             batch_size=batch_size,
             title=title,
         )
-    )
-    return ReportResult(
-        written.report, written.files, written.beside_the_model, written.headline, written.suspects, written.pairs
     )

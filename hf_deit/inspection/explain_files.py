@@ -6,12 +6,12 @@ A folder is written completely or not at all.
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files import new_folder, staged_folder, write_json
+from ..trainer.environment import is_installed
 from .explain import Explanation
 from .token_layers import TokenLayers
 
@@ -24,7 +24,7 @@ def check_out(out: str) -> Path:
     Raises:
         UserError: matplotlib is not installed, or `out` is neither new nor an empty folder.
     """
-    if find_spec("matplotlib") is None:
+    if not is_installed("matplotlib"):
         raise UserError("hf-deit explain draws with matplotlib, which is not installed: pip install 'hf_deit[report]'.")
     return new_folder(out)
 

@@ -4,7 +4,6 @@ sections.py writes the sections, and report.html.jinja the page. The command `hf
 """
 
 import csv
-import importlib.util
 import json
 import logging
 import time
@@ -32,6 +31,7 @@ from ..models.weights_digest import weights_digest
 from ..recipes.evaluate import evaluation_images
 from ..recipes.predict import Prediction, Predictor, prediction_files
 from ..recipes.prediction_teacher import PredictionTeacher
+from ..trainer.environment import is_installed
 from . import figures
 from .calibration import Calibration, calibrate, calibration_content, write_calibration
 from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
@@ -54,29 +54,29 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 @dataclass
-class ReportFiles:
-    """What a report wrote.
+class ReportResult:
+    """What a report wrote and found.
 
     Args:
-        report: The HTML file.
-        files: All files in its folder, by what they are.
-        beside_the_model: Files that were written into the folder of the model.
-        headline: The main figures, see `measures.headline`; empty without labels.
-        suspects: Number of probably mislabelled images.
-        pairs: Number of near-duplicates, or None.
+        path: The HTML file. It contains photographs of the data.
+        files: All files in its folder.
+        beside_the_model: Files that were written into the folder of the model: calibration.json, and what its card shows.
+        headline: The main figures, such as `accuracy` and its `interval`, see `measures.headline`; empty without labels.
+        suspects: Number of images whose label is probably wrong.
+        duplicates: Number of pairs of near-duplicates; None if they were not looked for.
     """
 
-    report: Path
+    path: Path
     files: list[Path]
     beside_the_model: list[Path] = field(default_factory=list)
     headline: dict[str, Any] = field(default_factory=dict)
     suspects: int = 0
-    pairs: int | None = None
+    duplicates: int | None = None
 
 
 def missing_packages() -> list[str]:
     """Return the packages of the extra `report` that are not installed."""
-    return [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    return [package for module, package in _PACKAGES.items() if not is_installed(module)]
 
 
 def require_packages() -> None:
@@ -162,7 +162,7 @@ def _head(file: Path) -> str:
         return content.read(2000)
 
 
-def make_report(arguments: ReportArguments, show: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> ReportFiles:
+def make_report(arguments: ReportArguments, show: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> ReportResult:
     """Look at a model, and write what is found.
 
     Besides the files in `out`, calibration.json, the figures of the model card and the facts for it are written into the folder of
@@ -180,7 +180,7 @@ def make_report(arguments: ReportArguments, show: Callable[[Iterable[Any]], Iter
     maker = _Maker(arguments, show, None if arguments.seconds is None else started + arguments.seconds)
     with staged_files(Path(arguments.out)) as staging:
         written = maker.write(staging)
-    written.report = Path(arguments.out) / REPORT_FILE
+    written.path = Path(arguments.out) / REPORT_FILE
     written.files = [Path(arguments.out) / file.name for file in written.files]
     written.beside_the_model = maker.write_beside_the_model()
     return written
@@ -258,7 +258,7 @@ class _Maker:
 
     # ---- what is found ----
 
-    def write(self, folder: Path) -> ReportFiles:
+    def write(self, folder: Path) -> ReportResult:
         """Write the files of the report into a folder."""
         self.table = self._predicted(folder / TABLE_FILE)
         labelled = self.table.rows(np.flatnonzero(self.table.labelled))
@@ -292,12 +292,12 @@ class _Maker:
         if content is not None:
             files.append(write_calibration(folder, content))
         figures_of_head = headline(labelled) if len(labelled) else {}
-        return ReportFiles(
+        return ReportResult(
             folder / REPORT_FILE,
             files,
             headline=figures_of_head,
             suspects=len(ranked),
-            pairs=None if pairs is None else len(pairs),
+            duplicates=None if pairs is None else len(pairs),
         )
 
     def _predicted(self, file: Path) -> ImageTable:

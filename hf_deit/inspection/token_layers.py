@@ -29,6 +29,7 @@ from ..models.attention_maps import (
 )
 from ..models.loading import load_model, load_processor, refuse_other_channels
 from ..recipes.evaluate import images_to_evaluate
+from ..recipes.own_recipe import recipe_of
 from ..recipes.predict import unusable_size
 from .explain import check_batch_size, refuse_loaded, refuse_other_models
 
@@ -163,7 +164,7 @@ def explain_layers(
     network, processor = load_model(name).eval(), load_processor(name)
     refuse_loaded(network)
     refuse_other_channels(network, f"The model {name}")
-    found = images_to_evaluate(name, place, columns=columns, split=split, selection=selection)
+    found = images_to_evaluate(recipe_of(name), place, columns=columns, split=split, selection=selection)
     source = without_unreadable(found)
     cosines, distances = _Moments(), _Moments()
     pixels = None

@@ -1,12 +1,10 @@
 """Digest of the weights of a saved model, by which a file beside it is known to be about these weights."""
 
-import hashlib
 import json
 from pathlib import Path
 
+from ..fingerprints import file_digest
 from .loading import WHOLE_FILES
-
-_BLOCK = 1 << 20
 
 
 def file_of(name_or_path: str, name: str) -> Path | None:
@@ -42,9 +40,4 @@ def weights_digest(name_or_path: str) -> str | None:
         files = [file_of(name_or_path, shard) for shard in shards]
     if None in files:
         return None
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            while block := content.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    return file_digest(*files)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import datasets
     from torch import Tensor, nn
 
+    from ..data.tables import Columns
     from ..distillation.teacher import Teacher
     from .arguments import Recipe
     from .inputs import Failure
@@ -302,6 +303,16 @@ def train_teacher(
     return TeacherTrainingResult(Path(output_dir), metrics)
 
 
+def given_columns(
+    image_column: str | None, label_column: str | Sequence[str] | None, label_separator: str | None = None
+) -> "Columns":
+    """Return the columns of a table that the arguments of a function name."""
+    from ..data.tables import Columns
+
+    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
+    return Columns(image_column, labels, label_separator)
+
+
 def evaluate(
     model: StrPath,
     data: StrPath,
@@ -352,11 +363,9 @@ def evaluate(
         UserError: The model, the data or the teacher does not exist, or they do not match.
     """
     from ..data.layouts import Selection
-    from ..data.tables import Columns
     from . import evaluate as evaluation
 
     teacher = None if teacher is None else os.fspath(teacher)
-    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
     return EvaluationResult(
         **evaluation.evaluate(
             os.fspath(model),
@@ -365,7 +374,7 @@ def evaluate(
             teacher_view_size,
             batch_size,
             bf16,
-            columns=Columns(image_column, labels, label_separator),
+            columns=given_columns(image_column, label_column, label_separator),
             split=split,
             selection=Selection(data_config, data_revision, split_column, train_split, validation_split),
             class_names=class_names,
@@ -424,14 +433,12 @@ def predict(
         DataError: An image or input cannot be read and `broken_images` is "raise", or none can be read.
     """
     from ..data.images import check_policy
-    from ..data.tables import Columns
     from .inputs import Failure, find_inputs
     from .predict import Predictor, check_top_k, failed
 
     check_policy(broken_images)
     check_top_k(top_k)
     given = [images] if isinstance(images, str | os.PathLike) else list(images)
-    labels = (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
     for name, value in (("teacher", teacher), ("embeddings", embeddings)):
         if value and not as_dataset:
             raise RecipeError(f"{name}={value!r} has an effect only with as_dataset=True: add it, or leave out {name}.")
@@ -446,7 +453,7 @@ def predict(
     predictor = Predictor(
         os.fspath(model), teacher=loaded, embeddings=embeddings, calibrated=calibrated, threshold=threshold
     )
-    found = find_inputs(map(os.fspath, given), predictor.class_names, split, Columns(image_column, labels))
+    found = find_inputs(map(os.fspath, given), predictor.class_names, split, given_columns(image_column, label_column))
     failures: list[Failure] = []
     readable = _readable(predictor.predictions(found, batch_size), failures, broken_images)
     if as_dataset:

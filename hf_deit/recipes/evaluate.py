@@ -169,7 +169,7 @@ def evaluation_images(
     """
     own = recipe_of(name_or_path)
     found = images_to_evaluate(
-        name_or_path, data, columns=columns, split=split, selection=selection, unlabelled_rows=unlabelled_rows
+        own, data, columns=columns, split=split, selection=selection, unlabelled_rows=unlabelled_rows
     )
     logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
     validation = without_unreadable(found)
@@ -278,15 +278,26 @@ def evaluate(
 
 
 def images_to_evaluate(
-    name_or_path: str,
+    own: Recipe | None,
     data: str,
     columns: Columns | None = None,
     split: str | None = None,
     selection: Selection | None = None,
     unlabelled_rows: str = LEAVE_OUT,
 ) -> Source:
-    """Find the images of `data` on which a saved model is evaluated; see `evaluate` for the arguments and errors."""
-    own = recipe_of(name_or_path)
+    """Find the images of `data` on which a saved model is evaluated.
+
+    Args:
+        own: Recipe that the model was trained by, see `recipe_of`.
+        data: As for `evaluate`.
+        columns: As for `evaluate`.
+        split: As for `evaluate`.
+        selection: As for `evaluate`.
+        unlabelled_rows: What to do with images without a label, as in `load_validation`.
+
+    Raises:
+        UserError: The data cannot be loaded.
+    """
     share, seed = split_of_run(own, data)
     return load_validation(
         data,

@@ -131,7 +131,7 @@ def _count(model: Any) -> str:
 
 
 def _known_accuracy(folder: Path) -> float | None:
-    """Return the accuracy in the results.json of a teacher's folder; None if there is none."""
+    """Return the accuracy in the results.json of a teacher's folder; None if it has none."""
     try:
         results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def _steps(trainer: DistillationTrainer) -> str:
     images = f"of {args.global_batch_size:,} images"
     if args.max_steps > 0:
         return f"{args.max_steps:,} {images}"
-    per_epoch = -(-len(trainer.get_train_dataloader()) // args.gradient_accumulation_steps)
+    per_epoch = trainer.steps_per_epoch  # the data are no stream, which needs max_steps
     return f"{round(per_epoch * args.num_train_epochs):,} {images}: {args.num_train_epochs:g} epochs of {per_epoch:,}"
 
 

@@ -59,6 +59,7 @@ def recipe_of(name_or_path: str) -> Recipe | None:
 
 
 def same_path(one: str | None, other: str | None) -> bool:
+    """Return whether two names are equal or are paths of the same file or folder; False if one of them is None."""
     if one is None or other is None:
         return False
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()

@@ -82,6 +82,12 @@ class KeyedTrainer(ScheduledTrainer):
             return len(self._get_train_sampler())  # the labelled images repeat
         return super().num_examples(dataloader)
 
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Number of optimizer steps of an epoch; None if the training data take no view keys."""
+        keyed = inspect_dataset(self.train_dataset).takes_view_keys
+        return self._get_train_sampler().num_batches if keyed else None
+
     def _log_epoch(self) -> None:
         info = inspect_dataset(self.train_dataset)
         if info.takes_view_keys and info.extra_unlabelled:

@@ -17,7 +17,17 @@ from hf_deit.errors import DataError, RecipeError, UserError
 from hf_deit.inspection import report as report_module
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
-from tests.helpers.runs import FACTORY, NAMES, TEACHER_LABELS, hf_deit, refused, train, write_images, write_splits
+from tests.helpers.runs import (
+    FACTORY,
+    NAMES,
+    STUDENT,
+    TEACHER_LABELS,
+    hf_deit,
+    refused,
+    train,
+    write_images,
+    write_splits,
+)
 
 NO_TRAIN = ("--train_images", "0")
 
@@ -374,19 +384,7 @@ def test_a_negative_number_of_training_images_is_refused_in_python(room, tmp_pat
 
 def test_a_training_ends_with_a_report_which_is_not_published(tmp_path, room):
     teacher = ("--teacher", FACTORY, "--teacher_labels", *TEACHER_LABELS)
-    fields = (
-        "--hidden_size",
-        32,
-        "--num_hidden_layers",
-        2,
-        "--num_attention_heads",
-        2,
-        "--patch_size",
-        8,
-        "--image_size",
-        16,
-    )
-    assert train(room / "data", tmp_path / "out", *fields, *teacher, "--report", "true") == 0
+    assert train(room / "data", tmp_path / "out", *STUDENT, *teacher, "--report", "true") == 0
     page = Page(tmp_path / "out" / "report" / "report.html")
     assert "teacher" in page.figures() and "svg" in page.html
     from hf_deit.hub.publishing import published_files
@@ -408,18 +406,6 @@ def test_a_failing_report_leaves_the_exit_code_zero(tmp_path, room, monkeypatch,
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(report_module, "make_report", fail)
-    fields = (
-        "--hidden_size",
-        32,
-        "--num_hidden_layers",
-        2,
-        "--num_attention_heads",
-        2,
-        "--patch_size",
-        8,
-        "--image_size",
-        16,
-    )
-    assert train(room / "data", tmp_path / "out", *fields, "--report", "true") == 0
+    assert train(room / "data", tmp_path / "out", *STUDENT, "--report", "true") == 0
     assert "no luck" in caplog.text and str(tmp_path / "out") in caplog.text
     assert (tmp_path / "out" / "model.safetensors").is_file()
