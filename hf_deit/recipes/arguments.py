@@ -57,7 +57,7 @@ def _check_not_none(group: Any) -> None:
         labels = " To learn from the labels alone although the recipe names a teacher, set distillation_type=none and "
         labels += "guidance=none."
         raise RecipeError(
-            f"{name}={value!r} would be looked up as a name, and no file or folder here has it. If there is to be none, leave "
+            f"{name}={value!r} is taken for a name, and no file or folder has this name. If you want none, leave "
             f"{name} out." + labels * name.startswith("teacher")
         )
 
