@@ -30,6 +30,7 @@ _PUBLIC = {
     "explain_layers": "inspection.token_layers",
     "propose_recipe": "recipes.advice",
     "report": "inspection.api",
+    "benchmark": "inspection.benchmark",
     "train": "inspection.api",
     "train_teacher": "recipes.api",
     "DistillationTrainer": "trainer.trainer",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .data.views import EvaluationDataset, ViewDataset
     from .distillation.teacher import Teacher
     from .inspection.api import report, train
+    from .inspection.benchmark import benchmark
     from .inspection.explain import explain
     from .inspection.token_layers import explain_layers
     from .models.configuration_deit import DeiTConfig, ViTConfig

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from ..errors import NonFiniteLossError, UserError
+from .benchmark import _add_benchmark, _benchmark
 from .common import _add_recipe_options
 from .conversion import _add_conversions, _convert, _export
 from .experiments import _ablation, _add_ablation, _add_sweep, _sweep
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_explain(commands)
     _add_report(commands)
+    _add_benchmark(commands)
     _add_conversions(commands)
     _add_publishing(commands)
     for command in commands.choices.values():
@@ -117,6 +119,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
     "predict": _predict,
     "explain": _explain,
     "report": _report,
+    "benchmark": _benchmark,
     "convert": _convert,
     "export": _export,
     "card": _card,

@@ -90,6 +90,24 @@ def as_png(figure: "Figure", dpi: int = 110) -> bytes:
         return file.getvalue()
 
 
+def as_svg_file(figure: "Figure", title: str) -> str:
+    """Return a figure as the content of an SVG file on a white ground.
+
+    Args:
+        figure: The figure.
+        title: Text that says what the figure shows.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with matplotlib.rc_context(_SETTINGS):
+        FigureCanvasSVG(figure)
+        file = io.StringIO()
+        metadata = {"Title": title, "Date": None, "Creator": None}
+        figure.savefig(file, format="svg", facecolor=BACKGROUND, metadata=metadata)
+    return file.getvalue()
+
+
 def as_svg(figure: "Figure", name: str, title: str) -> str:
     """Return a figure as an SVG element for a page.
 

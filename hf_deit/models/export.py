@@ -116,7 +116,7 @@ def export_onnx(source: str | Path, out: str | Path, quantize: str | None = None
                     f"--quantize {quantize}: only matrix products with weights are quantised, and {source} has none "
                     "(it may be a convolutional network). The file would be that in float32. Leave out --quantize."
                 )
-        result = _compared(heads, _onnx_runner(path), pixels, TOLERANCES[quantize], source)
+        result = _compared(heads, onnx_runner(path), pixels, TOLERANCES[quantize], source)
         files = sorted(file.name for file in folder.iterdir())
     return Exported(*result, [out.parent / name for name in files], share)
 
@@ -232,11 +232,11 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
             source,
         )
     config, channels = model.config, getattr(model.config, "num_channels", 3)
-    size = getattr(config, "image_size", None) or _processed_size(processor) or 224
+    size = image_size_of(config, processor)
     metadata = {
         "class_names": [config.id2label[index] for index in range(config.num_labels)],
         "problem_type": str(ProblemType(config.problem_type or ProblemType.SINGLE_LABEL)),
-        "image_size": list(as_pair(size)),
+        "image_size": list(size),
     }
     if processor is not None:
         metadata |= _pixel_facts(processor, source)
@@ -250,7 +250,7 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
         )
 
     def pixels(batch: int) -> Tensor:
-        return (_images(batch, channels, as_pair(size)) - mean) / std
+        return (_images(batch, channels, size) - mean) / std
 
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     heads = _Heads(model.eval()).requires_grad_(False)
@@ -258,7 +258,7 @@ def _loaded(source: str | Path) -> tuple[_Heads, Callable[[int], Tensor], dict[s
         logits = heads(pixels(1))
     except Exception as error:  # the model may be of any family and raise any error
         raise UserError(
-            f"{source} ({type(model).__name__}) cannot be run on images of {as_pair(size)}: {_first_line(error)}"
+            f"{source} ({type(model).__name__}) cannot be run on images of {size}: {_first_line(error)}"
         ) from error
     if "logits" not in logits:
         raise UserError(f"{source} ({type(model).__name__}) returns no logits. Give an image classifier.")
@@ -278,6 +278,11 @@ def _pixel_facts(processor: Any, source: Any) -> dict[str, Any]:
         return {}
     facts: dict[str, Any] = {"image_mean": rules.image_mean, "image_std": rules.image_std}
     return facts if rules.channel_order == "rgb" else {**facts, "channel_order": rules.channel_order}
+
+
+def image_size_of(config: Any, processor: Any) -> tuple[int, int]:
+    """Return `(height, width)` of the images of a model: from its configuration, its image processor or None, or 224 pixels."""
+    return as_pair(getattr(config, "image_size", None) or _processed_size(processor) or 224)
 
 
 def _processed_size(processor: Any) -> Any:
@@ -353,11 +358,25 @@ def _in_eight_bits(graph: Any) -> int:
     return sum(shape["K"] * shape["N"] for shape in shapes) + sum(sizes.get(name, 0) for name in names)
 
 
-def _onnx_runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def onnx_runner(path: Path, threads: int | None = None) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Return a function that runs an exported file in onnxruntime on the CPU: normalised pixels to logits by head.
+
+    Args:
+        path: The `.onnx` file.
+        threads: Number of threads. Default: that of onnxruntime.
+
+    Raises:
+        UserError: onnxruntime cannot load the file.
+    """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Otherwise its threads wait actively for the next batch, and take the processor from other models meanwhile.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a different class for each kind of failure
         raise UserError(f"onnxruntime cannot load the exported file: {error}") from error
     names = [output.name for output in session.get_outputs()]

@@ -277,6 +277,35 @@ def evaluate(
     }
 
 
+def check_evaluation(
+    name_or_path: str,
+    data: str,
+    *,
+    columns: Columns | None = None,
+    split: str | None = None,
+    selection: Selection | None = None,
+    class_names: str | Path | None = None,
+) -> None:
+    """Check that a model can be evaluated on data, without reading its weights or decoding images.
+
+    Args:
+        name_or_path: Folder or Hub name of the model.
+        data: As for `evaluate`.
+        columns: As for `evaluate`.
+        split: As for `evaluate`.
+        selection: As for `evaluate`.
+        class_names: As for `evaluate`.
+
+    Raises:
+        UserError: The model or its image processor is missing, the data cannot be loaded, or their classes are not those of the model.
+    """
+    model, own = load_model(name_or_path, with_weights=False), recipe_of(name_or_path)
+    load_processor(name_or_path)
+    found = images_to_evaluate(own, data, columns=columns, split=split, selection=selection)
+    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
+    _named_and_relabelled(found, model, problem_type, class_names_file(own) if class_names is None else class_names)
+
+
 def images_to_evaluate(
     own: Recipe | None,
     data: str,

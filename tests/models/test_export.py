@@ -203,10 +203,10 @@ def test_weights_that_are_too_large_for_the_file_are_written_to_a_second_file(st
 
 
 def test_a_file_that_computes_different_logits_is_refused_and_not_left_behind(plain, tmp_path, monkeypatch):
-    right = export._onnx_runner
+    right = export.onnx_runner
     monkeypatch.setattr(
         export,
-        "_onnx_runner",
+        "onnx_runner",
         lambda path: lambda pixels: {name: logits + 0.01 for name, logits in right(path)(pixels).items()},
     )
     with pytest.raises(UserError, match=r"largest difference is 0\.01"):
