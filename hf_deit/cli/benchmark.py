@@ -33,7 +33,7 @@ def _add_benchmark(commands: Any) -> None:
         nargs="*",
         metavar="SIZE",
         help="also time architectures of the paper, plain and distilled, with random weights: tiny, small, base and base_384 "
-        "(without sizes: tiny small base)",
+        "(without sizes: tiny small base). Give models before this option",
     )
     add("--batch_sizes", nargs="+", type=int, metavar="N", help="images per batch (default: 1 32)")
     add("--dtypes", nargs="+", metavar="DTYPE", help="float32, bfloat16, float16, one or several (default: float32)")

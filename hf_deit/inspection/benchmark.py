@@ -27,9 +27,9 @@ from ..recipes.evaluate import check_evaluation, evaluate
 from ..trainer.environment import is_installed
 from .benchmark_files import check_out, write_benchmark
 from .benchmark_measurements import DTYPES, Measurements
-from .benchmark_models import ModelFacts, ModelSource, published_sources, saved_sources
+from .benchmark_models import ModelSource, facts_of, published_sources, saved_sources
 from .benchmark_result import BenchmarkModel, BenchmarkResult, MeasuredAccuracy, token_costs
-from .benchmark_timing import BACKENDS, COMPILED, many_compiled_models
+from .benchmark_timing import BACKENDS, COMPILED, ONNX, many_compiled_models
 from .measures import wilson_interval
 
 if TYPE_CHECKING:
@@ -161,13 +161,14 @@ class Benchmark:
                 load,
                 os.cpu_count() or 1,
             )
+        # A model that does not run at all is refused before the others are measured.
+        facts = {source.name: facts_of(source, source.load()) for source in self.sources}
         accuracies = {source.name: self._accuracy(source) for source in self.sources}
-        facts: dict[str, ModelFacts] = {}
         compiling = many_compiled_models() if COMPILED in self.settings.backends else nullcontext()
         with _threads(self.threads), tempfile.TemporaryDirectory() as place, compiling:
             measured = self._measurements(Path(place))
             for source in self.sources:
-                facts[source.name] = measured.prepare(source)
+                measured.prepare(source, facts[source.name])
             self._run_rounds(measured)
         models = [
             BenchmarkModel(
@@ -235,7 +236,8 @@ class Benchmark:
 
     def _environment(self, load: float | None) -> dict[str, Any]:
         settings = self.settings
-        packages = ["torch", "transformers", *(["onnxruntime"] if is_installed("onnxruntime") else [])]
+        packages = ["torch", "transformers"]
+        packages += ["onnxruntime"] if ONNX in settings.backends and is_installed("onnxruntime") else []
         return {
             "device": str(self.device),
             "processor": torch.cuda.get_device_name() if self.device.type == "cuda" else _processor(),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .benchmark_files import threads_text
 from .benchmark_models import DISTILLED, OTHER, PLAIN
 from .benchmark_result import BenchmarkModel, BenchmarkResult, BenchmarkRow
 from .style import SERIES, as_png, as_svg_file, drawn, new_figure, tidy
@@ -53,7 +54,7 @@ def _draw_panel(
         if chosen:
             _draw_kind(axes, kind, chosen, joined=published)
     backend, dtype, batch = result.shown_setting
-    axes.set_xlabel(f"images per second ({backend}, {dtype}, batch {batch}, {result.environment['threads']} thread(s))")
+    axes.set_xlabel(f"images per second ({backend}, {dtype}, batch {batch}, {threads_text(result)})")
     if published:
         axes.set_title("Published architectures: speed measured here, accuracy the paper's")
         axes.set_ylabel("ImageNet top-1 of the paper, %")
@@ -117,27 +118,28 @@ def _draw_kind(
         axes.annotate(
             model.name.removesuffix(" distilled") if joined else model.name,
             (row.images_per_second, height),
-            (7, 6 if kind != PLAIN else -13),
+            (-7, -13) if kind == PLAIN else (7, 6),  # away from the line, which falls to the right
             textcoords="offset points",
+            horizontalalignment="right" if kind == PLAIN else "left",
             color=_MARKS[kind]["color"],
             fontsize=8,
         )
 
 
 def _scale(axes: Any, points: Sequence[tuple[BenchmarkModel, BenchmarkRow, float]]) -> None:
-    """Choose the scale of the throughput: logarithmic over a wide range, with room for the names on the right."""
+    """Choose the scale of the throughput: logarithmic over a wide range, with room for the names on both sides."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     rates = [rate for _, row, _ in points for rate in row.images_per_second_rounds]
     low, high = min(rates), max(rates)
     if high > 4 * low:
         axes.set_xscale("log")
-        axes.set_xlim(low / 1.25, high * 1.6)
+        axes.set_xlim(low / 1.6, high * 1.6)
         steps = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
-        axes.xaxis.set_major_locator(FixedLocator([step for step in steps if low / 1.25 <= step <= high * 1.6]))
+        axes.xaxis.set_major_locator(FixedLocator([step for step in steps if low / 1.6 <= step <= high * 1.6]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     else:
         room = max(high - low, 0.1 * high)
-        axes.set_xlim(max(0, low - 0.2 * room), high + 0.5 * room)
+        axes.set_xlim(max(0, low - 0.5 * room), high + 0.5 * room)
     axes.margins(y=0.15)

@@ -136,7 +136,7 @@ def problem_lines(result: BenchmarkResult) -> list[str]:
 
 def markdown(result: BenchmarkResult) -> str:
     """Return the page."""
-    parts = ["# Benchmark", _machine(result), f"![Accuracy against throughput]({PNG})"]
+    parts = ["# Benchmark", _machine(result), f"![Accuracy against throughput]({PNG})", _CAPTION]
     for title, models in ((SAVED_TITLE, result.saved), (PUBLISHED_TITLE, result.published)):
         if models:
             names = {model.name for model in models}
@@ -161,6 +161,10 @@ def markdown(result: BenchmarkResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_CAPTION = (
+    "Horizontal bars in the figure are the range of the rounds. Vertical bars are 95 % intervals of a measured accuracy: of the images, "
+    "not of other trainings."
+)
 _ABOUT_PUBLISHED = (
     "These networks have random weights: their speed is measured here, and their accuracy is what the paper reports for "
     "ImageNet (Touvron et al., arXiv:2012.12877, Table 3, 300 epochs)."
@@ -170,7 +174,13 @@ _ABOUT_PUBLISHED = (
 def _machine(result: BenchmarkResult) -> str:
     facts = result.environment
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return f"Measured on {facts['processor']} ({facts['device']}, {facts['threads']} thread(s)); {versions}."
+    return f"Measured on {facts['processor']} ({facts['device']}, {threads_text(result)}); {versions}."
+
+
+def threads_text(result: BenchmarkResult) -> str:
+    """Return the number of threads as text, such as `1 thread`."""
+    threads = result.environment["threads"]
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def _heads(models: Sequence[BenchmarkModel]) -> list[str]:

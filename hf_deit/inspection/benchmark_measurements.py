@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..errors import UserError
 from ..models.export import export_onnx, onnx_runner
 from .benchmark_memory import MemoryTask, cpu_peaks
-from .benchmark_models import ModelFacts, ModelSource, facts_of, random_pixels
+from .benchmark_models import ModelFacts, ModelSource, random_pixels
 from .benchmark_result import BenchmarkRow
 from .benchmark_timing import (
     CALLS_OF_P95,
@@ -89,21 +89,19 @@ class Measurements:
         self._peaks: dict[Configuration, int] = {}
         self._memory_problems: dict[Configuration, str] = {}
 
-    def prepare(self, source: ModelSource) -> ModelFacts:
+    def prepare(self, source: ModelSource, facts: ModelFacts) -> None:
         """Load a model, warm up its configurations, and measure their memory.
 
         Raises:
-            UserError: The model cannot be loaded, or cannot be run on images of its size.
+            UserError: The model cannot be loaded.
         """
         model = source.load()
-        facts = facts_of(source, model)
         networks: dict[str, _Network] = {}
         for backend in self._backends:
             for dtype in self._dtypes:
                 keys = [Configuration(source.name, backend, dtype, size) for size in self._batch_sizes]
                 self._keys += keys
                 self._prepare(source, model, facts, keys, networks)
-        return facts
 
     def _prepare(
         self,
