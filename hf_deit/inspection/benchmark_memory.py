@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .benchmark_models import ModelSource
-
 _BATCHES = 2
 # The new process finds the package and its libraries where this one found them.
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main(sys.argv[2])"
@@ -72,12 +70,12 @@ def cpu_peaks(task: MemoryTask) -> tuple[dict[int, int], str | None]:
 
 def main(text: str) -> None:
     """Measure a `MemoryTask`, given as JSON, and write a line of JSON per batch size to standard output."""
+    given = json.loads(text)
+    task = MemoryTask(**{**given, "image_size": tuple(given["image_size"])})
     import torch
 
     from .benchmark_timing import COMPILED, many_compiled_models
 
-    given = json.loads(text)
-    task = MemoryTask(**{**given, "image_size": tuple(given["image_size"])})
     torch.set_num_threads(task.threads)
     several = many_compiled_models() if task.backend == COMPILED else contextlib.nullcontext()
     with torch.inference_mode(), several:
@@ -120,7 +118,7 @@ def _runner(task: MemoryTask) -> Callable[[int], Callable[[], Any]]:
     """Return a function that returns, for a batch size, a function that runs a batch."""
     import torch
 
-    from .benchmark_models import random_pixels
+    from .benchmark_models import ModelSource, random_pixels
     from .benchmark_timing import COMPILED, ONNX, compiled_runner, eager_runner
 
     if task.backend == ONNX:

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from hf_deit.inspection.benchmark_models import (
 )
 from hf_deit.inspection.benchmark_result import BenchmarkModel, BenchmarkRow, token_costs
 from hf_deit.inspection.benchmark_timing import Configuration, Rounds, many_compiled_models
+from hf_deit.models.image_processing_deit import DeiTImageProcessor
+from hf_deit.models.loading import load_model
 from tests.helpers import tiny
 from tests.inspection.test_explain import save
 
@@ -193,15 +196,28 @@ def test_more_than_eight_models_of_one_class_are_compiled():
 # ---- memory ----
 
 
-def test_peak_memory_holds_the_weights_and_grows_with_the_batch(tmp_path):
-    folder = save(tmp_path / "wide", True, intermediate_size=60_000)
-    weights = 4 * 4 * 32 * 60_000  # bytes of the two MLPs, nearly all of the model
-    source = {"name": "wide", "path": folder}
-    peaks, problem = cpu_peaks(MemoryTask(source, "eager", "float32", (1, 32), (16, 16), 1))
-    hidden = 32 * 6 * 60_000 * 4  # bytes of the widest activation
-    assert problem is None
-    assert weights < peaks[1] < weights + 15e6
-    assert weights + hidden < peaks[32] < weights + 4 * hidden
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be reset on Linux only")
+def test_peak_memory_holds_the_weights_and_grows_with_the_batch(tmp_path, capsys):
+    # Tensors above 32 MB are always new memory for malloc, so that this process, which runs other tests, can measure them too.
+    width = 300_000
+    with torch.device("meta"):
+        model = tiny.student(intermediate_size=width, num_hidden_layers=1)
+    model.to_empty(device="cpu").requires_grad_(False).save_pretrained(tmp_path)
+    source = {"name": "wide", "path": str(tmp_path)}
+    task = MemoryTask(source, "eager", "float32", (1, 8), (16, 16), torch.get_num_threads())
+    benchmark_memory.main(json.dumps(asdict(task)))
+    one, eight = (json.loads(line)["bytes"] for line in capsys.readouterr().out.splitlines())
+    weights, activation = (
+        2 * 32 * width * 4,
+        8 * 6 * width * 4,
+    )  # bytes: both matrices of the MLP; its widest activation
+    assert weights < one < 1.3 * weights
+    assert activation < eight - one < 3 * activation
+
+
+def test_the_process_that_measures_finds_the_package_and_reports_its_error():
+    peaks, problem = cpu_peaks(MemoryTask({"name": "m"}, "eager", "float32", (1,), None, 1))
+    assert peaks == {} and problem.startswith("TypeError")
 
 
 @pytest.mark.parametrize(("code", "reason"), [(-9, "signal 9"), (1, "MemoryError: too large"), (3, "MemoryError")])
@@ -237,6 +253,16 @@ def test_the_cost_of_the_token_is_the_median_of_the_ratios_round_by_round():
 
 
 # ---- commands ----
+
+
+def accuracy_by_hand(folder, data):
+    model, processor = load_model(folder).eval(), DeiTImageProcessor.from_pretrained(folder)
+    right = []
+    for file in sorted((data / "validation").rglob("*.png")):
+        with torch.no_grad():
+            logits = model(**processor(Image.open(file), return_tensors="pt")).logits
+        right.append(tiny.NAMES[logits.argmax()] == file.parent.name)
+    return sum(right) / len(right)
 
 
 def test_the_command_writes_and_prints_every_configuration_and_the_reason_of_those_not_run(
@@ -278,8 +304,7 @@ def test_the_command_writes_and_prints_every_configuration_and_the_reason_of_tho
             reason = "float32" if (row["backend"], row["dtype"]) == ("onnx", "bfloat16") else reason
             assert row["images_per_second"] is None and reason in row["problem"] and reason in printed
     for model in content["models"]:
-        expected = hf_deit.evaluate(model["path"], room / "data").metrics
-        assert model["accuracy"]["percent"] == pytest.approx(100 * expected["accuracy"])
+        assert model["accuracy"]["percent"] == pytest.approx(100 * accuracy_by_hand(model["path"], room / "data"))
         assert (model["accuracy"]["images"], model["accuracy"]["split"], model["paper"]) == (8, "validation", None)
     assert len(content["token_costs"]) == 4 and content["environment"]["threads"] == 1
     page = (tmp_path / "out" / "benchmark.md").read_text()
