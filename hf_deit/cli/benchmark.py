@@ -87,8 +87,8 @@ def _benchmark(options: argparse.Namespace, fields: list[str]) -> None:
                 progress.update(task, completed=done, total=steps, description=text)
 
             result = Benchmark(settings, show).run()
+    _print(result)  # first, so that a full disk does not cost the numbers
     write_benchmark(target, result)
-    _print(result)
     print(f"Written to {options.out}: benchmark.md, benchmark.json, benchmark.png, benchmark.svg")
 
 

@@ -116,7 +116,8 @@ class ModelSource:
 
 
 def saved_sources(paths: Sequence[str]) -> list[ModelSource]:
-    """Return the sources of saved models. Models whose folders have one name are named by their paths.
+    """Return the sources of saved models. Models whose folders have one name, or that of an architecture of the paper, are named by
+    their paths.
 
     Raises:
         UserError: A model is given twice.
@@ -126,7 +127,11 @@ def saved_sources(paths: Sequence[str]) -> list[ModelSource]:
     if twice is not None:
         raise UserError(f"The model {twice} is given twice. Give each model once.")
     short = [Path(path).resolve().name if Path(path).is_dir() else path for path in paths]
-    return [ModelSource(path if short.count(name) > 1 else name, path) for path, name in zip(paths, short, strict=True)]
+    taken = [
+        source.name for source in published_sources(PUBLISHED)
+    ] + short  # rows are told apart by the name of the model
+    names = [place if taken.count(name) > 1 else name for place, name in zip(places, short, strict=True)]
+    return [ModelSource(name, path) for name, path in zip(names, paths, strict=True)]
 
 
 def published_sources(names: Sequence[str]) -> list[ModelSource]:
