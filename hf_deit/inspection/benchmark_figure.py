@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .benchmark_files import threads_text
 from .benchmark_models import DISTILLED, OTHER, PLAIN
-from .benchmark_result import BenchmarkModel, BenchmarkResult, BenchmarkRow
+from .benchmark_result import BenchmarkModel, BenchmarkResult, BenchmarkRow, threads_text
 from .style import SERIES, as_png, as_svg_file, drawn, new_figure, tidy
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..files import new_folder, staged_folder, write_json
 from ..trainer.environment import is_installed
 from .benchmark_models import significant
-from .benchmark_result import BenchmarkModel, BenchmarkResult, BenchmarkRow, TokenCost
+from .benchmark_result import BenchmarkModel, BenchmarkResult, BenchmarkRow, TokenCost, threads_text
 from .benchmark_timing import CALLS_OF_P95
 
 PAGE, NUMBERS, PNG, SVG = "benchmark.md", "benchmark.json", "benchmark.png", "benchmark.svg"
@@ -175,12 +175,6 @@ def _machine(result: BenchmarkResult) -> str:
     facts = result.environment
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return f"Measured on {facts['processor']} ({facts['device']}, {threads_text(result)}); {versions}."
-
-
-def threads_text(result: BenchmarkResult) -> str:
-    """Return the number of threads as text, such as `1 thread`."""
-    threads = result.environment["threads"]
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def _heads(models: Sequence[BenchmarkModel]) -> list[str]:

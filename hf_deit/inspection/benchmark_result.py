@@ -201,3 +201,9 @@ class BenchmarkResult:
         failed = sum(row.problem is not None for row in self.rows)
         text = f"BenchmarkResult({len(self.models)} models, {len(self.rows)} configurations"
         return f"{text}, {failed} of them could not be run)" if failed else f"{text})"
+
+
+def threads_text(result: BenchmarkResult) -> str:
+    """Return the number of threads as text, such as `1 thread`."""
+    threads = result.environment["threads"]
+    return f"{threads} thread{'s' if threads > 1 else ''}"
