@@ -205,7 +205,9 @@ class Benchmark:
     def _run_rounds(self, measured: Measurements) -> None:
         rounds, count = self.settings.rounds, len(measured.rounds.timings)
         self._steps = self._done + rounds * count
-        logger.info("%d configurations in %d rounds, about %.0f s.", count, rounds, rounds * measured.seconds_per_round)
+        logger.info(
+            "%d configuration(s) in %d rounds, about %.0f s.", count, rounds, rounds * measured.seconds_per_round
+        )
         for number in range(rounds):
             for key in measured.rounds.measure(number):
                 self._step(f"round {number + 1} of {rounds}: {key.model}")
