@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import os
 import sys
 import types
 import typing
@@ -191,5 +192,27 @@ def load_given(options: argparse.Namespace, fields: Sequence[str]) -> "Recipe":
     if options.recipe == AUTO and options.config is None:
         from ..recipes.advice import load_proposed
 
-        return load_proposed(fields)
-    return load_recipe(_recipe_file(options), fields)
+        recipe = load_proposed(fields)
+    else:
+        recipe = load_recipe(_recipe_file(options), fields)
+    _set_workers(recipe)
+    return recipe
+
+
+# Largest number of data workers of a process that is set by default.
+_MOST_WORKERS = 8
+
+
+def _set_workers(recipe: "Recipe") -> None:
+    """Set the number of data workers for an accelerator, if the recipe does not give one.
+
+    On a CPU the student itself needs all cores, so the images are read in its process. From Python the default stays 0,
+    because worker processes that are spawned need a script with `if __name__ == "__main__"`.
+    """
+    args = recipe.training
+    if "dataloader_num_workers" in recipe.given or args.device.type == "cpu":
+        return
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine; set by torchrun
+    args.dataloader_num_workers = max(1, min(_MOST_WORKERS, cores // processes))

@@ -24,6 +24,7 @@ from PIL import Image
 from ..errors import DataError
 from ..losses import UNLABELLED, ProblemType
 from ..models.image_processing_deit import evaluation_view
+from ..models.processor_pixels import pixel_function
 from .augmentation import Augmentation
 from .batch_ops import Mixing, draw_mixes
 from .images import check_policy
@@ -411,6 +412,7 @@ class EvaluationDataset(_SourceDataset):
         self.crop_ratio = crop_ratio
         self.view_size = None if view_size == image_size else view_size
         self.processor = processor
+        self._own_pixels = None if processor is None else pixel_function(processor)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `pixel_values` `(3, height, width)`, `labels` and, if `view_size` is set, `teacher_pixel_values`.
@@ -422,7 +424,7 @@ class EvaluationDataset(_SourceDataset):
         if self.processor is None:
             pixels = self._evaluation_pixels(image, self.image_size)
         else:
-            pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+            pixels = self._own_pixels(image)
         row = {"pixel_values": pixels, "labels": self.labels[index]}
         if self.view_size is not None:
             row["teacher_pixel_values"] = self._evaluation_pixels(image, self.view_size)

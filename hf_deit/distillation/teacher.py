@@ -114,6 +114,10 @@ class Teacher:
         self._reader: LayerReader | None = None
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
+            # The logits of a teacher must not depend, not even by rounding, on whether its features are read too.
+            for module in model.modules():
+                if hasattr(module, "always_reads_patches"):
+                    module.always_reads_patches = True
             # On CPUs and tensor cores, convolutions are several times faster in this memory layout. The values are the
             # same.
             model.to(memory_format=torch.channels_last)

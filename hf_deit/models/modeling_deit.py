@@ -12,7 +12,7 @@ LayerScale: arXiv:2103.17239, as DeiT III (arXiv:2204.07118) uses it.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,12 +147,19 @@ class DeiTAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
+    def forward(
+        self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from the first `num_queries` tokens, by default from all, to all tokens of `(batch, tokens, hidden_size)`."""
+        queries = hidden_states[:, :num_queries]
         query, key, value = (
-            projection(hidden_states).view(hidden_shape).transpose(1, 2)  # (batch, heads, tokens, head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            # (batch, heads, tokens, head_dim)
+            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, states in (
+                (self.q_proj, queries),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
         )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -167,7 +174,7 @@ class DeiTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(attn_output.reshape(*input_shape, -1).contiguous()), attn_weights
+        return self.o_proj(attn_output.flatten(2)), attn_weights
 
 
 class DeiTMLP(nn.Module):
@@ -227,9 +234,10 @@ class DeiTLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DeiTDropPath(drop_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(branch)))
+    def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Any) -> torch.Tensor:
+        """Return the new states of the first `num_queries` tokens of `(batch, tokens, hidden_size)`, by default of all."""
+        branch, _ = self.attention(self.layernorm_before(hidden_states), num_queries=num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.layer_scale1(self.dropout(branch)))
         branch = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(self.dropout(branch)))
 
@@ -403,6 +411,8 @@ class _Backbone(nn.Module):
     """Embeddings, layers and the final norm of both students. Only the distillation token differs."""
 
     distilled: bool
+    # True: compute the patches of the last layer even if nothing reads them. The logits then round in one way only.
+    always_reads_patches = False
 
     def __init__(self, config: StudentConfig, add_pooling_layer: bool = False):
         super().__init__(config)
@@ -420,7 +430,11 @@ class _Backbone(nn.Module):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        only_special_tokens: bool = False,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Compute the hidden states of images.
 
@@ -428,6 +442,8 @@ class _Backbone(nn.Module):
             pixel_values: `(batch, num_channels, height, width)`, normalised as by the image processor.
             interpolate_pos_encoding: Accept images of another size than `config.image_size`, and interpolate the
                 position embeddings.
+            only_special_tokens: Compute the last layer for the class token and the distillation token only. Their states are
+                the same, and the states of the patches are left out. Heads need no more.
 
         Returns:
             `last_hidden_state` `(batch, tokens, hidden_size)` after the final norm: the class token, the distillation
@@ -436,14 +452,47 @@ class _Backbone(nn.Module):
         """
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
-        for layer in self.layers:
+        *layers, last_layer = self.layers
+        for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
+        num_queries = self.embeddings.num_tokens if only_special_tokens else None
+        hidden_states = last_layer(hidden_states, num_queries=num_queries, **kwargs)
         sequence_output = self.layernorm(hidden_states)
         pooled = self.pooler(sequence_output) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled)
 
     def _like(self, config: StudentConfig):
         return type(self)(config, add_pooling_layer=self.pooler is not None)
+
+    def patches_are_read(self, outputs: Mapping[str, Any]) -> bool:
+        """Return whether anything but the heads needs the patches of the last layer.
+
+        That is so if hidden states or attentions are requested, if a hook reads a module of the last layer or one after it, or
+        if dropout draws random numbers for each patch: without the patches, the other numbers would change.
+
+        Args:
+            outputs: Further arguments of the model, such as `output_hidden_states`.
+        """
+        config = self.config
+        if self.always_reads_patches or any(
+            outputs.get(name, getattr(config, name, False)) for name in ("output_hidden_states", "output_attentions")
+        ):
+            return True
+        if config._attn_implementation not in ("eager", "sdpa"):  # others were not compared
+            return True
+        if self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0):
+            return True
+        modules = (self, self.layernorm, *self.layers[-1].modules())
+        return any(
+            getattr(hook, "__name__", None) != _RECORDING_HOOK
+            for module in modules
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
+
+
+# Name of the hooks that transformers keeps on all layers once hidden states or attentions were requested. They are idle in
+# a call that requests none.
+_RECORDING_HOOK = "output_capturing_hook"
 
 
 # The backbones need class names that differ from those of stock transformers. transformers looks up its table of
@@ -522,7 +571,12 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         Raises:
             ValueError: The shape of the images or labels is invalid.
         """
-        outputs = self.deit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        outputs = self.deit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            only_special_tokens=not self.deit.patches_are_read(kwargs),
+            **kwargs,
+        )
         cls_logits = self.cls_classifier(outputs.last_hidden_state[:, 0])
         distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])
         loss = None
@@ -557,7 +611,12 @@ class ViTForImageClassification(ViTPreTrainedModel):
         **kwargs: Any,
     ) -> ImageClassifierOutput:
         """Classify images. For arguments and errors, see `DeiTForImageClassificationWithTeacher.forward`."""
-        outputs = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        outputs = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            only_special_tokens=not self.vit.patches_are_read(kwargs),
+            **kwargs,
+        )
         logits = self.classifier(outputs.last_hidden_state[:, 0])
         loss = None if labels is None else self._label_loss(logits, labels)
         return ImageClassifierOutput(

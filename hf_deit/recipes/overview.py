@@ -173,6 +173,8 @@ def _device(trainer: DistillationTrainer) -> str:
     args = trainer.args
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     text = f"{args.device}, {dtype}"
+    workers = args.dataloader_num_workers
+    text += f", {workers} data worker{'s' if workers > 1 else ''}" if workers else ""
     return text if args.world_size == 1 else f"{text}, {args.world_size} processes"
 
 

@@ -9,9 +9,9 @@ import contextlib
 import csv
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -28,6 +28,7 @@ from ..errors import DataError, RecipeError, UserError
 from ..files import check_place, staged_files
 from ..losses import ProblemType
 from ..models.loading import load_model, load_processor, refuse_other_channels
+from ..models.processor_pixels import pixel_function
 from .calibration_file import read_temperatures
 from .inputs import Failure, InputImage
 
@@ -89,6 +90,8 @@ class Predictor:
         calibrated: Whether to divide the logits of the model by the temperatures in calibration.json beside it.
         threshold: Probability below which the prediction is "unknown". None: the prediction is the most probable class and, for a
             multi-label model, all classes above 0.5.
+        bf16: Whether to compute in bfloat16 (autocast), which is faster where the processor has instructions for it. The
+            probabilities change by about 0.01.
         device: Device of the model and the teacher.
 
     Raises:
@@ -104,6 +107,7 @@ class Predictor:
         embeddings: bool = False,
         calibrated: bool = False,
         threshold: float | None = None,
+        bf16: bool = False,
         device: str | torch.device = "cpu",
     ):
         check_threshold(threshold)
@@ -115,8 +119,10 @@ class Predictor:
         self.heads = tuple(name for name in HEADS if hasattr(self.model, f"{name}_classifier"))
         self.teacher = teacher
         self.threshold = threshold
+        self.bf16 = bf16
         self.device = torch.device(device)
         self.model.to(self.device)
+        self._own_pixels = pixel_function(self.processor)
         if teacher is not None:
             teacher.prepare(self.model, self.processor, self.device)
         self.temperatures = read_temperatures(name_or_path, self.heads) if calibrated else {}
@@ -134,8 +140,8 @@ class Predictor:
     ) -> Iterator[Prediction | Failure]:
         """Yield a `Prediction` for each image that can be read, in order, and a `Failure` for each other input.
 
-        Images are read in threads. An image that is predicted alone has the same bits as one that the model is called with by hand;
-        another batch size changes its probabilities in the last bits only (below 1e-5).
+        Images are read in threads, the next batch while the model computes. The probabilities are those of plain transformers up
+        to rounding: below 1e-6 for an image alone, below 1e-5 in a batch.
 
         Args:
             inputs: The images, as `find_inputs` yields them.
@@ -149,15 +155,31 @@ class Predictor:
         return self._predictions(iter(inputs), batch_size)
 
     def _predictions(self, inputs: Iterator[InputImage | Failure], batch_size: int) -> Iterator[Prediction | Failure]:
-        with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS)) as threads:
-            while batch := list(islice(inputs, batch_size)):
-                read = list(threads.map(self._pixels, batch))
-                rows = iter(self._outputs([pixels for pixels in read if not isinstance(pixels, Failure)]))
-                for image, pixels in zip(batch, read, strict=True):
-                    if isinstance(image, Failure) or isinstance(pixels, Failure):
-                        yield pixels
-                    else:
-                        yield _prediction(image.file, image.label, *next(rows))
+        for batch, read in self._read(inputs, batch_size):
+            rows = iter(self._outputs([pixels for pixels in read if not isinstance(pixels, Failure)]))
+            for image, pixels in zip(batch, read, strict=True):
+                if isinstance(image, Failure) or isinstance(pixels, Failure):
+                    yield pixels
+                else:
+                    yield _prediction(image.file, image.label, *next(rows))
+
+    def _read(
+        self, inputs: Iterator[InputImage | Failure], batch_size: int
+    ) -> Iterator[tuple[list[InputImage | Failure], "list[_Pixels | Failure]"]]:
+        """Yield batches of inputs with their pixels. While one batch is used, the next is read in threads."""
+        waiting: deque[tuple[list[InputImage | Failure], list[Future]]] = deque()
+        threads = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _MAX_THREADS))
+        try:
+            for batch in iter(lambda: list(islice(inputs, batch_size)), []):
+                waiting.append((batch, [threads.submit(self._pixels, image) for image in batch]))
+                if len(waiting) > 1:
+                    ready, pixels = waiting.popleft()
+                    yield ready, [future.result() for future in pixels]
+            while waiting:
+                ready, pixels = waiting.popleft()
+                yield ready, [future.result() for future in pixels]
+        finally:  # also if the caller stops early
+            threads.shutdown(cancel_futures=True)
 
     def pixels(self, image: InputImage | Failure) -> Tensor | Failure:
         """Return the pixel values of an image, `(1, channels, height, width)`; a `Failure` if it cannot be read."""
@@ -178,11 +200,11 @@ class Predictor:
             return Failure(image.file, f"cannot be read: {reason}")
         try:
             view = None if self.teacher is None else self.teacher.view(upright)
-            return _Pixels(self.processor(upright, return_tensors="pt")["pixel_values"], view)
+            return _Pixels(self._own_pixels(upright)[None], view)
         except Exception as error:  # the image processor of any model
             return Failure(image.file, f"cannot be prepared by the model's image processor: {error}")
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _outputs(self, read: "Sequence[_Pixels]") -> Iterator[tuple[dict[str, list[float]], np.ndarray | None]]:
         """Yield the probabilities of each image, by name ("" for the prediction), and its embedding."""
         if not read:
@@ -205,7 +227,8 @@ class Predictor:
 
     def _logits(self, pixels: Tensor, views: Sequence[Tensor | None]) -> dict[str, Tensor]:
         try:
-            outputs = self.model(pixel_values=pixels)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                outputs = self.model(pixel_values=pixels)
         except ValueError as error:  # of models that take images of one size
             raise unusable_size(pixels, error) from error
         logits = {"": outputs.logits} | {name: outputs[f"{name}_logits"] for name in self.heads}

@@ -1,5 +1,6 @@
 """The command line: invalid arguments, exit codes, help, and printed output."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from PIL import Image
 from hf_deit.cli import training
 from hf_deit.cli.commands import COMMANDS as HANDLERS
 from hf_deit.cli.commands import build_parser
-from hf_deit.cli.common import _recipe_file, metric_rows, print_table
+from hf_deit.cli.common import _recipe_file, load_given, metric_rows, print_table
 from hf_deit.models.configuration_deit import DeiTConfig
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.modeling_deit import DeiTForImageClassificationWithTeacher
@@ -539,3 +540,24 @@ def test_errors_of_student_teacher_and_processor_are_reported_together(tmp_path,
     for number, named in enumerate(("image_size", "no.such", "crop_ratio"), start=1):
         assert f"{number}." in message
         assert named in message
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "processes", "workers"),
+    [
+        ("cpu", (), 1, 0),
+        ("cuda", (), 1, 6),
+        ("cuda", (), 4, 1),
+        ("cuda", (), 12, 1),
+        ("cuda", ("3",), 1, 3),
+        ("cuda", ("0",), 1, 0),
+    ],
+)
+def test_data_workers_of_a_command_depend_on_device_and_cores(monkeypatch, tmp_path, device, given, processes, workers):
+    monkeypatch.setattr(DistillationTrainingArguments, "device", torch.device(device))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    fields = ["--data", "photos", "--output_dir", str(tmp_path)]
+    fields += [word for number in given for word in ("--dataloader_num_workers", number)]
+    recipe = load_given(argparse.Namespace(recipe=None, config=None), fields)
+    assert recipe.training.dataloader_num_workers == workers

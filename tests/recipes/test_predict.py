@@ -140,12 +140,12 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, model):
         predict(str(model), [str(tmp_path / "nowhere.png")])
 
 
-def test_an_image_alone_has_the_bits_of_plain_transformers_and_in_a_batch_nearly(validation, model):
+def test_probabilities_are_those_of_plain_transformers_up_to_rounding(validation, model):
     _, _, heads = by_hand(model, validation)
     expected = heads["logits"].softmax(-1)
     predictor = Predictor(str(model))
     printed = []
-    for batch_size, tolerance in ((1, 0), (4, 1e-5), (100, 1e-5)):
+    for batch_size, tolerance in ((1, 1e-6), (4, 1e-5), (100, 1e-5)):
         found = list(predictor.predictions(find_inputs(validation.items, NAMES), batch_size))
         assert [one.file for one in found] == list(validation.items)
         for one, row in zip(found, expected, strict=True):
@@ -177,3 +177,31 @@ def test_a_processor_that_does_not_fit_the_model_is_named(tmp_path, validation):
     DeiTImageProcessor.for_image_size(tiny.SIZE + 8).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"{tiny.SIZE + 8} × {tiny.SIZE + 8}.*preprocessor_config.json"):
         predict(str(tmp_path), [validation.items[0]])
+
+
+def test_bfloat16_gives_nearly_the_same_probabilities(validation, model):
+    exact = Predictor(str(model)).predictions(find_inputs(validation.items, NAMES))
+    rounded = Predictor(str(model), bf16=True).predictions(find_inputs(validation.items, NAMES))
+    pairs = [(one.probabilities, other.probabilities) for one, other in zip(exact, rounded, strict=True)]
+    differences = np.abs(np.subtract(*map(np.array, zip(*pairs, strict=True))))
+    assert 0 < differences.max() < 0.01
+
+
+def test_the_next_batch_is_read_while_the_model_computes(validation, model, monkeypatch):
+    predictor = Predictor(str(model))
+    read, computed, original = [], [], predictor._pixels
+
+    def pixels(image):
+        read.append(image)
+        return original(image)
+
+    predictor.model.register_forward_hook(lambda *_: computed.append(len(read)))
+    monkeypatch.setattr(predictor, "_pixels", pixels)
+    found = predictor.predictions(find_inputs(validation.items[:6], NAMES), batch_size=2)
+    assert next(found).file == validation.items[0]
+    found.close()
+    assert len(read) <= 4  # no more than one batch ahead
+    del read[:], computed[:]
+    names = [one.file for one in predictor.predictions(find_inputs(validation.items[:6], NAMES), batch_size=2)]
+    assert names == list(validation.items[:6])
+    assert len(computed) == 3
