@@ -41,22 +41,25 @@ SHAPES = {
 NUM_LABELS = 10
 
 
-def rivals(shape: dict, distilled: bool, bf16: bool, training: bool) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+def rivals(
+    shape: dict, distilled: bool, bf16: bool, training: bool
+) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """Return functions from pixels to logits, by library. They hold the model in the attribute `model`."""
     fields = {**shape, "num_labels": NUM_LABELS}
     if distilled:
         ours = DeiTForImageClassificationWithTeacher(DeiTConfig(**fields))
         stock = transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**fields))
     else:
-        ours, stock = ViTForImageClassification(ViTConfig(**fields)), transformers.ViTForImageClassification(
-            transformers.ViTConfig(**fields)
+        ours, stock = (
+            ViTForImageClassification(ViTConfig(**fields)),
+            transformers.ViTForImageClassification(transformers.ViTConfig(**fields)),
         )
     if training:
         choose_attention(ours, DistillationTrainingArguments("unused", bf16=bf16, use_cpu=True, report_to="none"))
     found = {"ours": ours, "transformers": stock}
     if importlib.util.find_spec("timm") is not None:
-        from timm.models.vision_transformer import VisionTransformer
         from timm.models.deit import VisionTransformerDistilled
+        from timm.models.vision_transformer import VisionTransformer
 
         kind = VisionTransformerDistilled if distilled else VisionTransformer
         found["timm"] = kind(
@@ -139,7 +142,9 @@ def main() -> None:
                     found = measure(case, arguments.rounds)
                     results.append({**vars(case), **found})
                     cells = [
-                        f"{row['ratio']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})" if (row := found.get(name)) else "–"
+                        f"{row['ratio']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
+                        if (row := found.get(name))
+                        else "–"
                         for name in ("transformers", "timm")
                     ]
                     print(
