@@ -37,7 +37,9 @@ from .calibration import Calibration, calibrate, calibration_content, write_cali
 from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
 from .measures import best_thresholds, class_rows, confused_order, confusions, headline
 from .mislabelled import Suspect, csv_rows, file_key, read_out_of_fold, suspects
-from .sections import MOST_CLASSES, Findings, build_sections, counted, number
+from .quality_sections import MOST_CLASSES
+from .section_parts import Findings, counted, number
+from .sections import build_sections
 from .style import as_png, css_variables, drawn
 from .table import PREDICTION, ImageTable, evenly, predict_source
 from .thumbnails import Thumbnails
