@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from ..recipes.arguments import Recipe
+from ..trainer.environment import install_command, missing_packages
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,11 @@ def report_after_training(recipe: Recipe) -> Path | None:
         return None
     out = Path(recipe.training.output_dir) / REPORT_FOLDER
     try:
-        from .report import ReportArguments, make_report, missing_packages
+        from .report import PACKAGES, ReportArguments, make_report
 
-        if missing_packages():
-            logger.info("No report about the model was written: it needs pip install 'hf_deit[report]'.")
+        missing = missing_packages(PACKAGES)
+        if missing:
+            logger.info("No report about the model was written: it needs %s.", install_command(missing))
             return None
         written = make_report(
             ReportArguments(

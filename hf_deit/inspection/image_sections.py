@@ -11,7 +11,7 @@ import numpy as np
 from .duplicates import Pair
 from .measures import DECISION
 from .mislabelled import SURE, Suspect, csv_rows
-from .section_parts import Findings, Section, counted, label_of, number, opinions, percent, photo, short_name
+from .section_parts import Findings, Section, counted, label_of, number, opinion_lines, percent, photo, short_name
 from .table import HEAD_TITLES, PREDICTION, TEACHER
 from .thumbnails import Thumbnails
 
@@ -36,7 +36,7 @@ def mistakes(found: Findings, thumbnails: Thumbnails) -> Section:
         section.texts = ["No image is answered wrongly."]
         return section
     photos = [
-        photo(table, index, thumbnails, [(f"label: {label_of(table, index)}", "label"), *opinions(table, index)])
+        photo(table, index, thumbnails, [(f"label: {label_of(table, index)}", "label"), *opinion_lines(table, index)])
         for index in worst
     ]
     section.blocks.append({"kind": "photos", "title": "", "photos": photos})
@@ -198,7 +198,7 @@ def unsure(found: Findings, thumbnails: Thumbnails) -> Section:
     for index in order:
         label = label_of(table, index)
         lines = [(f"label: {label}" if label else "no label", "label")]
-        photos.append(photo(table, index, thumbnails, [*lines, *opinions(table, index)]))
+        photos.append(photo(table, index, thumbnails, [*lines, *opinion_lines(table, index)]))
     section.blocks.append({"kind": "photos", "title": "", "photos": photos})
     section.next = (
         "If you can label more images, label such ones: the model learns more from them than from images that it knows."

@@ -8,7 +8,7 @@ import numpy as np
 from . import figures
 from .calibration import BINS, FEWEST_IMAGES, FOLDS
 from .measures import DECISION, ClassRow, at_threshold, best_thresholds, class_rows, confused_order, confusions
-from .section_parts import Findings, Section, counted, number, opinions, percent, photo, table_block
+from .section_parts import Findings, Section, counted, number, opinion_lines, percent, photo, table_block
 from .style import as_svg, drawn
 from .table import HEAD_TITLES, PREDICTION, ImageTable
 from .thumbnails import Thumbnails
@@ -140,7 +140,9 @@ def _cell(table: ImageTable, row: int, column: int, thumbnails: Thumbnails) -> d
     return {
         "id": f"cell-{row}-{column}",
         "summary": f"{table.class_names[row]} predicted as {table.class_names[column]}: {counted(len(members))}{more}",
-        "photos": [photo(table, index, thumbnails, opinions(table, index)) for index in members[:_PHOTOS_PER_CELL]],
+        "photos": [
+            photo(table, index, thumbnails, opinion_lines(table, index)) for index in members[:_PHOTOS_PER_CELL]
+        ],
     }
 
 

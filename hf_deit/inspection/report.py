@@ -31,7 +31,7 @@ from ..models.weights_digest import weights_digest
 from ..recipes.evaluate import evaluation_images
 from ..recipes.predict import Prediction, Predictor, prediction_files
 from ..recipes.prediction_teacher import PredictionTeacher
-from ..trainer.environment import is_installed
+from ..trainer.environment import require_packages
 from . import figures
 from .calibration import Calibration, calibrate, calibration_content, write_calibration
 from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
@@ -51,7 +51,7 @@ MARKER = "hf_deit report"
 # Bytes of all photographs together; the file stays below 5 MB.
 _PHOTO_BYTES = 3_000_000
 TRAIN_IMAGES = 20_000  # training images that are looked at by default
-_PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -74,22 +74,6 @@ class ReportResult:
     headline: dict[str, Any] = field(default_factory=dict)
     suspects: int = 0
     duplicates: int | None = None
-
-
-def missing_packages() -> list[str]:
-    """Return the packages of the extra `report` that are not installed."""
-    return [package for module, package in _PACKAGES.items() if not is_installed(module)]
-
-
-def require_packages() -> None:
-    """Check that the extra `report` is installed.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    missing = missing_packages()
-    if missing:
-        raise UserError(f"A report needs {' and '.join(missing)}: pip install 'hf_deit[report]'")
 
 
 @dataclass(frozen=True)
@@ -139,7 +123,7 @@ def check_arguments(arguments: ReportArguments) -> None:
     Raises:
         UserError: A package is missing, a value is invalid, or the folder of the report holds a file of this name that is no report.
     """
-    require_packages()
+    require_packages("A report", PACKAGES)
     if arguments.train_images < 0:
         raise RecipeError(f"train_images={arguments.train_images}: give a number of images, at least 0.")
     if arguments.batch_size < 1:

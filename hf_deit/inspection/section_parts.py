@@ -116,7 +116,7 @@ def label_of(table: ImageTable, index: int) -> str:
     return table.class_names[table.labels[index]] if table.labels[index] >= 0 else ""
 
 
-def opinions(table: ImageTable, index: int) -> list[tuple[str, str]]:
+def opinion_lines(table: ImageTable, index: int) -> list[tuple[str, str]]:
     """Return what each head and the teacher predict, as lines under a photograph."""
     lines = []
     for name, probabilities in table.probabilities.items():

@@ -369,8 +369,9 @@ def test_predictions_of_other_folds_replace_those_of_the_student(room, tmp_path)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(room, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_module, "_PACKAGES", {"no_such_module": "no-such-package"})
-    with pytest.raises(UserError, match=r"no-such-package.*pip install 'hf_deit\[report\]'"):
+    packages = {"no_such_module": "no-such-package", "sklearn": "scikit-learn", "nor_this": "nor-this"}
+    monkeypatch.setattr(report_module, "PACKAGES", packages)
+    with pytest.raises(UserError, match=r"no-such-package and nor-this.*pip install no-such-package nor-this$"):
         package.report(room / "model", room / "data", out=tmp_path / "x")
 
 
