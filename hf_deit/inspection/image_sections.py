@@ -10,7 +10,7 @@ import numpy as np
 
 from .duplicates import Pair
 from .measures import DECISION
-from .mislabelled import SURE, Suspect, csv_rows
+from .mislabelled import SURE, ClassSuspect, Suspect, csv_rows, ranked
 from .section_parts import Findings, Section, counted, label_of, number, opinion_lines, percent, photo, short_name
 from .table import HEAD_TITLES, PREDICTION, TEACHER
 from .thumbnails import Thumbnails
@@ -78,35 +78,30 @@ def multi_label_mistakes(found: Findings, thumbnails: Thumbnails) -> Section:
 
 def mislabelled(found: Findings, thumbnails: Thumbnails) -> Section:
     """Return the section on probably wrong labels."""
-    section = Section("mislabelled", "Which labels are probably wrong?")
-    who = "student and teacher together" if found.has_teacher else "the student"
-    section.texts.append(
-        f"Images whose label gets a lower probability from {who} than another class; those with the lowest probability come first."
-        + (
-            f" “Both sure” marks those for which student and teacher predict the same other class, each with at least {percent(SURE, 0)}."
-            if found.has_teacher
-            else " A teacher (--teacher) would give a second opinion."
-        )
-    )
+    section = Section("mislabelled", "Which labels are probably wrong?", texts=[_what_is_suspect(found)])
     if len(found.suspects) > 1 and not found.out_of_fold:
         section.texts.append(
             "The model was trained on the training images, so it may have learned their wrong labels: such faults then do not show. "
             "Predictions of models that were not trained on the image (--out_of_fold) find more."
         )
-    ranked = sorted((one for ones in found.suspects.values() for one in ones), key=lambda one: one.score)
-    if not ranked:
+    multi_label = found.table.multi_label
+    order = ranked(found.suspects)
+    if not order:
         section.texts.append("No label of these images is suspect.")
         return section
     for split, ones in found.suspects.items():
         if not ones:
             continue
         shown_ones = ones[: _SUSPECTS // len(found.suspects)]
-        title = f"{split}: {number(len(ones))} of {counted(len(found.tables[split]))}, {len(shown_ones)} shown"
-        photos = [_suspect(found, one, thumbnails) for one in shown_ones]
+        images = counted(len(found.tables[split]))
+        suspect = f"{counted(len(ones), 'label')} of {images}" if multi_label else f"{number(len(ones))} of {images}"
+        title = f"{split}: {suspect}, {len(shown_ones)} shown"
+        one_photo = _suspect_class if multi_label else _suspect
+        photos = [one_photo(found, one, thumbnails) for one in shown_ones]
         section.blocks.append({"kind": "photos", "title": title, "photos": photos})
     name = "mislabelled.csv"
     text = io.StringIO()
-    csv.writer(text).writerows(csv_rows(ranked[:_DOWNLOADED], found.table.class_names))
+    csv.writer(text).writerows(csv_rows(order[:_DOWNLOADED], found.table.class_names, multi_label))
     uri = "data:text/csv;base64," + base64.b64encode(text.getvalue().encode(errors="replace")).decode()
     section.blocks.append({"kind": "download", "name": name, "uri": uri, "text": f"Save this list as {name}"})
     section.next = (
@@ -114,6 +109,38 @@ def mislabelled(found: Findings, thumbnails: Thumbnails) -> Section:
         "right. Then train again."
     )
     return section
+
+
+def _what_is_suspect(found: Findings) -> str:
+    who = "student and teacher together" if found.has_teacher else "the student"
+    if found.table.multi_label:
+        text = (
+            f"Labels, each of one class of one image, whose opposite is more probable for {who}: a class that is labelled and looks absent, "
+            "or one that is not labelled and looks present. Images with the least probable labels come first."
+        )
+        sure = "those that student and teacher both predict otherwise"
+    else:
+        text = f"Images whose label gets a lower probability from {who} than another class; those with the lowest probability come first."
+        sure = (
+            f"those for which student and teacher predict the same other class, each with at least {percent(SURE, 0)}"
+        )
+    if found.has_teacher:
+        return f"{text} “Both sure” marks {sure}."
+    return f"{text} A teacher (--teacher) would give a second opinion."
+
+
+def _suspect_class(found: Findings, one: ClassSuspect, thumbnails: Thumbnails) -> dict[str, Any]:
+    table = found.tables[one.split]
+    name = table.class_names[one.label]
+    suggested = f"probably has no {name}" if one.present else f"probably has {name}"
+    opinions = [f"student {percent(one.student, 0)}"]
+    opinions += [] if one.teacher is None else [f"teacher {percent(one.teacher, 0)}"]
+    lines = [
+        (f"labels: {label_of(table, one.index) or 'none of the classes'}", "label"),
+        (suggested + (" (both sure)" if one.both_sure else ""), "good"),
+        (f"probability of {name}: {', '.join(opinions)}", ""),
+    ]
+    return photo(table, one.index, thumbnails, lines)
 
 
 def _suspect(found: Findings, one: Suspect, thumbnails: Thumbnails) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from . import figures
 from .calibration import Calibration, calibrate, calibration_content, write_calibration
 from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
 from .measures import best_thresholds, class_rows, confused_order, confusions, headline
-from .mislabelled import Suspect, csv_rows, file_key, read_out_of_fold, suspects
+from .mislabelled import ClassSuspect, Suspect, class_suspects, csv_rows, file_key, ranked, read_out_of_fold, suspects
 from .quality_sections import MOST_CLASSES
 from .section_parts import Findings, counted, number
 from .sections import build_sections
@@ -64,7 +64,7 @@ class ReportResult:
         files: All files in its folder.
         beside_the_model: Files that were written into the folder of the model: calibration.json, and what its card shows.
         headline: The main figures, such as `accuracy` and its `interval`, see `measures.headline`; empty without labels.
-        suspects: Number of images whose label is probably wrong.
+        suspects: Number of images of which a label is probably wrong.
         duplicates: Number of pairs of near-duplicates; None if they were not looked for.
     """
 
@@ -269,9 +269,10 @@ class _Maker:
         )
         (folder / REPORT_FILE).write_text(self._page(findings), encoding="utf-8", errors="replace")
         files = [folder / REPORT_FILE, folder / TABLE_FILE]
-        ranked = sorted((one for ones in found.values() for one in ones), key=lambda one: one.score)
-        if not self.table.multi_label and len(labelled):
-            files.append(_write_csv(folder / SUSPECTS_FILE, csv_rows(ranked, self.names)))
+        order = ranked(found)
+        if len(labelled):
+            rows = csv_rows(order, self.names, self.table.multi_label)
+            files.append(_write_csv(folder / SUSPECTS_FILE, rows))
         if pairs is not None:
             files.append(_write_csv(folder / PAIRS_FILE, _pair_rows(pairs, *compared[1:])))
         content = self._calibration_content()
@@ -282,7 +283,7 @@ class _Maker:
             folder / REPORT_FILE,
             files,
             headline=figures_of_head,
-            suspects=len(ranked),
+            suspects=len({(one.split, one.index) for one in order}),
             duplicates=None if pairs is None else len(pairs),
         )
 
@@ -306,13 +307,8 @@ class _Maker:
             raise DataError(f"No image of {self.source.name} could be predicted. {reasons}")
         return table
 
-    def _suspects(self) -> tuple[dict[str, ImageTable], dict[str, Sequence[Suspect]]]:
+    def _suspects(self) -> tuple[dict[str, ImageTable], dict[str, Sequence[Suspect | ClassSuspect]]]:
         tables = {self.table.split: self.table}
-        if self.table.multi_label:
-            self.notes.append(
-                "Wrong labels are not looked for in multi-label data; the most confident mistakes show some of them."
-            )
-            return tables, {}
         held_out = None
         if self.arguments.out_of_fold is not None:
             columns = self.predictor.columns[4 : 4 + len(self.names)]
@@ -334,7 +330,8 @@ class _Maker:
                 tables[table.split] = table
         if held_out is not None:
             self._check_out_of_fold(held_out, tables)
-        found = {split: suspects(table, held_out) for split, table in tables.items() if table.labelled.any()}
+        find = class_suspects if self.table.multi_label else suspects
+        found = {split: find(table, held_out) for split, table in tables.items() if table.labelled.any()}
         return tables, found
 
     def _check_out_of_fold(self, held_out: dict[str, np.ndarray], tables: dict[str, ImageTable]) -> None:

@@ -9,7 +9,7 @@ from ..hub.facts import RunSummary
 from ..recipes.predict import shown
 from .calibration import Calibration
 from .duplicates import Pair
-from .mislabelled import Suspect
+from .mislabelled import ClassSuspect, Suspect
 from .table import HEAD_TITLES, TEACHER, ImageTable
 from .thumbnails import Thumbnails
 
@@ -41,7 +41,7 @@ class Findings:
         table: All predicted images of the split, also those without a label.
         labelled: Those with a label.
         calibration: Calibration of each head; empty without labels.
-        suspects: Probably mislabelled images by their split.
+        suspects: Probably mislabelled images, or for multi-label data classes of images, by their split.
         tables: The table of each split.
         pairs: Near-duplicates; None if they were not looked for.
         compared: The items, the files and the splits of the images that the indices of `pairs` mean.
@@ -54,7 +54,7 @@ class Findings:
     table: ImageTable
     labelled: ImageTable
     calibration: Mapping[str, Calibration]
-    suspects: Mapping[str, Sequence[Suspect]]
+    suspects: Mapping[str, Sequence[Suspect | ClassSuspect]]
     tables: Mapping[str, ImageTable]
     pairs: Sequence[Pair] | None
     compared: tuple[Sequence[Any], Sequence[str], Sequence[str]]

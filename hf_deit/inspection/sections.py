@@ -31,6 +31,7 @@ def build_sections(found: Findings, thumbnails: Thumbnails) -> Iterator[Section]
         if found.table.multi_label:
             yield multi_label_classes(found)
             yield multi_label_mistakes(found, thumbnails)
+            yield mislabelled(found, thumbnails)
         else:
             yield confusion(found, thumbnails)
             yield classes(found)

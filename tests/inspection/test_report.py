@@ -335,6 +335,18 @@ def test_multi_label_figures_are_those_of_scikit_learn(tmp_path):
         assert rows[name][1] == percent(metrics.average_precision_score(truth[:, index], values[:, index]))
         value = metrics.precision_score(truth[:, index], values[:, index] > 0.5, zero_division=np.nan)
         assert rows[name][2] == ("–" if np.isnan(value) else percent(value))
+    with open(tmp_path / "out" / "mislabelled.csv", newline="") as file:
+        suspects = list(csv.DictReader(file))
+    by_file = table.set_index("file")
+    for row in suspects:
+        probability = by_file.loc[row["file"], f"p_{row['class']}"]
+        has_class = row["class"] in by_file.loc[row["file"], "label"].split(";")
+        assert row["label"] == ("present" if has_class else "absent") and row["teacher_p"] == ""
+        assert float(row["score"]) == pytest.approx(probability if has_class else 1 - probability, abs=1e-7)
+    # Without a teacher, the labels that the student gets wrong are the suspects.
+    assert len(suspects) == np.sum((values > 0.5) != truth)
+    assert result.suspects == len({row["file"] for row in suspects})
+    assert "a class that is labelled and looks absent" in page.words and 'download="mislabelled.csv"' in page.html
     assert "confusion" not in page.ids and (tmp_path / "model" / "reliability.png").is_file()
     assert set(json.loads((model / "calibration.json").read_text())["thresholds"]) == set(NAMES)
 
