@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ from ..data.tables import Columns
 from ..data.unlabelled import load_unlabelled
 from ..errors import DataError, PublishError, RecipeError, UserError
 from ..files import check_folder, staged_files
+from ..fingerprints import file_digest
 from ..hub.facts import LOG_FILE, RunSummary, last_part, read_facts
-from ..hub.inspection_files import CONFUSION_PICTURE, INSPECTION_FILE, PRIVATE_FILES, RELIABILITY_PICTURE
+from ..hub.inspection_files import (
+    CONFUSION_PICTURE,
+    INSPECTION_FILE,
+    PRIVATE_FILES,
+    RELIABILITY_PICTURE,
+    TOKENS_PICTURE,
+)
 from ..hub.model_card import render_again_if_ours
 from ..models.label_names import unique_names
 from ..models.weights_digest import weights_digest
@@ -35,6 +42,8 @@ from ..trainer.environment import require_packages
 from . import figures
 from .calibration import Calibration, calibrate, calibration_content, write_calibration
 from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
+from .explain import refuse_loaded
+from .layer_figures import cosine_figure
 from .measures import best_thresholds, class_rows, confused_order, confusions, headline
 from .mislabelled import ClassSuspect, Suspect, class_suspects, csv_rows, file_key, ranked, read_out_of_fold, suspects
 from .quality_sections import MOST_CLASSES
@@ -43,6 +52,7 @@ from .sections import build_sections
 from .style import as_png, css_variables, drawn
 from .table import PREDICTION, ImageTable, evenly, predict_source
 from .thumbnails import Thumbnails
+from .token_layers import TokenLayers, measure_layers
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +60,7 @@ REPORT_FILE, TABLE_FILE, SUSPECTS_FILE, PAIRS_FILE = PRIVATE_FILES
 MARKER = "hf_deit report"
 # Bytes of all photographs together; the file stays below 5 MB.
 _PHOTO_BYTES = 3_000_000
+_TOKEN_IMAGES = 32  # over which both tokens are compared
 TRAIN_IMAGES = 20_000  # training images that are looked at by default
 PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -253,6 +264,7 @@ class _Maker:
         self.facts = self._facts()
         tables, found = self._suspects()
         pairs, compared = self._pairs(tables)
+        self.tokens = self._tokens()
         self._add_general_notes()
         findings = Findings(
             table=self.table,
@@ -266,6 +278,7 @@ class _Maker:
             log=self._log(),
             notes=self.notes,
             out_of_fold=self.arguments.out_of_fold is not None,
+            tokens=self.tokens,
         )
         (folder / REPORT_FILE).write_text(self._page(findings), encoding="utf-8", errors="replace")
         files = [folder / REPORT_FILE, folder / TABLE_FILE]
@@ -362,6 +375,24 @@ class _Maker:
             return None, (items, files, splits)
         return find_pairs(grey_images(items)), (items, files, splits)
 
+    def _tokens(self) -> TokenLayers | None:
+        """Return the cosine of both tokens over a few images; None for other models than a DeiT with two heads."""
+        network = self.predictor.model
+        if not self.predictor.heads:
+            return None
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.notes.append("The tokens were not compared: the time for this report is limited.")
+            return None
+        images = replace(self.source, items=self.table.items, labels=list(self.table.labels))
+        few = images.subset(evenly(len(self.table), _TOKEN_IMAGES), self.source.name)
+        try:
+            refuse_loaded(network)
+            names = (self.arguments.model, self.arguments.data, self.table.split)
+            return measure_layers(network, self.predictor.processor, few, names=names)
+        except UserError as error:
+            self.notes.append(f"The tokens were not compared: {error}")
+            return None
+
     def _facts(self) -> RunSummary:
         folder = Path(self.arguments.model)
         if folder.is_dir():
@@ -453,6 +484,8 @@ class _Maker:
             return []
         content = self._calibration_content()
         with staged_files(folder) as staging:
+            if self.tokens is not None:
+                (staging / TOKENS_PICTURE).write_bytes(as_png(drawn(cosine_figure, self.tokens)))
             if content is not None:
                 write_calibration(staging, content)
             figure = drawn(figures.reliability_diagrams, self.calibration)
@@ -464,7 +497,9 @@ class _Maker:
                     figures.confusion_picture, matrix[np.ix_(order, order)], [self.names[index] for index in order]
                 )
                 (staging / CONFUSION_PICTURE).write_bytes(as_png(picture))
-            (staging / INSPECTION_FILE).write_text(json.dumps(self._inspection(), indent=2) + "\n", encoding="utf-8")
+            pictures = {path.name: file_digest(path) for path in sorted(staging.glob("*.png"))}
+            text = json.dumps({**self._inspection(), "pictures": pictures}, indent=2)
+            (staging / INSPECTION_FILE).write_text(text + "\n", encoding="utf-8")
             written = [folder / path.name for path in sorted(staging.iterdir())]
         render_again_if_ours(folder)
         return written
@@ -486,7 +521,13 @@ class _Maker:
                 for name, one in self.calibration.items()
             },
             "shown_classes": min(len(rows), MOST_CLASSES),
+            **({} if self.tokens is None else {"tokens": _token_facts(self.tokens)}),
         }
+
+
+def _token_facts(tokens: TokenLayers) -> dict[str, Any]:
+    first, last = tokens.cosine[0], tokens.cosine[-1]
+    return {"images": tokens.images, "learned": tokens.learned_cosine, "first_layer": first, "last_layer": last}
 
 
 def _write_csv(file: Path, rows: Sequence[Sequence[str]]) -> Path:

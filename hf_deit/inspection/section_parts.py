@@ -12,6 +12,7 @@ from .duplicates import Pair
 from .mislabelled import ClassSuspect, Suspect
 from .table import HEAD_TITLES, TEACHER, ImageTable
 from .thumbnails import Thumbnails
+from .token_layers import TokenLayers
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Findings:
         log: Log of its training, or None.
         notes: What is not known or was left out, as sentences.
         out_of_fold: Whether predictions of models that were not trained on the image took the place of those of the student.
+        tokens: Cosine of both tokens, layer by layer; None if it was not measured.
     """
 
     table: ImageTable
@@ -62,6 +64,7 @@ class Findings:
     log: Sequence[Mapping[str, Any]] | None
     notes: Sequence[str]
     out_of_fold: bool = False
+    tokens: TokenLayers | None = None
 
     @property
     def has_teacher(self) -> bool:

@@ -262,6 +262,7 @@ def test_two_classes_and_one_head(tmp_path):
     predicted = np.array(names)[probabilities_of(table, names=names).argmax(1)]
     assert result.headline["accuracy"] == metrics.accuracy_score(table["label"], predicted)
     assert "class head" not in page.figures() and "teacher" not in page.figures()
+    assert "tokens" not in page.ids and not (tmp_path / "model" / "tokens.png").exists()
     assert "one head" in page.words
 
 
@@ -403,11 +404,20 @@ def test_a_training_ends_with_a_report_which_is_not_published(tmp_path, room):
     from hf_deit.hub.publishing import published_files
 
     names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
-    assert {"confusion.png", "reliability.png"} <= names
+    assert {"confusion.png", "reliability.png", "tokens.png"} <= names
     assert not any("report" in name or name.endswith((".csv", ".html", ".parquet")) for name in names)
     card = (tmp_path / "out" / "README.md").read_text()
+    layers = package.explain_layers(tmp_path / "out", room / "data")
+    assert f"mean of 32 images: {layers.learned_cosine:.2f} for the learned tokens" in card and "](tokens.png)" in card
+    measured = json.loads((tmp_path / "out" / "inspection.json").read_text())["tokens"]
+    assert measured["learned"] == pytest.approx(layers.learned_cosine)
+    assert measured["last_layer"] == pytest.approx(layers.cosine[-1], abs=0.05)  # over 32 of the 36 images
     assert "](confusion.png)" in card and "expected calibration error" in card.lower()
     assert "| bee |" in card
+    # A figure that is not the one of the last report is not published.
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "tokens.png")
+    names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
+    assert "tokens.png" not in names and "confusion.png" in names
     # Other weights: the figures are no longer those of the model.
     saved(tmp_path / "out")
     names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
