@@ -3,6 +3,7 @@
 sections.py writes the sections, and report.html.jinja the page. The command `hf-deit report`, `hf_deit.report`, and every training make one.
 """
 
+import copy
 import csv
 import json
 import logging
@@ -35,9 +36,9 @@ from ..hub.inspection_files import (
 from ..hub.model_card import render_again_if_ours
 from ..models.label_names import unique_names
 from ..models.weights_digest import weights_digest
+from ..recipes.cached_prediction_teacher import CachedPredictionTeacher, check_teacher_fields, load_teacher
 from ..recipes.evaluate import evaluation_images
 from ..recipes.predict import Prediction, Predictor, prediction_files
-from ..recipes.prediction_teacher import PredictionTeacher
 from ..trainer.environment import require_packages
 from . import figures
 from .calibration import Calibration, calibrate, calibration_content, write_calibration
@@ -96,6 +97,7 @@ class ReportArguments:
         data: Data as for `evaluate`.
         out: Folder of the report, which may hold an earlier report.
         teacher: Folder, Hub name or factory of a teacher; None for no teacher.
+        teacher_cache: Folder of a teacher cache that was made for a training on these data; None for no cache.
         teacher_view_size: As for `evaluate`.
         teacher_problem_type: As for `evaluate`.
         split: Split to look at, as for `evaluate`.
@@ -114,6 +116,7 @@ class ReportArguments:
     data: str
     out: str
     teacher: str | None = None
+    teacher_cache: str | None = None
     teacher_view_size: int | None = None
     teacher_problem_type: str | None = None
     split: str | None = None
@@ -139,11 +142,9 @@ def check_arguments(arguments: ReportArguments) -> None:
         raise RecipeError(f"train_images={arguments.train_images}: give a number of images, at least 0.")
     if arguments.batch_size < 1:
         raise RecipeError(f"batch_size={arguments.batch_size}: it must be at least 1.")
-    if arguments.teacher is None:
-        for name in ("teacher_view_size", "teacher_problem_type"):
-            value = getattr(arguments, name)
-            if value is not None:
-                raise RecipeError(f"{name}={value!r} without a teacher: give a teacher, or leave it out.")
+    check_teacher_fields(
+        arguments.teacher, arguments.teacher_cache, arguments.teacher_view_size, arguments.teacher_problem_type
+    )
     if arguments.unlabelled and (arguments.out_of_fold or arguments.class_names or arguments.split):
         raise RecipeError(
             "unlabelled=True with out_of_fold, class_names or split: these are for labelled data. Leave them out, or leave out unlabelled."
@@ -189,11 +190,17 @@ class _Maker:
     def __init__(self, arguments: ReportArguments, show: Callable, deadline: float | None):
         self.arguments, self.show, self.deadline = arguments, show, deadline
         self.notes: list[str] = []
-        teacher = None
-        if arguments.teacher is not None:
-            teacher = PredictionTeacher(
-                arguments.model, arguments.teacher, arguments.teacher_view_size, arguments.teacher_problem_type
-            )
+        teacher = load_teacher(
+            arguments.model,
+            teacher=arguments.teacher,
+            teacher_cache=arguments.teacher_cache,
+            view_size=arguments.teacher_view_size,
+            problem_type=arguments.teacher_problem_type,
+            inputs=[arguments.data],
+            columns=arguments.columns,
+            selection=arguments.selection,
+            names_file=arguments.class_names,
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.predictor = Predictor(arguments.model, teacher=teacher, embeddings=True, device=device)
@@ -264,7 +271,7 @@ class _Maker:
         self.facts = self._facts()
         tables, found = self._suspects()
         pairs, compared = self._pairs(tables)
-        self.tokens = self._tokens()
+        self.tokens, teacher = self._tokens(), self.predictor.teacher
         self._add_general_notes()
         findings = Findings(
             table=self.table,
@@ -279,6 +286,7 @@ class _Maker:
             notes=self.notes,
             out_of_fold=self.arguments.out_of_fold is not None,
             tokens=self.tokens,
+            teacher=teacher.describe() if isinstance(teacher, CachedPredictionTeacher) else "",
         )
         (folder / REPORT_FILE).write_text(self._page(findings), encoding="utf-8", errors="replace")
         files = [folder / REPORT_FILE, folder / TABLE_FILE]
@@ -328,8 +336,9 @@ class _Maker:
             held_out = read_out_of_fold(self.arguments.out_of_fold, columns)
         source = self._training_source()
         if source is not None:
+            source, predictor = self._with_opinions(source)
             table = predict_source(
-                self.predictor,
+                predictor,
                 source,
                 self.names,
                 batch_size=self.arguments.batch_size,
@@ -346,6 +355,26 @@ class _Maker:
         find = class_suspects if self.table.multi_label else suspects
         found = {split: find(table, held_out) for split, table in tables.items() if table.labelled.any()}
         return tables, found
+
+    def _with_opinions(self, source: Source) -> tuple[Source, Predictor]:
+        """Return the training images that a cached teacher has an opinion on; if there is none, all of them, and no teacher."""
+        teacher = self.predictor.teacher
+        if not isinstance(teacher, CachedPredictionTeacher):
+            return source, self.predictor
+        known = teacher.known(source.items)
+        if not known:
+            self.notes.append(
+                "The teacher has no opinion on the training images: they are not those of its cache, or all of their views in it are mixed. "
+                "Their labels are judged by the student."
+            )
+            alone = copy.copy(self.predictor)
+            alone.teacher = None
+            return source, alone
+        if len(known) < len(source):
+            left_out = counted(len(source) - len(known), "training image")
+            self.notes.append(f"{left_out} without an opinion in the cache of the teacher were not looked at.")
+            source = source.subset(known, source.name)
+        return source, self.predictor
 
     def _check_out_of_fold(self, held_out: dict[str, np.ndarray], tables: dict[str, ImageTable]) -> None:
         known = sum(file_key(file) in held_out for table in tables.values() for file in table.files)

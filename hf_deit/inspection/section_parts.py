@@ -51,6 +51,7 @@ class Findings:
         notes: What is not known or was left out, as sentences.
         out_of_fold: Whether predictions of models that were not trained on the image took the place of those of the student.
         tokens: Cosine of both tokens, layer by layer; None if it was not measured.
+        teacher: What the opinions of a cached teacher are, as sentences; empty for a teacher that was run, and for none.
     """
 
     table: ImageTable
@@ -65,6 +66,7 @@ class Findings:
     notes: Sequence[str]
     out_of_fold: bool = False
     tokens: TokenLayers | None = None
+    teacher: str = ""
 
     @property
     def has_teacher(self) -> bool:

@@ -64,6 +64,8 @@ def _headline(found: Findings) -> Section:
         )
     if table.failures:
         section.texts.append(f"{counted(len(table.failures))} could not be read and are left out.")
+    if found.teacher:
+        section.texts.append(found.teacher)
     if not len(labelled):
         section.texts.append("No image has a label, so it is not known how often the model is right.")
         section.next = "Label a random sample of a few hundred images, and make the report on them."

@@ -21,6 +21,7 @@ from ..models.label_names import class_names
 from ..sizes import as_pair
 from ..trainer.teacher_setup import pixels_of
 from .build import build_teacher
+from .inputs import InputImage
 from .own_recipe import recipe_of, teacher_arguments, teacher_view
 
 
@@ -37,6 +38,8 @@ class PredictionTeacher:
     Raises:
         UserError: The teacher cannot be loaded.
     """
+
+    counts_views = False
 
     def __init__(self, model: str | Path, teacher: str, view_size: int | None = None, problem_type: str | None = None):
         if view_size is not None and view_size < 1:
@@ -67,8 +70,13 @@ class PredictionTeacher:
             pixels=pixels_of(processor, trains=False),
         )
 
-    def view(self, image: Image.Image) -> Tensor | None:
-        """Return the view of an image for the teacher, `(1, 3, height, width)` in uint8; None if it gets the pixels of the model."""
+    def view(self, image: Image.Image, given: InputImage) -> Tensor | None:
+        """Return the view of an image for the teacher, `(1, 3, height, width)` in uint8; None if it gets the pixels of the model.
+
+        Args:
+            image: The image, upright.
+            given: Its name, which a teacher that is run does not need.
+        """
         if self._view_size is None:
             return None
         return view_tensor(image, as_pair(self._view_size), self._crop_ratio)[None]
