@@ -22,6 +22,7 @@ from ..data.loading import KEEP
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
 from ..data.unlabelled import load_unlabelled
+from ..distillation.teacher import Teacher
 from ..errors import DataError, PublishError, RecipeError, UserError
 from ..files import check_folder, staged_files
 from ..fingerprints import file_digest
@@ -96,7 +97,7 @@ class ReportArguments:
         model: Folder or Hub name of the model.
         data: Data as for `evaluate`.
         out: Folder of the report, which may hold an earlier report.
-        teacher: Folder, Hub name or factory of a teacher; None for no teacher.
+        teacher: Folder, Hub name or factory of a teacher, or a loaded one; None for no teacher.
         teacher_cache: Folder of a teacher cache that was made for a training on these data; None for no cache.
         teacher_view_size: As for `evaluate`.
         teacher_problem_type: As for `evaluate`.
@@ -115,7 +116,7 @@ class ReportArguments:
     model: str
     data: str
     out: str
-    teacher: str | None = None
+    teacher: str | Teacher | None = None
     teacher_cache: str | None = None
     teacher_view_size: int | None = None
     teacher_problem_type: str | None = None

@@ -25,6 +25,7 @@ from ..data.sampling import BatchShares
 from ..data.sources import Source
 from ..data.tables import Columns
 from ..distillation.cached_opinions import OWN_SHARE, CachedOpinions, open_cache
+from ..distillation.teacher import Teacher
 from ..errors import RecipeError, TeacherCacheError, UserError
 from ..losses import ProblemType
 from ..models.label_names import class_names
@@ -275,7 +276,7 @@ def _key(item: Any) -> str:
 
 
 def check_teacher_fields(
-    teacher: str | None, teacher_cache: str | None, view_size: int | None, problem_type: str | None
+    teacher: str | Teacher | None, teacher_cache: str | None, view_size: int | None, problem_type: str | None
 ) -> None:
     """Check that the fields of a teacher go together.
 
@@ -296,7 +297,7 @@ def check_teacher_fields(
 def load_teacher(
     model: str,
     *,
-    teacher: str | None,
+    teacher: str | Teacher | None,
     teacher_cache: str | None,
     view_size: int | None,
     problem_type: str | None,
@@ -309,7 +310,7 @@ def load_teacher(
 
     Args:
         model: Folder or Hub name of the model.
-        teacher: Folder, Hub name or factory of a teacher.
+        teacher: Folder, Hub name or factory of a teacher; or a loaded one.
         teacher_cache: Folder of a teacher cache.
         view_size: As for `PredictionTeacher`.
         problem_type: As for `PredictionTeacher`.

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..data.views import view_tensor
 from ..distillation.objective import DistillationObjective
+from ..distillation.teacher import Teacher
 from ..errors import RecipeError
 from ..losses import ProblemType
 from ..models.label_names import class_names
@@ -31,7 +32,7 @@ class PredictionTeacher:
     Args:
         model: Folder or Hub name of the model. If its own recipe is known and names the same teacher, the other `teacher_` fields of
             the recipe are used too.
-        teacher: Folder, Hub name or factory of the teacher.
+        teacher: Folder, Hub name or factory of the teacher; or a loaded one.
         view_size: Side in pixels of the view of the teacher. Default: the `view_size` of the model's own recipe.
         problem_type: Problem type of the teacher. Default: that of its own files.
 
@@ -41,12 +42,15 @@ class PredictionTeacher:
 
     counts_views = False
 
-    def __init__(self, model: str | Path, teacher: str, view_size: int | None = None, problem_type: str | None = None):
+    def __init__(
+        self, model: str | Path, teacher: str | Teacher, view_size: int | None = None, problem_type: str | None = None
+    ):
         if view_size is not None and view_size < 1:
             raise RecipeError(f"teacher_view_size={view_size}: give a number of pixels, at least 1.")
         own = recipe_of(str(model))
-        self.name = teacher
-        self.teacher = build_teacher(teacher_arguments(own, teacher, problem_type))
+        self.teacher = (
+            teacher if isinstance(teacher, Teacher) else build_teacher(teacher_arguments(own, teacher, problem_type))
+        )
         given: dict[str, Any] = teacher_view(own, view_size)
         self._view_size, self._crop_ratio = given.get("view_size"), given.get("crop_ratio", 0.875)
         self._objective: DistillationObjective | None = None
