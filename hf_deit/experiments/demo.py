@@ -344,6 +344,7 @@ def _report(folder: Path, data: DemoData, teacher: Teacher) -> Path | None:
             teacher,
             batch_size=100,
             title="The best student of the demo",
+            compares_images=False,  # of small digits, many are alike
         )
         return make_report(arguments).path
     except Exception as error:  # as after a training: the demo has succeeded

@@ -111,6 +111,7 @@ class ReportArguments:
         batch_size: Number of images at a time.
         seconds: Time for the predictions and the comparison of images; what is not reached is left out and named. None: no limit.
         title: Title of the report. Default: the name of the model.
+        compares_images: Whether near-duplicates are looked for.
     """
 
     model: str
@@ -130,6 +131,7 @@ class ReportArguments:
     batch_size: int = 64
     seconds: float | None = None
     title: str | None = None
+    compares_images: bool = True
 
 
 def check_arguments(arguments: ReportArguments) -> None:
@@ -396,6 +398,9 @@ class _Maker:
             rows = [rows[index] for index in evenly(len(rows), MOST_IMAGES)]
             self.notes.append(f"Near-duplicates were looked for among {number(MOST_IMAGES)} of the images.")
         items, files, splits = (list(column) for column in zip(*rows, strict=True))
+        if not self.arguments.compares_images:
+            self.notes.append("Near-duplicates were not looked for in this report.")
+            return None, (items, files, splits)
         left = self._seconds()
         # Reading an image takes about 3 ms on one core.
         if left is not None and 0.003 * len(items) > left:
