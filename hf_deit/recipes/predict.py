@@ -189,7 +189,12 @@ class Predictor:
             own = self.processor(upright, return_tensors="pt")["pixel_values"]
         except Exception as error:  # the image processor of any model
             return Failure(image.file, f"cannot be prepared by the model's image processor: {error}")
-        view = None if self.teacher is None else self.teacher.view(upright, image)
+        try:
+            view = None if self.teacher is None else self.teacher.view(upright, image)
+        except UserError:
+            raise
+        except Exception as error:  # as above: an image with which Pillow fails
+            return Failure(image.file, f"cannot be prepared for the teacher: {error}")
         return view if isinstance(view, Failure) else _Pixels(own, view)
 
     @torch.no_grad()
