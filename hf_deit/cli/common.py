@@ -85,6 +85,16 @@ def add_fields(parser: argparse.ArgumentParser, group: type) -> None:
         parser.add_argument(f"--{entry.name}", **settings)
 
 
+def add_teacher_cache(parser: argparse.ArgumentParser) -> None:
+    """Add the option of a teacher cache to a command that looks at a saved model."""
+    parser.add_argument(
+        "--teacher_cache",
+        metavar="DIR",
+        help="take the teacher's probabilities from a cache of all logits that was made for a training on the same data, instead of "
+        "running a teacher (training images: mean over their cached views)",
+    )
+
+
 def add_teacher_details(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe the teacher of a command that looks at a saved model."""
     parser.add_argument(

@@ -18,6 +18,8 @@ from rich.table import Column
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from ..recipes.durations import duration, time_left
+
 # Messages of transformers that concern nobody.
 _NOISE = ("mtime may not be reliable",)
 # Metrics of the line of an evaluation and their short titles, in order.
@@ -52,14 +54,6 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         self.console.print(self.format(record), style=style, markup=False, emoji=False)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as text, such as `45 s`, `12 min` or `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 @contextlib.contextmanager
@@ -155,7 +149,7 @@ class TrainingConsole(TrainerCallback):
         first = not self._last_line and done >= _ESTIMATE_STEPS and now - self._started >= _ESTIMATE_SECONDS
         if (first or (self._last_line and now - self._last_line >= pause)) and state.global_step < state.max_steps:
             self._last_line = now
-            left = f"about {duration(self._left(state))} left"
+            left = time_left(self._left(state))
             self._say(f"step {state.global_step:,} of {state.max_steps:,}, {self._rate(state)}, {left}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .common import add_data_of_run, add_teacher_details
+from .common import add_data_of_run, add_teacher_cache, add_teacher_details
 
 
 def _add_report(commands: Any) -> None:
@@ -25,6 +25,7 @@ def _add_report(commands: Any) -> None:
     add(
         "--teacher", help="folder, Hub name or package.module:factory of a teacher, for a second opinion on every image"
     )
+    add_teacher_cache(report)
     add_teacher_details(report)
     add("--unlabelled", action="store_true", help="no image has a label: show only what needs none")
     add(
@@ -50,8 +51,8 @@ def _report(options: argparse.Namespace, fields: list[str]) -> None:
     from ..recipes.data import columns_of, selection_of
     from .console import messages
 
-    names = ("model", "data", "out", "teacher", "teacher_view_size", "teacher_problem_type", "split", "class_names")
-    names += ("unlabelled", "out_of_fold", "train_images", "batch_size", "title")
+    names = ("model", "data", "out", "teacher", "teacher_cache", "teacher_view_size", "teacher_problem_type", "split")
+    names += ("class_names", "unlabelled", "out_of_fold", "train_images", "batch_size", "title")
     arguments = ReportArguments(
         **{name: getattr(options, name) for name in names}, columns=columns_of(options), selection=selection_of(options)
     )

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..errors import UserError
-from .common import add_teacher_details, input_names, quick_imports
+from .common import add_teacher_cache, add_teacher_details, input_names, quick_imports
 
 _DESCRIPTION = """\
 Predict the classes of images. Give one or more of:
@@ -55,6 +54,7 @@ def _add_predict(commands: Any) -> None:
         "--teacher",
         help="folder, Hub name or package.module:factory of a teacher, whose probabilities are written beside those of the model",
     )
+    add_teacher_cache(predict)
     add_teacher_details(predict)
     predict.add_argument(
         "--embeddings", action="store_true", help="write the class token of each image to the parquet file too"
@@ -99,15 +99,15 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
     check_embeddings(options.embeddings, options.parquet)
     inputs = input_names(options.images)
     check_files(options.csv, options.parquet, inputs)
+    columns = Columns(options.image_column, tuple(options.label_column or ()))
     predictor = Predictor(
         options.model,
-        teacher=_teacher(options),
+        teacher=_teacher(options, inputs, columns),
         embeddings=options.embeddings,
         calibrated=options.calibrated,
         threshold=options.threshold,
         bf16=options.bf16,
     )
-    columns = Columns(options.image_column, tuple(options.label_column or ()))
     found = predictor.predictions(
         find_inputs(inputs, predictor.class_names, options.split, columns), options.batch_size
     )
@@ -142,22 +142,26 @@ def _predict(options: argparse.Namespace, fields: list[str]) -> None:
         raise failed(failures, predicted)
 
 
-def _teacher(options: argparse.Namespace) -> Any:
-    """Return the teacher that the options name; None if they name none.
+def _teacher(options: argparse.Namespace, inputs: list[Any], columns: Any) -> Any:
+    """Return the teacher or the cached teacher that the options name; None if they name none.
 
     Raises:
-        UserError: The teacher cannot be loaded, or an option has no effect without a teacher.
+        UserError: The teacher cannot be used, or an option has no effect without a teacher.
     """
-    if options.teacher is None:
-        for name in ("teacher_view_size", "teacher_problem_type"):
-            if getattr(options, name) is not None:
-                raise UserError(
-                    f"--{name} {getattr(options, name)} without a teacher: give --teacher, or leave it out."
-                )
+    names = ("teacher", "teacher_cache", "teacher_view_size", "teacher_problem_type")
+    if all(getattr(options, name) is None for name in names):
         return None
-    from ..recipes.prediction_teacher import PredictionTeacher
+    from ..recipes.cached_prediction_teacher import load_teacher
 
-    return PredictionTeacher(options.model, options.teacher, options.teacher_view_size, options.teacher_problem_type)
+    return load_teacher(
+        options.model,
+        teacher=options.teacher,
+        teacher_cache=options.teacher_cache,
+        view_size=options.teacher_view_size,
+        problem_type=options.teacher_problem_type,
+        inputs=inputs,
+        columns=columns,
+    )
 
 
 def _print_prediction(file: str, best: list[tuple[str, float]], unknown: bool) -> None:

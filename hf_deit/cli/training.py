@@ -450,3 +450,5 @@ def _demo(options: argparse.Namespace, fields: list[str]) -> None:
     print()
     print_table(result["table"])
     print("\n" + result["story"])
+    if result["report"] is not None:
+        print(f"\nReport about this student: {result['report']}")

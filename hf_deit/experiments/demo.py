@@ -35,6 +35,7 @@ from ..losses import UNLABELLED
 from ..models.configuration_deit import DeiTConfig, ViTConfig
 from ..models.image_processing_deit import DeiTImageProcessor
 from ..models.modeling_deit import DeiTForImageClassificationWithTeacher, ViTForImageClassification
+from ..trainer.environment import install_command, missing_packages
 from ..trainer.trainer import DistillationTrainer
 from ..trainer.training_args import DistillationTrainingArguments
 
@@ -288,7 +289,8 @@ def run_demo(
         prepare: As in `train_digit_teacher`.
 
     Returns:
-        `table` (rows of cells) and `story` (text), both for printing.
+        `table` (rows of cells) and `story` (text), both for printing; and `report`, the file of a report about the best student, or
+        None if there is none.
 
     Raises:
         UserError: mlxtend is not installed.
@@ -315,12 +317,54 @@ def run_demo(
             best = (values[0], kind, trainer)
     folder = Path(arguments.output_dir) / "best"
     best[2].save_model(str(folder))
-    return {"table": rows, "story": "\n".join(_story(best[1], folder, data.test))}
+    report = _report(folder, data, teacher)
+    return {"table": rows, "story": "\n".join(_story(best[1], folder, data.test)), "report": report}
+
+
+# Digits per class of a report, which is to take a few seconds.
+_REPORTED_PER_CLASS = 30
+
+
+def _report(folder: Path, data: DemoData, teacher: Teacher) -> Path | None:
+    """Write a report about the best student on some test digits, if the packages for it are installed."""
+    from ..inspection.report import PACKAGES, ReportArguments, make_report
+
+    missing = missing_packages(PACKAGES)
+    if missing:
+        logger.info("No report about the best student was written: it needs %s.", install_command(missing))
+        return None
+    images = folder.parent / "digits"
+    for split, source in (("train", data.train), ("validation", data.test)):
+        _write_digits(images / split, source)
+    try:
+        arguments = ReportArguments(
+            str(folder),
+            str(images),
+            str(folder.parent / "report"),
+            teacher,
+            batch_size=100,
+            title="The best student of the demo",
+            compares_images=False,  # of small digits, many are alike
+        )
+        return make_report(arguments).path
+    except Exception as error:  # as after a training: the demo has succeeded
+        logger.debug("Traceback of the error:", exc_info=True)
+        logger.warning("No report about the best student was written (%s: %s).", type(error).__name__, error)
+    return None
+
+
+def _write_digits(folder: Path, source: Source) -> None:
+    """Write the first digits of each class into a folder of this class."""
+    for label, name in enumerate(CLASS_NAMES):
+        members = [index for index, other in enumerate(source.labels) if other == label][:_REPORTED_PER_CLASS]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in members:
+            (folder / name / f"{index:04}.png").write_bytes(source.items[index]["bytes"])
 
 
 def _story(kind: str, folder: Path, test: Source) -> Iterator[str]:
     yield f"The best student ({_TITLES[kind]}) is in {folder}. Predictions in a new process with plain transformers:"
-    pictures = folder.parent / "digits"
+    pictures = folder.parent / "examples"
     pictures.mkdir(exist_ok=True)
     paths = []
     for label in (3, 5, 8):

@@ -26,7 +26,7 @@ from ..trainer.checkpoints import checkpoints
 from ..trainer.metrics import metric_names
 from .ablation import Ablation, Run, check_origin, read_result, result_file
 from .recipe_checks import RecipeChecks
-from .workers import Task, alone_in, run_tasks, time_left, use_share_of_cores
+from .workers import Task, alone_in, rest_of_tasks, run_tasks, use_share_of_cores
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ def do_ablation(plan: Plan, place: Place, say: Callable[[str], None]) -> None:
             say(f"{task.name} is built")
         else:
             seconds.append(result["seconds"])
-            left = time_left(seconds, len(plan.runs) - len(seconds), place.jobs)
+            left = rest_of_tasks(seconds, len(plan.runs) - len(seconds), place.jobs)
             say(f"{len(seconds)}/{len(plan.runs)}  {_line(result)}{left}")
 
     with alone_in(place.work):

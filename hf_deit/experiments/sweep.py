@@ -48,7 +48,7 @@ from .search_space import (
     read_space,
     suggest_fields,
 )
-from .workers import Task, alone_in, log_to, run_tasks, time_left, use_share_of_cores
+from .workers import Task, alone_in, log_to, rest_of_tasks, run_tasks, use_share_of_cores
 
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.journal"
 _STUDY = "sweep"
@@ -399,7 +399,7 @@ class _Progress:
             self.seconds.append(seconds)
             shown = "diverged" if record.outcome == "diverged" else f"{100 * record.accuracy:.1f} %"
             shown += f", pruned after epoch {record.epochs}" * (record.outcome == "pruned")
-            left = time_left(self.seconds, self.todo - len(self.seconds), self.jobs)
+            left = rest_of_tasks(self.seconds, self.todo - len(self.seconds), self.jobs)
             self.say(f"{len(self.seconds)}/{self.todo}  trial {trial.number}: {shown} in {seconds:.0f} s{left}")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import UserError
+from ..recipes.durations import time_left
 
 _LOCK_FILE = ".lock"
 
@@ -72,12 +73,11 @@ def use_share_of_cores(jobs: int) -> None:
     torch.set_num_threads(min(max(1, (os.cpu_count() or 1) // jobs), torch.get_num_threads()))
 
 
-def time_left(seconds: Sequence[float], left: int, jobs: int) -> str:
-    """Return a text with the expected time for `left` tasks, given the `seconds` of finished ones; "" if unknown."""
+def rest_of_tasks(seconds: Sequence[float], left: int, jobs: int) -> str:
+    """Return the end of a line that states the expected time for `left` tasks, given the `seconds` of finished ones; "" if unknown."""
     if not seconds or left <= 0:
         return ""
-    rest = sum(seconds) / len(seconds) * left / min(jobs, left)
-    return f", about {rest / 60:.0f} min left" if rest >= 90 else f", about {rest:.0f} s left"
+    return f", {time_left(sum(seconds) / len(seconds) * left / min(jobs, left))}"
 
 
 def log_to(file: Path) -> None:

@@ -1,5 +1,6 @@
 """Files that a report leaves beside a model for its card: figures without photographs, and the facts that the card states."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,22 @@ def read_inspection(folder: str | Path) -> dict[str, Any]:
 
 
 def published_pictures(folder: str | Path) -> list[str]:
-    """Return the names of the figures of a report about the weights in a folder."""
+    """Return the names of the figures of the last report about the weights in a folder.
+
+    inspection.json states the SHA-256 of each figure. A figure of an earlier report, or one that was replaced, is left out.
+    """
     folder = Path(folder)
-    if not read_inspection(folder):
+    stated = read_inspection(folder).get("pictures")
+    if not isinstance(stated, dict):
         return []
-    return [name for name in PICTURES if (folder / name).is_file() and (folder / name).read_bytes().startswith(_PNG)]
+    return [
+        name for name in PICTURES if (folder / name).is_file() and stated.get(name) == _digest_of_png(folder / name)
+    ]
+
+
+def _digest_of_png(file: Path) -> str | None:
+    content = file.read_bytes()
+    return hashlib.sha256(content).hexdigest() if content.startswith(_PNG) else None
 
 
 def private_files(folder: str | Path) -> list[str]:

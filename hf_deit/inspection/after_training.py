@@ -1,9 +1,14 @@
 """The report that a training makes of its own model, when the model is saved."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..recipes.arguments import Recipe
+from ..errors import TeacherCacheError, TeacherError
+from ..recipes.arguments import Recipe, TeacherArguments
+from ..trainer.environment import install_command, missing_packages
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +32,22 @@ def report_after_training(recipe: Recipe) -> Path | None:
         return None
     out = Path(recipe.training.output_dir) / REPORT_FOLDER
     try:
-        from .report import ReportArguments, make_report, missing_packages
+        from .report import PACKAGES, ReportArguments, make_report
 
-        if missing_packages():
-            logger.info("No report about the model was written: it needs pip install 'hf_deit[report]'.")
+        missing = missing_packages(PACKAGES)
+        if missing:
+            logger.info("No report about the model was written: it needs %s.", install_command(missing))
             return None
-        written = make_report(
+        written = _with_an_opinion(
+            make_report,
             ReportArguments(
                 model=recipe.training.output_dir,
                 data=recipe.data.data,
                 out=str(out),
-                teacher=recipe.teacher.teacher,
                 batch_size=max(recipe.training.per_device_eval_batch_size, 1),
                 seconds=_SECONDS,
-            )
+            ),
+            recipe.teacher,
         )
         logger.info("A report about the model is in %s. It holds photographs, and is never uploaded.", written.path)
         return written.path
@@ -57,3 +64,14 @@ def report_after_training(recipe: Recipe) -> Path | None:
             recipe.data.data,
         )
     return None
+
+
+def _with_an_opinion(make: Callable[[Any], Any], arguments: Any, teacher: TeacherArguments) -> Any:
+    """Make a report with the teacher of a run or, if it cannot be loaded, with its cache or, if that holds no opinions, without both."""
+    given = [{name: value} for name in ("teacher", "teacher_cache") if (value := getattr(teacher, name)) is not None]
+    for fields in given:
+        try:
+            return make(replace(arguments, **fields))
+        except (TeacherError, TeacherCacheError) as error:
+            logger.info("The report about the model is made without %s: %s", next(iter(fields)), error)
+    return make(arguments)

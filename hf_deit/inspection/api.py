@@ -51,6 +51,7 @@ def report(
     *,
     out: StrPath,
     teacher: StrPath | None = None,
+    teacher_cache: StrPath | None = None,
     teacher_view_size: int | None = None,
     teacher_problem_type: str | None = None,
     split: str | None = None,
@@ -76,6 +77,7 @@ def report(
         data: Folder, table, saved data set or Hub name of the images.
         out: Folder of the report. An earlier report in it is replaced.
         teacher: Folder, Hub name or factory of a teacher, for a second opinion on every image.
+        teacher_cache: Folder of a teacher cache that was made for a training on these data: the teacher's opinions are taken from it.
         teacher_view_size: Side in pixels of the view that the teacher gets. Default: the `view_size` that the model was trained
             with.
         teacher_problem_type: What the logits of the teacher were trained for. Default: as the files of the teacher state.
@@ -113,6 +115,7 @@ def report(
             data=os.fspath(data),
             out=os.fspath(out),
             teacher=text(teacher),
+            teacher_cache=text(teacher_cache),
             teacher_view_size=teacher_view_size,
             teacher_problem_type=teacher_problem_type,
             split=split,

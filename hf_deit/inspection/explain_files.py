@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from ..files import new_folder, staged_folder, write_json
-from ..trainer.environment import is_installed
+from ..trainer.environment import require_packages
 from .explain import Explanation
 from .token_layers import TokenLayers
 
@@ -24,8 +23,7 @@ def check_out(out: str) -> Path:
     Raises:
         UserError: matplotlib is not installed, or `out` is neither new nor an empty folder.
     """
-    if not is_installed("matplotlib"):
-        raise UserError("hf-deit explain draws with matplotlib, which is not installed: pip install 'hf_deit[report]'.")
+    require_packages("hf-deit explain", {"matplotlib": "matplotlib"})
     return new_folder(out)
 
 

@@ -29,6 +29,13 @@ def draw_layers(layers: TokenLayers, path: Path) -> None:
     path.write_bytes(as_png(drawn(_figure, layers), dpi=120))
 
 
+def cosine_figure(layers: TokenLayers) -> "Figure":
+    """Return the figure of the cosines of a model with two tokens. Draw it with `style.drawn`."""
+    figure = new_figure(6.4, 3.9)
+    _draw_cosines(figure.subplots(), layers)
+    return figure
+
+
 def _figure(layers: TokenLayers) -> "Figure":
     panels = 1 if layers.cosine is None else 2
     figure = new_figure(5.2 * panels, 3.9)

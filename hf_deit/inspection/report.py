@@ -3,12 +3,13 @@
 sections.py writes the sections, and report.html.jinja the page. The command `hf-deit report`, `hf_deit.report`, and every training make one.
 """
 
+import copy
 import csv
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,39 @@ from ..data.loading import KEEP
 from ..data.sources import Source, without_unreadable
 from ..data.tables import Columns
 from ..data.unlabelled import load_unlabelled
+from ..distillation.teacher import Teacher
 from ..errors import DataError, PublishError, RecipeError, UserError
 from ..files import check_folder, staged_files
+from ..fingerprints import file_digest
 from ..hub.facts import LOG_FILE, RunSummary, last_part, read_facts
-from ..hub.inspection_files import CONFUSION_PICTURE, INSPECTION_FILE, PRIVATE_FILES, RELIABILITY_PICTURE
+from ..hub.inspection_files import (
+    CONFUSION_PICTURE,
+    INSPECTION_FILE,
+    PRIVATE_FILES,
+    RELIABILITY_PICTURE,
+    TOKENS_PICTURE,
+)
 from ..hub.model_card import render_again_if_ours
 from ..models.label_names import unique_names
 from ..models.weights_digest import weights_digest
+from ..recipes.cached_prediction_teacher import CachedPredictionTeacher, check_teacher_fields, load_teacher
 from ..recipes.evaluate import evaluation_images
 from ..recipes.predict import Prediction, Predictor, prediction_files
-from ..recipes.prediction_teacher import PredictionTeacher
-from ..trainer.environment import is_installed
+from ..trainer.environment import require_packages
 from . import figures
 from .calibration import Calibration, calibrate, calibration_content, write_calibration
 from .duplicates import MOST_IMAGES, Pair, find_pairs, grey_images
+from .explain import refuse_loaded
+from .layer_figures import cosine_figure
 from .measures import best_thresholds, class_rows, confused_order, confusions, headline
-from .mislabelled import Suspect, csv_rows, file_key, read_out_of_fold, suspects
-from .sections import MOST_CLASSES, Findings, build_sections, counted, number
+from .mislabelled import ClassSuspect, Suspect, class_suspects, csv_rows, file_key, ranked, read_out_of_fold, suspects
+from .quality_sections import MOST_CLASSES
+from .section_parts import Findings, counted, number
+from .sections import build_sections
 from .style import as_png, css_variables, drawn
 from .table import PREDICTION, ImageTable, evenly, predict_source
 from .thumbnails import Thumbnails
+from .token_layers import TokenLayers, measure_layers
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +62,9 @@ REPORT_FILE, TABLE_FILE, SUSPECTS_FILE, PAIRS_FILE = PRIVATE_FILES
 MARKER = "hf_deit report"
 # Bytes of all photographs together; the file stays below 5 MB.
 _PHOTO_BYTES = 3_000_000
+_TOKEN_IMAGES = 32  # over which both tokens are compared
 TRAIN_IMAGES = 20_000  # training images that are looked at by default
-_PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -62,7 +77,7 @@ class ReportResult:
         files: All files in its folder.
         beside_the_model: Files that were written into the folder of the model: calibration.json, and what its card shows.
         headline: The main figures, such as `accuracy` and its `interval`, see `measures.headline`; empty without labels.
-        suspects: Number of images whose label is probably wrong.
+        suspects: Number of images of which a label is probably wrong.
         duplicates: Number of pairs of near-duplicates; None if they were not looked for.
     """
 
@@ -74,22 +89,6 @@ class ReportResult:
     duplicates: int | None = None
 
 
-def missing_packages() -> list[str]:
-    """Return the packages of the extra `report` that are not installed."""
-    return [package for module, package in _PACKAGES.items() if not is_installed(module)]
-
-
-def require_packages() -> None:
-    """Check that the extra `report` is installed.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    missing = missing_packages()
-    if missing:
-        raise UserError(f"A report needs {' and '.join(missing)}: pip install 'hf_deit[report]'")
-
-
 @dataclass(frozen=True)
 class ReportArguments:
     """What a report is made of.
@@ -98,7 +97,8 @@ class ReportArguments:
         model: Folder or Hub name of the model.
         data: Data as for `evaluate`.
         out: Folder of the report, which may hold an earlier report.
-        teacher: Folder, Hub name or factory of a teacher; None for no teacher.
+        teacher: Folder, Hub name or factory of a teacher, or a loaded one; None for no teacher.
+        teacher_cache: Folder of a teacher cache that was made for a training on these data; None for no cache.
         teacher_view_size: As for `evaluate`.
         teacher_problem_type: As for `evaluate`.
         split: Split to look at, as for `evaluate`.
@@ -111,12 +111,14 @@ class ReportArguments:
         batch_size: Number of images at a time.
         seconds: Time for the predictions and the comparison of images; what is not reached is left out and named. None: no limit.
         title: Title of the report. Default: the name of the model.
+        compares_images: Whether near-duplicates are looked for.
     """
 
     model: str
     data: str
     out: str
-    teacher: str | None = None
+    teacher: str | Teacher | None = None
+    teacher_cache: str | None = None
     teacher_view_size: int | None = None
     teacher_problem_type: str | None = None
     split: str | None = None
@@ -129,6 +131,7 @@ class ReportArguments:
     batch_size: int = 64
     seconds: float | None = None
     title: str | None = None
+    compares_images: bool = True
 
 
 def check_arguments(arguments: ReportArguments) -> None:
@@ -137,16 +140,14 @@ def check_arguments(arguments: ReportArguments) -> None:
     Raises:
         UserError: A package is missing, a value is invalid, or the folder of the report holds a file of this name that is no report.
     """
-    require_packages()
+    require_packages("A report", PACKAGES)
     if arguments.train_images < 0:
         raise RecipeError(f"train_images={arguments.train_images}: give a number of images, at least 0.")
     if arguments.batch_size < 1:
         raise RecipeError(f"batch_size={arguments.batch_size}: it must be at least 1.")
-    if arguments.teacher is None:
-        for name in ("teacher_view_size", "teacher_problem_type"):
-            value = getattr(arguments, name)
-            if value is not None:
-                raise RecipeError(f"{name}={value!r} without a teacher: give a teacher, or leave it out.")
+    check_teacher_fields(
+        arguments.teacher, arguments.teacher_cache, arguments.teacher_view_size, arguments.teacher_problem_type
+    )
     if arguments.unlabelled and (arguments.out_of_fold or arguments.class_names or arguments.split):
         raise RecipeError(
             "unlabelled=True with out_of_fold, class_names or split: these are for labelled data. Leave them out, or leave out unlabelled."
@@ -192,11 +193,17 @@ class _Maker:
     def __init__(self, arguments: ReportArguments, show: Callable, deadline: float | None):
         self.arguments, self.show, self.deadline = arguments, show, deadline
         self.notes: list[str] = []
-        teacher = None
-        if arguments.teacher is not None:
-            teacher = PredictionTeacher(
-                arguments.model, arguments.teacher, arguments.teacher_view_size, arguments.teacher_problem_type
-            )
+        teacher = load_teacher(
+            arguments.model,
+            teacher=arguments.teacher,
+            teacher_cache=arguments.teacher_cache,
+            view_size=arguments.teacher_view_size,
+            problem_type=arguments.teacher_problem_type,
+            inputs=[arguments.data],
+            columns=arguments.columns,
+            selection=arguments.selection,
+            names_file=arguments.class_names,
+        )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.predictor = Predictor(arguments.model, teacher=teacher, embeddings=True, device=device)
@@ -267,6 +274,7 @@ class _Maker:
         self.facts = self._facts()
         tables, found = self._suspects()
         pairs, compared = self._pairs(tables)
+        self.tokens, teacher = self._tokens(), self.predictor.teacher
         self._add_general_notes()
         findings = Findings(
             table=self.table,
@@ -280,12 +288,15 @@ class _Maker:
             log=self._log(),
             notes=self.notes,
             out_of_fold=self.arguments.out_of_fold is not None,
+            tokens=self.tokens,
+            teacher=teacher.describe() if isinstance(teacher, CachedPredictionTeacher) else "",
         )
         (folder / REPORT_FILE).write_text(self._page(findings), encoding="utf-8", errors="replace")
         files = [folder / REPORT_FILE, folder / TABLE_FILE]
-        ranked = sorted((one for ones in found.values() for one in ones), key=lambda one: one.score)
-        if not self.table.multi_label and len(labelled):
-            files.append(_write_csv(folder / SUSPECTS_FILE, csv_rows(ranked, self.names)))
+        order = ranked(found)
+        if len(labelled):
+            rows = csv_rows(order, self.names, self.table.multi_label)
+            files.append(_write_csv(folder / SUSPECTS_FILE, rows))
         if pairs is not None:
             files.append(_write_csv(folder / PAIRS_FILE, _pair_rows(pairs, *compared[1:])))
         content = self._calibration_content()
@@ -296,7 +307,7 @@ class _Maker:
             folder / REPORT_FILE,
             files,
             headline=figures_of_head,
-            suspects=len(ranked),
+            suspects=len({(one.split, one.index) for one in order}),
             duplicates=None if pairs is None else len(pairs),
         )
 
@@ -320,21 +331,17 @@ class _Maker:
             raise DataError(f"No image of {self.source.name} could be predicted. {reasons}")
         return table
 
-    def _suspects(self) -> tuple[dict[str, ImageTable], dict[str, Sequence[Suspect]]]:
+    def _suspects(self) -> tuple[dict[str, ImageTable], dict[str, Sequence[Suspect | ClassSuspect]]]:
         tables = {self.table.split: self.table}
-        if self.table.multi_label:
-            self.notes.append(
-                "Wrong labels are not looked for in multi-label data; the most confident mistakes show some of them."
-            )
-            return tables, {}
         held_out = None
         if self.arguments.out_of_fold is not None:
             columns = self.predictor.columns[4 : 4 + len(self.names)]
             held_out = read_out_of_fold(self.arguments.out_of_fold, columns)
         source = self._training_source()
         if source is not None:
+            source, predictor = self._with_opinions(source)
             table = predict_source(
-                self.predictor,
+                predictor,
                 source,
                 self.names,
                 batch_size=self.arguments.batch_size,
@@ -348,8 +355,29 @@ class _Maker:
                 tables[table.split] = table
         if held_out is not None:
             self._check_out_of_fold(held_out, tables)
-        found = {split: suspects(table, held_out) for split, table in tables.items() if table.labelled.any()}
+        find = class_suspects if self.table.multi_label else suspects
+        found = {split: find(table, held_out) for split, table in tables.items() if table.labelled.any()}
         return tables, found
+
+    def _with_opinions(self, source: Source) -> tuple[Source, Predictor]:
+        """Return the training images that a cached teacher has an opinion on; if there is none, all of them, and no teacher."""
+        teacher = self.predictor.teacher
+        if not isinstance(teacher, CachedPredictionTeacher):
+            return source, self.predictor
+        known = teacher.known(source.items)
+        if not known:
+            self.notes.append(
+                "The teacher has no opinion on the training images: they are not those of its cache, or all of their views in it are mixed. "
+                "Their labels are judged by the student."
+            )
+            alone = copy.copy(self.predictor)
+            alone.teacher = None
+            return source, alone
+        if len(known) < len(source):
+            left_out = counted(len(source) - len(known), "training image")
+            self.notes.append(f"{left_out} without an opinion in the cache of the teacher were not looked at.")
+            source = source.subset(known, source.name)
+        return source, self.predictor
 
     def _check_out_of_fold(self, held_out: dict[str, np.ndarray], tables: dict[str, ImageTable]) -> None:
         known = sum(file_key(file) in held_out for table in tables.values() for file in table.files)
@@ -370,6 +398,9 @@ class _Maker:
             rows = [rows[index] for index in evenly(len(rows), MOST_IMAGES)]
             self.notes.append(f"Near-duplicates were looked for among {number(MOST_IMAGES)} of the images.")
         items, files, splits = (list(column) for column in zip(*rows, strict=True))
+        if not self.arguments.compares_images:
+            self.notes.append("Near-duplicates were not looked for in this report.")
+            return None, (items, files, splits)
         left = self._seconds()
         # Reading an image takes about 3 ms on one core.
         if left is not None and 0.003 * len(items) > left:
@@ -378,6 +409,24 @@ class _Maker:
             )
             return None, (items, files, splits)
         return find_pairs(grey_images(items)), (items, files, splits)
+
+    def _tokens(self) -> TokenLayers | None:
+        """Return the cosine of both tokens over a few images; None for other models than a DeiT with two heads."""
+        network = self.predictor.model
+        if not self.predictor.heads:
+            return None
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.notes.append("The tokens were not compared: the time for this report is limited.")
+            return None
+        images = replace(self.source, items=self.table.items, labels=list(self.table.labels))
+        few = images.subset(evenly(len(self.table), _TOKEN_IMAGES), self.source.name)
+        try:
+            refuse_loaded(network)
+            names = (self.arguments.model, self.arguments.data, self.table.split)
+            return measure_layers(network, self.predictor.processor, few, names=names)
+        except UserError as error:
+            self.notes.append(f"The tokens were not compared: {error}")
+            return None
 
     def _facts(self) -> RunSummary:
         folder = Path(self.arguments.model)
@@ -470,6 +519,8 @@ class _Maker:
             return []
         content = self._calibration_content()
         with staged_files(folder) as staging:
+            if self.tokens is not None:
+                (staging / TOKENS_PICTURE).write_bytes(as_png(drawn(cosine_figure, self.tokens)))
             if content is not None:
                 write_calibration(staging, content)
             figure = drawn(figures.reliability_diagrams, self.calibration)
@@ -481,7 +532,9 @@ class _Maker:
                     figures.confusion_picture, matrix[np.ix_(order, order)], [self.names[index] for index in order]
                 )
                 (staging / CONFUSION_PICTURE).write_bytes(as_png(picture))
-            (staging / INSPECTION_FILE).write_text(json.dumps(self._inspection(), indent=2) + "\n", encoding="utf-8")
+            pictures = {path.name: file_digest(path) for path in sorted(staging.glob("*.png"))}
+            text = json.dumps({**self._inspection(), "pictures": pictures}, indent=2)
+            (staging / INSPECTION_FILE).write_text(text + "\n", encoding="utf-8")
             written = [folder / path.name for path in sorted(staging.iterdir())]
         render_again_if_ours(folder)
         return written
@@ -503,7 +556,13 @@ class _Maker:
                 for name, one in self.calibration.items()
             },
             "shown_classes": min(len(rows), MOST_CLASSES),
+            **({} if self.tokens is None else {"tokens": _token_facts(self.tokens)}),
         }
+
+
+def _token_facts(tokens: TokenLayers) -> dict[str, Any]:
+    first, last = tokens.cosine[0], tokens.cosine[-1]
+    return {"images": tokens.images, "learned": tokens.learned_cosine, "first_layer": first, "last_layer": last}
 
 
 def _write_csv(file: Path, rows: Sequence[Sequence[str]]) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from ..data.layouts import Selection
 from ..data.sources import Source, without_unreadable
@@ -165,7 +166,38 @@ def explain_layers(
     refuse_loaded(network)
     refuse_other_channels(network, f"The model {name}")
     found = images_to_evaluate(recipe_of(name), place, columns=columns, split=split, selection=selection)
-    source = without_unreadable(found)
+    return measure_layers(
+        network,
+        processor,
+        without_unreadable(found),
+        names=(name, place, found.split_name),
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def measure_layers(
+    network: PreTrainedModel,
+    processor: Any,
+    source: Source,
+    *,
+    names: tuple[str, str, str],
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> TokenLayers:
+    """Measure a loaded model layer by layer over images.
+
+    Args:
+        network: A DeiT or ViT in evaluation mode, see `refuse_loaded`.
+        processor: Its image processor.
+        source: The images, which can all be read.
+        names: Model, data and split as they are named in the result.
+        batch_size: As for `explain_layers`.
+        progress: As for `explain_layers`.
+
+    Raises:
+        UserError: There is no image, the images have several sizes, or the outputs of the model are not finite.
+    """
     cosines, distances = _Moments(), _Moments()
     pixels = None
     for pixels in _batches(source, processor, batch_size, progress):
@@ -174,14 +206,14 @@ def explain_layers(
             cosines.add(statistics.cosines.numpy())
         distances.add(statistics.distances.numpy())
     if pixels is None:
-        raise UserError(f"data={place!r}: the split {found.split_name!r} has no images. Choose another split.")
+        raise UserError(f"data={names[1]!r}: the split {names[2]!r} has no images. Choose another split.")
     size, grid = patch_size(network), patch_grid(network, pixels)
     patches = grid[0] * grid[1]
     mean, std = (cosines.mean().tolist(), cosines.std().tolist()) if cosines.count else (None, None)
     return TokenLayers(
-        model=name,
-        data=place,
-        split=found.split_name,
+        model=names[0],
+        data=names[1],
+        split=names[2],
         images=len(source),
         image_size=tuple(pixels.shape[-2:]),
         patch_size=size,

@@ -394,6 +394,7 @@ def predict(
     batch_size: int = 32,
     broken_images: str = "raise",
     teacher: StrPath | None = None,
+    teacher_cache: StrPath | None = None,
     teacher_view_size: int | None = None,
     teacher_problem_type: str | None = None,
     embeddings: bool = False,
@@ -417,6 +418,8 @@ def predict(
         broken_images: What to do with an image or input that cannot be read. "raise": raise an error, so that there is a prediction
             for each image. "skip": return the others, and the reasons in `failures` (with `as_dataset`, they are logged).
         teacher: Folder, Hub name or factory of a teacher, whose probabilities are in the data set too. Needs `as_dataset`.
+        teacher_cache: Folder of a teacher cache that was made for a training on these images: the teacher's probabilities are taken from it.
+            Needs `as_dataset`.
         teacher_view_size: Side in pixels of the view that the teacher gets. Default: the `view_size` that the model was trained with.
         teacher_problem_type: What the logits of the teacher were trained for. Default: as the files of the teacher state.
         embeddings: Whether the data set has the class token of each image. Needs `as_dataset`.
@@ -441,17 +444,23 @@ def predict(
     check_policy(broken_images)
     check_top_k(top_k)
     given = [images] if isinstance(images, str | os.PathLike) else list(images)
-    for name, value in (("teacher", teacher), ("embeddings", embeddings)):
+    for name, value in (("teacher", teacher), ("teacher_cache", teacher_cache), ("embeddings", embeddings)):
         if value and not as_dataset:
             raise RecipeError(f"{name}={value!r} has an effect only with as_dataset=True: add it, or leave out {name}.")
-    for name, value in (("teacher_view_size", teacher_view_size), ("teacher_problem_type", teacher_problem_type)):
-        if value is not None and teacher is None:
-            raise RecipeError(f"{name}={value!r} without a teacher: give a teacher, or leave it out.")
+    columns = given_columns(image_column, label_column)
     loaded = None
-    if teacher is not None:
-        from .prediction_teacher import PredictionTeacher
+    if not (teacher is teacher_cache is teacher_view_size is teacher_problem_type is None):
+        from .cached_prediction_teacher import load_teacher
 
-        loaded = PredictionTeacher(os.fspath(model), os.fspath(teacher), teacher_view_size, teacher_problem_type)
+        loaded = load_teacher(
+            os.fspath(model),
+            teacher=None if teacher is None else os.fspath(teacher),
+            teacher_cache=None if teacher_cache is None else os.fspath(teacher_cache),
+            view_size=teacher_view_size,
+            problem_type=teacher_problem_type,
+            inputs=given,
+            columns=columns,
+        )
     predictor = Predictor(
         os.fspath(model),
         teacher=loaded,
@@ -460,7 +469,7 @@ def predict(
         threshold=threshold,
         bf16=bf16,
     )
-    found = find_inputs(map(os.fspath, given), predictor.class_names, split, given_columns(image_column, label_column))
+    found = find_inputs(map(os.fspath, given), predictor.class_names, split, columns)
     failures: list[Failure] = []
     readable = _readable(predictor.predictions(found, batch_size), failures, broken_images)
     if as_dataset:

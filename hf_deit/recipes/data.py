@@ -167,12 +167,25 @@ def load_run_data(recipe: Recipe) -> RunData:
         RecipeError: The recipe names no data, or streaming contradicts another field.
         DataError: The data cannot be used for training.
     """
-    arguments, seed = recipe.data, recipe.training.seed
-    if arguments.data is None:
+    if recipe.data.data is None:
         raise RecipeError("The recipe names no data: set data to a folder, a table or a name on the Hub (--data).")
+    if recipe.data.streaming:
+        _check_streaming(recipe)
+    return load_data(recipe.data, recipe.training.seed)
+
+
+def load_data(arguments: DataArguments, seed: int) -> RunData:
+    """Load the data that the data fields of a recipe describe.
+
+    Args:
+        arguments: Data fields, which name data.
+        seed: Seed for splitting off the validation share.
+
+    Raises:
+        DataError: The data cannot be used for training.
+    """
     columns, policy, selection = columns_of(arguments), arguments.broken_images, selection_of(arguments)
     if arguments.streaming:
-        _check_streaming(recipe)
         train, validation = load_stream(arguments.data, columns, policy, selection)
         logger.warning(NOT_PROMISED)
     else:

@@ -1,7 +1,7 @@
 """Prediction of the most probable classes of images by a saved model, as `hf-deit predict` does it.
 
 Which images are meant by folders, patterns, tables and data sets is the subject of inputs.py; calibration.json is that of
-calibration_file.py, and what a teacher sees that of prediction_teacher.py. The command starts faster than a pipeline of transformers, because it imports no data set, no metric and no trainer (tests/test_import_graph.py holds this;
+calibration_file.py, what a teacher sees that of prediction_teacher.py, and a cached teacher that of cached_prediction_teacher.py. The command starts faster than a pipeline of transformers, because it imports no data set, no metric and no trainer (tests/test_import_graph.py holds this;
 benchmarks/bench_startup.py measures it).
 """
 
@@ -12,7 +12,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from .calibration_file import read_temperatures
 from .inputs import Failure, InputImage
 
 if TYPE_CHECKING:
+    from .cached_prediction_teacher import CachedPredictionTeacher
     from .prediction_teacher import PredictionTeacher
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ THRESHOLD = 0.5
 _FIRST_COLUMNS = ("file", "label", "prediction", "score")
 # Column of the embeddings, and the answer for an image whose score is below the threshold.
 EMBEDDING, UNKNOWN = "embedding", "unknown"
+# Column of the number of cached views of which the probabilities of a cached teacher are the mean.
+TEACHER_VIEWS = "teacher_views"
 # Prefixes of the heads of a model with two heads.
 HEADS = ("cls", "distillation")
 _CLASSIFIERS = ("cls_classifier", "classifier")
@@ -62,6 +65,7 @@ class Prediction:
         others: The same of each head of a model with two heads ("cls", "distillation") and of the teacher ("teacher"), if there are any.
         embedding: What the class head sees of the image, for a distilled or plain student the class token, in float16, `(width,)`. None
             if it was not requested.
+        teacher_views: Number of cached views of which the teacher's probabilities are the mean; None without a cached teacher.
     """
 
     file: str
@@ -69,6 +73,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     embedding: np.ndarray | None = None
+    teacher_views: int | None = None
 
     def best(self, class_names: Sequence[str], top_k: int) -> list[tuple[str, float]]:
         """Return names and probabilities of the `top_k` most probable classes, the most probable first."""
@@ -85,7 +90,8 @@ class Predictor:
 
     Args:
         name_or_path: Folder or Hub name of the model, as for `load_model`.
-        teacher: Teacher whose probabilities are computed too, for the classes of the model. None for no teacher.
+        teacher: Teacher whose probabilities are given too, for the classes of the model: one that is run, or a cached one. None for no
+            teacher.
         embeddings: Whether to keep the embedding of each image.
         calibrated: Whether to divide the logits of the model by the temperatures in calibration.json beside it.
         threshold: Probability below which the prediction is "unknown". None: the prediction is the most probable class and, for a
@@ -103,7 +109,7 @@ class Predictor:
         self,
         name_or_path: str,
         *,
-        teacher: "PredictionTeacher | None" = None,
+        teacher: "PredictionTeacher | CachedPredictionTeacher | None" = None,
         embeddings: bool = False,
         calibrated: bool = False,
         threshold: float | None = None,
@@ -161,7 +167,10 @@ class Predictor:
                 if isinstance(image, Failure) or isinstance(pixels, Failure):
                     yield pixels
                 else:
-                    yield _prediction(image.file, image.label, *next(rows))
+                    found = _prediction(image.file, image.label, *next(rows))
+                    if self._counts_views and isinstance(found, Prediction):
+                        found = replace(found, teacher_views=pixels.view.views)
+                    yield found
 
     def _read(
         self, inputs: Iterator[InputImage | Failure], batch_size: int
@@ -199,10 +208,16 @@ class Predictor:
                 reason = "it is not an image in a format that Pillow reads"
             return Failure(image.file, f"cannot be read: {reason}")
         try:
-            view = None if self.teacher is None else self.teacher.view(upright)
-            return _Pixels(self._own_pixels(upright)[None], view)
+            own = self._own_pixels(upright)[None]
         except Exception as error:  # the image processor of any model
             return Failure(image.file, f"cannot be prepared by the model's image processor: {error}")
+        try:
+            view = None if self.teacher is None else self.teacher.view(upright, image)
+        except UserError:
+            raise
+        except Exception as error:  # as above: an image with which Pillow fails
+            return Failure(image.file, f"cannot be prepared for the teacher: {error}")
+        return view if isinstance(view, Failure) else _Pixels(own, view)
 
     @torch.inference_mode()
     def _outputs(self, read: "Sequence[_Pixels]") -> Iterator[tuple[dict[str, list[float]], np.ndarray | None]]:
@@ -225,7 +240,7 @@ class Predictor:
         for number in range(len(read)):
             yield {name: rows[number] for name, rows in columns.items()}, kept[number]
 
-    def _logits(self, pixels: Tensor, views: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def _logits(self, pixels: Tensor, views: Sequence[Any]) -> dict[str, Tensor]:
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 outputs = self.model(pixel_values=pixels)
@@ -248,8 +263,8 @@ class Predictor:
     def columns(self) -> list[str]:
         """Columns of the rows: file, label, prediction, score, and a probability for each class.
 
-        The same probabilities of each head and of the teacher follow, with the prefixes `cls_`, `distillation_` and `teacher_`, and
-        the `embedding`.
+        The same probabilities of each head and of the teacher follow, with the prefixes `cls_`, `distillation_` and `teacher_`, for a
+        cached teacher `teacher_views`, and the `embedding`.
         """
         counts = Counter(self.class_names)
         names: dict[str, None] = {}
@@ -259,7 +274,16 @@ class Predictor:
                 while column in names:
                     column += "_"
                 names[column] = None
-        return [*_FIRST_COLUMNS, *names, *([EMBEDDING] if self._embeddings is not None else [])]
+        return [*_FIRST_COLUMNS, *names, *self._last_columns]
+
+    @property
+    def _last_columns(self) -> list[str]:
+        views = [TEACHER_VIEWS] if self._counts_views else []
+        return [*views, *([EMBEDDING] if self._embeddings is not None else [])]
+
+    @property
+    def _counts_views(self) -> bool:
+        return self.teacher is not None and self.teacher.counts_views
 
     @property
     def _others(self) -> tuple[str, ...]:
@@ -284,16 +308,15 @@ class Predictor:
         """
         others = [probability for name in self._others for probability in found.others[name]]
         values = [found.file, found.label, self.decided(found), max(found.probabilities), *found.probabilities, *others]
-        return dict(
-            zip(self.columns, [*values, *([found.embedding] if self._embeddings is not None else [])], strict=True)
-        )
+        last = {TEACHER_VIEWS: found.teacher_views, EMBEDDING: found.embedding}
+        return dict(zip(self.columns, [*values, *(last[name] for name in self._last_columns)], strict=True))
 
 
 class _Pixels(NamedTuple):
-    """Pixel values of an image, `(1, channels, height, width)`, and the view of the teacher, if it sees another one."""
+    """Pixel values of an image, `(1, channels, height, width)`, and what its teacher makes of it, if it does not see the same pixels."""
 
     own: Tensor
-    view: Tensor | None
+    view: Any
 
 
 class _EmbeddingHook:
@@ -482,7 +505,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapp
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    kinds = dict.fromkeys(_FIRST_COLUMNS[:3], pyarrow.string()) | {EMBEDDING: pyarrow.list_(pyarrow.float16())}
+    kinds = dict.fromkeys(_FIRST_COLUMNS[:3], pyarrow.string())
+    kinds |= {EMBEDDING: pyarrow.list_(pyarrow.float16()), TEACHER_VIEWS: pyarrow.int64()}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in columns])
     rows: list[dict[str, Any]] = []
 

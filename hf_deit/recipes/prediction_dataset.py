@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from .predict import EMBEDDING, Prediction, Predictor, shown
+from .predict import EMBEDDING, TEACHER_VIEWS, Prediction, Predictor, shown
 
 _TEXTS = ("file", "label", "prediction")
 
@@ -24,6 +24,8 @@ def prediction_dataset(predictor: Predictor, predictions: Iterable[Prediction]) 
         predictions: Predictions of this predictor.
     """
     features = {name: datasets.Value("string" if name in _TEXTS else "float64") for name in predictor.columns}
+    if TEACHER_VIEWS in features:
+        features[TEACHER_VIEWS] = datasets.Value("int64")
     if EMBEDDING in features:
         features[EMBEDDING] = datasets.List(datasets.Value("float16"))
     folder = tempfile.mkdtemp(prefix="hf_deit-predictions-")

@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 
 from ..data.views import view_tensor
 from ..distillation.objective import DistillationObjective
+from ..distillation.teacher import Teacher
 from ..errors import RecipeError
 from ..losses import ProblemType
 from ..models.label_names import class_names
 from ..sizes import as_pair
 from ..trainer.teacher_setup import pixels_of
 from .build import build_teacher
+from .inputs import InputImage
 from .own_recipe import recipe_of, teacher_arguments, teacher_view
 
 
@@ -30,7 +32,7 @@ class PredictionTeacher:
     Args:
         model: Folder or Hub name of the model. If its own recipe is known and names the same teacher, the other `teacher_` fields of
             the recipe are used too.
-        teacher: Folder, Hub name or factory of the teacher.
+        teacher: Folder, Hub name or factory of the teacher; or a loaded one.
         view_size: Side in pixels of the view of the teacher. Default: the `view_size` of the model's own recipe.
         problem_type: Problem type of the teacher. Default: that of its own files.
 
@@ -38,12 +40,17 @@ class PredictionTeacher:
         UserError: The teacher cannot be loaded.
     """
 
-    def __init__(self, model: str | Path, teacher: str, view_size: int | None = None, problem_type: str | None = None):
+    counts_views = False
+
+    def __init__(
+        self, model: str | Path, teacher: str | Teacher, view_size: int | None = None, problem_type: str | None = None
+    ):
         if view_size is not None and view_size < 1:
             raise RecipeError(f"teacher_view_size={view_size}: give a number of pixels, at least 1.")
         own = recipe_of(str(model))
-        self.name = teacher
-        self.teacher = build_teacher(teacher_arguments(own, teacher, problem_type))
+        self.teacher = (
+            teacher if isinstance(teacher, Teacher) else build_teacher(teacher_arguments(own, teacher, problem_type))
+        )
         given: dict[str, Any] = teacher_view(own, view_size)
         self._view_size, self._crop_ratio = given.get("view_size"), given.get("crop_ratio", 0.875)
         self._objective: DistillationObjective | None = None
@@ -67,8 +74,13 @@ class PredictionTeacher:
             pixels=pixels_of(processor, trains=False),
         )
 
-    def view(self, image: Image.Image) -> Tensor | None:
-        """Return the view of an image for the teacher, `(1, 3, height, width)` in uint8; None if it gets the pixels of the model."""
+    def view(self, image: Image.Image, given: InputImage) -> Tensor | None:
+        """Return the view of an image for the teacher, `(1, 3, height, width)` in uint8; None if it gets the pixels of the model.
+
+        Args:
+            image: The image, upright.
+            given: Its name, which a teacher that is run does not need.
+        """
         if self._view_size is None:
             return None
         return view_tensor(image, as_pair(self._view_size), self._crop_ratio)[None]

@@ -55,7 +55,8 @@ def train(
     trainer = build_trainer(recipe, data, teacher, concurrent_trainings=concurrent_trainings)
     if prepare is not None:
         prepare(trainer)
-    logger.info("%s", as_text(overview(recipe, data, trainer)))
+    if trainer.is_world_process_zero():
+        logger.info("%s", as_text(overview(recipe, data, trainer)))
     if recipe.run.continues:  # again, now with the teacher's weights
         trainer.check_resumable(newest_checkpoint(output_dir), extend=recipe.run.extend)
     if trainer.is_world_process_zero():

@@ -5,11 +5,13 @@ by them, and changes nothing.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..errors import UserError
 
 FP16_REMEDY = "float16 needs a GPU. Use bf16=True, which CPUs can compute with too."
 # Packages of the trackers of transformers. One of the alternatives is enough.
@@ -34,6 +36,36 @@ _PIP_NAMES = {"azureml": "azureml-core", "comet_ml": "comet-ml"}
 def is_installed(package: str) -> bool:
     """Return whether a top-level package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def missing_packages(packages: Mapping[str, str]) -> list[str]:
+    """Return the packages that are not installed.
+
+    Args:
+        packages: Name of each package for pip, by the name of the module that is imported.
+    """
+    return [package for module, package in packages.items() if not is_installed(module)]
+
+
+def require_packages(what: str, packages: Mapping[str, str]) -> None:
+    """Check that packages are installed.
+
+    Args:
+        what: What needs them, as the beginning of a sentence.
+        packages: As for `missing_packages`.
+
+    Raises:
+        UserError: A package is missing. The message has the command that installs it, which is the same for an installed
+            hf_deit and for a checkout.
+    """
+    missing = missing_packages(packages)
+    if missing:
+        raise UserError(f"{what} needs {' and '.join(missing)}, not installed here: {install_command(missing)}")
+
+
+def install_command(packages: Sequence[str]) -> str:
+    """Return the command that installs packages from PyPI. It does not name hf_deit, which may be a checkout."""
+    return f"pip install {' '.join(packages)}"
 
 
 def package_problems(args: Any) -> Iterator[str]:

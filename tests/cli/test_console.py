@@ -9,8 +9,9 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from hf_deit.cli import main
-from hf_deit.cli.console import TrainingConsole, duration, messages
+from hf_deit.cli.console import TrainingConsole, messages
 from hf_deit.distillation.teacher import Teacher
+from hf_deit.recipes.durations import duration
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers import runs, tiny
 

@@ -41,6 +41,9 @@ def test_the_demo_compares_three_students_and_reloads_the_best_without_this_pack
     predictions = [line for line in result["story"].splitlines() if line.endswith("%)")]
     assert len(predictions) == 3
     assert all(any(f": {name} (" in line for name in demo.CLASS_NAMES) for line in predictions)
+    assert result["report"] == tmp_path / "report" / "report.html"
+    page = result["report"].read_text()
+    assert "The best student of the demo" in page and "student and teacher agree on" in page
 
 
 def test_without_mlxtend_the_demo_names_the_package_to_install(monkeypatch):

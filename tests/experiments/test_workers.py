@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_deit.errors import UserError
-from hf_deit.experiments.workers import Task, alone_in, run_tasks, time_left, use_share_of_cores
+from hf_deit.experiments.workers import Task, alone_in, rest_of_tasks, run_tasks, use_share_of_cores
 from tests.helpers import environment
 from tests.helpers.worker_tasks import fail, give, kill_oneself, refuse
 
@@ -130,7 +130,8 @@ def test_only_one_process_works_in_a_folder_and_the_lock_of_a_killed_process_is_
 
 
 def test_the_time_left_is_estimated_from_the_finished_tasks():
-    assert time_left([10.0, 20.0], 4, 2) == ", about 30 s left"
-    assert time_left([600.0], 3, 2) == ", about 15 min left"
-    assert time_left([10.0], 1, 8) == ", about 10 s left"  # one task uses only one of the eight processes
-    assert time_left([], 3, 1) == time_left([5.0], 0, 1) == ""
+    assert rest_of_tasks([10.0, 20.0], 4, 2) == ", about 30 s left"
+    assert rest_of_tasks([600.0], 3, 2) == ", about 15 min left"
+    assert rest_of_tasks([3600.0], 3, 1) == ", about 3 h 00 min left"
+    assert rest_of_tasks([10.0], 1, 8) == ", about 10 s left"  # one task uses only one of the eight processes
+    assert rest_of_tasks([], 3, 1) == rest_of_tasks([5.0], 0, 1) == ""

@@ -10,13 +10,19 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
 from hf_deit.errors import NonFiniteLossError, ResumeError
+from hf_deit.inspection import report as report_module
+from hf_deit.inspection.after_training import report_after_training
+from hf_deit.recipes.arguments import Recipe
+from hf_deit.recipes.train import train
 from hf_deit.trainer.trainer import DistillationTrainer
+from tests.helpers.runs import write_splits
 from tests.helpers.tiny import (
     FirstGradients,
     arguments,
@@ -169,11 +175,35 @@ def diverge(folder, rank):
     return None
 
 
+def report(folder, rank):
+    """Train a recipe whose report fails. Return what this process did for the report, and whether it has metrics."""
+    made = []
+
+    def fail(arguments):
+        made.append((Path(arguments.model) / "model.safetensors").is_file())
+        time.sleep(0.5)
+        raise RuntimeError("no luck")
+
+    report_module.make_report = fail
+    if rank == 0:
+        write_splits(folder / "data")
+    torch.distributed.barrier()
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 16}
+    fields |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_steps": 1, "save_strategy": "no"}
+    fields |= {"data": folder / "data", "output_dir": folder / "out", "per_device_train_batch_size": 4}
+    recipe = Recipe.from_fields(
+        {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    )
+    metrics = train(recipe, finish=report_after_training)
+    return {"made": made, "has_metrics": metrics is not None}
+
+
 def main(folder):
     rank = int(os.environ["RANK"])
     results = {name: measure(folder, name) for name in RUNS}
     results["resume"] = resume(folder)
     results["diverge"] = diverge(folder / "diverge", rank)
+    results["report"] = report(folder / "report", rank)
     torch.save(results, folder / f"rank{rank}.pt")
     if rank == 0:
         (folder / "summary.json").write_text(json.dumps({"world_size": torch.distributed.get_world_size()}))

@@ -211,9 +211,9 @@ def test_another_architecture_is_refused_before_its_weights_are_read(tmp_path, p
 
 
 def test_without_matplotlib_the_command_gives_the_line_that_installs_it(model, photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_deit.inspection.explain_files.is_installed", lambda name: False)
+    monkeypatch.setattr("hf_deit.trainer.environment.is_installed", lambda name: False)
     assert main(["explain", model, str(photos), "--out", str(tmp_path / "out")]) == 2
-    assert "hf_deit[report]" in capsys.readouterr().err
+    assert "pip install matplotlib\n" in capsys.readouterr().err
 
 
 def test_classes_are_names_first_and_indices_else():

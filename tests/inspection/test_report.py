@@ -262,6 +262,7 @@ def test_two_classes_and_one_head(tmp_path):
     predicted = np.array(names)[probabilities_of(table, names=names).argmax(1)]
     assert result.headline["accuracy"] == metrics.accuracy_score(table["label"], predicted)
     assert "class head" not in page.figures() and "teacher" not in page.figures()
+    assert "tokens" not in page.ids and not (tmp_path / "model" / "tokens.png").exists()
     assert "one head" in page.words
 
 
@@ -335,6 +336,18 @@ def test_multi_label_figures_are_those_of_scikit_learn(tmp_path):
         assert rows[name][1] == percent(metrics.average_precision_score(truth[:, index], values[:, index]))
         value = metrics.precision_score(truth[:, index], values[:, index] > 0.5, zero_division=np.nan)
         assert rows[name][2] == ("–" if np.isnan(value) else percent(value))
+    with open(tmp_path / "out" / "mislabelled.csv", newline="") as file:
+        suspects = list(csv.DictReader(file))
+    by_file = table.set_index("file")
+    for row in suspects:
+        probability = by_file.loc[row["file"], f"p_{row['class']}"]
+        has_class = row["class"] in by_file.loc[row["file"], "label"].split(";")
+        assert row["label"] == ("present" if has_class else "absent") and row["teacher_p"] == ""
+        assert float(row["score"]) == pytest.approx(probability if has_class else 1 - probability, abs=1e-7)
+    # Without a teacher, the labels that the student gets wrong are the suspects.
+    assert len(suspects) == np.sum((values > 0.5) != truth)
+    assert result.suspects == len({row["file"] for row in suspects})
+    assert "a class that is labelled and looks absent" in page.words and 'download="mislabelled.csv"' in page.html
     assert "confusion" not in page.ids and (tmp_path / "model" / "reliability.png").is_file()
     assert set(json.loads((model / "calibration.json").read_text())["thresholds"]) == set(NAMES)
 
@@ -369,8 +382,9 @@ def test_predictions_of_other_folds_replace_those_of_the_student(room, tmp_path)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(room, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_module, "_PACKAGES", {"no_such_module": "no-such-package"})
-    with pytest.raises(UserError, match=r"no-such-package.*pip install 'hf_deit\[report\]'"):
+    packages = {"no_such_module": "no-such-package", "sklearn": "scikit-learn", "nor_this": "nor-this"}
+    monkeypatch.setattr(report_module, "PACKAGES", packages)
+    with pytest.raises(UserError, match=r"no-such-package and nor-this.*pip install no-such-package nor-this$"):
         package.report(room / "model", room / "data", out=tmp_path / "x")
 
 
@@ -390,11 +404,20 @@ def test_a_training_ends_with_a_report_which_is_not_published(tmp_path, room):
     from hf_deit.hub.publishing import published_files
 
     names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
-    assert {"confusion.png", "reliability.png"} <= names
+    assert {"confusion.png", "reliability.png", "tokens.png"} <= names
     assert not any("report" in name or name.endswith((".csv", ".html", ".parquet")) for name in names)
     card = (tmp_path / "out" / "README.md").read_text()
+    layers = package.explain_layers(tmp_path / "out", room / "data")
+    assert f"mean of 32 images: {layers.learned_cosine:.2f} for the learned tokens" in card and "](tokens.png)" in card
+    measured = json.loads((tmp_path / "out" / "inspection.json").read_text())["tokens"]
+    assert measured["learned"] == pytest.approx(layers.learned_cosine)
+    assert measured["last_layer"] == pytest.approx(layers.cosine[-1], abs=0.05)  # over 32 of the 36 images
     assert "](confusion.png)" in card and "expected calibration error" in card.lower()
     assert "| bee |" in card
+    # A figure that is not the one of the last report is not published.
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "tokens.png")
+    names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
+    assert "tokens.png" not in names and "confusion.png" in names
     # Other weights: the figures are no longer those of the model.
     saved(tmp_path / "out")
     names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}

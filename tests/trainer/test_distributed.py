@@ -119,3 +119,9 @@ def test_two_processes_resume_exactly_and_refuse_another_run(both):
 def test_a_non_finite_loss_in_one_process_stops_both(both):
     for rank in (0, 1):
         assert re.search(r"at step 3: loss nan, cls_loss nan, distillation_loss \d", both[rank]["diverge"])
+
+
+def test_the_first_process_alone_makes_the_report_of_a_saved_model_and_its_failure_ends_neither(both):
+    # Both processes ended with exit code 0, which `both` checks.
+    assert both[0]["report"] == {"made": [True], "has_metrics": True}
+    assert both[1]["report"] == {"made": [], "has_metrics": False}
