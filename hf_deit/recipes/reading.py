@@ -233,11 +233,25 @@ def load_recipe(
     top = parsed_words(overrides) | dict(given or {})
     check_names(top)
     fields = {**base, **own, **top}
+    if _leaves_teacher_out(base, own, top):
+        logger.info("distillation_type is none and no teacher is given: guidance of the recipe becomes none too.")
+        top["guidance"] = "none"
+        fields |= top
     if not fields.keys() & {"distillation_type", "teacher", "teacher_cache"}:
         logger.warning("Neither a teacher nor a distillation_type is given: the student learns from the labels alone.")
     recipe = Recipe.from_fields(fields, tolerated=fields)
     check_layers(base, own, top)
     return recipe
+
+
+def _leaves_teacher_out(base: Mapping[str, Any], own: Mapping[str, Any], top: Mapping[str, Any]) -> bool:
+    """Return whether a layer sets distillation_type to none over the guidance of a lower layer, and no layer gives a teacher."""
+    if any(layer.get(name) for layer in (base, own, top) for name in ("teacher", "teacher_cache")):
+        return False
+    for layer, lower in ((top, {**base, **own}), (own, base)):
+        if layer.get("distillation_type") == "none":
+            return "guidance" not in {**layer, **top} and lower.get("guidance", "none") != "none"
+    return False
 
 
 def parsed_words(words: Sequence[str]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def many(monkeypatch, tmp_path):
 def test_few_images_without_weights_get_the_small_student_from_scratch(data):
     found = propose_recipe(data)
     assert found.recipe == "from_scratch_64"
-    assert found.fields == {"distillation_type": "none", "per_device_train_batch_size": 24}
+    assert found.fields == {"distillation_type": "none", "guidance": "none", "per_device_train_batch_size": 24}
     assert "24 images" in found.reason and "89.7" in found.reason
     assert found.cost == stated_cost(recipe_path("from_scratch_64").read_text(encoding="utf-8"))
     assert "24 labelled training images of 3 classes" in str(found) and f"\n  {found.command}" in str(found)
@@ -381,7 +381,7 @@ def test_auto_trains_and_names_the_recipe_and_the_reason(data, tmp_path, caplog)
     assert proposal["recipe"] == "from_scratch_64" and RULES[-1].reason in proposal["reason"]
     saved = (tmp_path / "auto" / "recipe.yaml").read_text(encoding="utf-8")
     assert proposal_in(saved) == proposal
-    assert load_recipe(tmp_path / "auto" / "recipe.yaml", []).training.learning_rate == 5e-4  # the recipe's
+    assert load_recipe(tmp_path / "auto" / "recipe.yaml", []).training.learning_rate == 1e-3  # the recipe's
     words = ("--recipe", "from_scratch_64", "--distillation_type", "none")
     assert train(data, tmp_path / "named", *words, *SMALL) == 0
     assert "proposal" not in results(tmp_path / "named")
@@ -510,7 +510,7 @@ def test_the_line_is_logged_by_the_first_process_only_and_not_for_a_resumed_run(
     assert lines_about_defaults(caplog) == []
     warn_of_defaults(load_recipe(None, [], fields), trainer(is_first=True))
     (line,) = lines_about_defaults(caplog)
-    assert "2,000" in line.message and "num_train_epochs 3 (300" in line.message and "\n" not in line.message
+    assert "2,000" in line.message and "num_train_epochs 3 (100" in line.message and "\n" not in line.message
     caplog.clear()
     large = Source([None] * 120_000, [0, 1] * 60_000, ("a", "b"), "", "the data")
     warn_of_defaults(

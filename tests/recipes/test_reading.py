@@ -135,6 +135,7 @@ ALONE = {
     "lr_scheduler_type": {"lr_scheduler_type": "linear"},
     "streaming": {"streaming": True},
     "shuffle_buffer": {"shuffle_buffer": 77, "streaming": True},
+    "average_views": {"average_views": True, "distillation_type": "soft"},
 }
 # Fields of which every other value is refused.
 ONE_VALUE = {"remove_unused_columns", "logging_nan_inf_filter"}
@@ -552,3 +553,23 @@ def test_a_saved_recipe_with_a_field_that_is_refused_now_is_read_without_it(tmp_
     written(tmp_path / "recipe.yaml", as_yaml(saved))
     recipe = load_recipe(tmp_path / "recipe.yaml", [])
     assert recipe.model.preset == "tiny" and recipe.training.average_tokens_across_devices
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "top", "guidance"),
+    [
+        ("guided", {}, {"distillation_type": "none"}, "none"),
+        ("guided", {"distillation_type": "none"}, {}, "none"),
+        ("guided", {}, {"distillation_type": "none", "teacher": "t"}, "features"),
+        ("guided", {"teacher": "t"}, {"distillation_type": "none"}, "features"),
+        ("guided", {"teacher_cache": "c", "distillation_type": "none"}, {}, "features"),
+        ("guided", {}, {"distillation_type": "none", "guidance": "similarity"}, "similarity"),
+        ("guided", {"guidance": "similarity", "distillation_type": "none"}, {}, "similarity"),
+        ("guided", {"distillation_type": "none"}, {"guidance": "features"}, "features"),
+        ("plain", {}, {"distillation_type": "none"}, "none"),
+    ],
+)
+def test_without_a_teacher_distillation_type_none_ends_the_guidance_of_the_recipe(tmp_path, base, own, top, guidance):
+    recipes = {"guided": "from_scratch_64", "plain": "finetune_96"}
+    recipe = load_recipe(written(tmp_path / "own.yaml", {"base": recipes[base], **own}), [], top)
+    assert recipe.training.guidance == guidance
