@@ -6,6 +6,7 @@ another hash seed than the tests. Tests of imports, and tests of variables that 
 an interpreter of their own instead.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ import tempfile
 import types
 from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 from tests.helpers import environment
 
@@ -44,6 +46,18 @@ def forkserver_context():
         os.environ.clear()
         os.environ.update(before)
     return context
+
+
+@contextlib.contextmanager
+def prepared_workers():
+    """Let the worker processes of the package, which it spawns, be forks of the server."""
+    original = multiprocessing.get_context
+    with mock.patch.object(
+        multiprocessing,
+        "get_context",
+        lambda method=None: forkserver_context() if method == "spawn" else original(method),
+    ):
+        yield
 
 
 def _run(program, arguments, variables, cwd, files):
