@@ -61,11 +61,12 @@ def resume_plan(folder):
 
     for workers in (0, 2):
         add(f"uninterrupted, {workers} workers", workers=workers)
+    often = {"changes": {"save_steps": 2}}
     for kill, workers in WORKERS.items():
-        add_killed(str(kill), kill, workers=workers)
+        add_killed(str(kill), kill, workers=workers, **often)
     for moment in SAVE_MOMENTS[1:]:
-        add_killed(moment, (8, moment), workers=2 if moment == "before-rename" else 0)
-    add_killed("final", (0, "final"), {"save_first": False}, save_first=True)
+        add_killed(moment, (8, moment), workers=2 if moment == "before-rename" else 0, **often)
+    add_killed("final", (0, "final"), {"save_first": False}, save_first=True, **often)
     add("twice", kill=(7, "middle"))
     add("twice again", of="twice", kill=(11, "end"), resume=True, workers=2)
     add("twice, resumed", of="twice", resume=True)
@@ -77,8 +78,8 @@ def resume_plan(folder):
     add("uninterrupted averaging", **averaging)
     add("uninterrupted stock averaging", model="stock", **averaging)
     add("uninterrupted counting", **counting)
-    for moment in ("middle", "end", "optimizer"):
-        add_killed(f"averaging, {moment}", (10, moment), **averaging)
+    for moment, step in (("middle", 10), ("end", 10), ("optimizer", 12)):
+        add_killed(f"averaging, {moment}", (step, moment), **averaging)
     add_killed("stock averaging", (9, "end"), model="stock", **averaging)
     add_killed("counting", (9, "end"), **counting)
     paper = {
@@ -98,7 +99,7 @@ def resume_plan(folder):
     add_killed(
         "other cadence",
         (9, "end"),
-        {"changes": {"logging_steps": 3, "save_steps": 4, "save_total_limit": 5}, "workers": 1},
+        {"changes": {"logging_steps": 3, "save_steps": 2, "save_total_limit": 5}, "workers": 1},
     )
     add_killed(
         "other batch", (9, "end"), {"changes": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}}
@@ -231,7 +232,7 @@ def test_without_the_renaming_hook_the_plain_trainer_ends_with_other_weights_and
 def test_changed_logging_saving_and_workers_do_not_change_the_weights(runs):
     assert_same_end(runs, "other cadence", "uninterrupted, 0 workers")
     assert list(runs["other cadence, resumed"]["losses"])[-2:] == ["9", "12"]
-    assert runs["other cadence, resumed"]["checkpoints"] == [f"checkpoint-{step}" for step in (12, 14, 6, 8)]
+    assert runs["other cadence, resumed"]["checkpoints"] == [f"checkpoint-{step}" for step in (10, 12, 14, 4, 8)]
 
 
 def test_a_resumed_run_may_divide_the_same_global_batch_differently(runs):
