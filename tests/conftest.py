@@ -1,5 +1,6 @@
 """What several test modules share: tiny configurations and students, and the shared data."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,6 +31,13 @@ STUDENTS = {
     "distilled": ("DeiTConfig", "DeiTForImageClassificationWithTeacher"),
     "plain": ("ViTConfig", "ViTForImageClassification"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_objects():
+    """Keep the garbage collector, which every training runs, from examining all objects of earlier modules again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from hf_deit.cli import main as command_line
 from hf_deit.models.modeling_deit import HfDeiTModel, HfViTModel
 from tests.fixtures.machine import signature
 from tests.fixtures.networks import fixed_pixels
+from tests.helpers.processes import prepared_workers
 
 # Folder of the fixtures. They refer to a module `fixtures.networks`, which is imported from the parent of this folder.
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -39,7 +40,8 @@ NEARLY = 0.02
 
 def run_ablation(*words):
     """Run an ablation with the command line."""
-    return command_line(["ablation", *(str(word) for word in words)])
+    with prepared_workers():
+        return command_line(["ablation", *(str(word) for word in words)])
 
 
 def hf_deit(*words):
@@ -288,7 +290,8 @@ def test_an_old_sweep_that_was_killed_is_continued(yesterday, take):
         "--seed",
         6,
     )  # another seed, which would give other fields
-    hf_deit("sweep", *words, *more)
+    with prepared_workers():
+        hf_deit("sweep", *words, *more)
     report = json.loads((out / "report.json").read_text())
     trials = {trial["number"]: trial for trial in report["trials"]}
     for trial in done:

@@ -217,20 +217,24 @@ def test_short_commands_and_models_do_not_import_metrics_data_sets_or_the_traine
     assert in_a_new_process(SHORT_COMMANDS, folder, tmp_path) == ["help", "convert", "predict", "models"]
 
 
-def test_the_trainer_imports_evaluate_only_when_a_metric_is_computed():
+@pytest.fixture(scope="module")
+def without_optional_packages():
+    """Return what a process without the optional packages prints: whether evaluate is imported, and the public names."""
     program = (
-        "import sys, hf_deit, hf_deit.recipes.train, hf_deit.trainer.metrics as metrics, numpy as np\n"
-        "hf_deit.DistillationTrainer\n"
+        f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL}))\n"
+        "import hf_deit, hf_deit.recipes.train, hf_deit.trainer.metrics as metrics, numpy as np\n"
+        "names = [name for name in hf_deit.__all__ if getattr(hf_deit, name)]\n"
         "print('evaluate' in sys.modules)\n"
         "metrics.summarize({'label': np.array([0]), 'prediction': np.array([0])})\n"
         "print('evaluate' in sys.modules)\n"
+        "print(*names)\n"
     )
-    assert in_a_new_process(program) == ["False", "True"]
+    return in_a_new_process(program)
 
 
-def test_all_public_names_can_be_imported_without_the_optional_packages():
-    program = (
-        f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL}))\n"
-        "import hf_deit\nprint(*[name for name in hf_deit.__all__ if getattr(hf_deit, name)])\n"
-    )
-    assert set(in_a_new_process(program)) == set(hf_deit.__all__)
+def test_the_trainer_imports_evaluate_only_when_a_metric_is_computed(without_optional_packages):
+    assert without_optional_packages[:2] == ["False", "True"]
+
+
+def test_all_public_names_can_be_imported_without_the_optional_packages(without_optional_packages):
+    assert set(without_optional_packages[2:]) == set(hf_deit.__all__)

@@ -5,6 +5,7 @@ values of the template from the facts, and the metadata for the Hub. A card neve
 or tokens. hub/publishing.py uploads cards.
 """
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -79,8 +80,9 @@ def _code(value: Any) -> str:
     return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
+@functools.cache
 def _template() -> jinja2.Template:
-    """Load the template. A value that is not passed to it raises an error instead of becoming an empty text."""
+    """Load the template, once per process because compiling it takes longer than a card. A value that is not passed to it raises an error instead of becoming an empty text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         undefined=jinja2.StrictUndefined,

@@ -24,6 +24,7 @@ from hf_deit.recipes.reading import load_recipe, recipe_names, whole_text
 from hf_deit.recipes.train_teacher import TeacherTrainingArguments
 from hf_deit.trainer.trainer import DistillationTrainer
 from hf_deit.trainer.training_args import DistillationTrainingArguments
+from tests.helpers.processes import run_python
 from tests.helpers.runs import (
     FACTORY,
     NAMES,
@@ -524,7 +525,7 @@ def test_the_script_does_the_same_as_the_command(tmp_path, data):
     (tmp_path / "r.yaml").write_text("distillation_type: soft\nmax_steps: 9\nlearning_rate: 1e-3\n")
     fields = ("--config", tmp_path / "r.yaml", "--data", data, "--output_dir", tmp_path / "out")
     fields += (*QUIET, *STUDENT, *PLAIN, "--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no")
-    done = in_a_new_process(script, *fields)
+    done = run_python(script, *fields)
     assert done.returncode == 0, done.stderr
     assert "top-1 accuracy, distillation head" in done.stdout
     assert json.loads((tmp_path / "out" / "results.json").read_text())["steps"] == 1

@@ -5,8 +5,6 @@ import hashlib
 import json
 import math
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from hf_deit.data import transforms
 from hf_deit.data.augmentation import AUTO_AUGMENTS, Augmentation, erasing_box, random_resized_crop_box
 from hf_deit.data.sampling import ViewKey, view_generator
 from hf_deit.errors import RecipeError
-from tests.helpers import environment
+from tests.helpers.processes import run_python
 from tests.helpers.tiny import training_data
 
 SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -403,9 +401,7 @@ def test_any_view_is_bit_identical_in_another_process_in_any_order():
         "from tests.data.test_augmentation import replay_digests\n"
         f"print(json.dumps(replay_digests({policies[::-1]}, {keys[::-1]})))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(PYTHONHASHSEED="7")
-    )
+    done = run_python(program)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here
 

@@ -2,8 +2,6 @@
 
 import math
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -16,7 +14,7 @@ from hf_deit.data.sampling import ViewSampler, pair_generator
 from hf_deit.errors import RecipeError
 from hf_deit.losses import base_loss
 from hf_deit.trainer.trainer import DistillationTrainer
-from tests.helpers import environment
+from tests.helpers.processes import run_python
 from tests.helpers.tiny import SIZE, arguments, conv_teacher, student, training_data
 
 BOTH = Mixing(mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -188,7 +186,8 @@ def test_mixed_views_are_bit_identical_in_another_process(tmp_path):
         "import sys, torch; from pathlib import Path; import tests.data.test_batch_ops as here;"
         "torch.save(here.batches(Path(sys.argv[1]), batch_size=16), sys.argv[1] + '/found.pt')"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=environment(PYTHONHASHSEED="7"))
+    done = run_python(script, tmp_path)
+    assert done.returncode == 0, done.stderr
     expected, found = batches(tmp_path / "a"), torch.load(tmp_path / "found.pt", weights_only=False)
     assert all(
         torch.equal(one, other) for key in expected for one, other in zip(expected[key], found[tuple(key)], strict=True)

@@ -4,12 +4,8 @@ The golden values must never change: teacher caches and resumed runs rely on the
 """
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +14,8 @@ from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from accelerate.state import AcceleratorState
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-import hf_deit
 from hf_deit.data.sampling import ViewKey, ViewSampler, pair_generator, permutation, view_generator
+from tests.helpers.processes import run_python
 
 # (size of the data set, global batch, repeats): with and without an incomplete last batch, odd sizes, sizes below the
 # batch.
@@ -108,8 +104,8 @@ def test_keys_and_draws_are_the_same_in_another_process_with_another_hash_seed()
         "s = ViewSampler(47, 10, seed=3, num_views=4, repeats=3); s.set_epoch(6); keys = list(s)\n"
         "print(json.dumps([keys, [view_generator(3, k).random() for k in keys], permutation(3, 6, 50).tolist()]))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(hf_deit.__file__).parents[1]), "PYTHONHASHSEED": "4711"}
-    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    process = run_python(program)
+    assert process.returncode == 0, process.stderr
     keys = keys_of(47, 10, seed=3, epoch=6, num_views=4, repeats=3)
     expected = [keys, [view_generator(3, key).random() for key in keys], permutation(3, 6, 50).tolist()]
     assert json.loads(process.stdout) == json.loads(json.dumps(expected))

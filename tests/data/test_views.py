@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import hf_deit
 from hf_deit.data.augmentation import Augmentation
 from hf_deit.data.batch_ops import normalize, to_unit_range
 from hf_deit.data.loading import load_splits
@@ -24,6 +21,7 @@ from hf_deit.data.views import EvaluationDataset, ViewDataset, collate
 from hf_deit.errors import DataError
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers.images import cut_off, dataset_of, folder_of, picture, saved, views_of, with_validation
+from tests.helpers.processes import run_python
 
 # Views
 
@@ -96,9 +94,8 @@ def test_another_process_gives_the_same_pixels_for_the_same_keys(tmp_path):
         "pixels = b''.join(dataset[key]['pixel_values'].numpy().tobytes() for key in keys)\n"
         "print(hashlib.sha256(pixels).hexdigest())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(hf_deit.__file__).parents[1])}
-    command = [sys.executable, "-c", program, str(tmp_path / "dataset.pickle")]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    process = run_python(program, tmp_path / "dataset.pickle")
+    assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == digest_of(dataset, keys)
 
 

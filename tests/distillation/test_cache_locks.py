@@ -16,7 +16,7 @@ import pytest
 from hf_deit.distillation import cache_writer
 from hf_deit.distillation.cache_writer import CacheWriter
 from hf_deit.errors import TeacherCacheError
-from tests.helpers import environment
+from tests.helpers.processes import run_python
 
 NAME = "epoch-00000"
 BATCHES = [list(range(start, start + 4)) for start in range(0, 40, 4)]
@@ -37,6 +37,8 @@ HOLDER = (
 # argument.
 WITHOUT_FCNTL = """
 import os, signal, sys
+for name in [name for name in sys.modules if name.split(".")[0] == "filelock"]:
+    del sys.modules[name]  # to be imported again
 sys.modules["fcntl"] = None
 import warnings
 warnings.simplefilter("ignore")  # filelock warns of the missing module
@@ -141,8 +143,7 @@ def test_two_writers_share_the_manifest_and_both_add_facts_to_it(tmp_path):
 
 def test_without_fcntl_a_killed_build_resumes_to_the_same_bytes(tmp_path):
     def run(folder, *words):
-        command = [sys.executable, "-c", WITHOUT_FCNTL, str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+        return run_python(WITHOUT_FCNTL, folder, *words)
 
     killed = run(tmp_path / "cache", "kill")
     assert killed.returncode == -signal.SIGKILL, killed.stderr

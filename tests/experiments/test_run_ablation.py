@@ -21,6 +21,7 @@ from hf_deit.recipes.build import build_teacher
 from hf_deit.recipes.cache_teacher import cache_folder
 from hf_deit.recipes.reading import load_recipe
 from tests.helpers import tiny
+from tests.helpers.processes import prepared_workers
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, hf_deit, kill_when, write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,15 +73,16 @@ def arguments(definition, data, *more):
 
 
 def run(*arguments):
-    return hf_deit("ablation", *arguments)
+    with prepared_workers():
+        return hf_deit("ablation", *arguments)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data):
     """Return the definition of a finished ablation (3 variants × 2 seeds), and the texts printed to stdout and stderr.
 
-    The runs are those of another definition with one more variant, which fails. So both cases are tested with one start
-    of the worker processes, which takes seconds.
+    The runs are those of another definition with one more variant, which fails. So both cases are tested with the same
+    trainings.
     """
     definition = write(tmp_path_factory.mktemp("whole") / "tiny.yaml")
     variants = {"broken": {**WITHOUT, "optimizer_class": "tests.helpers.tiny:RefusingSGD"}, **VARIANTS}

@@ -18,6 +18,7 @@ from hf_deit.experiments.sweep import _importance, plan_sweep, records_of, searc
 from hf_deit.recipes.cache_teacher import build_shared_cache
 from hf_deit.recipes.reading import load_recipe
 from tests.helpers import tiny
+from tests.helpers.processes import prepared_workers
 from tests.helpers.runs import FACTORY, TEACHER_LABELS, hf_deit, kill_when, refused, write_images
 
 # With this seed, the first five trials have all learning rates of SPACE.
@@ -85,7 +86,8 @@ def test_a_sweep_that_was_killed_resumes_and_reports_all_trials(files, data, cap
     (broken,) = [trial for trial in before if trial.state == TrialState.RUNNING]
     capfd.readouterr()
 
-    assert hf_deit(*words, "5", "--jobs", 2) == 0
+    with prepared_workers():
+        assert hf_deit(*words, "5", "--jobs", 2) == 0
     printed = capfd.readouterr().out
     done = [trial for trial in before if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert f"{5 - len(done)} trials to do, {len(done)} done" in printed

@@ -1,7 +1,7 @@
 """Script that builds a teacher cache and trains with it, in every process of a distributed launch.
 
-Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 cached_processes.py FOLDER`. The first process
-writes the logged loss terms to `FOLDER/losses.json`.
+`run_distributed` of `tests/helpers/processes.py` starts it with the path of a folder. The first process writes the
+logged loss terms to `losses.json` there.
 """
 
 import json

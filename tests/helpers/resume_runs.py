@@ -120,7 +120,7 @@ def distillation_trainer(run):
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
         "save_strategy": "steps",
-        "save_steps": 2,
+        "save_steps": 4,
         "learning_rate": 2e-3,
         "lr_scheduler_type": "cosine",
         "distillation_type": "soft",
@@ -128,7 +128,7 @@ def distillation_trainer(run):
         **run.get("changes", {}),
     }
     # 43 images give 5 steps of 8 images per epoch, and 3 images are left over. Checkpoints are saved in the middle of
-    # epochs and, at step 10, at the end of an epoch.
+    # epochs and, in runs that save at every second step, at the end of an epoch.
     args = arguments(Path(run["folder"]), **changes)
     # With unlabelled images, 43 of them and half of each batch make an epoch of 10 steps.
     make = partly_labelled_data if run.get("unlabelled") else training_data
@@ -148,7 +148,7 @@ def plain_trainer(run):
         disable_tqdm=True,
         max_steps=STEPS,
         per_device_train_batch_size=8,
-        save_steps=2,
+        save_steps=4,
         save_total_limit=2,
         learning_rate=2e-3,
         logging_steps=1,

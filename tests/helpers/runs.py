@@ -22,6 +22,7 @@ import hf_deit as package
 from hf_deit.cli import main
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
+from tests.helpers.processes import forkserver_context
 
 # Three of the four classes of `tiny.conv_network`.
 NAMES = ("bee", "cat", "dog")
@@ -66,15 +67,19 @@ def hf_deit(*arguments):
 
 def _start(words):
     os.setsid()  # a process group with its workers, which can be killed together
+    multiprocessing.set_start_method(None, force=True)  # data workers are forks of this process
+    original = multiprocessing.get_context
+    # Worker processes too: spawned ones would import torch and transformers again.
+    multiprocessing.get_context = lambda method=None: original("fork" if method == "spawn" else method)
     sys.exit(hf_deit(*words))
 
 
 def kill_when(condition, *words, seconds=150):
     """Run a command in another process, and kill it and its workers with SIGKILL as soon as a condition holds.
 
-    The process is forked, so that it need not import torch and transformers again.
+    See helpers/processes.py for the process, which need not import torch and transformers again.
     """
-    process = multiprocessing.get_context("fork").Process(target=_start, args=(words,))
+    process = forkserver_context().Process(target=_start, args=(words,))
     process.start()
     end = time.monotonic() + seconds
     try:

@@ -1,6 +1,6 @@
 """Script that trains in every process of a distributed launch and saves the results.
 
-Usage: `python -m torch.distributed.run --standalone --nproc-per-node 2 two_processes.py FOLDER`. For comparison,
+`run_distributed` of `tests/helpers/processes.py` starts it with the path of a folder. For comparison,
 `tests/trainer/test_distributed.py` also calls `measure` in a single process.
 """
 
@@ -35,6 +35,7 @@ from tests.helpers.tiny import (
 )
 
 GLOBAL_BATCH = 8
+STEPS = 10  # 8 steps are an epoch
 RUNS = {
     "hard": ({"distillation_type": "hard"}, True),
     "soft": ({"distillation_type": "soft"}, True),
@@ -77,7 +78,7 @@ def trainer_of(folder, changes, two_heads=True, model=None, callbacks=()):
     batch = GLOBAL_BATCH // world // changes.get("gradient_accumulation_steps", 1)
     changes = dict(changes)
     data = partly_labelled_data(18, 46) if changes.pop("unlabelled", False) else training_data(64)
-    fields = {"max_steps": 20, "per_device_train_batch_size": batch, "per_device_eval_batch_size": 4, **changes}
+    fields = {"max_steps": STEPS, "per_device_train_batch_size": batch, "per_device_eval_batch_size": 4, **changes}
     return DistillationTrainer(
         model or student(two_heads, initializer_range=0.2),
         Counted(conv_teacher()),
@@ -88,7 +89,7 @@ def trainer_of(folder, changes, two_heads=True, model=None, callbacks=()):
 
 
 def measure(folder, name):
-    """Train 20 steps and evaluate. Return losses, metrics, predictions and the gradients of the first update."""
+    """Train and evaluate. Return losses, metrics, predictions and the gradients of the first update."""
     changes, two_heads = RUNS[name]
     callback = FirstGradients()
     trainer = trainer_of(folder / name, changes, two_heads, callbacks=[callback])

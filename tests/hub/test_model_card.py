@@ -1,11 +1,8 @@
 """Model cards show the facts in the files of a run; checked against the files, the Hub's metadata and transformers."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +26,7 @@ from hf_deit.hub.model_card import MARKER, hub_name, read_metadata, render_card
 from hf_deit.trainer.hub_mixin import HubMixin
 from hf_deit.trainer.trainer import DistillationTrainer
 from tests.helpers import tiny
+from tests.helpers.processes import run_python
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 PUBLISHED = Path(__file__).resolve().parents[1] / "fixtures" / "published"
@@ -121,10 +119,7 @@ def test_the_code_block_of_a_card_runs_in_the_folder_without_this_package(run):
     Image.fromarray(tiny.pixels_of(1)[0]).save(run / "photo.jpg")
     forbidden = "import sys\nsys.modules['hf_deit'] = None\n"
     try:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", forbidden + block], cwd=run, env=environment, capture_output=True, text=True
-        )
+        done = run_python(forbidden + block, cwd=run)
     finally:
         (run / "photo.jpg").unlink()
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,10 @@
 """Tests of exported files: they are run by onnxruntime and torch.export and compared with stock transformers."""
 
+import contextlib
+import io
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -52,6 +55,22 @@ def exported(stock, tmp_path_factory):
     """Return the .onnx file of the stock model and the result of its export."""
     out = tmp_path_factory.mktemp("onnx") / "model.onnx"
     return out, export_onnx(stock[1], out)
+
+
+@pytest.fixture(scope="module", params=["int8", "int8-dynamic"])
+def quantised(request, stock, tmp_path_factory):
+    """Return a file that the command quantised: its kind, its path, the result of the export, and what was printed."""
+    file, results, printed = tmp_path_factory.mktemp("quantised") / "q.onnx", [], io.StringIO()
+
+    def recorded(*arguments):
+        results.append(export_onnx(*arguments))
+        return results[-1]
+
+    command = ["export", str(stock[1]), str(file), "--format", "onnx", "--quantize", request.param]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(export, "export_onnx", recorded)
+        assert main(command) == 0
+    return SimpleNamespace(kind=request.param, file=file, written=results[0], printed=printed.getvalue())
 
 
 def images(batch, size=32, seed=3):
@@ -115,24 +134,23 @@ def test_the_reported_difference_is_small_and_not_zero(exported):
     assert measured.largest_logit > 0.5
 
 
-@pytest.mark.parametrize(("kind", "allowed"), [("int8", 0.05), ("int8-dynamic", 0.25)])
 @torch.no_grad()
-def test_a_quantised_file_is_smaller_and_gives_similar_logits(stock, exported, tmp_path, kind, allowed):
-    model, folder = stock
-    export_onnx(folder, tmp_path / "q.onnx", kind)
-    written = onnx.load(tmp_path / "q.onnx")
+def test_a_quantised_file_is_smaller_and_gives_similar_logits(stock, exported, quantised):
+    model, kind = stock[0], quantised.kind
+    operator, allowed = {"int8": ("MatMulNBits", 0.05), "int8-dynamic": ("MatMulInteger", 0.25)}[kind]
+    written = onnx.load(quantised.file)
     operators = {node.op_type for node in written.graph.node}
-    assert {"int8": "MatMulNBits", "int8-dynamic": "MatMulInteger"}[kind] in operators
+    assert operator in operators
     assert "Conv" in operators  # the patch projection is not quantised
     metadata = {entry.key: entry.value for entry in written.metadata_props}
     assert (metadata["quantization"], json.loads(metadata["class_names"])) == (kind, ["ant", "bee", "cat"])
     weights = [
         sum(np.prod(t.dims) * (4 if t.data_type == 1 else 1) for t in onnx.load(path).graph.initializer)
-        for path in (tmp_path / "q.onnx", exported[0])
+        for path in (quantised.file, exported[0])
     ]
     assert weights[0] < 0.7 * weights[1]
     expected = model(images(5))
-    assert_same_logits(run(tmp_path / "q.onnx", images(5)), expected, allowed * expected.logits.abs().max().item())
+    assert_same_logits(run(quantised.file, images(5)), expected, allowed * expected.logits.abs().max().item())
 
 
 def test_a_model_without_weights_to_quantise_is_refused_and_nothing_is_written(tmp_path, capsys):
@@ -146,17 +164,14 @@ def test_a_model_without_weights_to_quantise_is_refused_and_nothing_is_written(t
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize("kind", ["int8", "int8-dynamic"])
-def test_the_share_of_weights_in_eight_bits_is_reported(stock, tmp_path, capsys, kind):
-    model, folder = stock
+def test_the_share_of_weights_in_eight_bits_is_reported(stock, quantised):
+    model = stock[0]
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" not in name)
     heads = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "classifier" in name)
-    eight = matrices + (heads if kind == "int8-dynamic" else 0)
-    written = export_onnx(folder, tmp_path / "q.onnx", kind)
-    assert written.eight_bits == pytest.approx(eight / model.num_parameters(), abs=0.01)
-    arguments = ["export", str(folder), str(tmp_path / "p.onnx"), "--format", "onnx", "--quantize", kind]
-    assert main(arguments) == 0
-    assert f"{100 * written.eight_bits:.1f} % of the weights are in 8 bits" in capsys.readouterr().out
+    eight = matrices + (heads if quantised.kind == "int8-dynamic" else 0)
+    share = quantised.written.eight_bits
+    assert share == pytest.approx(eight / model.num_parameters(), abs=0.01)
+    assert f"{100 * share:.1f} % of the weights are in 8 bits" in quantised.printed
 
 
 def resnet():

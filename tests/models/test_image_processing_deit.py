@@ -5,10 +5,7 @@ The pixels are compared with plain Pillow and with stock transformers in a proce
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -25,6 +22,7 @@ from hf_deit.models.image_processing_deit import (
     upright_rgb,
 )
 from hf_deit.models.loading import load_processor
+from tests.helpers.processes import run_python
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -204,12 +202,7 @@ def test_a_saved_processor_gives_the_same_pixels_in_a_process_without_this_packa
     for image, file in zip(images.values(), files, strict=True):
         image.save(file)
 
-    # -I ignores PYTHONPATH and the working directory, so that the package cannot be imported.
-    command = [sys.executable, "-I", "-c", READ_WITHOUT_US, str(tmp_path / "model"), str(tmp_path / "stock.npz")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, *files], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = run_python(READ_WITHOUT_US, tmp_path / "model", tmp_path / "stock.npz", *files, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
     theirs = np.load(tmp_path / "stock.npz")

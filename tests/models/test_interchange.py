@@ -5,10 +5,6 @@ Stock transformers runs in a process that never imports this package.
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +15,7 @@ from transformers import PreTrainedModel
 
 import hf_deit
 from hf_deit.models.modeling_deit import HfDeiTModel, HfViTModel
+from tests.helpers.processes import run_python
 
 KINDS = pytest.mark.parametrize("kind", ["distilled", "plain"])
 OURS = {"distilled": hf_deit.DeiTForImageClassificationWithTeacher, "plain": hf_deit.ViTForImageClassification}
@@ -84,14 +81,9 @@ print(json.dumps(report))
 """
 
 
-def run_python(program, *arguments):
+def report_of(program, *arguments):
     """Run a program in a new process, and return the JSON in the last line that it printed."""
-    package = Path(hf_deit.__file__).parents[1]
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, env=environment
-    )
+    done = run_python(program, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -139,7 +131,7 @@ def stock(tiny_student, tmp_path_factory):
         name = f"backbones/{BACKBONES[kind][1]}"
         models[name] = tiny_student(kind).base_model
         save_with_pixels(models[name], room / name)
-    return SimpleNamespace(room=room, models=models, report=run_python(STOCK_PROGRAM, room))
+    return SimpleNamespace(room=room, models=models, report=report_of(STOCK_PROGRAM, room))
 
 
 # --------------------------------------------------------------------------------------------------- this package →
@@ -502,7 +494,7 @@ def auto(tiny_student, tmp_path_factory):
     stock_config = transformers.DeiTConfig.from_dict(tiny_student("distilled").config.to_dict())
     transformers.DeiTForImageClassificationWithTeacher(stock_config).save_pretrained(room / "stock_distilled")
     torch.save(images_for(scaled), room / "pixel_values.pt")
-    return SimpleNamespace(room=room, scaled=scaled, **run_python(AUTO_PROGRAM, room))
+    return SimpleNamespace(room=room, scaled=scaled, **report_of(AUTO_PROGRAM, room))
 
 
 def test_importing_the_package_does_not_change_the_auto_classes(auto):

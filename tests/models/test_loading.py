@@ -1,7 +1,6 @@
 """Tests of loading: foreign code is never run, no pickle of the Hub is read, and incomplete models are refused."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -18,8 +17,9 @@ from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from hf_deit.models.loading import load_model
 from hf_deit.recipes.arguments import ModelArguments
 from hf_deit.recipes.build import build_student
-from tests.helpers import tiny
+from tests.helpers import environment, tiny
 from tests.helpers.hub import Hub
+from tests.helpers.processes import run_python
 
 # Program that loads a folder or name in every way, and prints the error message of each way as JSON.
 PROGRAM = """
@@ -64,15 +64,17 @@ print(json.dumps(messages))
 """
 
 
-def messages_of(given, out, kinds, **environment):
-    """Load a folder or name in several ways in a new process, and return the error message of each, or None."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(given), str(out), ",".join(kinds)],
-        input="y\n" * 50,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+def messages_of(given, out, kinds, **variables):
+    """Load a folder or name in several ways in a new process, and return the error message of each, or None.
+
+    With `variables`, which libraries read when they are imported, the process is an interpreter of its own.
+    """
+    arguments, answers = (str(given), str(out), ",".join(kinds)), "y\n" * 50
+    if variables:
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        done = subprocess.run(command, input=answers, env=environment(**variables), capture_output=True, text=True)
+    else:
+        done = run_python(PROGRAM, *arguments, stdin=answers)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -99,7 +101,7 @@ def test_code_in_a_folder_is_not_run_even_if_the_user_would_confirm_it(tmp_path)
     (evil / "preprocessor_config.json").write_text(json.dumps(processor))
     (evil / "x.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
     ways = ("model", "processor", "student", "size", "teacher", "app", "export")
-    messages = messages_of(evil, tmp_path, ways, HF_HOME=str(tmp_path / "home"))
+    messages = messages_of(evil, tmp_path, ways)
     assert not list(tmp_path.rglob("ran"))
     for way in ("model", "student", "size", "teacher", "export"):
         assert str(evil) in messages[way] and "auto_map" in messages[way], messages

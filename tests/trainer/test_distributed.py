@@ -1,8 +1,6 @@
 """Two processes (gloo, on the CPU) compared with one process with the same global batch."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,32 +8,17 @@ import torch
 import transformers
 from packaging.version import Version
 
-from tests.helpers import SCRIPTS, environment
-from tests.helpers.two_processes import EVALUATION_SIZES, GLOBAL_BATCH, RUNS, measure
+from tests.helpers import SCRIPTS
+from tests.helpers.processes import run_distributed
+from tests.helpers.two_processes import EVALUATION_SIZES, GLOBAL_BATCH, RUNS, STEPS, measure
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Results of the two processes."""
     folder = tmp_path_factory.mktemp("two")
-    variables = environment(CUDA_VISIBLE_DEVICES="")
-    variables = {name: value for name, value in variables.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    # --standalone finds a free port by itself.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = SCRIPTS / "two_processes.py"
-    run = subprocess.Popen(
-        [*launcher, script, folder],
-        env=variables,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, errors = run.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        run.terminate()  # so that the launcher ends its processes, which may wait for each other
-        _, errors = run.communicate(timeout=60)
-    assert run.returncode == 0, errors[-3000:]
+    for done in run_distributed(SCRIPTS / "two_processes.py", folder):
+        assert done.returncode == 0, done.stderr[-3000:]
     assert '"world_size": 2' in (folder / "summary.json").read_text()
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
@@ -50,7 +33,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_equal_those_of_one_process(both, alone, name):
     for term, expected in alone[name]["terms"].items():
-        assert len(expected) == 20
+        assert len(expected) == STEPS
         for rank in (0, 1):
             rounding = 1e-5 if term == "grad_norm" else 0  # it is large
             np.testing.assert_allclose(both[rank][name]["terms"][term], expected, rtol=rounding, atol=1e-5)
@@ -93,7 +76,7 @@ def test_predictions_equal_those_of_one_process(both, alone, name):
 def test_each_process_runs_its_own_teacher_on_its_own_images(both, alone, name):
     teachers = [both[rank][name]["teacher"] for rank in (0, 1)]
     assert teachers[0]["pid"] != teachers[1]["pid"]
-    assert alone[name]["teacher"]["images"] == 20 * GLOBAL_BATCH
+    assert alone[name]["teacher"]["images"] == STEPS * GLOBAL_BATCH
     assert [teacher["images"] for teacher in teachers] == [alone[name]["teacher"]["images"] // 2] * 2
     assert {teacher["fingerprint"] for teacher in teachers} == {alone[name]["teacher"]["fingerprint"]}
 
