@@ -82,7 +82,10 @@ def _code(value: Any) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    """Load the template, once per process because compiling it takes longer than a card. A value that is not passed to it raises an error instead of becoming an empty text."""
+    """Load the template, once per process because compiling it takes longer than a card.
+
+    A value that is not passed to it raises an error instead of becoming an empty text.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         undefined=jinja2.StrictUndefined,
