@@ -50,7 +50,6 @@ _COMMON_TRAINING_FIELDS = (
     "distillation_alpha",
     "distillation_tau",
     "distillation_reduction",
-    "average_views",
     "guidance",
     "guidance_weight",
     "guidance_student_layers",
