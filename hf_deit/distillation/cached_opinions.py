@@ -20,8 +20,6 @@ from .cache import TeacherCache
 # A view counts if the image itself has at least this share of its pixels.
 OWN_SHARE = 0.9
 _RECORDS_AT_ONCE = 4096
-# Least probability, so that logits are finite.
-_LEAST = 1e-12
 
 
 def open_cache(folder: str) -> TeacherCache:
@@ -31,27 +29,14 @@ def open_cache(folder: str) -> TeacherCache:
         TeacherCacheError: The folder is not a cache, is damaged, or holds no logits of all classes.
     """
     cache = TeacherCache(folder, arrays=())
-    require_all_logits(cache, f"teacher_cache={folder!r}")
-    return cache
-
-
-def require_all_logits(cache: TeacherCache, field: str) -> None:
-    """Check that a cache holds the logits of all classes.
-
-    Args:
-        cache: The cache.
-        field: The field that needs them, with its value, for the message.
-
-    Raises:
-        TeacherCacheError: It holds less.
-    """
     stored = cache.record_format
     if stored.kind != "dense":
         held = "the predicted classes" if stored.kind == "hard" else f"the {stored.top_k} largest logits"
         raise TeacherCacheError(
-            f"{field}: {cache.folder} holds {held} of each view (kind {stored.kind!r}), from which the probabilities of all classes "
-            "do not follow. Give a cache of all logits (hf-deit cache-teacher --kind soft without --top_k), or the teacher itself."
+            f"teacher_cache={folder!r} holds {held} of each view (kind {stored.kind!r}), from which the probabilities of all classes do "
+            "not follow. Give the teacher itself (teacher), or a cache of all logits (hf-deit cache-teacher --kind soft without --top_k)."
         )
+    return cache
 
 
 class CachedOpinions:
@@ -62,22 +47,15 @@ class CachedOpinions:
         class_names: Classes in whose order the opinions are, which the cache must know.
         problem_type: Problem type of these classes.
         shares: Labelled and unlabelled images of the cached training, if a share of each batch was unlabelled.
-        epochs: Number of epochs of views that count. None: all of the cache.
 
     Raises:
         TeacherCacheError: The cache does not know a class, or has another problem type.
     """
 
     def __init__(
-        self,
-        cache: TeacherCache,
-        class_names: Sequence[str],
-        problem_type: str,
-        shares: BatchShares | None = None,
-        epochs: int | None = None,
+        self, cache: TeacherCache, class_names: Sequence[str], problem_type: str, shares: BatchShares | None = None
     ):
         self.cache, self.shares = cache, shares
-        self.epochs = cache.epochs if epochs is None else min(epochs, cache.epochs)
         self.multi_label = cache.record_format.is_multi_label
         stored = cache.record_format.problem_type
         if str(stored) != str(problem_type):
@@ -111,16 +89,9 @@ class CachedOpinions:
         The number is 0 if no view shows the image alone; the logits are then not defined.
         """
         sums, counts = self._training_means()
-        return self._logits(sums[index], counts[index]), int(counts[index])
-
-    def training_logits(self) -> Tensor:
-        """Return `of_training` of all training images in float32, `(images, num_labels)`."""
-        sums, counts = self._training_means()
-        return self._logits(sums, counts[:, None]).float()
-
-    def _logits(self, sums: np.ndarray, counts: np.ndarray | int) -> Tensor:
-        mean = torch.from_numpy(sums / np.maximum(counts, 1)).clamp(min=_LEAST)
-        return mean.log() - torch.log1p(-mean.clamp(max=1 - _LEAST)) if self.multi_label else mean.log()
+        count = int(counts[index])
+        mean = torch.from_numpy(sums[index] / max(count, 1))
+        return (mean.log() - torch.log1p(-mean) if self.multi_label else mean.log()), count
 
     @property
     def training_views(self) -> np.ndarray:
@@ -133,7 +104,7 @@ class CachedOpinions:
             views = self.cache.manifest["views"]
             images = views["data"]["images"] + views["data"].get("unlabelled", {}).get("images", 0)
             sums, counts = np.zeros((images, len(self._columns))), np.zeros(images, dtype=np.int64)
-            for epoch in range(self.epochs):
+            for epoch in range(self.cache.epochs):
                 for positions, indices in self._views_of_epoch(epoch, images):
                     logits = self.cache.outputs(epoch, positions)["teacher_logits"][:, self._columns].double()
                     probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)

@@ -25,7 +25,6 @@ from ..errors import TeacherCacheError
 from ..fingerprints import changed_fields, differences
 from ..losses import ProblemType, teacher_decisions
 from .cache import CACHE_AND_NOW, GUIDANCE, TeacherCache
-from .cached_opinions import CachedOpinions, require_all_logits
 from .guidance import Guidance, MapShape, TeacherLayers, name_of
 from .objective import view_outputs
 from .teacher import Teacher
@@ -178,25 +177,18 @@ class CachedCollator:
         collator: Collator that makes the batch from the rows.
         cache: Cache with the outputs. For a row with a `validation_index`, the output for this validation image is
             added; for a row with a `view_key`, the output for this view.
-        averages: Logits of each training image, `(images, num_labels)`, instead of those for the view. None: those for the view.
     """
 
-    def __init__(
-        self, collator: Callable[[list[Any]], dict[str, Any]], cache: TeacherCache, averages: Tensor | None = None
-    ):
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], cache: TeacherCache):
         self.collator = collator
         self.cache = cache
-        self.averages = averages
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(rows)
         if "validation_index" in rows[0]:
             return batch | self.cache.validation_outputs([row["validation_index"] for row in rows])
         keys = [row["view_key"] for row in rows]  # all of one epoch: the sampler begins each epoch with a new batch
-        outputs = self.cache.outputs(keys[0].epoch, [key.position for key in keys])
-        if self.averages is not None:
-            outputs["teacher_logits"] = self.averages[[key.index for key in keys]]
-        return batch | outputs
+        return batch | self.cache.outputs(keys[0].epoch, [key.position for key in keys])
 
 
 class CachedSampler(ViewSampler):
@@ -251,7 +243,6 @@ class CachedTeacher:
             stores for it is not read.
         guidance: `guidance` of the run.
         teacher_layers: Layers of the teacher that the run names. None: those of the cache.
-        average_views: Whether the student learns from the mean over the cached views of an image.
 
     Raises:
         TeacherCacheError: If the cache is damaged or was built for other data, views or settings. The message names
@@ -270,7 +261,6 @@ class CachedTeacher:
         guided: Sequence[MapShape] | None = None,
         guidance: str = "none",
         teacher_layers: Sequence[str] | None = None,
-        average_views: bool = False,
     ):
         arrays = () if guided is None else None
         if isinstance(cache, TeacherCache):
@@ -288,25 +278,6 @@ class CachedTeacher:
             self.num_views = schedule.num_views
             self._check_length(schedule)
         self._check_validation(eval_dataset)
-        self._averages = self._average_logits(schedule) if average_views and schedule is not None else None
-
-    def _average_logits(self, schedule: ViewSchedule) -> Tensor:
-        """Return logits of the mean over the views of each training image that the run shows, `(images, num_labels)`.
-
-        Raises:
-            TeacherCacheError: The cache does not hold the logits of all classes.
-        """
-        require_all_logits(self.cache, "average_views=True")
-        classes, shares = self.cache.manifest["views"]["data"]["classes"], schedule.sampler(0).shares
-        epochs = schedule.epochs_shown
-        opinions = CachedOpinions(self.cache, classes, self.cache.record_format.problem_type, shares, epochs)
-        views = opinions.training_views
-        logger.info(
-            "The student learns from the mean of the teacher's outputs over %d to %d views of each image.",
-            views[views > 0].min(),
-            views.max(),
-        )
-        return opinions.training_logits()
 
     def _check_validation(self, eval_dataset: Any) -> None:
         """Check that an evaluation data set has the validation images of the cache.
@@ -456,7 +427,7 @@ class CachedTeacher:
 
         Its copies in the data workers share the record of checked files, so they do not check a file again.
         """
-        return CachedCollator(collator, self.cache, self._averages)
+        return CachedCollator(collator, self.cache)
 
     def evaluation(self, dataset: Any, collator: Callable) -> tuple[Any, Callable]:
         """Return the data set and the collator of an evaluation.

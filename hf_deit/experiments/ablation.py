@@ -31,8 +31,7 @@ _ABOUT_FILES = frozenset(
 )
 # Fields that only decide how a teacher is used. They are ignored in the key of a run without a teacher.
 _ABOUT_TEACHER = frozenset(
-    {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "average_views"}
-    | {"teacher_dtype"}
+    {"distillation_tau", "distillation_alpha", "distillation_reduction", "distillation_target", "teacher_dtype"}
     | {"teacher_image_mean", "teacher_image_std", "teacher_image_size", "teacher_labels"}
     | {"guidance", "guidance_weight", "guidance_student_layers", "guidance_teacher_layers"}
 )

@@ -150,9 +150,9 @@ def _learned(trainer: DistillationTrainer) -> str:
         if alpha < 1:
             parts.append(f"labels (weight {1 - alpha:.4g})")
         temperature = f", temperature {args.distillation_tau:g}" if kind == "soft" else ""
-        averaged = ", mean over the views of an image" if args.average_views else ""
-        outputs = "labels" if kind == "hard" else "logits"
-        parts.append(f"the teacher's {outputs} ({kind}, weight {alpha:g}{temperature}{averaged})")
+        parts.append(
+            f"the teacher's {'labels' if kind == 'hard' else 'logits'} ({kind}, weight {alpha:g}{temperature})"
+        )
     if args.guidance != "none":
         parts.append(f"the teacher's patches (guidance by {args.guidance}, weight {args.guidance_weight:g})")
     if trainer.mixing.is_on:

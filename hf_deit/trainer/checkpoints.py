@@ -27,7 +27,6 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.
 _STATE = "trainer_state.json"
 # Fields of the recipe that earlier versions did not have. In their run files they count as the default.
 _ADDED = (
-    "average_views",
     "class_weights_power",
     "guidance",
     "guidance_weight",

@@ -358,7 +358,7 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda args: args.optimizer_class is None,
     ),
     Condition(
-        ("distillation_target", "distillation_alpha", "average_views"),
+        ("distillation_target", "distillation_alpha"),
         "distillation",
         "Leave it out, or set distillation_type='hard' or 'soft'.",
         lambda args: args.distillation_type != "none",

@@ -101,14 +101,9 @@ def prepare_cache(
 
     Raises:
         TeacherCacheError: The cache is damaged, or was made for other data or another teacher.
-        RecipeError: Outputs are to be verified without a cache or without a teacher, or averaged without a cache.
+        RecipeError: Outputs are to be verified without a cache or without a teacher.
     """
     if cache is None:
-        if args.average_views:
-            raise RecipeError(
-                "average_views=True needs a teacher cache, which has several views of each image. Build one (hf-deit cache-teacher) and "
-                "give its folder as teacher_cache, or set average_views=False."
-            )
         if verified:
             raise RecipeError(
                 f"verify_teacher_cache={verified} needs a teacher cache. Give its folder as teacher_cache, or "
@@ -126,7 +121,6 @@ def prepare_cache(
         guided=None if guided is None else guided.shapes,
         guidance=args.guidance,
         teacher_layers=args.guidance_teacher_layers,
-        average_views=args.average_views,
     )
     if teacher is not None:
         cached.check_teacher(teacher, verified)

@@ -98,14 +98,6 @@ class DistillationTrainingArguments(TrainingArguments):
             "multi-label data are always a mean over the classes."
         },
     )
-    average_views: bool = field(
-        default=False,
-        metadata={
-            "help": "Learn, for each image, from the mean of the teacher's probabilities over all cached views of it, instead of "
-            "its outputs for the view alone. It helps if the teacher is unsure, for example because it had few labels. Needs a "
-            "teacher cache of all logits, and no mixup or CutMix."
-        },
-    )
     guidance: str = field(
         default="none",
         metadata={
@@ -458,11 +450,6 @@ class DistillationTrainingArguments(TrainingArguments):
             yield f"distillation_alpha={self.distillation_alpha}: it must be in [0, 1] (paper: soft 0.1, hard 0.5)."
         if not 0 < self.distillation_tau < math.inf:
             yield f"distillation_tau={self.distillation_tau}: it must be above 0 and finite (paper: 3.0)."
-        if self.average_views and self.mixing.is_on:
-            yield (
-                f"average_views=True with mixup_alpha={self.mixup_alpha} and cutmix_alpha={self.cutmix_alpha}: views of mixed images "
-                "show two images, so they are not views of one. Set both to 0, or average_views=False."
-            )
         if not 0 <= self.label_smoothing_factor < 1:
             yield f"label_smoothing_factor={self.label_smoothing_factor}: it must be in [0, 1) (paper: 0.1)."
         elif self.base_loss == "binary_cross_entropy" and self.label_smoothing_factor:

@@ -124,7 +124,6 @@ CASES = {
         {"distillation_type": "hard"},
     ),
     "distillation_alpha": ({"distillation_alpha": 0.3, "distillation_type": "none"}, {"distillation_type": "hard"}),
-    "average_views": ({"average_views": True, "distillation_type": "none"}, {"distillation_type": "hard"}),
     "distillation_tau": ({"distillation_tau": 2.0, "distillation_type": "hard"}, {"distillation_type": "soft"}),
     "distillation_reduction": (
         {"distillation_reduction": "official", "distillation_type": "none"},
