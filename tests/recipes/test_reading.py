@@ -135,7 +135,6 @@ ALONE = {
     "lr_scheduler_type": {"lr_scheduler_type": "linear"},
     "streaming": {"streaming": True},
     "shuffle_buffer": {"shuffle_buffer": 77, "streaming": True},
-    "average_views": {"average_views": True, "distillation_type": "soft"},
 }
 # Fields of which every other value is refused.
 ONE_VALUE = {"remove_unused_columns", "logging_nan_inf_filter"}
