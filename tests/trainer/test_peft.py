@@ -79,7 +79,10 @@ def test_only_adapters_are_saved_and_they_load_on_a_new_base(trained):
     assert not list(folder.rglob("training_args.bin"))
     assert not torch.equal(logits_of(student()), logits_of(trainer.model))
     reloaded = peft.PeftModel.from_pretrained(student(), folder)
-    assert torch.equal(logits_of(reloaded), logits_of(trainer.model))
+    # The weights are the same. Products with few rows round by where the weights lie in memory.
+    torch.testing.assert_close(logits_of(reloaded), logits_of(trainer.model), rtol=0, atol=1e-6)
+    weights = trainer.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in reloaded.state_dict().items())
 
 
 def test_the_merged_model_is_loaded_by_stock_transformers(trained, tmp_path):
