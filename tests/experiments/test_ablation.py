@@ -113,8 +113,8 @@ def test_the_table_in_the_documentation_is_that_of_the_committed_results(path):
 
 def results_of(path):
     """Return the folder of the results of a definition: that of settings chosen on training images, or the usual one."""
-    chosen = RESULTS.with_name("results_select")
-    return chosen if (chosen / f"{path.stem}.md").exists() else RESULTS
+    folders = (RESULTS.with_name(name) for name in ("results_select", "results_cnn"))
+    return next((folder for folder in folders if (folder / f"{path.stem}.md").exists()), RESULTS)
 
 
 def tables_of(text, name):
