@@ -298,7 +298,7 @@ def test_images_without_labels_are_shown_and_not_counted(tmp_path):
     page, result = page_of(saved(tmp_path / "model"), tmp_path / "data", tmp_path / "out", unlabelled=True)
     assert result.headline == {} and result.beside_the_model == []
     assert "not known how often the model is right" in page.words
-    assert "Which images is nobody sure of?" in page.words
+    assert "unsure" in page.ids and "6 images of this split have no label" in page.words
     assert exported(tmp_path / "out")["label"].isna().all()
     with pytest.raises(UserError, match="unlabelled"):
         package.report(tmp_path / "model", tmp_path / "data", out=tmp_path / "y")
