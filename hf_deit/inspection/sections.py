@@ -115,14 +115,24 @@ def _headline(found: Findings) -> Section:
     else:
         say(
             section,
-            "Top-1 accuracy is the share of images whose most probable class is the label. The accuracy of each head and of the "
-            "teacher is measured against the labels too; the agreement is measured against the prediction of the teacher.",
+            "Top-1 accuracy is the share of images whose most probable class is the label. "
+            + _what_is_measured_against_what(found),
         )
         section.next = _against_majority(found, values)
     say(section, _what_intervals_are(found, len(labelled)))
     if values.get("difference_interval") is not None:
         say(section, _against_teacher(values, "mean average precision" if table.multi_label else "accuracy"))
     return section
+
+
+def _what_is_measured_against_what(found: Findings) -> str:
+    measured = [*(["each head"] if len(found.table.heads) > 1 else []), *(["the teacher"] if found.has_teacher else [])]
+    texts = []
+    if measured:
+        texts.append(f"The accuracy of {' and of '.join(measured)} is measured against the labels too.")
+    if found.has_teacher:
+        texts.append("Agreement is the share of images for which the student predicts the same class as the teacher.")
+    return " ".join(texts)
 
 
 def _what_intervals_are(found: Findings, images: int) -> str:
