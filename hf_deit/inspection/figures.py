@@ -82,7 +82,8 @@ def score_curves(log: Sequence[Mapping[str, Any]], score: str) -> "Figure | None
         score: Name of the score, such as "accuracy".
     """
     wanted = [f"eval_{head}{score}" for head in ("", "cls_", "distillation_", "teacher_")]
-    scores = _series(log, lambda name: name in wanted)
+    found = _series(log, lambda name: name in wanted)
+    scores = {name: found[name] for name in wanted if name in found}
     if not scores:
         return None
     figure = new_figure(_HALF, 4.0)
@@ -160,7 +161,7 @@ def reliability_diagrams(found: Mapping[str, Calibration]) -> "Figure":
         _reliability(part, bars, one.before, 1, f"before, ECE {100 * one.before.error:.1f} %")
         if one.after is not None:
             _reliability(part, bars, one.after, 0, f"after, ECE {100 * one.after.error:.1f} %")
-        part.set_title(HEAD_TITLES[name])
+        part.set_title(HEAD_TITLES[name], pad=34)
         part.set_xlim(-0.02, 1.04)
         part.set_ylim(-0.02, 1.04)
         _percent_axis(part.xaxis)
@@ -174,7 +175,7 @@ def reliability_diagrams(found: Mapping[str, Calibration]) -> "Figure":
         for axes in (part, bars):
             tidy(axes, "both")
         bars.grid(axis="x", visible=False)
-        part.legend(fontsize=9, loc="upper left", handlelength=1.4, borderpad=0.2)
+        _legend_above(part, 1, handlelength=1.4, borderpad=0.2)
     panels[0, 0].set_ylabel("answers that are right")
     panels[1, 0].set_ylabel("answers")
     return figure

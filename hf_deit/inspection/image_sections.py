@@ -3,7 +3,7 @@
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,8 +153,8 @@ def _suspect_class(found: Findings, one: ClassSuspect, thumbnails: Thumbnails) -
     table = found.tables[one.split]
     name = table.class_names[one.label]
     suggested = f"probably has no {name}" if one.present else f"probably has {name}"
-    opinions = [f"{_student_word(found)} {percent(one.student, 0)}"]
-    opinions += [] if one.teacher is None else [f"teacher {percent(one.teacher, 0)}"]
+    opinions = [f"{_student_word(found)}\u00a0{percent(one.student, 0)}"]
+    opinions += [] if one.teacher is None else [f"teacher\u00a0{percent(one.teacher, 0)}"]
     lines = [
         (f"label: {label_of(table, one.index) or 'none of the classes'}", "label"),
         (("both sure: " if one.both_sure else "") + suggested, _strength(found, one)),
@@ -167,22 +167,27 @@ def _suspect(found: Findings, one: Suspect, thumbnails: Thumbnails) -> dict[str,
     table = found.tables[one.split]
     names = table.class_names
     student, suggested = _student_word(found), names[one.suggested]
-    opinions = [f"{student} {percent(one.student_p_suggested, 0)}"]
-    given = [f"{student} {percent(one.student[0], 0)}"]
+    shares = {student: (one.student_p_suggested, one.student[0])}
     if one.teacher is not None and one.teacher_p_suggested is not None:
-        opinions.append(f"teacher {percent(one.teacher_p_suggested, 0)}")
-        given.append(f"teacher {percent(one.teacher[0], 0)}")
+        shares["teacher"] = (one.teacher_p_suggested, one.teacher[0])
     lines = [
         (f"label: {names[one.label]}", "label"),
         (f"{_who_suggests(one, student)}: {suggested}", _strength(found, one)),
-        (f"probability of {suggested}: {', '.join(opinions)}", ""),
-        (f"probability of the label: {', '.join(given)}", ""),
+        *opinion_lines(table, one.index),
     ]
+    seen = all(opinion is None or opinion[1] == one.suggested for opinion in (one.student, one.teacher))
+    if found.out_of_fold or not seen:  # the lines above do not have all probabilities of the suggestion
+        lines.append((f"probability of {suggested}: {_shares(shares, 0)}", ""))
+    lines.append((f"probability of the label: {_shares(shares, 1)}", ""))
     return photo(table, one.index, thumbnails, lines)
 
 
+def _shares(shares: Mapping[str, tuple[float, float]], place: int) -> str:
+    return ", ".join(f"{who}\u00a0{percent(values[place], 0)}" for who, values in shares.items())
+
+
 def _student_word(found: Findings) -> str:
-    return "folds or student" if found.out_of_fold else "student"
+    return "folds" if found.out_of_fold else "student"
 
 
 def _strength(found: Findings, one: Suspect | ClassSuspect) -> str:
@@ -333,16 +338,14 @@ def unsure(found: Findings, thumbnails: Thumbnails) -> Section:
     both = len(opinions) > 1
     title = "Of which images are student and teacher least sure?" if both else "Of which images is it least sure?"
     section = Section("unsure", title)
-    more = " of the two that is surer" if both else ""
+    who = "even the surer one of student and teacher" if both else "the model"
     if table.multi_label:
         section.texts.append(
-            f"The {counted(len(order))} whose probabilities are nearest to 50 % on average over the classes{f', of the model{more}' if both else ''}, right or wrong."
+            f"The {counted(len(order))} for which the probabilities of {who} are nearest to 50 % on average over the classes, right or wrong."
         )
     else:
-        whose = f"the model{more}" if both else "the model"
         section.texts.append(
-            f"The {counted(len(order))} with the lowest confidence of {whose}, right or wrong: here it is at most "
-            f"{percent(sureness[order].max(), 0)}."
+            f"The {counted(len(order))} for which {who} has the lowest confidence, right or wrong: at most {percent(sureness[order].max(), 0)}."
         )
     photos = []
     for index in order:

@@ -255,19 +255,16 @@ def _advice_on_classes(rows: Sequence[ClassRow]) -> str:
             f"Fewer than {_FEW} images: {listed([f'{row.name} ({row.images})' for row in few])}. "
             f"{'Its figures' if len(few) == 1 else 'Their figures'} can change by chance with a few more images."
         )
-    known = [row for row in rows if row.images >= _FEW]
-    recalls = {row.name: row.recall for row in known if row.recall is not None}
-    precisions = {row.name: row.precision for row in known if row.precision is not None}
+    recalls = {row.name: row.recall for row in rows if row.recall is not None}
+    precisions = {row.name: row.precision for row in rows if row.precision is not None and row.images}
     if recalls:
         names, value = _lowest(recalls)
         texts.append(
-            f"Lowest recall: {listed(names)} ({percent(value)}); most of the missed images are in the row of the confusion matrix."
+            f"Lowest recall: {listed(names)} ({percent(value)}); a row of the confusion matrix shows where missed images go."
         )
     if precisions:
         names, value = _lowest(precisions)
-        texts.append(
-            f"Lowest precision: {listed(names)} ({percent(value)}); the column of the confusion matrix shows what is taken for it."
-        )
+        texts.append(f"Lowest precision: {listed(names)} ({percent(value)}); a column shows what is taken for a class.")
     return " ".join(texts)
 
 
@@ -332,6 +329,10 @@ def coverage(found: Findings) -> Section:
     section.texts.append(
         "This holds for images of the classes only. Images that show none of the classes were not measured: they too can get a high confidence."
     )
+    if one.scaled is not None:
+        section.texts.append(
+            "“Calibrated” is with the temperatures of the section on confidence, each fitted without the image."
+        )
     title = "Accuracy of the answers against the share of images that are answered"
     section.blocks.append(chart(figures.coverage, correct, confidences, name="coverage", title=title))
     several = len(confidences) > 1

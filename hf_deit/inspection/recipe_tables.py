@@ -18,12 +18,13 @@ _AUGMENTATIONS = (
     "repeated_augmentation",
 )
 _LOSSES = ("distillation_type", "distillation_alpha", "distillation_tau", "guidance", "guidance_weight")
-# Fields that the main rows show.
+# Fields that the main rows show, and fields that say nothing about the model.
 _SHOWN = {
     *_AUGMENTATIONS,
     *_LOSSES,
     *("model", "student", "teacher", "teacher_cache", "num_train_epochs", "max_steps", "learning_rate"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "image_size", "patch_size"),
+    *("accelerator_config", "do_eval", "disable_tqdm", "output_dir"),
 }
 
 
@@ -73,8 +74,15 @@ def changed_rows(recipe: Mapping[str, Any]) -> list[list[str]]:
     return [
         [name, _text(public[name]), _text(usual[name])]
         for name, value in sorted(recipe.items())
-        if name in usual and name in public and name not in _SHOWN and _plain(value) != _plain(usual[name])
+        if name in usual and name in public and name not in _SHOWN and _differ(value, usual[name])
     ]
+
+
+def _differ(value: Any, usual: Any) -> bool:
+    """Return whether a value differs from the default; None, False and empty values are alike."""
+    off = (None, False, "", [], "none")
+    value, usual = _plain(value), _plain(usual)
+    return value != usual and not (type(value) is not int and value in off and usual in off)
 
 
 def _plain(value: Any) -> Any:
