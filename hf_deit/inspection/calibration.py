@@ -74,11 +74,45 @@ def reliability(correct: np.ndarray, confidence: np.ndarray) -> Reliability:
 
     accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=BINS, strategy="uniform")
     # The bins of calibration_curve, which does not return how many answers they hold.
-    bins = np.searchsorted(np.linspace(0.0, 1.0, BINS + 1)[1:-1], confidence)
-    images = np.bincount(bins, minlength=BINS)
+    images = np.bincount(bins_of(confidence), minlength=BINS)
     images = images[images > 0]
     error = float((np.abs(accuracy - mean_confidence) * images).sum() / images.sum())
     return Reliability(mean_confidence, accuracy, images, error)
+
+
+def change_of_error(labels: np.ndarray, before: np.ndarray, after: np.ndarray, draws: int = 200) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the change of the expected calibration error, after − before, over resampled images.
+
+    Args:
+        labels: Labels, as in an `ImageTable`.
+        before: Probabilities before the scaling, `(images, classes)`.
+        after: Probabilities after it.
+        draws: Number of resamplings; large tables get fewer.
+    """
+    images, generator = len(labels), np.random.default_rng(0)
+    parts = [_gaps(labels, values) for values in (before, after)]
+    draws = max(20, min(draws, 40_000_000 // max(labels.size, 1)))
+    changes = []
+    for _ in range(draws):
+        weights = np.bincount(generator.integers(0, images, images), minlength=images)
+        weights = np.repeat(weights, labels.size // images)
+        errors = [
+            np.abs(np.bincount(bins, gaps * weights, minlength=BINS)).sum() / weights.sum() for bins, gaps in parts
+        ]
+        changes.append(errors[1] - errors[0])
+    low, high = np.percentile(changes, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _gaps(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bin of each answer, and the difference of right (1) or wrong (0) to its confidence."""
+    correct, confidence = answers(labels, probabilities)
+    return bins_of(confidence), correct - confidence
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """Return the bin of each answer, as `sklearn.calibration.calibration_curve` divides them."""
+    return np.searchsorted(np.linspace(0.0, 1.0, BINS + 1)[1:-1], confidence)
 
 
 def scaled(probabilities: np.ndarray, temperature: float | np.ndarray, multi_label: bool) -> np.ndarray:

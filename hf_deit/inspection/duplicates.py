@@ -6,10 +6,11 @@ ground, which have the same outline.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ _MOST_PROPOSED = 20_000  # pairs that are compared pixel by pixel, those with th
 _COMPARED = 32  # pixels of a side at which images are compared
 _STEP = 3.2  # pixels of 64 between the windows that are compared first
 _SCALES = (1.0, 0.95, 0.9, 0.86)  # of the windows that are compared, in each direction
+
+
+# How two images that show the same photograph differ.
+BYTE_EQUAL, SAVED_AGAIN, RESIZED = "byte-equal", "saved again", "resized or cropped"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,33 @@ def groups_of(pairs: Iterable[Pair]) -> list[list[int]]:
         for index in joined:
             group[index] = joined
     return sorted({min(members): sorted(members) for members in group.values()}.values())
+
+
+def kind_of_copy(one: Any, other: Any) -> str:
+    """Return how two images that show the same photograph differ: "byte-equal", "saved again" or "resized or cropped".
+
+    Args:
+        one: An image, as a `Source` holds it.
+        other: The other image.
+    """
+    first, second = _content(one), _content(other)
+    if first is not None and first == second:
+        return BYTE_EQUAL
+    try:
+        same_size = read_image(one, "An image").size == read_image(other, "An image").size
+    except DataError:
+        return SAVED_AGAIN
+    return SAVED_AGAIN if same_size else RESIZED
+
+
+def _content(item: Any) -> bytes | None:
+    if isinstance(item, Mapping) and item.get("bytes") is not None:
+        return bytes(item["bytes"])
+    path = item.get("path") if isinstance(item, Mapping) else item
+    try:
+        return Path(path).read_bytes() if isinstance(path, str) else None
+    except OSError:
+        return None
 
 
 # ---- hashes ----

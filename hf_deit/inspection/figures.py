@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .calibration import Calibration, Reliability
+from .calibration import BINS, Calibration, Reliability, bins_of
 from .measures import coverage_curve
 from .style import GRID, INK, MARKERS, RAMP, SERIES, new_figure, tidy
 from .table import HEAD_TITLES, PREDICTION, ImageTable
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 _MOST_POINTS = 400  # of a curve
 MOST_MAPPED = 1000  # images of the embedding map
 _PERCENT = "{x:.0%}"
-# Inches: narrow, so that the letters can be read on a phone.
-WIDTH = 4.9
+# Inches: a narrow figure, whose letters can be read on a phone, and one for the width of a page.
+_NARROW, _WIDE, _HALF = 4.2, 8.6, 4.6
+_MOST_EPOCHS = 8  # marks of the axis
 # What a log entry of training holds beside loss terms.
 _NO_TERMS = (
     "grad_norm",
@@ -29,6 +30,10 @@ _NO_TERMS = (
     "train_loss",
     "teacher_agreement",
 )
+_SCORE_TITLES = {"": "prediction (mean of both heads)", "cls_": "class head", "distillation_": "distillation head"}
+_TERM_TITLES = {"loss": "all terms", "cls_loss": "class head", "distillation_loss": "distillation head"}
+# Lines that coincide are all seen: each is thinner than the one below it, with other dashes and a smaller mark.
+_LINES = ((4.5, "-", 9), (2.6, (0, (5, 3)), 6), (1.6, (0, (1.5, 2)), 4), (1.2, "-.", 3))
 
 
 def _percent_axis(axis: Any) -> None:
@@ -37,56 +42,96 @@ def _percent_axis(axis: Any) -> None:
     axis.set_major_formatter(StrMethodFormatter(_PERCENT))
 
 
+def _legend_above(axes: Any, columns: int = 2, **options: Any) -> None:
+    axes.legend(fontsize=9, ncols=columns, loc="lower left", bbox_to_anchor=(0.0, 1.0), **options)
+
+
 # ---- training ----
 
 
-def training_curves(log: Sequence[Mapping[str, Any]], score: str) -> "Figure | None":
-    """Draw every loss term of the training, and the losses and the score of its evaluations; None if the log has none.
+def loss_curves(log: Sequence[Mapping[str, Any]]) -> "Figure | None":
+    """Draw every loss term of the training, and the losses of its evaluations; None if the log has none.
+
+    Args:
+        log: The log of the trainer, a list of entries.
+    """
+    terms = _series(log, lambda name: not name.startswith(("eval_", "train_")) and name.endswith("loss"))
+    losses = _series(log, lambda name: name.startswith("eval_") and name.endswith("loss"))
+    if not terms and not losses:
+        return None
+    figure = new_figure(_HALF, 4.0)
+    axes = figure.subplots()
+    for place, (name, (steps, values)) in enumerate(terms.items()):
+        colour, dashes = SERIES[place % len(SERIES)], ("-", "--", ":", "-.")[place % 4]
+        title = f"{_term_title(name)}, training"
+        axes.plot(steps, values, color=colour, linewidth=1.8, linestyle=dashes, marker=_dot(values), label=title)
+    for place, (name, (steps, values)) in enumerate(losses.items(), start=len(terms)):
+        title = f"{_term_title(name.removeprefix('eval_'))}, validation"
+        colour, mark = SERIES[place % len(SERIES)], MARKERS[1 + place % (len(MARKERS) - 1)]
+        axes.plot(steps, values, color=colour, marker=mark, markersize=6, linewidth=1.2, linestyle="--", label=title)
+    axes.set_ylabel("loss")
+    _finish_curves(axes, log)
+    return figure
+
+
+def score_curves(log: Sequence[Mapping[str, Any]], score: str) -> "Figure | None":
+    """Draw the score of each head over the evaluations of a training; None if the log has none.
 
     Args:
         log: The log of the trainer, a list of entries.
         score: Name of the score, such as "accuracy".
     """
-    terms = _series(log, lambda name: not name.startswith(("eval_", "train_")) and name.endswith("loss"))
-    losses = _series(log, lambda name: name.startswith("eval_") and name.endswith("loss"))
     wanted = [f"eval_{head}{score}" for head in ("", "cls_", "distillation_", "teacher_")]
-    scores = _series(log, lambda name: name in wanted)
-    if not terms and not losses:
+    found = _series(log, lambda name: name in wanted)
+    scores = {name: found[name] for name in wanted if name in found}
+    if not scores:
         return None
-    figure = new_figure(WIDTH, 6.4 if scores else 3.4)
-    axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
-    for number, (name, (steps, values)) in enumerate(terms.items()):
-        axes[0].plot(steps, values, color=SERIES[number % len(SERIES)], linewidth=1.6, label=_title(name, "training"))
-    for number, (name, (steps, values)) in enumerate(losses.items()):
-        _marked(axes[0], steps, values, len(terms) + number, _title(name.removeprefix("eval_"), "validation"))
-    axes[0].set_ylabel("loss")
-    for number, (name, (steps, values)) in enumerate(scores.items()):
-        _marked(axes[1], steps, values, number, _title(name.removeprefix("eval_"), ""))
-    if scores:
-        axes[1].set_ylabel("validation images")
-        _percent_axis(axes[1].yaxis)
-    axes[-1].set_xlabel("optimizer step")
-    for part in axes:
-        tidy(part)
-        part.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    figure = new_figure(_HALF, 4.0)
+    axes = figure.subplots()
+    several = any(name.startswith(("eval_cls_", "eval_distillation_")) for name in scores)
+    for place, (name, (steps, values)) in enumerate(scores.items()):
+        head = name.removeprefix("eval_").removesuffix(score)
+        title = _SCORE_TITLES.get(head, head.rstrip("_")) if head or several else "prediction"
+        width, dashes, size = _LINES[place]
+        axes.plot(
+            steps,
+            values,
+            color=SERIES[place],
+            marker=MARKERS[place],
+            markersize=size,
+            linewidth=width,
+            linestyle=dashes,
+            label=title,
+        )
+    axes.set_ylabel(f"{score.replace('_', ' ')} on the validation images")
+    _percent_axis(axes.yaxis)
+    _finish_curves(axes, log)
     return figure
 
 
-def _marked(axes: Any, steps: Sequence[float], values: Sequence[float], number: int, label: str) -> None:
-    axes.plot(
-        steps,
-        values,
-        color=SERIES[number % len(SERIES)],
-        marker=MARKERS[number % len(MARKERS)],
-        markersize=4,
-        linewidth=1,
-        linestyle="--",
-        label=label,
-    )
+def _term_title(name: str) -> str:
+    return _TERM_TITLES.get(name, name.removesuffix("_loss").replace("_", " "))
 
 
-def _title(name: str, where: str) -> str:
-    return " ".join([name.replace("_", " "), *([f"({where})"] if where else [])])
+def _dot(values: Sequence[float]) -> str:
+    return "o" if len(values) == 1 else ""
+
+
+def _finish_curves(axes: Any, log: Sequence[Mapping[str, Any]]) -> None:
+    """Mark the epochs below the steps, and draw the legend."""
+    last = max(log, key=lambda entry: entry.get("step", 0))
+    step, epoch = last.get("step", 0), last.get("epoch")
+    if isinstance(epoch, int | float) and epoch >= 1 and step:
+        apart = max(1, round(epoch / _MOST_EPOCHS))
+        marks = range(apart, int(epoch + 0.01) + 1, apart)
+        places = [mark * step / epoch for mark in marks]
+        axes.set_xticks(places, [f"{mark}\n({place:,.0f})" for mark, place in zip(marks, places, strict=True)])
+        axes.set_xlabel("epoch (optimizer step)")
+        tidy(axes, "both")
+    else:
+        axes.set_xlabel("optimizer step")
+        tidy(axes)
+    _legend_above(axes, 1, handlelength=3.2)
 
 
 def _series(log: Sequence[Mapping[str, Any]], chosen: Any) -> dict[str, tuple[list[float], list[float]]]:
@@ -106,51 +151,63 @@ def _series(log: Sequence[Mapping[str, Any]], chosen: Any) -> dict[str, tuple[li
 
 
 def reliability_diagrams(found: Mapping[str, Calibration]) -> "Figure":
-    """Draw accuracy against confidence for each head, before and after temperature scaling."""
-    figure = new_figure(2.5 * len(found) + 0.6, 3.5)
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for part, (name, one) in zip(axes, found.items(), strict=True):
+    """Draw accuracy against confidence for each head, before and after temperature scaling, and the answers in each bin below."""
+    figure = new_figure(2.5 * len(found) + 0.7, 4.7)
+    panels = figure.subplots(
+        2, len(found), sharex=True, sharey="row", squeeze=False, gridspec_kw={"height_ratios": (3.4, 1)}
+    )
+    for (part, bars), (name, one) in zip(panels.T, found.items(), strict=True):
         part.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
-        _reliability(part, one.before, 1, f"before, ECE {100 * one.before.error:.1f} %")
+        _reliability(part, bars, one.before, 1, f"before, ECE {100 * one.before.error:.1f} %")
         if one.after is not None:
-            _reliability(part, one.after, 0, f"after, ECE {100 * one.after.error:.1f} %")
-        part.set_title(HEAD_TITLES[name])
+            _reliability(part, bars, one.after, 0, f"after, ECE {100 * one.after.error:.1f} %")
+        part.set_title(HEAD_TITLES[name], pad=34)
         part.set_xlim(-0.02, 1.04)
         part.set_ylim(-0.02, 1.04)
-        part.set_aspect("equal")
         _percent_axis(part.xaxis)
         _percent_axis(part.yaxis)
         part.set_xticks([0, 0.5, 1])
-        part.set_xlabel("confidence")
-        tidy(part, "both")
-        part.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, -0.2), handlelength=1.2, borderpad=0.2)
-    axes[0].set_ylabel("answers that are right")
+        bars.set_yscale("log")
+        bars.set_ylim(bottom=0.6)
+        bars.yaxis.set_major_formatter("{x:,.0f}")
+        bars.minorticks_off()
+        bars.set_xlabel("confidence")
+        for axes in (part, bars):
+            tidy(axes, "both")
+        bars.grid(axis="x", visible=False)
+        _legend_above(part, 1, handlelength=1.4, borderpad=0.2)
+    panels[0, 0].set_ylabel("answers that are right")
+    panels[1, 0].set_ylabel("answers")
     return figure
 
 
-def _reliability(axes: Any, one: Reliability, number: int, label: str) -> None:
-    sizes = 12 + 90 * np.sqrt(one.images / one.images.max())
-    axes.plot(one.confidence, one.accuracy, color=SERIES[number], linewidth=1)
-    axes.scatter(
+def _reliability(axes: Any, bars: Any, one: Reliability, number: int, label: str) -> None:
+    """Draw one curve: large hollow squares before, small filled circles after, so that both are seen where they meet."""
+    size, face = ((8, "none"), (4, SERIES[0]))[number == 0]
+    axes.plot(
         one.confidence,
         one.accuracy,
-        s=sizes,
         color=SERIES[number],
-        alpha=0.75,
-        label=label,
+        linewidth=1,
         marker=MARKERS[number],
-        linewidth=0,
+        markersize=size,
+        markerfacecolor=face,
+        markeredgewidth=1.3,
+        label=label,
     )
+    left = (bins_of(one.confidence) + (0.08 if number else 0.5)) / BINS
+    bars.bar(left, one.images, width=0.42 / BINS, align="edge", color=SERIES[number])
 
 
-def coverage(correct: np.ndarray, confidences: Mapping[str, np.ndarray]) -> "Figure":
+def coverage(correct: np.ndarray, confidences: Mapping[str, np.ndarray], *, wide: bool = False) -> "Figure":
     """Draw the accuracy of the answers above a threshold against the share of images that are answered.
 
     Args:
         correct: Whether each answer is right.
         confidences: Confidence of each answer, by the title of the curve.
+        wide: Whether the figure has the width of a page, and not of a phone.
     """
-    figure = new_figure(WIDTH, 3.4)
+    figure = new_figure(_WIDE if wide else _NARROW, 3.8)
     axes = figure.subplots()
     for number, (title, confidence) in enumerate(confidences.items()):
         _, share, accuracy = coverage_curve(correct, confidence)
@@ -165,7 +222,7 @@ def coverage(correct: np.ndarray, confidences: Mapping[str, np.ndarray]) -> "Fig
                 value = float(correct[confidence >= threshold].mean())
                 axes.plot(reached, value, "o", color=SERIES[number], markersize=5)
                 axes.annotate(
-                    f"≥ {threshold:.0%}", (reached, value), textcoords="offset points", xytext=(5, 6), fontsize=8
+                    f"≥ {threshold:.0%}", (reached, value), textcoords="offset points", xytext=(5, 6), fontsize=9
                 )
     axes.set_xlabel("images that are answered (the others are “unknown”)")
     axes.set_ylabel("answers that are right")
@@ -174,7 +231,7 @@ def coverage(correct: np.ndarray, confidences: Mapping[str, np.ndarray]) -> "Fig
     axes.set_xlim(0, 1.03)
     tidy(axes, "both")
     if len(confidences) > 1:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=9)
     return figure
 
 
@@ -212,11 +269,11 @@ def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
     return figure
 
 
-def precision_recall(table: ImageTable, chosen: Sequence[int]) -> "Figure":
+def precision_recall(table: ImageTable, chosen: Sequence[int], *, wide: bool = False) -> "Figure":
     """Draw precision against recall for some classes of a multi-label table."""
     from sklearn.metrics import precision_recall_curve
 
-    figure = new_figure(WIDTH, 4.6)
+    figure = new_figure(_WIDE if wide else _NARROW, 4.6)
     axes = figure.subplots()
     for number, index in enumerate(chosen):
         precision, recall, _ = precision_recall_curve(table.labels[:, index], table.probabilities[PREDICTION][:, index])
@@ -233,7 +290,7 @@ def precision_recall(table: ImageTable, chosen: Sequence[int]) -> "Figure":
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     tidy(axes, "both")
-    axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    _legend_above(axes, 5 if wide else 2)
     return figure
 
 
@@ -262,43 +319,61 @@ def embedding_places(embeddings: np.ndarray) -> np.ndarray:
     return TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(parts)
 
 
-def embedding_map(places: np.ndarray, groups: np.ndarray, names: Sequence[str], wrong: np.ndarray) -> "Figure":
-    """Draw images as points.
+def embedding_map(
+    places: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str],
+    wrong: np.ndarray,
+    *,
+    titled: bool = False,
+    wide: bool = False,
+) -> "Figure":
+    """Draw images as points, with the name of each group at its centre.
 
     Args:
         places: `(images, 2)`.
         groups: Number of the group of each image, such as its class; -1 for images outside all groups.
         names: Names of the groups.
         wrong: Whether the prediction of each image is wrong; these images are ringed.
+        titled: Whether each point gets the address "point:" and its number, which `style.as_svg` replaces by a text.
+        wide: Whether the figure has the width of a page, and not of a phone.
     """
-    figure = new_figure(WIDTH, 4.9)
+    figure = new_figure(_WIDE if wide else _NARROW, 6.4 if wide else 5.2)
     axes = figure.subplots()
-    for number, name in [(-1, "other"), *enumerate(names)]:
-        members = groups == number
-        if not members.any():
+    size = 52 if wide else 22
+    for number, name in [(-1, "other classes"), *enumerate(names)]:
+        members = np.flatnonzero(groups == number)
+        if not len(members):
             continue
         axes.scatter(
             places[members, 0],
             places[members, 1],
-            s=16,
+            s=np.full(len(members), size) if titled else size,  # an array, so that each point has an element of its own
             color=GRID if number < 0 else SERIES[number % len(SERIES)],
             marker=MARKERS[number % len(MARKERS)],
             linewidth=0,
-            alpha=0.85,
+            alpha=0.8,
             label=_short(name),
+            urls=[f"point:{member}" for member in members] if titled else None,
         )
     if wrong.any():
         axes.scatter(
             places[wrong, 0],
             places[wrong, 1],
-            s=46,
+            s=3 * size,
             facecolors="none",
             edgecolors=INK,
-            linewidth=0.9,
-            label="wrong answer",
+            linewidth=1.1,
+            label="wrong prediction",
         )
+    for number, name in enumerate(names):
+        members = groups == number
+        if members.sum() > 1:
+            centre = np.median(places[members], axis=0)
+            style = {"ha": "center", "va": "center", "fontsize": 11 if wide else 9, "fontweight": "bold"}
+            axes.text(*centre, _short(name), **style)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color(GRID)
-    axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    _legend_above(axes, 6 if wide else 3, columnspacing=1.0, handletextpad=0.3)
     return figure

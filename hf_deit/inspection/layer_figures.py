@@ -29,9 +29,14 @@ def draw_layers(layers: TokenLayers, path: Path) -> None:
     path.write_bytes(as_png(drawn(_figure, layers), dpi=120))
 
 
-def cosine_figure(layers: TokenLayers) -> "Figure":
-    """Return the figure of the cosines of a model with two tokens. Draw it with `style.drawn`."""
-    figure = new_figure(6.4, 3.9)
+def cosine_figure(layers: TokenLayers, *, wide: bool = True) -> "Figure":
+    """Return the figure of the cosines of a model with two tokens. Draw it with `style.drawn`.
+
+    Args:
+        layers: The numbers.
+        wide: Whether the figure has the width of a page, and not of a phone.
+    """
+    figure = new_figure(8.6 if wide else 4.4, 4.1)
     _draw_cosines(figure.subplots(), layers)
     return figure
 
@@ -59,17 +64,17 @@ def _draw_cosines(axes: Any, layers: TokenLayers) -> None:
     of_paper = ((-gap, paper.learned), (count, paper.last_layer))
     axes.plot(*zip(*of_paper, strict=True), color=SERIES[1], label="the paper on ImageNet, not measured here", **_PAPER)
     for (place, value), offset in zip(of_paper, ((8, 5), (6, -13)), strict=True):
-        axes.annotate(f"{value:.2f}", (place, value), offset, textcoords="offset points", color=SERIES[1], fontsize=8)
+        axes.annotate(f"{value:.2f}", (place, value), offset, textcoords="offset points", color=SERIES[1], fontsize=9)
     axes.set_xticks([-gap, 0, *_numbers(count), count + gap], ["learned", "input", *_numbers(count), "norm"])
     lowest = min(-0.1, min(low) - 0.05)
-    axes.set_ylim(lowest, 1.1 + 0.24 * (1.1 - lowest))  # the legend is above 1
+    axes.set_ylim(lowest, 1.06)
     axes.set_yticks([tick / 5 for tick in range(-5, 6) if tick / 5 > lowest])
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set_title("Cosine of class token and distillation token")
-    axes.set_xlabel("layer")
-    axes.legend(loc="upper left", fontsize=8)
+    axes.set_ylabel("cosine of class and distillation token")
+    axes.set_xlabel("after layer")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=9)
     tidy(axes)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=9)
 
 
 def _numbers(count: int) -> list[int]:

@@ -23,6 +23,33 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+def paired_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two shares of the same images.
+
+    It is Newcombe's score interval for paired shares (Statistics in Medicine 17, 1998, 2635-2650, method 10), built from the Wilson
+    intervals of both shares and their correlation. It also holds for few images, and if both are right for the same ones.
+
+    Args:
+        one: Whether each image counts for the first share, `(images,)` of bool.
+        other: The same for the second share, which is subtracted.
+    """
+    images = len(one)
+    both, neither = int((one & other).sum()), int((~one & ~other).sum())
+    first, second = int((one & ~other).sum()), int((~one & other).sum())
+    hits, others = both + first, both + second
+    correlation, product = 0.0, hits * (images - hits) * others * (images - others)
+    if product:
+        above = both * neither - first * second
+        correlation = (max(above - images / 2, 0.0) if above > 0 else above) / math.sqrt(product)
+    (low, high), (other_low, other_high) = wilson_interval(hits, images), wilson_interval(others, images)
+    share, other_share = hits / images, others / images
+    down, other_up = share - low, other_high - other_share
+    up, other_down = high - share, other_share - other_low
+    below = math.sqrt(max(down**2 - 2 * correlation * down * other_up + other_up**2, 0.0))
+    over = math.sqrt(max(up**2 - 2 * correlation * up * other_down + other_down**2, 0.0))
+    return share - other_share - below, share - other_share + over
+
+
 @dataclass(frozen=True)
 class ClassRow:
     """The figures of one class; None where a figure is not defined.
@@ -56,7 +83,8 @@ def headline(table: ImageTable) -> dict[str, float | tuple[float, float] | None]
     Returns:
         `accuracy` with its `interval`, those of each head and of the teacher (`cls_accuracy`, …), `majority` (share of the most frequent
         class), `balanced_accuracy`, `agreement` with the teacher and, for more than 5 classes, `top5_accuracy`. For multi-label images
-        `mean_average_precision`, `f1_macro` and `f1_micro` take the place of the accuracies.
+        `mean_average_precision`, `f1_macro` and `f1_micro` take the place of the accuracies. With a teacher also `teacher_interval`,
+        and `difference` (student − teacher) with its `difference_interval`, on the same images.
     """
     return _multi_label_headline(table) if table.multi_label else _single_label_headline(table)
 
@@ -76,7 +104,11 @@ def _single_label_headline(table: ImageTable) -> dict[str, float | tuple[float, 
     figures["majority"] = float(np.bincount(labels).max() / len(labels))
     figures["majority_class"] = int(np.bincount(labels).argmax())
     if TEACHER in table.probabilities:
-        figures["agreement"] = accuracy_score(table.predicted(TEACHER), predicted)
+        teacher = table.predicted(TEACHER)
+        figures["agreement"] = accuracy_score(teacher, predicted)
+        figures["teacher_interval"] = wilson_interval(int((labels == teacher).sum()), len(labels))
+        figures["difference"] = figures["accuracy"] - figures[f"{TEACHER}_accuracy"]
+        figures["difference_interval"] = paired_interval(labels == predicted, labels == teacher)
     if len(table.class_names) > 5:
         top = np.argsort(-table.probabilities[PREDICTION], axis=1, kind="stable")[:, :5]
         figures["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
@@ -109,22 +141,35 @@ def _multi_label_headline(table: ImageTable) -> dict[str, float | tuple[float, f
                 f1_score(table.labels, decided, labels=labels, average=average, zero_division=0)
             )
     figures["chance"] = float(table.labels[:, occurring].mean()) if len(occurring) else None
-    figures["interval"] = _bootstrapped(table)
+    figures |= _bootstrapped(table)
+    if TEACHER in table.probabilities and figures["mean_average_precision"] is not None:
+        figures["difference"] = figures["mean_average_precision"] - figures[f"{TEACHER}_mean_average_precision"]
     return figures
 
 
-def _bootstrapped(table: ImageTable) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean average precision over resampled images; None for very large tables."""
+def _bootstrapped(table: ImageTable) -> dict[str, tuple[float, float] | None]:
+    """Return the 95 % intervals of the mean average precision over resampled images; None for very large tables.
+
+    With a teacher also those of its mean average precision, and of the difference on the same resampled images.
+    """
+    names = [PREDICTION] + ([TEACHER] if TEACHER in table.probabilities else [])
+    keys = ["interval", "teacher_interval", "difference_interval"][: 2 * len(names) - 1]
     if table.labels.size * _BOOTSTRAP_DRAWS > _BOOTSTRAP_CELLS or not table.labels.any():
-        return None
+        return dict.fromkeys(keys)
     generator = np.random.default_rng(0)
-    values = []
+    draws = []
     for _ in range(_BOOTSTRAP_DRAWS):
         chosen = generator.integers(0, len(table), len(table))
-        values.append(mean_average_precision(table.labels[chosen], table.probabilities[PREDICTION][chosen]))
-    known = [value for value in values if value is not None]
-    low, high = np.percentile(known, (2.5, 97.5)) if known else (None, None)
-    return None if low is None else (float(low), float(high))
+        if table.labels[chosen].any():
+            draws.append(
+                [mean_average_precision(table.labels[chosen], table.probabilities[name][chosen]) for name in names]
+            )
+    if not draws:
+        return dict.fromkeys(keys)
+    values = np.asarray(draws)
+    columns = [*values.T, values[:, 0] - values[:, -1]][: len(keys)]
+    low, high = np.percentile(np.stack(columns, axis=1), (2.5, 97.5), axis=0)
+    return {key: (float(low[place]), float(high[place])) for place, key in enumerate(keys)}
 
 
 def class_rows(table: ImageTable) -> list[ClassRow]:
@@ -170,7 +215,7 @@ def confusions(table: ImageTable) -> np.ndarray:
 
 
 def confused_order(matrix: np.ndarray, most: int) -> list[int]:
-    """Return the classes in an order in which those that are confused with each other are neighbours.
+    """Return the classes in an order in which those that are confused with each other are as near as one order permits.
 
     The classes are the leaves of a tree of clusters (average linkage with optimal leaf order) whose distance falls with the share of
     images that are confused. Of more than `most` classes, those with the most confused images are kept.
@@ -218,10 +263,18 @@ def coverage_curve(correct: np.ndarray, confidence: np.ndarray) -> tuple[np.ndar
     return sorted_confidence[last], (last + 1) / len(order), hits / (last + 1)
 
 
-def at_threshold(correct: np.ndarray, confidence: np.ndarray, threshold: float) -> tuple[float, float | None]:
-    """Return the share of images whose confidence reaches a threshold, and the accuracy of these (None if there are none)."""
+def at_threshold(
+    correct: np.ndarray, confidence: np.ndarray, threshold: float
+) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Return the share of images whose confidence reaches a threshold, and the accuracy of these with its 95 % interval.
+
+    Both are None if there are no such images.
+    """
     kept = confidence >= threshold
-    return float(kept.mean()), float(correct[kept].mean()) if kept.any() else None
+    if not kept.any():
+        return 0.0, None, None
+    answers = correct[kept]
+    return float(kept.mean()), float(answers.mean()), wilson_interval(int(answers.sum()), len(answers))
 
 
 def best_thresholds(table: ImageTable) -> list[float | None]:

@@ -67,6 +67,8 @@ class Suspect:
         both_sure: Whether student and teacher predict the same class with a probability of at least 0.5 and the label is another.
         student: Probability of the label and predicted class of the student (or of the models of the folds).
         teacher: The same of the teacher, or None.
+        student_p_suggested: Probability of the suggested class from the student (or from the models of the folds).
+        teacher_p_suggested: The same of the teacher, or None.
     """
 
     index: int
@@ -78,6 +80,8 @@ class Suspect:
     both_sure: bool
     student: tuple[float, int]
     teacher: tuple[float, int] | None
+    student_p_suggested: float
+    teacher_p_suggested: float | None
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,17 @@ def suspects(table: ImageTable, out_of_fold: dict[str, np.ndarray] | None = None
         )
         found.append(
             Suspect(
-                int(index), table.files[index], table.split, label, suggested, float(row[label]), both_sure, own, other
+                index=int(index),
+                file=table.files[index],
+                split=table.split,
+                label=label,
+                suggested=suggested,
+                score=float(row[label]),
+                both_sure=bool(both_sure),
+                student=own,
+                teacher=other,
+                student_p_suggested=float(student[index, suggested]),
+                teacher_p_suggested=None if teacher is None else float(teacher[index, suggested]),
             )
         )
     return sorted(found, key=lambda one: (one.score, one.index))

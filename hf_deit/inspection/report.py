@@ -48,8 +48,9 @@ from .explain import refuse_loaded
 from .layer_figures import cosine_figure
 from .measures import best_thresholds, class_rows, confused_order, confusions, headline
 from .mislabelled import ClassSuspect, Suspect, class_suspects, csv_rows, file_key, ranked, read_out_of_fold, suspects
+from .page_text import prose
 from .quality_sections import MOST_CLASSES
-from .section_parts import Findings, counted, number
+from .section_parts import ComparedImages, Findings, counted, number
 from .sections import build_sections
 from .style import as_png, css_variables, drawn
 from .table import PREDICTION, ImageTable, evenly, predict_source
@@ -298,7 +299,7 @@ class _Maker:
             rows = csv_rows(order, self.names, self.table.multi_label)
             files.append(_write_csv(folder / SUSPECTS_FILE, rows))
         if pairs is not None:
-            files.append(_write_csv(folder / PAIRS_FILE, _pair_rows(pairs, *compared[1:])))
+            files.append(_write_csv(folder / PAIRS_FILE, _pair_rows(pairs, compared.files, compared.splits)))
         content = self._calibration_content()
         if content is not None:
             files.append(write_calibration(folder, content))
@@ -388,27 +389,27 @@ class _Maker:
             )
         self.notes.append(f"Predictions of models that were not trained on the image are known for {counted(known)}.")
 
-    def _pairs(self, tables: dict[str, ImageTable]) -> tuple[list[Pair] | None, tuple[list[Any], list[str], list[str]]]:
+    def _pairs(self, tables: dict[str, ImageTable]) -> tuple[list[Pair] | None, ComparedImages]:
         rows = [
-            (item, file, split)
+            (item, file, split, index)
             for split, table in tables.items()
-            for item, file in zip(table.items, table.files, strict=True)
+            for index, (item, file) in enumerate(zip(table.items, table.files, strict=True))
         ]
         if len(rows) > MOST_IMAGES:
             rows = [rows[index] for index in evenly(len(rows), MOST_IMAGES)]
             self.notes.append(f"Near-duplicates were looked for among {number(MOST_IMAGES)} of the images.")
-        items, files, splits = (list(column) for column in zip(*rows, strict=True))
+        compared = ComparedImages(*(list(column) for column in zip(*rows, strict=True)))
         if not self.arguments.compares_images:
             self.notes.append("Near-duplicates were not looked for in this report.")
-            return None, (items, files, splits)
+            return None, compared
         left = self._seconds()
         # Reading an image takes about 3 ms on one core.
-        if left is not None and 0.003 * len(items) > left:
+        if left is not None and 0.003 * len(rows) > left:
             self.notes.append(
-                "Near-duplicates were not looked for: the time for this report is limited. hf-deit report has no limit."
+                "Near-duplicates were not looked for: the time for this report is limited. `hf-deit report` has no limit."
             )
-            return None, (items, files, splits)
-        return find_pairs(grey_images(items)), (items, files, splits)
+            return None, compared
+        return find_pairs(grey_images(compared.items)), compared
 
     def _tokens(self) -> TokenLayers | None:
         """Return the cosine of both tokens over a few images; None for other models than a DeiT with two heads."""
@@ -487,11 +488,12 @@ class _Maker:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        environment.filters["prose"] = prose
         name = self.arguments.title or Path(self.arguments.model).resolve().name
         where = Path(self.arguments.data).name or self.arguments.data
         return environment.get_template(_TEMPLATE.name).render(
             title=name,
-            subtitle=f"An image classifier for {counted(len(self.names), 'class', 'classes')}, looked at on {where}",
+            subtitle=f"An image classifier for {counted(len(self.names), 'class', 'classes')}, tested on images of {where}",
             marker=MARKER,
             light=css_variables(dark=False),
             dark=css_variables(dark=True),

@@ -5,7 +5,7 @@ A figure is drawn once. In a page, its colours become CSS variables, so that the
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,13 +108,14 @@ def as_svg_file(figure: "Figure", title: str) -> str:
     return file.getvalue()
 
 
-def as_svg(figure: "Figure", name: str, title: str) -> str:
+def as_svg(figure: "Figure", name: str, title: str, points: Sequence[str] = ()) -> str:
     """Return a figure as an SVG element for a page.
 
     Args:
         figure: The figure. It is drawn on a transparent ground.
         name: Word that begins the ids in the element, so that several figures can be in one page.
         title: Text that says what the figure shows, for readers who do not see it.
+        points: Text of each mark whose address is "point:" and its number, which is shown beside the pointer.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -123,7 +124,18 @@ def as_svg(figure: "Figure", name: str, title: str) -> str:
         FigureCanvasSVG(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_a_page(file.getvalue(), name, title)
+    return _for_a_page(_with_titles(file.getvalue(), points), name, title)
+
+
+def _with_titles(svg: str, points: Sequence[str]) -> str:
+    """Replace the addresses of marks by their texts."""
+    if not points:
+        return svg
+
+    def titled(match: re.Match) -> str:
+        return f"<g><title>{_escaped(points[int(match[1])])}</title>{match[2]}</g>"
+
+    return re.sub(r'<a xlink:href="point:(\d+)"[^>]*>(.*?)</a>', titled, svg, flags=re.S)
 
 
 def _for_a_page(svg: str, name: str, title: str) -> str:

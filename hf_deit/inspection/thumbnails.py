@@ -9,7 +9,7 @@ from PIL import Image
 from ..data.images import read_image
 from ..errors import DataError
 
-_SIDE, _QUALITY = 104, 68
+_SIDE, _QUALITY = 160, 68
 
 
 class Thumbnails:

@@ -14,7 +14,9 @@ from torch import nn
 
 import hf_deit as package
 from hf_deit.errors import DataError, RecipeError, UserError
+from hf_deit.inspection import duplicates, measures
 from hf_deit.inspection import report as report_module
+from hf_deit.inspection.page_text import prose
 from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
 from tests.helpers.runs import (
@@ -145,6 +147,17 @@ def test_every_figure_of_the_headline_is_that_of_scikit_learn_on_the_exported_ta
         f"agree on {percent(metrics.accuracy_score(predicted['teacher_'], predicted['']))}".replace("\u00a0", " ")
         in page
     )
+
+
+def test_a_page_compares_student_and_teacher_on_the_same_images(made):
+    table, figures = exported(made), Page(made / "report.html").figures()
+    names, labels = np.array(NAMES), exported(made)["label"].to_numpy()
+    right, teacher = (names[probabilities_of(table, prefix).argmax(1)] == labels for prefix in ("", "teacher_"))
+    difference = 100 * (right.mean() - teacher.mean())
+    shown = figures["student − teacher"].replace("\u2212", "-").removesuffix("\u00a0points")
+    assert float(shown) == pytest.approx(difference, abs=0.051)
+    low, high = measures.paired_interval(right, teacher)
+    assert ("may be chance" in Page(made / "report.html").words) == (low <= 0 <= high)
 
 
 def test_the_tables_of_classes_and_confusions_are_those_of_scikit_learn(made):
@@ -298,7 +311,7 @@ def test_images_without_labels_are_shown_and_not_counted(tmp_path):
     page, result = page_of(saved(tmp_path / "model"), tmp_path / "data", tmp_path / "out", unlabelled=True)
     assert result.headline == {} and result.beside_the_model == []
     assert "not known how often the model is right" in page.words
-    assert "Which images is nobody sure of?" in page.words
+    assert "unsure" in page.ids and "6 images of this split have no label" in page.words
     assert exported(tmp_path / "out")["label"].isna().all()
     with pytest.raises(UserError, match="unlabelled"):
         package.report(tmp_path / "model", tmp_path / "data", out=tmp_path / "y")
@@ -432,3 +445,51 @@ def test_a_failing_report_leaves_the_exit_code_zero(tmp_path, room, monkeypatch,
     assert train(room / "data", tmp_path / "out", *STUDENT, "--report", "true") == 0
     assert "no luck" in caplog.text and str(tmp_path / "out") in caplog.text
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+# ---- the sentences of the page ----
+
+
+def test_the_interval_of_a_paired_difference_is_that_of_newcombe():
+    # Newcombe (1998), table II, method 10: 36 of 50 images right for both, 12 and 2 for one of the two.
+    one = np.array([True] * 48 + [False] * 2)
+    other = np.array([True] * 36 + [False] * 12 + [True] * 2)
+    assert measures.paired_interval(one, other) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    low, high = measures.paired_interval(other, one)
+    assert (low, high) == pytest.approx((-0.3404, -0.0569), abs=5e-5)
+    # Two models that are right for the same images do not differ, and neither does a model from itself.
+    low, high = measures.paired_interval(one, one)
+    assert low <= 0 <= high and high - low < 0.2
+
+
+def test_code_is_marked_and_short_words_with_hyphens_stay_together():
+    text = str(prose("Run `hf-deit predict --csv a.csv` on <t-shirt>; `x & y`"))
+    assert '<code><span class="nb">hf-deit</span> predict <span class="nb">--csv</span> a.csv</code>' in text
+    assert '&lt;<span class="nb">t-shirt</span>&gt;' in text and "<code>x &amp; y</code>" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, duplicates.BYTE_EQUAL),
+        ({"compress_level": 1}, duplicates.SAVED_AGAIN),
+        ({"resize": (12, 9)}, duplicates.RESIZED),
+    ],
+)
+def test_the_kind_of_a_copy_is_named(tmp_path, change, kind):
+    image = Image.fromarray(tiny.pixels_of(4, num_labels=4)[0])
+    image.save(tmp_path / "a.png")
+    copy = image.resize(change["resize"]) if "resize" in change else image
+    copy.save(tmp_path / "b.png", **{name: value for name, value in change.items() if name != "resize"})
+    assert duplicates.kind_of_copy(str(tmp_path / "a.png"), str(tmp_path / "b.png")) == kind
+    contents = [{"bytes": (tmp_path / name).read_bytes(), "path": None} for name in ("a.png", "b.png")]
+    assert duplicates.kind_of_copy(*contents) == kind
+
+
+def test_contradictory_labels_of_a_photograph_come_first(tmp_path):
+    write_images(tmp_path / "data", per_class=8)
+    image = sorted((tmp_path / "data/bee").iterdir())[0]
+    (tmp_path / "data/cat/copy.png").write_bytes(image.read_bytes())
+    page, result = page_of(saved(tmp_path / "model"), tmp_path / "data", tmp_path / "out")
+    assert result.duplicates and "Contradictory labels" in page.words
+    assert "two splits" not in page.words and "same bytes" in page.words
