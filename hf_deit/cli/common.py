@@ -220,7 +220,8 @@ def _set_workers(recipe: "Recipe") -> None:
     because worker processes that are spawned need a script with `if __name__ == "__main__"`.
     """
     args = recipe.training
-    if "dataloader_num_workers" in recipe.given or args.device.type == "cpu":
+    # What a stream shows depends on the number of workers, each of which drops its own incomplete batch.
+    if "dataloader_num_workers" in recipe.given or args.device.type == "cpu" or recipe.data.streaming:
         return
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1

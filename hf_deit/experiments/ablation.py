@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..files import check_folder, parsed_yaml, staged_files
 from ..fingerprints import short_digest_of
-from ..recipes.reading import read_fields, recipe_path
+from ..recipes.reading import ends_guidance, read_fields, recipe_path
 from .charts import draw_accuracies
 
 # Fields that are set by the command line or by run_ablation.py.
@@ -111,10 +111,13 @@ class Ablation:
     variants: Mapping[str, Mapping[str, Any]]
     rows: Sequence[Row]
     recipe: str
+    recipe_guides: bool = False  # whether guidance is that of the recipe, and not one of the fields of the definition
 
     def run(self, variant: str, seed: int) -> Run:
         """Return the training of a variant with a seed."""
-        return Run(variant, {**self.fields, **self.variants[variant], "seed": seed})
+        own = self.variants[variant]
+        fields = _merged(self.fields, own) if self.recipe_guides else {**self.fields, **own}
+        return Run(variant, {**fields, "seed": seed})
 
     def runs(self) -> list[Run]:
         """Return the trainings of all variants, ordered by seed, so that variants can be compared early."""
@@ -151,7 +154,13 @@ def read_ablation(path: str | Path) -> Ablation:
     base = read_fields(own_recipe if own_recipe.suffix in (".yaml", ".yml") else recipe_path(content["recipe"]))
     _check_names(own_recipe, "the recipe", base)
     rows = _rows(path, content["rows"], variants)
-    return Ablation(content["title"], {**base, **content["fields"]}, seeds, variants, rows, content["recipe"])
+    fields, guides = _merged(base, content["fields"]), "guidance" not in content["fields"]
+    return Ablation(content["title"], fields, seeds, variants, rows, content["recipe"], guides)
+
+
+def _merged(lower: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two layers of fields as one. With distillation_type none, the guidance of a recipe ends: it is a run without a teacher."""
+    return {**lower, **layer, **({"guidance": "none"} if ends_guidance(lower, layer) else {})}
 
 
 def _check_fields(path: Path, where: str, fields: Any) -> None:

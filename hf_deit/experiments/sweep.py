@@ -250,6 +250,8 @@ def plan_sweep(
     own_type = recipe.training.distillation_type
     if not has_teacher and "distillation_type" not in given:
         own_type = "none"
+    if not has_teacher and "guidance" not in given:  # that of a recipe, which needs a teacher too
+        fields = {**fields, "guidance": "none"}
     own = own_fields(fields, overrides, own_type)
     if space is None:
         chosen = default_space(recipe, has_teacher, given)

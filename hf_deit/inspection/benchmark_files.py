@@ -6,9 +6,8 @@ A folder is written completely or not at all. benchmark_figure.py draws the figu
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
 from ..files import new_folder, staged_folder, write_json
-from ..trainer.environment import is_installed
+from ..trainer.environment import require_packages
 from .benchmark_models import significant
 from .benchmark_result import BenchmarkModel, BenchmarkResult, BenchmarkRow, TokenCost, threads_text
 from .benchmark_timing import CALLS_OF_P95
@@ -25,8 +24,7 @@ def check_out(out: str) -> Path:
     Raises:
         UserError: matplotlib is not installed, or `out` is neither new nor an empty folder.
     """
-    if not is_installed("matplotlib"):
-        raise UserError("The figure needs matplotlib, which is not installed: pip install 'hf_deit[report]'.")
+    require_packages("The figure", {"matplotlib": "matplotlib"})
     return new_folder(out)
 
 
@@ -199,7 +197,8 @@ def notes(result: BenchmarkResult) -> list[str]:
         "rounds, and the range is that of the rounds.",
         "Only the model is timed: reading, resizing and normalising the images are not. The pixels are random.",
         f"p50 and p95 are percentiles of the time of a batch in milliseconds. p95 needs {CALLS_OF_P95} batches.",
-        "A multiply-add counts as 2 floating-point operations; papers often count it as 1, and then state half of these GFLOPs. "
+        "A multiply-add counts as 2 floating-point operations; papers often count it as 1. The patches of the last layer of a plain or distilled "
+        "student are not computed and not counted, so half of these GFLOPs is a little below the figures of papers. "
         "Matrix products, convolutions and attention are counted.",
     ]
     if facts["memory"] is not None:

@@ -174,8 +174,7 @@ class ModelFacts:
     shape: tuple[Any, ...] | None
 
 
-_KINDS = {"DeiTForImageClassificationWithTeacher": DISTILLED, "DeiTForImageClassification": PLAIN}
-_KINDS |= {"ViTForImageClassification": PLAIN}
+_KINDS = {"DeiTForImageClassificationWithTeacher": DISTILLED, "ViTForImageClassification": PLAIN}
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 
 

@@ -236,7 +236,9 @@ class DeiTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, num_queries: int | None = None, **kwargs: Any) -> torch.Tensor:
         """Return the new states of the first `num_queries` tokens of `(batch, tokens, hidden_size)`, by default of all."""
-        branch, _ = self.attention(self.layernorm_before(hidden_states), num_queries=num_queries, **kwargs)
+        if num_queries is not None:
+            kwargs["num_queries"] = num_queries
+        branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
         hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.layer_scale1(self.dropout(branch)))
         branch = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(self.dropout(branch)))
@@ -455,8 +457,9 @@ class _Backbone(nn.Module):
         *layers, last_layer = self.layers
         for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        num_queries = self.embeddings.num_tokens if only_special_tokens else None
-        hidden_states = last_layer(hidden_states, num_queries=num_queries, **kwargs)
+        if only_special_tokens:
+            kwargs["num_queries"] = self.embeddings.num_tokens
+        hidden_states = last_layer(hidden_states, **kwargs)
         sequence_output = self.layernorm(hidden_states)
         pooled = self.pooler(sequence_output) if self.pooler is not None else None
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=pooled)
@@ -482,17 +485,19 @@ class _Backbone(nn.Module):
             return True
         if self.training and (config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0):
             return True
-        modules = (self, self.layernorm, *self.layers[-1].modules())
-        return any(
-            getattr(hook, "__name__", None) != _RECORDING_HOOK
-            for module in modules
-            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        )
+        last_layer = self.layers[-1]
+        if type(last_layer) is not DeiTLayer or type(last_layer.attention) is not DeiTAttention:
+            return True
+        modules = (self, self.layernorm, *last_layer.modules())
+        hooks = (getattr(module, name) for module in modules for name in _HOOKS)
+        return any(getattr(hook, "__name__", None) != _RECORDING_HOOK for part in hooks for hook in part.values())
 
 
 # Name of the hooks that transformers keeps on all layers once hidden states or attentions were requested. They are idle in
 # a call that requests none.
 _RECORDING_HOOK = "output_capturing_hook"
+# Where a module keeps its hooks. Hooks of all modules, such as those of profilers and of the operation counter, see what is computed.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 # The backbones need class names that differ from those of stock transformers. transformers looks up its table of

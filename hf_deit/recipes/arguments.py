@@ -495,6 +495,8 @@ class Recipe:
         training = self.training.to_dict()
         names = {entry.name for entry in _fields_of(type(self.training))} & training.keys()
         fields |= {name: training[name] for name in sorted(names) if name not in _NOT_SAVED}
+        if "dataloader_num_workers" not in self.given:  # a command may have set it for this machine
+            fields["dataloader_num_workers"] = 0
         return fields
 
 

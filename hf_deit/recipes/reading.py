@@ -250,8 +250,15 @@ def _leaves_teacher_out(base: Mapping[str, Any], own: Mapping[str, Any], top: Ma
         return False
     for layer, lower in ((top, {**base, **own}), (own, base)):
         if layer.get("distillation_type") == "none":
-            return "guidance" not in {**layer, **top} and lower.get("guidance", "none") != "none"
+            return "guidance" not in top and ends_guidance(lower, layer)
     return False
+
+
+def ends_guidance(lower: Mapping[str, Any], layer: Mapping[str, Any]) -> bool:
+    """Return whether a layer of fields sets distillation_type to none over the guidance of a lower layer, which it does not give itself."""
+    return (
+        layer.get("distillation_type") == "none" and "guidance" not in layer and lower.get("guidance", "none") != "none"
+    )
 
 
 def parsed_words(words: Sequence[str]) -> dict[str, Any]:

@@ -560,5 +560,10 @@ def test_data_workers_of_a_command_depend_on_device_and_cores(monkeypatch, tmp_p
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     fields = ["--data", "photos", "--output_dir", str(tmp_path)]
     fields += [word for number in given for word in ("--dataloader_num_workers", number)]
-    recipe = load_given(argparse.Namespace(recipe=None, config=None), fields)
+    options = argparse.Namespace(recipe=None, config=None)
+    recipe = load_given(options, fields)
     assert recipe.training.dataloader_num_workers == workers
+    # What a command sets for its machine is not saved for others, and a stream depends on the number of workers.
+    assert recipe.to_dict()["dataloader_num_workers"] == (int(given[0]) if given else 0)
+    streamed = load_given(options, [*fields, "--streaming", "true", "--max_steps", "2"])
+    assert streamed.training.dataloader_num_workers == (int(given[0]) if given else 0)

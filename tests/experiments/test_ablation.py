@@ -442,3 +442,23 @@ def test_an_invalid_date_is_refused(written):
 
 def test_a_title_with_a_bar_or_a_line_break_does_not_break_the_table():
     assert "| a \\| b c |" in markdown(ablation(Row("a | b\nc", "plain")), {})
+
+
+def test_distillation_type_none_of_a_variant_ends_the_guidance_of_the_recipe(written):
+    variants = {
+        "plain": {"distillation_type": "none"},
+        "patches": {"distillation_type": "none", "guidance": "features"},
+        "both": {"distillation_type": "soft"},
+    }
+    rows = [{"title": name, "variant": name} for name in variants]
+    ablation = read_ablation(written(recipe="from_scratch_64", variants=variants, rows=rows))
+    runs = {name: ablation.run(name, 0) for name in variants}
+    assert [runs[name].fields["guidance"] for name in variants] == ["none", "features", "features"]
+    assert [runs[name].distils for name in variants] == [False, True, True]
+    # The same for the fields of all variants.
+    ended = read_ablation(written(recipe="from_scratch_64", fields={"distillation_type": "none"}))
+    assert ended.fields["guidance"] == "none"
+    # Guidance that the definition itself gives stays: such a variant learns from labels and patches.
+    fields = {"guidance": "similarity"}
+    kept = read_ablation(written(recipe="from_scratch_64", fields=fields, variants=variants, rows=rows))
+    assert kept.run("plain", 0).fields["guidance"] == "similarity"

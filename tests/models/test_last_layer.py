@@ -88,6 +88,22 @@ def test_a_hook_on_the_last_layer_sees_all_tokens(name):
     assert tokens_of_last_layer(model, backbone) == 1
 
 
+def test_a_backward_hook_on_the_last_layer_sees_all_tokens():
+    model, backbone = build("plain")
+    handle = backbone.layers[2].register_full_backward_hook(lambda module, gradients, outputs: None)
+    assert tokens_of_last_layer(model, backbone) == 17
+    handle.remove()
+    assert tokens_of_last_layer(model, backbone) == 1
+
+
+def test_another_module_in_the_place_of_the_last_layer_is_called_with_the_states_alone():
+    model, backbone = build("plain")
+    expected = model(PIXELS, output_hidden_states=True).hidden_states[2]
+    backbone.layers[2] = torch.nn.Identity()
+    model.classifier = torch.nn.Identity()
+    torch.testing.assert_close(model(PIXELS).logits, backbone.layernorm(expected)[:, 0], atol=1e-6, rtol=0)
+
+
 def test_a_hook_on_an_earlier_layer_or_on_the_head_does_not_need_the_patches_of_the_last_layer():
     model, backbone = build("plain")
     shapes = []

@@ -82,7 +82,12 @@ def many(monkeypatch, tmp_path):
 def test_few_images_without_weights_get_the_small_student_from_scratch(data):
     found = propose_recipe(data)
     assert found.recipe == "from_scratch_64"
-    assert found.fields == {"distillation_type": "none", "guidance": "none", "per_device_train_batch_size": 24}
+    assert found.fields == {
+        "distillation_type": "none",
+        "guidance": "none",
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 24,
+    }
     assert "24 images" in found.reason and "89.7" in found.reason
     assert found.cost == stated_cost(recipe_path("from_scratch_64").read_text(encoding="utf-8"))
     assert "24 labelled training images of 3 classes" in str(found) and f"\n  {found.command}" in str(found)
@@ -381,7 +386,9 @@ def test_auto_trains_and_names_the_recipe_and_the_reason(data, tmp_path, caplog)
     assert proposal["recipe"] == "from_scratch_64" and RULES[-1].reason in proposal["reason"]
     saved = (tmp_path / "auto" / "recipe.yaml").read_text(encoding="utf-8")
     assert proposal_in(saved) == proposal
-    assert load_recipe(tmp_path / "auto" / "recipe.yaml", []).training.learning_rate == 1e-3  # the recipe's
+    assert (
+        load_recipe(tmp_path / "auto" / "recipe.yaml", []).training.learning_rate == 5e-4
+    )  # as proposed without a teacher
     words = ("--recipe", "from_scratch_64", "--distillation_type", "none")
     assert train(data, tmp_path / "named", *words, *SMALL) == 0
     assert "proposal" not in results(tmp_path / "named")

@@ -1,6 +1,7 @@
 """Predicted classes of images, compared with plain transformers on the same pixels."""
 
 import re
+import threading
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -189,19 +190,21 @@ def test_bfloat16_gives_nearly_the_same_probabilities(validation, model):
 
 def test_the_next_batch_is_read_while_the_model_computes(validation, model, monkeypatch):
     predictor = Predictor(str(model))
-    read, computed, original = [], [], predictor._pixels
+    begun = {str(item): threading.Event() for item in validation.items[:6]}
+    order, original, seen = list(begun), predictor._pixels, []
 
     def pixels(image):
-        read.append(image)
+        begun[str(image.file)].set()
         return original(image)
 
-    predictor.model.register_forward_hook(lambda *_: computed.append(len(read)))
+    def wait(*unused):  # the model is at batch number len(seen); the next one must be read meanwhile
+        following = order[2 * len(seen) + 2 : 2 * len(seen) + 4]
+        seen.append([begun[name].wait(timeout=30) for name in following])
+        ahead = order[2 * len(seen) + 2 :]
+        seen[-1] += [not begun[name].is_set() for name in ahead]  # and no more than that one
+
+    predictor.model.register_forward_hook(wait)
     monkeypatch.setattr(predictor, "_pixels", pixels)
-    found = predictor.predictions(find_inputs(validation.items[:6], NAMES), batch_size=2)
-    assert next(found).file == validation.items[0]
-    found.close()
-    assert len(read) <= 4  # no more than one batch ahead
-    del read[:], computed[:]
-    names = [one.file for one in predictor.predictions(find_inputs(validation.items[:6], NAMES), batch_size=2)]
-    assert names == list(validation.items[:6])
-    assert len(computed) == 3
+    names = [one.file for one in predictor.predictions(find_inputs(order, NAMES), batch_size=2)]
+    assert names == order
+    assert seen == [[True] * 4, [True] * 2, []]
