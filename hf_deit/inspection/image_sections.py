@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -223,8 +224,8 @@ def duplicates(found: Findings, thumbnails: Thumbnails) -> Section:
     if not count:
         return section
     facts = [_PairFacts.of(found, pair) for pair in found.pairs]
-    section.texts += _what_pairs_are(facts)
     order = sorted(facts, key=lambda one: (not one.contradictory, not one.across))[:_PAIRS]
+    section.texts += _what_pairs_are(facts, order)
     if len(order) < count:
         section.texts.append(f"{len(order)} of the {number(count)} pairs are shown.")
     section.blocks.append({"kind": "pairs", "pairs": [_pair(one, compared, thumbnails) for one in order]})
@@ -238,16 +239,21 @@ class _PairFacts:
 
     pair: Pair
     labels: tuple[str, str]
-    kind: str
+    items: tuple[Any, Any]
     across: bool
+
+    @cached_property
+    def kind(self) -> str:
+        """How the copies differ. Both are read for it, so it is for the pairs that are shown."""
+        return kind_of_copy(*self.items)
 
     @classmethod
     def of(cls, found: Findings, pair: Pair) -> "_PairFacts":
         compared, two = found.compared, (pair.first, pair.second)
         first, second = (compared.splits[index] for index in two)
         labels = [label_of(found.tables[compared.splits[index]], compared.places[index]) for index in two]
-        kind = kind_of_copy(*(compared.items[index] for index in two))
-        return cls(pair, (labels[0], labels[1]), kind, first != second)
+        items = (compared.items[pair.first], compared.items[pair.second])
+        return cls(pair, (labels[0], labels[1]), items, first != second)
 
     @property
     def contradictory(self) -> bool:
@@ -255,8 +261,8 @@ class _PairFacts:
         return all(self.labels) and self.labels[0] != self.labels[1]
 
 
-def _what_pairs_are(facts: Sequence[_PairFacts]) -> list[str]:
-    """Return what the pairs have in common and where they differ, as sentences."""
+def _what_pairs_are(facts: Sequence[_PairFacts], shown: Sequence[_PairFacts]) -> list[str]:
+    """Return what the pairs have in common and where they differ, as sentences; how the copies differ, of the pairs that are shown."""
     texts = []
     contradictory = sum(one.contradictory for one in facts)
     if contradictory:
@@ -264,19 +270,22 @@ def _what_pairs_are(facts: Sequence[_PairFacts]) -> list[str]:
             f"Contradictory labels: in {counted(contradictory, 'pair')}, the two copies have different labels, so at least one of "
             "them is wrong or incomplete."
         )
-    counts = {kind: sum(one.kind == kind for one in facts) for kind in (BYTE_EQUAL, SAVED_AGAIN, RESIZED)}
+    counts = {kind: sum(one.kind == kind for one in shown) for kind in (BYTE_EQUAL, SAVED_AGAIN, RESIZED)}
     words = {
         BYTE_EQUAL: "have the same bytes",
         SAVED_AGAIN: "have the same size in pixels but other bytes, as if saved again",
         RESIZED: "differ in size, as if resized or cropped",
     }
     known = [(kind, value) for kind, value in counts.items() if value]
+    which = " that are shown" if len(shown) < len(facts) else ""
     if len(known) == 1:
-        whose = "Its copies" if len(facts) == 1 else "The copies of all pairs"
+        whose = "Its copies" if len(facts) == 1 else f"The copies of all pairs{which}"
         texts.append(f"{whose} {words[known[0][0]]}.")
     else:
         texts.append(
-            "The copies of " + "; of ".join(f"{counted(value, 'pair')} {words[kind]}" for kind, value in known) + "."
+            f"Of the pairs{which}, the copies of "
+            + "; of ".join(f"{counted(value, 'pair')} {words[kind]}" for kind, value in known)
+            + "."
         )
     across = sum(one.across for one in facts)
     if across:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.images import has_image_extension
 from ..data.layouts import Selection, is_table
 from ..data.sampling import BatchShares
 from ..data.sources import Source
@@ -187,11 +188,12 @@ class CachedPredictionTeacher:
             matched: dict[str, str] = {}
             if validation is not None and validation["fingerprint"] == found.validation.fingerprint:
                 matched[VALIDATION] = data
-            shares = self._shares_of(found)
+            shares = None
             unlabelled = None if rest is None else rest.fingerprint
             same_rest = views.get("unlabelled", {}).get("fingerprint") == unlabelled
             if isinstance(train, Source) and views["fingerprint"] == train.fingerprint and same_rest:
                 matched[TRAIN] = data
+                shares = self._shares_of(found)
                 _add(places, TRAIN, train.items)
                 if rest is not None:
                     _add(places, TRAIN, rest.items, len(train))
@@ -241,7 +243,7 @@ def _may_be_data(name: str) -> bool:
     path = Path(name).expanduser()
     if path.exists():
         return path.is_dir() or is_table(path)
-    return not path.suffix and not glob.has_magic(name)
+    return not has_image_extension(path) and not glob.has_magic(name)
 
 
 def _column_fields(columns: Columns) -> dict[str, Any]:

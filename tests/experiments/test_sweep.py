@@ -326,6 +326,14 @@ def test_only_fields_of_the_default_space_that_have_an_effect_are_searched(data,
     assert names == {"none": set(), "hard": {"distillation_alpha"}, "soft": {"distillation_tau", "distillation_alpha"}}
 
 
+@pytest.mark.parametrize("words", [(), ("--distillation_type", "none")])
+def test_without_a_teacher_a_guided_recipe_is_searched_without_guidance(data, tmp_path, words):
+    sweep = plan_sweep({**RECIPE, "guidance": "features"}, ["--data", str(data), *words], tmp_path / "out")
+    assert sweep.own["guidance"] == "none"
+    assert sweep.teacher is None
+    assert sweep.recipe().training.guidance == "none"
+
+
 def test_a_value_is_stored_with_its_spelling_in_the_space():
     parameter = Parameter("mixup_alpha", (0, 0.8))
     assert parameter.stored(0.0) == "0" and parameter.stored(0.8) == "0.8" and parameter.stored(0.5) is None
