@@ -73,7 +73,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--bf16",
         action="store_true",
-        help="compute in bfloat16, which is faster on processors and GPUs with instructions for it; probabilities change by about 0.01",
+        help="compute in bfloat16: faster on most GPUs, slower on many CPUs; probabilities change, mostly by less than 0.01",
     )
     predict.add_argument("--json", action="store_true", help="print JSON, also if a file is written")
 

@@ -425,7 +425,7 @@ def predict(
         embeddings: Whether the data set has the class token of each image. Needs `as_dataset`.
         calibrated: Whether to use calibration.json beside the model, see [looking at a model](inspection.md#calibration).
         threshold: Probability below which the answer is "unknown". A multi-label model predicts the classes that reach it.
-        bf16: Whether to compute in bfloat16, which is faster where there are instructions for it. Probabilities change by about 0.01.
+        bf16: Whether to compute in bfloat16: faster on most GPUs, slower on many CPUs. Probabilities change, mostly by less than 0.01.
         as_dataset: Whether to return a `datasets.Dataset` with the columns of the file that `hf-deit predict --parquet` writes, instead
             of a list. The data set is on the disk, so that memory does not grow with the number of images.
 

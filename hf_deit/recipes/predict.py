@@ -96,8 +96,8 @@ class Predictor:
         calibrated: Whether to divide the logits of the model by the temperatures in calibration.json beside it.
         threshold: Probability below which the prediction is "unknown". None: the prediction is the most probable class and, for a
             multi-label model, all classes above 0.5.
-        bf16: Whether to compute in bfloat16 (autocast), which is faster where the processor has instructions for it. The
-            probabilities change by about 0.01.
+        bf16: Whether to compute in bfloat16 (autocast): faster on most GPUs, slower on many CPUs. The probabilities change,
+            mostly by less than 0.01.
         device: Device of the model and the teacher.
 
     Raises:
