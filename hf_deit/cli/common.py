@@ -219,11 +219,12 @@ def _set_workers(recipe: "Recipe") -> None:
     On a CPU the student itself needs all cores, so the images are read in its process. From Python the default stays 0,
     because worker processes that are spawned need a script with `if __name__ == "__main__"`.
     """
+    from ..trainer.environment import local_processes
+
     args = recipe.training
     # What a stream shows depends on the number of workers, each of which drops its own incomplete batch.
     if "dataloader_num_workers" in recipe.given or args.device.type == "cpu" or recipe.data.streaming:
         return
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine; set by torchrun
-    args.dataloader_num_workers = max(1, min(_MOST_WORKERS, cores // processes))
+    args.dataloader_num_workers = max(1, min(_MOST_WORKERS, cores // local_processes()))

@@ -110,8 +110,9 @@ class BenchmarkSettings:
     def _check_model(self, source: ModelSource) -> None:
         if source.path is None:
             return
-        load_model(source.path, with_weights=False)
-        if self.data is not None:
+        if self.data is None:
+            load_model(source.path, with_weights=False)
+        else:
             check_evaluation(source.path, self.data, **self.data_fields())
 
     def data_fields(self) -> dict[str, Any]:

@@ -31,7 +31,6 @@ def pixel_function(processor: Any) -> Callable[[Image.Image], Tensor]:
         A function of an image (`upright_rgb`) that returns `(channels, height, width)`, bit-identical to
         `processor(image, return_tensors="pt")["pixel_values"][0]`.
     """
-
     by_processor = partial(_by_processor, processor)
     try:
         quick = _QuickPixels(processor)

@@ -107,6 +107,15 @@ def _named_and_relabelled(
     return relabel(with_class_names(source, names), shown, problem_type)
 
 
+def _matched(
+    source: Source, model: PreTrainedModel, own: Recipe | None, class_names: str | Path | None
+) -> tuple[Source, list[list[int]]]:
+    """Return `relabel` of a source. The default of `class_names` is the file of the model's own run."""
+    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
+    names = class_names_file(own) if class_names is None else class_names
+    return _named_and_relabelled(source, model, problem_type, names)
+
+
 def _merge_same_names(model: PreTrainedModel, groups: Sequence[Sequence[int]]) -> None:
     """Make a model count several classes of one name as the first of them, with the sum of their probabilities."""
 
@@ -173,10 +182,7 @@ def evaluation_images(
     )
     logger.info("Evaluating %d images of the split %r of %s.", len(found), found.split_name, data)
     validation = without_unreadable(found)
-    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
-    source, same = _named_and_relabelled(
-        validation, model, problem_type, class_names_file(own) if class_names is None else class_names
-    )
+    source, same = _matched(validation, model, own, class_names)
     if same:
         logger.warning(
             "Several classes of the model have the name of one class of the data: %s. Each of them counts as right.",
@@ -302,8 +308,7 @@ def check_evaluation(
     model, own = load_model(name_or_path, with_weights=False), recipe_of(name_or_path)
     load_processor(name_or_path)
     found = images_to_evaluate(own, data, columns=columns, split=split, selection=selection)
-    problem_type = ProblemType(model.config.problem_type or ProblemType.SINGLE_LABEL)
-    _named_and_relabelled(found, model, problem_type, class_names_file(own) if class_names is None else class_names)
+    _matched(found, model, own, class_names)
 
 
 def images_to_evaluate(

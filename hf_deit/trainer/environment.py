@@ -5,6 +5,7 @@ by them, and changes nothing.
 """
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ _PIP_NAMES = {"azureml": "azureml-core", "comet_ml": "comet-ml"}
 def is_installed(package: str) -> bool:
     """Return whether a top-level package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def local_processes() -> int:
+    """Return the number of processes of the run on this machine, which torchrun sets; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def missing_packages(packages: Mapping[str, str]) -> list[str]:

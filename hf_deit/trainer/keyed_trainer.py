@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..data.dataset_info import inspect_dataset
 from ..data.sampling import ViewSampler
 from ..data.views import MixingCollator, ViewDataset
 from ..distillation.cached_teacher import CachedSampler, CachedTeacher
+from .environment import local_processes
 from .label_checks import LabelChecker
 from .scheduled_trainer import ScheduledTrainer
 
@@ -140,8 +140,7 @@ class KeyedTrainer(ScheduledTrainer):
         sampler = self._get_train_sampler()
         steps = self.args.max_steps if self.args.max_steps > 0 else self.args.num_train_epochs * sampler.num_batches
         if steps > self.args.num_views * sampler.num_batches:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine; set by torchrun
-            self.train_dataset.keep_views(self.args.num_views, sampler.views_per_image, processes)
+            self.train_dataset.keep_views(self.args.num_views, sampler.views_per_image, local_processes())
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return the Trainer's loader of an evaluation set; cached outputs for its images are added to the batches."""

@@ -28,6 +28,17 @@ from tests.helpers.processes import forkserver_context
 NAMES = ("bee", "cat", "dog")
 
 
+def saved_student(folder, names=NAMES, two_heads=True, **changes):
+    """Save a student whose probabilities differ from image to image."""
+    student = tiny.student(two_heads, names=names, **changes)
+    for name in ("cls_classifier", "distillation_classifier", "classifier"):
+        if hasattr(student, name):
+            torch.nn.init.normal_(getattr(student, name).weight, std=0.5)
+    student.save_pretrained(folder)
+    DeiTImageProcessor.for_image_size(tiny.SIZE).save_pretrained(folder)
+    return folder
+
+
 TEACHER_LABELS = ("dog", "ant", "bee", "cat")
 
 

@@ -10,14 +10,12 @@ import pandas
 import pytest
 from PIL import Image
 from sklearn import metrics
-from torch import nn
 
 import hf_deit as package
 from hf_deit.errors import DataError, RecipeError, UserError
 from hf_deit.inspection import duplicates, measures
 from hf_deit.inspection import report as report_module
 from hf_deit.inspection.page_text import prose
-from hf_deit.models.image_processing_deit import DeiTImageProcessor
 from tests.helpers import tiny
 from tests.helpers.runs import (
     FACTORY,
@@ -26,23 +24,13 @@ from tests.helpers.runs import (
     TEACHER_LABELS,
     hf_deit,
     refused,
+    saved_student,
     train,
     write_images,
     write_splits,
 )
 
 NO_TRAIN = ("--train_images", "0")
-
-
-def saved(folder, names=NAMES, two_heads=True, **changes):
-    """Save a student whose probabilities differ from image to image."""
-    student = tiny.student(two_heads, names=names, **changes)
-    for name in ("cls_classifier", "distillation_classifier", "classifier"):
-        if hasattr(student, name):
-            nn.init.normal_(getattr(student, name).weight, std=0.5)
-    student.save_pretrained(folder)
-    DeiTImageProcessor.for_image_size(tiny.SIZE).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +40,9 @@ def room(tmp_path_factory):
     write_images(room / "data" / "validation", per_class=12, seed=7)
     # One photograph is in both splits, and one training image has a wrong label.
     Image.open(next((room / "data/validation/cat").iterdir())).save(room / "data/train/cat/again.png")
-    saved(room / "model")
+    saved_student(room / "model")
     (room / "teacher").mkdir()
-    saved(room / "teacher", two_heads=False, seed=3)
+    saved_student(room / "teacher", two_heads=False, seed=3)
     return room
 
 
@@ -270,7 +258,9 @@ def page_of(model, data, out, **options):
 def test_two_classes_and_one_head(tmp_path):
     names = NAMES[:2]
     write_images(tmp_path / "data", names, per_class=20)
-    page, result = page_of(saved(tmp_path / "model", names, two_heads=False), tmp_path / "data", tmp_path / "out")
+    page, result = page_of(
+        saved_student(tmp_path / "model", names, two_heads=False), tmp_path / "data", tmp_path / "out"
+    )
     table = exported(tmp_path / "out")
     predicted = np.array(names)[probabilities_of(table, names=names).argmax(1)]
     assert result.headline["accuracy"] == metrics.accuracy_score(table["label"], predicted)
@@ -285,7 +275,7 @@ def test_a_thousand_classes_show_the_fifty_most_confused(tmp_path):
         folder = tmp_path / "data" / names[number * 16]
         folder.mkdir(parents=True)
         Image.fromarray(tiny.pixels_of(60, num_labels=4)[number]).save(folder / "a.png")
-    page, result = page_of(saved(tmp_path / "model", names), tmp_path / "data", tmp_path / "out")
+    page, result = page_of(saved_student(tmp_path / "model", names), tmp_path / "data", tmp_path / "out")
     assert len(page.tables["Precision, recall and F1 of each class"]) == 1001
     matrix = next(value for caption, value in page.tables.items() if caption.startswith("Colours"))
     assert len(matrix) == 51
@@ -298,7 +288,7 @@ def test_five_images_and_a_missing_class(tmp_path):
     for path in sorted((tmp_path / "data").rglob("*.png"))[5:]:
         path.unlink()
     write_images(tmp_path / "data", ("dog",), per_class=1)
-    page, result = page_of(saved(tmp_path / "model", (*NAMES, "emu")), tmp_path / "data", tmp_path / "out")
+    page, result = page_of(saved_student(tmp_path / "model", (*NAMES, "emu")), tmp_path / "data", tmp_path / "out")
     rows = {row[0]: row for row in page.tables["Precision, recall and F1 of each class"][1:]}
     assert rows["emu"][2] == "–" and rows["emu"][4] == "0"
     assert "no temperature was fitted" in page.words.lower()
@@ -308,7 +298,7 @@ def test_five_images_and_a_missing_class(tmp_path):
 
 def test_images_without_labels_are_shown_and_not_counted(tmp_path):
     write_images(tmp_path / "data", ("nothing",), per_class=6)
-    page, result = page_of(saved(tmp_path / "model"), tmp_path / "data", tmp_path / "out", unlabelled=True)
+    page, result = page_of(saved_student(tmp_path / "model"), tmp_path / "data", tmp_path / "out", unlabelled=True)
     assert result.headline == {} and result.beside_the_model == []
     assert "not known how often the model is right" in page.words
     assert "unsure" in page.ids and "6 images of this split have no label" in page.words
@@ -322,7 +312,7 @@ def test_a_table_with_some_labels_counts_the_labelled_images_only(tmp_path):
     files = sorted((tmp_path / "images").rglob("*.png"))
     rows = [f"{path},{path.parent.name if number % 3 else ''}" for number, path in enumerate(files)]
     (tmp_path / "data.csv").write_text("\n".join(["image,label", *rows]) + "\n")
-    page, result = page_of(saved(tmp_path / "model"), tmp_path / "data.csv", tmp_path / "out")
+    page, result = page_of(saved_student(tmp_path / "model"), tmp_path / "data.csv", tmp_path / "out")
     table = exported(tmp_path / "out")
     known = table[table["label"].notna()]
     assert len(known) == 12 and len(table) == 18
@@ -336,7 +326,7 @@ def test_multi_label_figures_are_those_of_scikit_learn(tmp_path):
     present = np.random.default_rng(0).integers(0, 2, (len(files), 3))
     rows = [",".join([str(path), *map(str, flags)]) for path, flags in zip(files, present, strict=True)]
     (tmp_path / "data.csv").write_text("\n".join([",".join(["image", *NAMES]), *rows]) + "\n")
-    model = saved(tmp_path / "model", problem_type="multi_label_classification")
+    model = saved_student(tmp_path / "model", problem_type="multi_label_classification")
     page, result = page_of(model, tmp_path / "data.csv", tmp_path / "out", label_column=list(NAMES))
     table = exported(tmp_path / "out")
     values = probabilities_of(table)
@@ -373,7 +363,9 @@ def test_class_and_file_names_are_text_and_not_markup(tmp_path):
         label = names[number % 3].replace('"', '""')
         rows.append(f'"{moved}","{label}"')
     (tmp_path / "data.csv").write_text("\n".join(rows) + "\n")
-    page, _ = page_of(saved(tmp_path / "model", names), tmp_path / "data.csv", tmp_path / "out", title="<i>t</i>")
+    page, _ = page_of(
+        saved_student(tmp_path / "model", names), tmp_path / "data.csv", tmp_path / "out", title="<i>t</i>"
+    )
     assert "<script" not in page.html and "<b>0.png" not in page.html and "<i>" not in page.html
     assert "<script>alert(1)</script>" in page.words
 
@@ -432,7 +424,7 @@ def test_a_training_ends_with_a_report_which_is_not_published(tmp_path, room):
     names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
     assert "tokens.png" not in names and "confusion.png" in names
     # Other weights: the figures are no longer those of the model.
-    saved(tmp_path / "out")
+    saved_student(tmp_path / "out")
     names = {file.path_in_repo for file in published_files(tmp_path / "out", "me/student")}
     assert not any(name.endswith(".png") or name == "calibration.json" for name in names)
 
@@ -490,6 +482,6 @@ def test_contradictory_labels_of_a_photograph_come_first(tmp_path):
     write_images(tmp_path / "data", per_class=8)
     image = sorted((tmp_path / "data/bee").iterdir())[0]
     (tmp_path / "data/cat/copy.png").write_bytes(image.read_bytes())
-    page, result = page_of(saved(tmp_path / "model"), tmp_path / "data", tmp_path / "out")
+    page, result = page_of(saved_student(tmp_path / "model"), tmp_path / "data", tmp_path / "out")
     assert result.duplicates and "Contradictory labels" in page.words
     assert "two splits" not in page.words and "same bytes" in page.words

@@ -7,16 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import hf_deit as package
 from hf_deit.data.batch_ops import Mixing, draw_mixes, own_share
 from hf_deit.data.loading import load_splits
 from hf_deit.data.sampling import ViewSampler, pair_generator
 from hf_deit.errors import RecipeError, TeacherCacheError
-from hf_deit.models.image_processing_deit import DeiTImageProcessor
-from tests.helpers import tiny
-from tests.helpers.runs import NAMES, STUDENT, hf_deit, refused, train, write_images, write_splits
+from tests.helpers.runs import NAMES, STUDENT, hf_deit, refused, saved_student, train, write_images, write_splits
 
 VIEWS, TRAIN_IMAGES = 3, 23
 SHAPE = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -32,23 +29,13 @@ def build(room, name, **fields):
     return room / name
 
 
-def saved(folder, two_heads=True, names=NAMES, seed=0):
-    student = tiny.student(two_heads, seed=seed, names=names)
-    for head in ("cls_classifier", "distillation_classifier", "classifier"):
-        if hasattr(student, head):
-            nn.init.normal_(getattr(student, head).weight, std=0.5)
-    student.save_pretrained(folder)
-    DeiTImageProcessor.for_image_size(tiny.SIZE).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
     room = tmp_path_factory.mktemp("room")
     write_splits(room / "data")
     next((room / "data/train/dog").iterdir()).unlink()  # an odd number: in each epoch one image has no partner
-    saved(room / "teacher", two_heads=False, names=("dog", "ant", "cat", "bee"), seed=4)
-    saved(room / "model")
+    saved_student(room / "teacher", two_heads=False, names=("dog", "ant", "cat", "bee"), seed=4)
+    saved_student(room / "model")
     build(room, "cache")
     return room
 
@@ -162,13 +149,13 @@ def test_fields_that_contradict_the_cache_are_refused(room, tmp_path, capsys):
     assert "manifest.json" in refused(capsys, *given, "--teacher_cache", tmp_path)
     with pytest.raises(RecipeError, match="as_dataset"):
         package.predict(room / "model", room / "data", teacher_cache=room / "cache")
-    saved(tmp_path / "other", names=("bee", "cat", "emu"))
+    saved_student(tmp_path / "other", names=("bee", "cat", "emu"))
     with pytest.raises(TeacherCacheError, match="'emu'"):
         package.predict(tmp_path / "other", room / "data", split="val", teacher_cache=room / "cache", as_dataset=True)
 
 
 def test_a_model_with_another_order_of_classes_gets_its_own_columns(room, tmp_path):
-    saved(tmp_path, names=("dog", "bee"))
+    saved_student(tmp_path, names=("dog", "bee"))
     rows = package.predict(
         tmp_path, room / "data", split="val", teacher_cache=room / "cache", as_dataset=True
     ).to_pandas()
